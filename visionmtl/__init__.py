@@ -1,0 +1,1 @@
+"""One network that detects, segments and measures depth."""

@@ -1,0 +1,1 @@
+"""One file per dense decoder; `base.py` holds the contract."""

@@ -1,0 +1,56 @@
+"""The convolution block that pyramids, decoders and heads are made of."""
+
+from typing import Literal
+
+from torch import nn
+
+Norm = Literal["batch", "sync", "group", "frozen"]
+"""BatchNorm; BatchNorm synchronised over ranks; GroupNorm (32 groups at most); BatchNorm that never updates."""
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """A normalisation of [B, channels, h, w]. Frozen means: statistics and affine stay as they were loaded."""
+    if norm == "group":
+        return nn.GroupNorm(next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0), channels)
+    if norm == "sync":
+        return nn.SyncBatchNorm(channels)
+    if norm == "frozen":
+        return FrozenBatchNorm(channels)
+    return nn.BatchNorm2d(channels)
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with fixed statistics and affine, for fine-tuning with small batches."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution (or depthwise + pointwise), normalisation, ReLU; [B, c_in, h, w] -> [B, c_out, h/stride, w/stride]."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        norm: Norm = "batch",
+        separable: bool = False,
+        activate: bool = True,
+    ) -> None:
+        if separable and kernel > 1:
+            convolutions: list[nn.Module] = [
+                nn.Conv2d(c_in, c_in, kernel, stride, kernel // 2, groups=c_in, bias=False),
+                nn.Conv2d(c_in, c_out, 1, bias=False),
+            ]
+        else:
+            convolutions = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)]
+        super().__init__(*convolutions, norm_layer(norm, c_out), *([nn.ReLU(inplace=True)] if activate else []))

@@ -1,0 +1,1 @@
+"""Pure functions on tensors and arrays; no state, no task names."""

@@ -1,0 +1,110 @@
+"""Settings as frozen values: `Spec`, and `Kind` for settings that choose an implementation by `type:`."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from typing_extensions import Self
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" for the nearest known word, "" when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class Spec(BaseModel):
+    """Frozen settings. Unknown fields are errors; `build` of the subclass makes the thing they describe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Kind(Spec):
+    """A family of specs told apart by `type:`, e.g. every task or every pyramid.
+
+    The base of a family names its home, the module or package where members are found:
+    `class Task(Kind, home="visionmtl.tasks")`. A member declares `type: Literal["depth"] = "depth"`.
+    A field annotated with the base then accepts any member, given as an instance or as a mapping with `type`.
+    Code outside the package joins by its import path: `type: my_module.MyTask`, declared
+    `type: Literal["my_module.MyTask"]`, so that a saved config finds it again.
+    """
+
+    home: ClassVar[str] = ""
+    type: str = ""
+
+    def __init_subclass__(cls, home: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if home:
+            cls.home = home
+
+    @classmethod
+    def _is_base(cls) -> bool:
+        return "home" in cls.__dict__ and bool(cls.home)
+
+    @classmethod
+    def members(cls) -> dict[str, type[Self]]:
+        """Every member found on disk in the family's home, by its `type`."""
+        module = importlib.import_module(cls.home)
+        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            importlib.import_module(f"{cls.home}.{found.name}")
+        return {name: kind for kind in _descendants(cls) if (name := kind.model_fields["type"].default)}
+
+    @classmethod
+    def find(cls, name: str) -> type[Self]:
+        """The member called `name`; a name with a dot is imported. Raises PydanticCustomError with the choices."""
+        if "." in name:
+            module, _, attribute = name.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                text = f"type {name!r} cannot be imported: {error}; put its folder on PYTHONPATH or correct the name"
+                raise PydanticCustomError("type_import", "{text}", {"text": text}) from error
+            if not (isinstance(found, type) and issubclass(found, cls)):
+                text = f"{name} is not a {cls.__name__}; let it inherit from {cls.__module__}.{cls.__name__}"
+                raise PydanticCustomError("type_kind", "{text}", {"text": text})
+            return found
+
+        members = cls.members()
+        if name not in members:
+            text = (
+                f"unknown {cls.__name__} type {name!r}{did_you_mean(name, members)}; "
+                f"choose one of: {', '.join(sorted(members))}, or the import path of your own class"
+            )
+            raise PydanticCustomError("type_unknown", "{text}", {"text": text})
+        return members[name]
+
+    @classmethod
+    def _choose(cls, value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
+            value = {"type": value}
+        if not isinstance(value, dict) or "type" not in value:
+            text = f"a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
+            raise PydanticCustomError("type_missing", "{text}", {"text": text})
+        return cls.find(value["type"]).model_validate(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if not cls._is_base():
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(
+            cls._choose,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda member: member.model_dump()),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if not cls._is_base():
+            return handler(schema)
+        return {"anyOf": [member.model_json_schema() for _, member in sorted(cls.members().items())]}
+
+
+def _descendants(cls: type) -> Iterable[type]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _descendants(child)

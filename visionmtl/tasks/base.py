@@ -1,0 +1,92 @@
+"""The task contract: what the model, the loop, evaluation and drawing ask of a task."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from visionmtl.spec import Kind
+from visionmtl.types import Frame, LabelSpace, Sample
+
+Raw = Any
+"""What a task's module returns: a tensor, or a tuple or dict of tensors."""
+
+
+class Meter(Protocol):
+    """Accumulates one split's predictions against the truth at original resolution."""
+
+    def update(self, prediction: Any, sample: Sample) -> None:
+        """Count one image; a sample without this task's label is not counted."""
+        ...
+
+    def state(self) -> Any:
+        """What was counted, as plain data and arrays, for merging ranks."""
+        ...
+
+    def merge(self, state: Any) -> None:
+        """Add another rank's `state`."""
+        ...
+
+    def compute(self) -> dict[str, Any]:
+        """Metric name -> float, plus "per_class" tables (dict class name -> dict) and "protocol" (str)."""
+        ...
+
+
+class Task(Kind, home="visionmtl.tasks"):
+    """Frozen settings of one task; the only state is the module that `build` returns."""
+
+    field: ClassVar[str]
+    """The field of `Sample` that supervises the task."""
+    headline: ClassVar[tuple[str, Literal["max", "min"]]]
+    """The metric that `best` looks at, and which way is better."""
+
+    weight: float = 1.0
+    """Factor on this task's loss under fixed weighting."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[int, ...]:
+        """The pyramid levels the decoder reads, finest first."""
+
+    @abstractmethod
+    def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
+        """The decoder: module(maps: dict[level, [B, channels, h, w]]) -> raw."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Labels of a batch as the loss wants them, [B, ...]; runs in the loader.
+
+        samples: augmented, at most `size` = (H, W) pixels at the top left of the padded input; None = not labelled
+        for this task. Padding and missing labels must be marked so that they teach nothing.
+        """
+
+    @abstractmethod
+    def loss(self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Named loss parts (float32 scalars, >= 0); their sum is the task's loss.
+
+        targets: what `collate` gave, on the device; labelled: bool [B].
+        Divided by the number of labelled items over all ranks (`ops.ranks.per_rank`); exactly 0 with exactly zero
+        gradient when nothing is labelled. No host waits: no `.item()`, boolean indexing or `nonzero`.
+        """
+
+    @abstractmethod
+    def predict(self, raw: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
+        """One prediction per image, in user units at the original resolution, as numpy (see the task's docstring).
+
+        size: (H, W) of the padded network input.
+        """
+
+    @abstractmethod
+    def meter(self, space: LabelSpace | None) -> Meter:
+        """A fresh meter for one split."""
+
+    @abstractmethod
+    def truth(self, sample: Sample) -> Any | None:
+        """The sample's label in the form of a prediction, or None; for drawing beside it."""
+
+    @abstractmethod
+    def draw(self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float) -> NDArray[np.uint8]:
+        """A picture [H', W', 3] RGB of the prediction over or beside the image [H, W, 3], with its legend."""

@@ -1,0 +1,109 @@
+"""The vocabulary: every value that crosses a border, with axes, dtype, unit and what "missing" looks like.
+
+Axes: B images, T tasks, H W image pixels, h w map cells, C channels, K classes, N boxes, M padded boxes, D detections.
+Arrays (numpy) live on the CPU side of the loader, tensors after it.
+A *level* l is a feature map of stride 2**l pixels; maps travel as dict[level, float [B, C, h, w]].
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORE = 255  # class id of pixels nobody labelled; never a class
+MAX_CLASSES = 255
+
+Maps = dict[int, Tensor]
+"""Feature maps by level: {3: float [B, C, H/8, W/8], ...}."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """A named list of classes; class id = position. A task learns one space, a data set provides one per field."""
+
+    name: str
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]  # RGB 0..255, one per class
+    ids: tuple[int, ...] = ()  # ids in the official files (COCO's 1..90), one per class; () = same as the class id
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.classes) <= MAX_CLASSES or len(self.colours) != len(self.classes):
+            raise ValueError(
+                f"label space {self.name!r} has {len(self.classes)} classes and {len(self.colours)} colours; "
+                f"allowed are 1 to {MAX_CLASSES} classes with one colour each; correct its definition"
+            )
+        if self.ids and len(self.ids) != len(self.classes):
+            raise ValueError(
+                f"label space {self.name!r} has {len(self.ids)} ids for {len(self.classes)} classes; "
+                "allowed is one id a class, or none; correct its definition"
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain data, for checkpoints and JSON."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "colours": [list(colour) for colour in self.colours],
+            "ids": list(self.ids),
+        }
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> "LabelSpace":
+        """Undo `plain`."""
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in plain["colours"])
+        return LabelSpace(plain["name"], tuple(plain["classes"]), colours, tuple(plain["ids"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Labelled boxes of one image; zero boxes means "looked, found none"."""
+
+    xyxy: NDArray[np.float32]  # [N, 4] pixels, x2 and y2 exclusive
+    labels: NDArray[np.int64]  # [N] class ids
+    crowd: NDArray[np.bool_]  # [N] a region of many objects: neither hit nor miss
+    area: NDArray[np.float32]  # [N] px^2 of the object's visible mask, or of the box where there is no mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image and what is known about it. A field that is None was not labelled."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    image_id: str
+    boxes: Boxes | None = None
+    segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
+    depth_m: NDArray[np.float32] | None = None  # [H, W] metres along the optical axis, 0 = not measured
+    normals: NDArray[np.float32] | None = None  # [H, W, 3] unit vectors, x right, y down, z forward; 0 0 0 = unknown
+
+
+LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How an original image lies in the network's input: resized to content_size at the top left, padded to the rest."""
+
+    size: tuple[int, int]  # (H, W) of the original, pixels
+    content_size: tuple[int, int]  # (H, W) it was resized to
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Predicted boxes of one image, best first."""
+
+    xyxy: NDArray[np.float32]  # [D, 4] pixels of the original image
+    scores: NDArray[np.float32]  # [D] 0..1
+    labels: NDArray[np.int64]  # [D] class ids
+
+
+@dataclass(slots=True)
+class Batch:
+    """Padded tensors of a shape fixed by the config."""
+
+    image: Tensor  # uint8 [B, 3, H, W], RGB
+    targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
+    labelled: dict[str, Tensor]  # by task: bool [B]
+    frames: list[Frame] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)  # the originals; filled for evaluation only
