@@ -1,18 +1,27 @@
 """Settings as frozen values: `Spec`, and `Kind` for settings that choose an implementation by `type:`."""
 
+import builtins
 import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 from typing_extensions import Self
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the nearest known word, "" when nothing is near."""
+    """ " (did you mean 'x'?)" for the nearest known word, "" when nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -21,6 +30,31 @@ class Spec(BaseModel):
     """Frozen settings. Unknown fields are errors; `build` of the subclass makes the thing they describe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_nearest(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            details = [_detail(detail, list(cls.model_fields)) for detail in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+
+PYDANTIC_ERRORS = frozenset(get_args(core_schema.ErrorType))
+"""The types of errors whose text is pydantic's own."""
+
+
+def _detail(detail: Any, known: list[str]) -> InitErrorDetails:
+    """The same error to raise again; an unknown field of this spec gets a text that names the nearest one."""
+    kind: Any = detail["type"]
+    if kind == "extra_forbidden" and len(detail["loc"]) == 1:
+        name = str(detail["loc"][0])
+        text = f"unknown field {name!r}{did_you_mean(name, known)}; allowed are {', '.join(known)}; correct it"
+        kind = PydanticCustomError("unknown_field", "{text}", {"text": text})
+    elif kind not in PYDANTIC_ERRORS:
+        kind = PydanticCustomError(kind, "{text}", {"text": detail["msg"]})
+    return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
 
 
 class Kind(Spec):
@@ -46,7 +80,7 @@ class Kind(Spec):
         return "home" in cls.__dict__ and bool(cls.home)
 
     @classmethod
-    def members(cls) -> dict[str, type[Self]]:
+    def members(cls) -> dict[str, builtins.type[Self]]:  # `type` is a field here
         """Every member found on disk in the family's home, by its `type`."""
         module = importlib.import_module(cls.home)
         for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
@@ -54,7 +88,7 @@ class Kind(Spec):
         return {name: kind for kind in _descendants(cls) if (name := kind.model_fields["type"].default)}
 
     @classmethod
-    def find(cls, name: str) -> type[Self]:
+    def find(cls, name: str) -> builtins.type[Self]:
         """The member called `name`; a name with a dot is imported. Raises PydanticCustomError with the choices."""
         if "." in name:
             module, _, attribute = name.rpartition(".")
@@ -83,7 +117,7 @@ class Kind(Spec):
             return value
         if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
             value = {"type": value}
-        if not isinstance(value, dict) or "type" not in value:
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
             text = f"a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
             raise PydanticCustomError("type_missing", "{text}", {"text": text})
         return cls.find(value["type"]).model_validate(value)
@@ -101,7 +135,10 @@ class Kind(Spec):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         if not cls._is_base():
             return handler(schema)
-        return {"anyOf": [member.model_json_schema() for _, member in sorted(cls.members().items())]}
+        members = sorted(cls.members().items())
+        own = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string", "pattern": r"\."}}}
+        specs = [handler(member.__pydantic_core_schema__) for _, member in members]
+        return {"anyOf": [*specs, {"enum": [name for name, _ in members]}, own]}
 
 
 def _descendants(cls: type) -> Iterable[type]:

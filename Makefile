@@ -1,0 +1,52 @@
+# One-word commands; each first makes .venv and installs into it.
+#   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
+#   make test         the whole test suite
+#   make lint         ruff and mypy
+#   make tree         rewrite the file tree in README.md from the first line of each file
+#   make clean        remove .venv and everything built; runs/ stays
+# PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
+PYTHON ?= python3
+WORKERS ?= auto
+
+SHELL := /bin/bash
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv/made-with-python$(VERSION)
+# uv installs the 5 GB of torch in seconds where pip takes minutes
+INSTALL := .venv/bin/python -m uv pip install --python .venv/bin/python
+
+.PHONY: quickstart test lint tree clean
+
+quickstart: .venv/installed
+	@# an earlier run is kept under another name, never overwritten
+	@if [ -e runs/quickstart ]; then mv -v runs/quickstart "runs/quickstart-until-$$(date +%Y%m%d-%H%M%S)"; fi
+	.venv/bin/python tools/train.py configs/quickstart.yaml --output runs/quickstart
+	.venv/bin/python tools/eval.py runs/quickstart/checkpoints/best.pt --report runs/quickstart/report.html
+	@echo "the pictures and figures are in runs/quickstart/report.html"
+
+test: .venv/installed-dev
+	.venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+tree: .venv/installed-dev
+	.venv/bin/python tests/readme_tree.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV):
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	touch $@
+
+.venv/installed: setup.py pyproject.toml $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: setup.py pyproject.toml $(VENV)
+	$(INSTALL) --editable '.[dev]'
+	touch $@ .venv/installed

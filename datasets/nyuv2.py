@@ -1,0 +1,234 @@
+"""NYUv2: 1449 indoor photographs with boxes, segmentation and depth, in the layout `tools/prepare.py nyuv2` writes.
+
+    ROOT/image/SPLIT/0001.jpg  depth/SPLIT/0001.png  seg13/SPLIT/0001.png  seg40/SPLIT/0001.png  (480x640)
+    ROOT/annotations/*_SPLIT.json (COCO format)  ROOT/SPLIT.txt (one image number a line)  ROOT/meta.json
+
+Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012; offered for research use.
+795 training and 654 test images: https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html
+"""
+
+import colorsys
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from visionmtl.datasets import Dataset
+from visionmtl.types import Boxes, LabelSpace, Sample
+
+Label = Literal["boxes", "segmentation", "depth_m"]
+
+# class13Mapping.mat and classMapping40.mat, spelling theirs; class id = value in the PNG - 1
+_CLASSES_13 = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
+_CLASSES_40 = (
+    "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves curtain dresser "
+    "pillow mirror floor_mat clothes ceiling books refridgerator television paper towel shower_curtain box whiteboard "
+    "person night_stand toilet sink lamp bathtub bag otherstructure otherfurniture otherprop"
+)
+_GET_IT = "make the folder with `python tools/prepare.py nyuv2 SRC DST`, or correct `root`"
+
+
+class NYUv2(Dataset):
+    """NYUv2 with 13 or 40 segmentation classes. Void pixels and depth 0 are not labelled."""
+
+    type: Literal["nyuv2"] = "nyuv2"
+    root: str
+    split: Literal["train", "test"] = "train"
+    classes: Literal[13, 40] = 13
+    labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
+    """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+
+    def build(self) -> "_Reader":
+        root = Path(self.root)
+        stems = _stems(root / f"{self.split}.txt")
+        provides: dict[str, LabelSpace | None] = {}
+        boxes = depth = segmentation = None
+
+        _check_files(root / "image" / self.split, stems, ".jpg")
+        if "boxes" in self.labels:
+            boxes = _BoxTable(_annotation_file(root, self.split), stems)
+            provides["boxes"] = boxes.space
+        if "segmentation" in self.labels:
+            segmentation = f"seg{self.classes}"
+            _check_files(root / segmentation / self.split, stems, ".png")
+            names = (_CLASSES_13 if self.classes == 13 else _CLASSES_40).split()
+            provides["segmentation"] = _space(f"nyu{self.classes}", [name.replace("_", " ") for name in names])
+        if "depth_m" in self.labels:
+            _check_files(root / "depth" / self.split, stems, ".png")
+            depth = _units_per_metre(root / "meta.json")
+            provides["depth_m"] = None
+
+        return _Reader(root, self.split, stems, provides, boxes, segmentation, self.classes, depth)
+
+
+class _Reader:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        stems: list[str],
+        provides: dict[str, LabelSpace | None],
+        boxes: "_BoxTable | None",
+        segmentation: str | None,
+        classes: int,
+        units_per_metre: float | None,
+    ) -> None:
+        self.provides = provides
+        self._root, self._split, self._stems = root, split, stems
+        self._boxes, self._segmentation, self._classes = boxes, segmentation, classes
+        self._units_per_metre = units_per_metre
+
+    def __len__(self) -> int:
+        return len(self._stems)
+
+    def read(self, index: int) -> Sample:
+        """The sample at full size; a broken file raises ValueError with its name."""
+        stem = self._stems[index]
+        image_file = self._root / "image" / self._split / f"{stem}.jpg"
+        image = cv2.cvtColor(_read(image_file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return Sample(
+            image=image,
+            image_id=stem,
+            boxes=self._boxes.of(index) if self._boxes else None,
+            segmentation=self._read_segmentation(stem, image.shape[:2]) if self._segmentation else None,
+            depth_m=self._read_depth(stem, image.shape[:2], self._units_per_metre) if self._units_per_metre else None,
+        )
+
+    def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        file = self._root / str(self._segmentation) / self._split / f"{stem}.png"
+        codes = _read_map(file, size)
+        if codes.dtype != np.uint8 or codes.max() > self._classes:
+            raise ValueError(
+                f"{file} holds {codes.dtype} values up to {codes.max()}; allowed are uint8 0 (void) to "
+                f"{self._classes}; prepare the folder again"
+            )
+        return codes - np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
+
+    def _read_depth(self, stem: str, size: tuple[int, ...], units_per_metre: float) -> NDArray[np.float32]:
+        file = self._root / "depth" / self._split / f"{stem}.png"
+        codes = _read_map(file, size)
+        # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
+        expected = np.uint8 if units_per_metre < 256 else np.uint16
+        if codes.dtype != expected:
+            raise ValueError(
+                f"{file} is {codes.dtype}, but meta.json declares {units_per_metre:g} units per metre, which goes with "
+                f"{np.dtype(expected)}; correct `depth_scale` there or prepare the folder again"
+            )
+        return codes.astype(np.float32) / np.float32(units_per_metre)
+
+
+class _BoxTable:
+    """All boxes of a split in four flat arrays: Python objects per box would be copied into every worker's memory."""
+
+    def __init__(self, file: Path, stems: list[str]) -> None:
+        content = json.loads(file.read_text())
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        class_of = {category["id"]: number for number, category in enumerate(categories)}
+        index_of = {stem: index for index, stem in enumerate(stems)}
+        image_of = {image["id"]: index_of.get(Path(image["file_name"]).stem) for image in content["images"]}
+
+        found = [one for one in content["annotations"] if image_of.get(one["image_id"]) is not None]
+        sound = [one for one in found if _is_sound(one["bbox"])]
+        if len(sound) < len(found):
+            dropped = f"{len(found) - len(sound)} of {len(found)}"
+            warnings.warn(f"{file}: dropped {dropped} boxes without width or height", stacklevel=2)
+        sound.sort(key=lambda one: image_of[one["image_id"]])  # stable: the file's order within an image
+
+        self.space = _space(
+            f"nyu_things{len(categories)}",
+            [category["name"] for category in categories],
+            tuple(category["id"] for category in categories),
+        )
+        self._looked = np.zeros(len(stems), bool)  # an image the file does not list was not looked at
+        self._looked[[index for index in image_of.values() if index is not None]] = True
+        self._start = np.searchsorted([image_of[one["image_id"]] for one in sound], np.arange(len(stems) + 1))
+        xywh = np.array([one["bbox"] for one in sound], np.float64).reshape(-1, 4)
+        self._xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+        self._labels = np.array([class_of[one["category_id"]] for one in sound], np.int64)
+        self._crowd = np.array([bool(one.get("iscrowd", 0)) for one in sound], bool)
+        self._area = np.array([one.get("area", one["bbox"][2] * one["bbox"][3]) for one in sound], np.float32)
+
+    def of(self, index: int) -> Boxes | None:
+        if not self._looked[index]:
+            return None
+        part = slice(self._start[index], self._start[index + 1])
+        return Boxes(self._xyxy[part], self._labels[part], self._crowd[part], self._area[part])
+
+
+def _is_sound(xywh: list[float]) -> bool:
+    return bool(np.isfinite(xywh).all()) and xywh[2] > 0 and xywh[3] > 0
+
+
+def _space(name: str, classes: list[str], ids: tuple[int, ...] = ()) -> LabelSpace:
+    """Colours that differ between neighbours: hues a golden angle apart, brightness in three turns."""
+    colours = [
+        colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55 + 0.1 * (number % 2), (0.95, 0.75, 0.6)[number % 3])
+        for number in range(len(classes))
+    ]
+    rgb = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)
+    return LabelSpace(name, tuple(classes), rgb, ids)
+
+
+def _stems(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"found no {file}; it lists the images of the split, one number a line; {_GET_IT}")
+    stems = file.read_text().split()
+    if not stems:
+        raise ValueError(f"{file} is empty; it lists the images of the split, one number a line; {_GET_IT}")
+    return stems
+
+
+def _check_files(folder: Path, stems: list[str], suffix: str) -> None:
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [stem for stem in stems if f"{stem}{suffix}" not in present]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(stems)} listed files are missing, the first is {folder / missing[0]}{suffix}; "
+            f"every number in {folder.name}.txt needs its file; {_GET_IT}, or leave the label out of `labels`"
+        )
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    files = sorted((root / "annotations").glob(f"*_{split}.json"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "nothing"
+        raise ValueError(
+            f"found {names} as annotations/*_{split}.json in {root}; exactly one file is allowed, since different "
+            f"files mean different boxes; move the others away, leave boxes out of `labels`, or {_GET_IT}"
+        )
+    return files[0]
+
+
+def _units_per_metre(meta: Path) -> float:
+    """`depth_scale` of meta.json: a number (units per metre) or a text that ends the formula with "/ NUMBER"."""
+    declared: Any = json.loads(meta.read_text()).get("depth_scale") if meta.is_file() else None
+    if isinstance(declared, str):
+        formula = re.search(r"/\s*([0-9.]*[0-9])", declared)
+        declared = float(formula.group(1)) if formula else None
+    if not isinstance(declared, (int, float)) or not declared > 0:
+        raise ValueError(
+            f"{meta} declares no depth scale; allowed is `depth_scale`: units per metre (25.5 for 8 bits, 1000 for "
+            f"millimetres in 16 bits); add it, or {_GET_IT}"
+        )
+    return float(declared)
+
+
+def _read(file: Path, flags: int) -> NDArray:
+    pixels = cv2.imread(str(file), flags)
+    if pixels is None:
+        raise ValueError(f"{file} is missing or no readable image; a JPEG or PNG is expected; prepare it again")
+    return pixels
+
+
+def _read_map(file: Path, size: tuple[int, ...]) -> NDArray:
+    codes = _read(file, cv2.IMREAD_UNCHANGED)
+    if codes.shape != size:
+        raise ValueError(f"{file} is {codes.shape}, its image {size}; one value a pixel is expected; prepare it again")
+    return codes

@@ -1,0 +1,92 @@
+"""What is installed, from where, and with which libraries; the settings of development tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+
+# folders at the top level that a wheel carries inside the package; a top-level package called `datasets`
+# would shadow Hugging Face's
+carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "visionmtl._tools": "tools"}
+
+export = ["onnx>=1.16", "onnxruntime>=1.19", "onnxscript>=0.3"]
+prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
+
+setup(
+    name="visionmtl",
+    version="0.1.0",
+    description="One network that detects, segments and measures depth.",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="visionmtl contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "computer vision",
+        "multi-task learning",
+        "object detection",
+        "semantic segmentation",
+        "depth estimation",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    package_dir=carried,
+    packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried],
+    package_data={"visionmtl": ["py.typed"], "visionmtl._configs": ["*.yaml"]},
+    include_package_data=False,
+    zip_safe=False,
+    entry_points={"console_scripts": ["visionmtl = visionmtl.cli:main"]},
+    install_requires=[
+        "albumentations>=2.0",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        # the headless build: albumentations requires it, and `opencv-python` beside it overwrites its files
+        "opencv-python-headless>=4.10",
+        "pillow>=10.3",
+        "pycocotools>=2.0.8",
+        "pydantic>=2.9.2",
+        "pydantic-core",  # the one version that pydantic pins
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "scipy>=1.11",
+        "segmentation-models-pytorch>=0.5",
+        "tensorboard>=2.17",
+        "timm>=1.0.15",
+        "torch>=2.8",
+        "torchjd>=0.8",
+        "torchvision>=0.23",
+        "typing_extensions>=4.9",
+    ],
+    extras_require={
+        "export": export,
+        "prepare": prepare,
+        "peers": ["LibMTL>=1.1.5"],
+        "dev": [
+            *prepare,
+            "build>=1.2",
+            "cityscapesScripts>=2.2",
+            "datasets>=2.20",
+            "mypy>=1.15",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.11",
+            "setuptools>=77",
+            "torchmetrics>=1.4",
+            "types-PyYAML>=6.0",
+            "wheel>=0.43",
+        ],
+    },
+)

@@ -1,0 +1,209 @@
+"""Batches depend on seed and epoch alone, and each label teaches exactly the tasks it fits."""
+
+import pickle
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from visionmtl.augment import Augment
+from visionmtl.data import Data, TrainLoader, choose_workers, open_readers, resolve_spaces, val_loader
+from visionmtl.datasets import Dataset
+from visionmtl.tasks.base import Task
+from visionmtl.types import Batch, LabelSpace, Sample
+
+ANIMALS = LabelSpace("animals", ("cat", "dog"), ((1, 2, 3), (4, 5, 6)))
+TOOLS = LabelSpace("tools", ("saw",), ((1, 2, 3),))
+SPACES = {"animals": ANIMALS, "tools": TOOLS}
+
+
+class Drawn(Dataset):
+    """Image number i is filled with i; every third has no depth. No `type`, so that discovery passes it by."""
+
+    num: int = 10
+    first: int = 0
+    fields: dict[str, str | None] = {"depth_m": None, "segmentation": "animals"}
+
+    def build(self) -> "_Drawn":
+        return _Drawn(self)
+
+
+class _Drawn:
+    def __init__(self, spec: Drawn) -> None:
+        self.spec = spec
+        self.provides = {field: SPACES[name] if name else None for field, name in spec.fields.items()}
+
+    def __len__(self) -> int:
+        return self.spec.num
+
+    def read(self, index: int) -> Sample:
+        number = self.spec.first + index
+        labels = {"segmentation": np.zeros((20, 30), np.uint8), "depth_m": np.full((20, 30), 1.0 + number, np.float32)}
+        if index % 3 == 2:
+            labels["depth_m"] = None
+        given = {field: labels[field] for field in self.provides}
+        return Sample(image=np.full((20, 30, 3), number, np.uint8), image_id=str(number), **given)
+
+
+class _Task(Task):
+    """Collates to the image numbers it was given, -1 where it got None."""
+
+    space: str | None = None
+
+    def collate(self, samples: Any, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {"seen": torch.tensor([-1 if sample is None else int(sample.image_id) for sample in samples])}
+
+    levels: ClassVar[Any] = ()
+    build: ClassVar[Any] = None  # the loader asks for `collate` only
+    loss: ClassVar[Any] = None
+    predict: ClassVar[Any] = None
+    meter: ClassVar[Any] = None
+    truth: ClassVar[Any] = None
+    draw: ClassVar[Any] = None
+
+
+class Depth(_Task):
+    field: ClassVar[str] = "depth_m"
+
+
+class Segmentation(_Task):
+    field: ClassVar[str] = "segmentation"
+
+
+def loader(*train: Drawn, batch_size: int = 3, workers: int = 0, seed: int = 0, rank: int = 0, world: int = 1):
+    augment = Augment(zoom=(1, 2), flip=0.5, brightness=0.3, hue_turns=0.1)
+    data = Data(train=train or (Drawn(),), val=[Drawn()], size=(24, 32), augment=augment, workers=workers)
+    tasks, readers = {"depth": Depth(), "animals": Segmentation(space="animals")}, open_readers(data.train)
+    return TrainLoader(data, tasks, resolve_spaces(tasks, readers), readers, batch_size, seed, rank, world)
+
+
+def numbers(batch: Batch) -> list[int]:
+    return batch.image[:, 0, 0, 0].tolist()
+
+
+def assert_same(some: list[Batch], others: list[Batch]) -> None:
+    assert len(some) == len(others) > 0
+    for a, b in zip(some, others, strict=True):
+        assert torch.equal(a.image, b.image) and torch.equal(a.colour, b.colour)
+        for task in a.targets:
+            assert torch.equal(a.targets[task]["seen"], b.targets[task]["seen"])
+            assert torch.equal(a.labelled[task], b.labelled[task])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers():
+    inline = loader(Drawn(num=20))
+    for workers in (1, 2):
+        processes = loader(Drawn(num=20), workers=workers)
+        for epoch in (0, 1):
+            assert_same(list(inline.epoch(epoch)), list(processes.epoch(epoch)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_exactly_the_remaining_batches(workers):
+    whole = list(loader(Drawn(num=20)).epoch(4))
+    resumed = loader(Drawn(num=20), workers=workers)
+    next(resumed.epoch(4))  # an epoch that was broken off does not leak into the next
+
+    assert_same(list(resumed.epoch(4, start=2)), whole[2:])
+    assert list(resumed.epoch(4, start=len(whole))) == []
+
+
+def test_epochs_and_seeds_differ():
+    first = [numbers(batch) for batch in loader(Drawn(num=50)).epoch(0)]
+    assert first != [numbers(batch) for batch in loader(Drawn(num=50)).epoch(1)]
+    assert first != [numbers(batch) for batch in loader(Drawn(num=50), seed=1).epoch(0)]
+
+
+def test_loading_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    list(loader(workers=1).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ranks_share_one_common_batch_without_overlap():
+    alone = [numbers(batch) for batch in loader(Drawn(num=26), batch_size=8).epoch(3)]
+    ranks = [list(loader(Drawn(num=26), batch_size=4, rank=rank, world=2).epoch(3)) for rank in range(2)]
+
+    assert len(alone) == 3 and all(len(set(batch)) == 8 for batch in alone)
+    assert alone == [numbers(left) + numbers(right) for left, right in zip(*ranks, strict=True)]
+
+
+def test_a_label_teaches_only_the_tasks_of_its_space():
+    train = Drawn(num=9), Drawn(num=9, first=100, fields={"segmentation": "tools"})
+    for batch in loader(*train).epoch(0):
+        has_animals = torch.tensor([number < 100 for number in numbers(batch)])
+        has_depth = has_animals & torch.tensor([number % 3 != 2 for number in numbers(batch)])
+        assert torch.equal(batch.labelled["animals"], has_animals)
+        assert torch.equal(batch.labelled["depth"], has_depth)
+        for task, labelled in batch.labelled.items():
+            expected = torch.where(labelled, torch.tensor(numbers(batch)), -1)
+            assert torch.equal(batch.targets[task]["seen"], expected)
+
+
+def test_images_are_padded_with_zeros_at_the_bottom_right():
+    data = Data(train=[Drawn(first=50)], val=[Drawn(first=50)], size=(24, 30))
+    batch = next(iter(val_loader(data, {}, {}, open_readers(data.val), 2, workers=0)))
+    assert batch.image.shape == (2, 3, 24, 30) and batch.image.dtype == torch.uint8 and batch.image.is_contiguous()
+    assert (batch.image[1, :, :20] == 51).all() and (batch.image[:, :, 20:] == 0).all()
+
+
+def test_without_colour_settings_no_matrices_travel():
+    data = Data(train=[Drawn()], val=[Drawn()], size=(24, 32), workers=0)
+    assert next(TrainLoader(data, {}, {}, open_readers(data.train), 2, 0).epoch(0)).colour is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_validation_sees_every_image_once_with_its_original(workers):
+    data = Data(train=[Drawn()], val=[Drawn(num=7), Drawn(num=4, first=7)], size=(10, 32), workers=workers)
+    readers, tasks = open_readers(data.val), {"depth": Depth()}
+    spaces = resolve_spaces(tasks, readers)
+    ranks = [val_loader(data, tasks, spaces, readers, 4, rank, 2) for rank in range(2)]
+    batches = [batch for rank in ranks for batch in rank]
+
+    assert [len(rank) for rank in ranks] == [2, 2] and [len(batch.samples) for batch in batches] == [4, 2, 4, 1]
+    assert sorted(int(sample.image_id) for batch in batches for sample in batch.samples) == list(range(11))
+    for batch in batches:
+        assert all(frame.size == (20, 30) and frame.content_size == (10, 15) for frame in batch.frames)
+        assert batch.labelled["depth"].tolist() == [sample.depth_m is not None for sample in batch.samples]
+    assert len(list(val_loader(data, tasks, spaces, readers, 4, limit=1))) == 1
+
+
+def test_jobs_for_spawned_workers_pickle():
+    pickle.loads(pickle.dumps(loader()._loader.dataset))
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        (Segmentation(), {"depth_m": None}, "no training data set provides; they provide depth_m; add a data set"),
+        (Segmentation(space="animal"), {"segmentation": "animals"}, "did you mean 'animals'.*correct tasks.t.space"),
+    ],
+)
+def test_a_task_nobody_can_teach_is_an_error(task, fields, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_spaces({"t": task}, open_readers([Drawn(fields=fields)]))
+
+
+def test_several_label_spaces_ask_for_a_choice():
+    readers = open_readers([Drawn(), Drawn(fields={"segmentation": "tools"})])
+    with pytest.raises(ValueError, match=r"can learn animals, tools; .* tasks.t.space=NAME"):
+        resolve_spaces({"t": Segmentation()}, readers)
+    assert resolve_spaces({"t": Segmentation(space="tools")}, readers) == {"t": TOOLS}
+
+
+def test_validation_in_another_label_space_is_an_error():
+    data = Data(train=[Drawn()], val=[Drawn(fields={"segmentation": "tools"})], size=(8, 8))
+    with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with tools"):
+        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_readers(data.val), 2)
+
+
+def test_too_little_data_for_one_step_is_an_error():
+    with pytest.raises(ValueError, match="10 images, but one step takes 6 x 2"):
+        loader(batch_size=6, world=2)
+
+
+def test_workers_are_chosen_with_a_reason():
+    assert choose_workers(3) == (3, "data.workers=3")
+    number, reason = choose_workers("auto", world=1000)
+    assert number == 0 and "cores for 1000 processes" in reason

@@ -1,0 +1,168 @@
+"""Claims about `visionmtl.drawing`: what a picture shows, and that no label can break it."""
+
+import numpy as np
+import pytest
+
+from visionmtl import drawing
+from visionmtl.ops import canvas
+from visionmtl.types import IGNORE, Detections, LabelSpace
+
+SPACE = LabelSpace("three", ("red thing", "green thing", "blue thing"), ((230, 20, 20), (20, 230, 20), (20, 20, 230)))
+GREY = np.full((320, 400, 3), 128, np.uint8)
+
+
+def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
+    table = np.asarray(rows, np.float64).reshape(-1, 6)
+    return Detections(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int64))
+
+
+def has(picture, colour) -> bool:
+    return bool((picture == colour).all(axis=2).any())
+
+
+def test_a_box_is_drawn_where_it_lies():
+    picture = drawing.draw_boxes(GREY, detections((100, 120, 200, 220, 0.9, 0)), SPACE, 0.5)
+
+    assert picture.shape == GREY.shape
+    assert (picture[150, 100] == SPACE.colours[0]).all() and (picture[150, 199] == SPACE.colours[0]).all()
+    assert (picture[150, 103:197] == 128).all()  # the content stays free
+
+
+def test_the_threshold_hides_boxes_but_never_truth():
+    low = (100, 100, 200, 200, 0.2, 0)
+    truth = (100, 100, 200, 200, np.nan, 1)
+
+    picture = drawing.draw_boxes(GREY, detections(low, truth), SPACE, 0.5)
+
+    assert not has(picture, SPACE.colours[0]) and has(picture, SPACE.colours[1])
+
+
+def test_no_boxes_leave_the_image_as_it_is_and_untouched():
+    image = GREY.copy()
+
+    drawing.draw_boxes(image, detections((10, 10, 90, 90, 0.9, 0)), SPACE)
+
+    assert (image == GREY).all()
+    assert (drawing.draw_boxes(image, detections(), SPACE) == GREY).all()
+
+
+def test_small_images_are_enlarged_before_text_is_written():
+    small = np.zeros((40, 60, 3), np.uint8)
+
+    picture = drawing.draw_boxes(small, detections((10, 10, 30, 30, 0.9, 2)), SPACE)
+
+    assert picture.shape == (320, 480, 3)
+    assert (picture[160, 80] == SPACE.colours[2]).all()  # the box grew with the image
+
+
+@pytest.mark.parametrize("box", [(-50, -50, 900, 900), (390, 310, 400, 320), (0, 0, 1, 1), (50, 60, 50, 60)])
+def test_boxes_at_and_beyond_the_border_can_be_drawn(box):
+    picture = drawing.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE, crowd=np.asarray([False]))
+
+    assert picture.shape == GREY.shape and has(picture, SPACE.colours[0])
+
+
+def test_tags_stay_inside_the_picture_and_off_one_another():
+    boxes = np.asarray([[0, 0, 60, 60], [5, 5, 70, 70], [340, 290, 400, 320]], np.float32)
+    taken: list = []
+    for box in boxes:
+        taken.append(canvas.place_tag(box, (90, 20), (320, 400), taken, boxes))
+
+    places = np.stack(taken)
+    assert (places >= 0).all() and (places[:, 2] < 400).all() and (places[:, 3] < 320).all()
+    overlap = np.minimum(places[0, 2:], places[1, 2:]) - np.maximum(places[0, :2], places[1, :2])
+    assert (overlap <= 0).any()
+
+
+def test_a_crowd_is_hatched():
+    box = detections((100, 100, 300, 300, np.nan, 0))
+
+    plain = drawing.draw_boxes(GREY, box, SPACE)
+    crowd = drawing.draw_boxes(GREY, box, SPACE, crowd=np.asarray([True]))
+
+    assert (plain[150:250, 150:250] == 128).all() and not (crowd[150:250, 150:250] == 128).all()
+
+
+def test_the_legend_holds_only_classes_that_are_present():
+    classes = np.zeros((320, 400), np.uint8)
+    classes[:, 200:] = 2
+
+    picture = drawing.draw_segmentation(GREY, classes, SPACE)
+    legend = picture[320:]
+
+    assert picture.shape[1] == 400 and (picture[10, 10] != picture[10, 390]).any()
+    assert has(legend, SPACE.colours[0]) and has(legend, SPACE.colours[2]) and not has(legend, SPACE.colours[1])
+
+
+def test_pixels_nobody_labelled_are_hatched_and_said_so():
+    classes = np.zeros((320, 400), np.uint8)
+    without = drawing.draw_segmentation(GREY, classes, SPACE)
+    classes[:100] = IGNORE
+
+    picture = drawing.draw_segmentation(GREY, classes, SPACE)
+
+    assert picture[:95].max() < 128  # darkened
+    assert has(picture[320:], canvas.MISSING) and not has(without[320:], canvas.MISSING)
+
+
+def test_a_map_of_ignore_alone_can_be_drawn():
+    assert drawing.draw_segmentation(GREY, np.full((320, 400), IGNORE, np.uint8), SPACE).shape[0] > 320
+
+
+def test_near_is_red_far_is_blue_and_unmeasured_is_grey():
+    depth = np.full((320, 400), 2.0, np.float32)
+    depth[:, 200:] = 8.0
+    depth[:50] = 0
+
+    picture = drawing.draw_depth(GREY, depth, 1.0, 10.0)
+
+    near, far = picture[200, 50].astype(int), picture[200, 350].astype(int)
+    assert near[0] > near[2] and far[2] > far[0] and (picture[10, 10] == canvas.MISSING).all()
+
+
+def test_one_range_gives_one_colour_to_one_distance():
+    a, b = np.full((320, 400), 3.0, np.float32), np.full((320, 400), 3.0, np.float32)
+    b[:100] = 9.0
+    low, high = drawing.depth_range(a, b)
+
+    assert low <= 3.0 and high >= 9.0
+    assert (drawing.draw_depth(GREY, a, low, high)[300] == drawing.draw_depth(GREY, b, low, high)[300]).all()
+
+
+@pytest.mark.parametrize("depth_m", [0.0, 0.01, 2.0, 3000.0])
+def test_depth_without_measurements_or_of_one_value_can_be_drawn(depth_m):
+    picture = drawing.draw_depth(GREY, np.full((320, 400), depth_m, np.float32))
+
+    assert picture.dtype == np.uint8 and picture.shape[1] == 400
+
+
+def test_normals_show_up_as_green_and_towards_the_camera_as_blue():
+    normals = np.zeros((320, 400, 3), np.float32)
+    normals[:100, :, 1] = -1  # y points down, so this faces up
+    normals[100:200, :, 2] = -1
+
+    picture = drawing.draw_normals(GREY, normals)
+
+    assert picture[50, 50].argmax() == 1 and picture[150, 50].argmax() == 2
+    assert (picture[250, 50] == canvas.MISSING).all()
+
+
+def test_values_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="class map is 10x10 px, the image 320x400 px; .*; resize"):
+        drawing.draw_segmentation(GREY, np.zeros((10, 10), np.uint8), SPACE)
+
+
+def test_a_comparison_aligns_its_columns_and_leaves_gaps():
+    wide, small = np.full((60, 120, 3), 10, np.uint8), np.full((30, 60, 3), 200, np.uint8)
+
+    one = drawing.panel([("a", wide), ("b", small)])
+    two = drawing.compare([[("a", wide), ("b", small)], [("c", wide), None]])
+
+    assert one.shape[1] == two.shape[1] > 240 and two.shape[0] > one.shape[0] > 60
+
+
+def test_a_contact_sheet_keeps_its_width():
+    sheet = drawing.contact_sheet([GREY] * 7, columns=3, width_px=900)
+
+    assert sheet.shape[1] <= 900 and sheet.shape[0] > 3 * 200
+    assert drawing.contact_sheet([GREY], columns=4).shape[1] < 440  # one picture takes one column

@@ -1,0 +1,180 @@
+"""Evaluation: who is measured on what, over ranks, and how results become one number and one file."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from visionmtl.evaluate import evaluate, headline, save_json, score
+from visionmtl.meters.depth import DepthMeter
+from visionmtl.meters.segmentation import SegmentationMeter
+from visionmtl.types import Batch, Frame, LabelSpace, Sample
+
+SPACE = LabelSpace("two", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
+
+
+class Task(SimpleNamespace):
+    """Just what evaluation asks of a task; raw is the prediction."""
+
+    def predict(self, raw, frames, size):
+        assert raw.shape[1:] == size
+        return [one[: frame.size[0], : frame.size[1]].numpy() for one, frame in zip(raw, frames, strict=True)]
+
+
+class Net(nn.Module):
+    """Predicts from the brightness of the red channel alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.frozen = nn.Dropout(), nn.BatchNorm2d(3).eval()
+        self.spaces = {"seg": SPACE, "depth": None}
+        self.tasks = {
+            "seg": Task(headline=("miou", "max"), meter=SegmentationMeter),
+            "depth": Task(headline=("rmse_m", "min"), meter=lambda space: DepthMeter("per_image")),
+        }
+
+    def forward(self, image):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        red = image[:, 0]
+        return {"seg": (red > 100).byte(), "depth": red.float() / 100}
+
+
+def batch(*values, seg=True, depth=True):
+    """2x3 pixel images of one brightness, padded to 4x4; the truth is what `Net` predicts on 50 and on 150."""
+    images = torch.zeros(len(values), 3, 4, 4, dtype=torch.uint8)
+    for image, value in zip(images, values, strict=True):
+        image[:, :2, :3] = value
+    samples = [
+        Sample(
+            image=np.full((2, 3, 3), value, np.uint8),
+            image_id=str(value),
+            segmentation=np.full((2, 3), value > 100, np.uint8),
+            depth_m=np.full((2, 3), value / 100, np.float32),
+        )
+        for value in values
+    ]
+    labelled = {"seg": torch.full((len(values),), seg), "depth": torch.full((len(values),), depth)}
+    return Batch(
+        image=images, targets={}, labelled=labelled, frames=[Frame((2, 3), (2, 3))] * len(values), samples=samples
+    )
+
+
+def test_every_task_is_measured_at_original_size():
+    results = evaluate(Net(), [batch(50, 150), batch(200)], "cpu")
+
+    assert results["seg"]["miou"] == 1
+    assert results["seg"]["pixels"] == 18
+    assert results["seg"]["images"] == results["depth"]["images"] == 3
+    assert results["depth"]["rmse_m"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_meter_sees_only_images_that_are_labelled_for_its_task():
+    results = evaluate(Net(), [batch(50, seg=False), batch(150)], "cpu")
+
+    assert (results["seg"]["images"], results["depth"]["images"]) == (1, 2)
+    assert results["seg"]["absent"] == ["dark"]
+
+
+def test_a_task_without_any_label_is_flagged_not_scored():
+    net = Net()
+    results = evaluate(net, [batch(50, depth=False)], "cpu")
+
+    assert results["depth"] == {"images": 0}
+    assert headline(results, net.tasks) == {"seg": ("miou", 1.0), "depth": ("rmse_m", None)}
+    assert score(results, net.tasks) == 1
+
+
+def test_every_module_gets_its_mode_back():
+    net = Net()
+    evaluate(net, [batch(50)], "cpu")
+
+    assert net.training
+    assert net.dropout.training
+    assert not net.frozen.training
+
+
+def test_the_mode_comes_back_after_an_error_too():
+    net = Net()
+    broken = batch(50)
+    broken.image = None
+
+    with pytest.raises(AttributeError):
+        evaluate(net, [broken], "cpu")
+    assert net.training
+
+
+def test_on_image_gets_every_sample_with_all_predictions():
+    seen = []
+
+    evaluate(Net(), [batch(50, 150, seg=False)], "cpu", on_image=lambda sample, of_task: seen.append((sample, of_task)))
+
+    assert [sample.image_id for sample, _ in seen] == ["50", "150"]
+    assert all(set(of_task) == {"seg", "depth"} for _, of_task in seen)
+    assert (seen[1][1]["seg"] == 1).all()
+
+
+RESULTS = {"seg": {"miou": 0.5, "pixel_accuracy": 0.75}, "depth": {"rmse_m": 3.0}}
+
+
+def test_score_by_hand():
+    tasks = Net().tasks
+
+    assert score(RESULTS, tasks) == (0.5 + 1 / (1 + 3)) / 2
+    assert score(RESULTS, tasks, "seg/pixel_accuracy") == 0.75
+    assert score(RESULTS, tasks, "depth/rmse_m") == -3
+
+
+@pytest.mark.parametrize("rule", ["seg/mio", "sgg/miou", "median"])
+def test_a_rule_that_names_nothing_lists_what_there_is(rule):
+    with pytest.raises(ValueError, match="choose mean or seg/miou, seg/pixel_accuracy, depth/rmse_m"):
+        score(RESULTS, Net().tasks, rule)
+
+
+def test_a_split_without_labels_cannot_choose_the_best():
+    with pytest.raises(ValueError, match="none of the tasks seg, depth has labels"):
+        score({"seg": {"images": 0}, "depth": {"images": 0}}, Net().tasks)
+
+
+def test_json_has_no_nan_and_no_numpy(tmp_path):
+    path = tmp_path / "eval" / "val.json"
+
+    save_json({"seg": {"miou": np.float64(0.5), "ap": math.nan, "table": np.arange(2)}}, path, {"step": np.int64(7)})
+
+    def no_constant(name):
+        raise AssertionError(name)
+
+    assert json.loads(path.read_text(), parse_constant=no_constant) == {
+        "header": {"step": 7},
+        "results": {"seg": {"miou": 0.5, "ap": None, "table": [0, 1]}},
+    }
+
+
+VALUES = [30, 90, 101, 150, 240]
+
+
+def _rank(rank, store, queue):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    queue.put((rank, evaluate(Net(), [batch(value, seg=value > 50) for value in VALUES[rank::2]], "cpu")))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_return_the_numbers_of_one(tmp_path):
+    context = torch.multiprocessing.get_context("fork")  # spawned ones would import everything anew
+    queue = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    results = dict(queue.get() for _ in ranks)
+    for process in ranks:
+        process.join(60)
+
+    alone = evaluate(Net(), [batch(value, seg=value > 50) for value in VALUES], "cpu")
+    assert results[0] == results[1] == alone
+    assert alone["seg"]["images"] == 4

@@ -1,0 +1,163 @@
+"""Depth meter: an independent float64 reference, the named protocols, and values by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from visionmtl.meters.depth import DepthMeter
+from visionmtl.types import Sample
+
+PIXEL = np.zeros((1, 1, 3), np.uint8)
+
+
+def metered(*pairs, **settings):
+    meter = DepthMeter(**settings)
+    for number, (predicted, true) in enumerate(pairs):
+        truth = None if true is None else np.asarray(true, np.float32)
+        meter.update(np.asarray(predicted, np.float32), Sample(image=PIXEL, image_id=str(number), depth_m=truth))
+    return meter.compute()
+
+
+def reference(predicted, true, low=1e-3, high=10.0):
+    """The usual formulas, pixel by pixel lists, float64."""
+    p, g = predicted.astype(np.float64), true.astype(np.float64)
+    keep = np.logical_and(g > low, g < high)
+    p, g = np.minimum(np.maximum(p[keep], low), high), g[keep]
+    e = np.log(p) - np.log(g)
+    thresh = np.maximum(g / p, p / g)
+    return {
+        "abs_rel": np.mean(np.abs(g - p) / g),
+        "sq_rel": np.mean((g - p) ** 2 / g),
+        "mae_m": np.mean(np.abs(g - p)),
+        "rmse_m": np.sqrt(np.mean((g - p) ** 2)),
+        "rmse_log": np.sqrt(np.mean(e**2)),
+        "log10": np.mean(np.abs(np.log10(g) - np.log10(p))),
+        "silog": 100 * np.sqrt(np.mean(e**2) - np.mean(e) ** 2),
+        "delta1": np.mean(thresh < 1.25),
+        "delta2": np.mean(thresh < 1.25**2),
+        "delta3": np.mean(thresh < 1.25**3),
+    }
+
+
+def rooms(count, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    true = rng.uniform(0, 12, (count, *shape)).astype(np.float32)  # some beyond 10 m, some missing
+    true[rng.random(true.shape) < 0.3] = 0
+    guess = (rng.uniform(0, 12, true.shape) + true).astype(np.float32) * rng.choice([0.5, 1, -0.1], true.shape)
+    return guess.astype(np.float32), true
+
+
+def close(result, expected):
+    return {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+
+
+def test_eigen_is_the_mean_over_images_of_the_cropped_metric():
+    guess, true = rooms(2, (480, 640))
+
+    result = metered(*zip(guess, true, strict=True), protocol="eigen")
+
+    each = [reference(p[45:471, 41:601], g[45:471, 41:601]) for p, g in zip(guess, true, strict=True)]
+    assert close(result, {name: np.mean([one[name] for one in each]) for name in each[0]})
+    assert result["protocol"].startswith("eigen: 0.001 < truth < 10 m")
+    assert result["images_measured"] == 2
+
+
+def test_per_image_is_eigen_without_the_crop():
+    guess, true = rooms(3, (20, 30))
+
+    result = metered(*zip(guess, true, strict=True), protocol="per_image")
+
+    each = [reference(p, g) for p, g in zip(guess, true, strict=True)]
+    assert close(result, {name: np.mean([one[name] for one in each]) for name in each[0]})
+
+
+def test_pooled_is_the_metric_over_all_pixels():
+    guess, true = rooms(3, (20, 30))
+    true[0, :15] = 0  # images weigh differently
+
+    result = metered(*zip(guess, true, strict=True), protocol="pooled")
+
+    assert close(result, reference(guess, true))
+    assert result["pixels"] == np.sum((true > 1e-3) & (true < 10))
+
+
+def test_batch_mean_is_the_mean_over_groups():
+    guess, true = rooms(5, (20, 30))
+
+    result = metered(*zip(guess, true, strict=True), protocol="batch_mean", group_images=2)
+
+    each = [reference(guess[rows], true[rows]) for rows in (slice(0, 2), slice(2, 4), slice(4, 5))]
+    assert close(result, {name: np.mean([one[name] for one in each]) for name in each[0]})
+
+
+def test_values_by_hand():
+    result = metered(([[2.0, 1.0, 9.0]], [[1.0, 1.0, 0.0]]))
+
+    assert result["abs_rel"] == 0.5
+    assert result["rmse_m"] == pytest.approx(0.5**0.5)
+    assert result["pixels"] == 2
+    assert result["delta3"] == 0.5
+    assert result["silog"] == pytest.approx(100 * np.log(2) / 2)
+
+
+def test_deltas_are_strict():
+    assert metered(([[1.25]], [[1.0]]))["delta1"] == 0  # both exact in binary
+    assert metered(([[1.2499]], [[1.0]]))["delta1"] == 1
+
+
+def test_predictions_are_clamped_and_the_limits_themselves_are_not_valid():
+    result = metered(([[99.0, 5.0]], [[8.0, 10.0]]), max_m=10.0)
+
+    assert result["pixels"] == 1
+    assert result["rmse_m"] == 2
+
+
+def test_silog_of_a_constant_factor_is_zero_to_many_digits():
+    true = np.linspace(1, 5, 1000, dtype=np.float32).reshape(20, 50)
+
+    assert metered((true * np.float32(2), true), protocol="pooled")["silog"] < 1e-5  # of 100
+
+
+@pytest.mark.parametrize("pairs", [[], [([[1.0]], [[0.0]])], [([[1.0]], [[np.nan]])], [([[1.0]], None)]])
+def test_without_valid_pixels_every_score_is_none(pairs):
+    result = metered(*pairs)
+
+    assert result["rmse_m"] is None
+    assert result["delta1"] is None
+    assert result["pixels"] == 0
+    json.dumps(result, allow_nan=False)
+
+
+def test_an_image_without_valid_pixels_does_not_enter_the_mean():
+    assert metered(([[2.0]], [[1.0]]), ([[2.0]], [[0.0]]))["abs_rel"] == 1
+
+
+def test_median_alignment_removes_the_scale_and_says_so():
+    true = np.linspace(1, 5, 101, dtype=np.float32)[None]
+
+    result = metered((true * 7, true), align="median")
+
+    assert result["rmse_m"] < 1e-5
+    assert result["protocol"].startswith("per_image, median-aligned: ")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "settings", "message"),
+    [
+        (np.ones((2, 2)), np.ones((2, 3)), {}, r"the prediction is \[2, 2\] and the truth \[2, 3\]"),
+        (
+            np.ones((2, 2)),
+            np.ones((2, 2)),
+            {"protocol": "eigen"},
+            "2x2 px; protocol 'eigen'.*choose protocol 'per_image'",
+        ),
+        (np.full((2, 2), np.nan), np.ones((2, 2)), {}, "4 predicted depths are NaN"),
+        (np.zeros((2, 2)), np.ones((2, 2)), {"align": "median"}, "needs a positive finite one"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"protocol": "egien"}, "unknown depth protocol 'egien'; allowed are eigen"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"min_m": 0.0}, "allowed is 0 < min_m < max_m"),
+    ],
+)
+def test_errors_teach(predicted, true, settings, message):
+    with pytest.raises(ValueError, match=message):
+        metered((predicted, true), **settings)

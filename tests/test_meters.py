@@ -1,0 +1,123 @@
+"""All meters: a split measured by several ranks gives exactly the numbers of one; and normals by hand."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from visionmtl.meters.depth import DepthMeter
+from visionmtl.meters.detection import DetectionMeter
+from visionmtl.meters.normals import NormalsMeter
+from visionmtl.meters.segmentation import SegmentationMeter
+from visionmtl.types import Boxes, Detections, LabelSpace, Sample
+
+SPACE = LabelSpace("five", tuple("abcde"), ((0, 0, 0),) * 5)
+PIXEL = np.zeros((1, 1, 3), np.uint8)
+
+METERS = {
+    "detection": lambda: DetectionMeter(SPACE),
+    "segmentation": lambda: SegmentationMeter(SPACE),
+    "depth per image": lambda: DepthMeter("per_image"),
+    "depth pooled": lambda: DepthMeter("pooled"),
+    "depth batch mean": lambda: DepthMeter("batch_mean", group_images=3),
+    "normals": NormalsMeter,
+}
+
+
+def labelled(number, rng):
+    """An image with every label, and a prediction for each kind of meter."""
+    corners = rng.uniform(0, 80, (6, 2)).astype(np.float32)
+    xyxy = np.concatenate([corners, corners + rng.uniform(5, 60, (6, 2)).astype(np.float32)], axis=1)
+    classes = rng.integers(0, 5, 6)
+    scores = rng.choice([0.2, 0.4, 0.6], 6).astype(np.float32)  # many ties
+    sample = Sample(
+        image=PIXEL,
+        image_id=str(number),
+        boxes=Boxes(xyxy, classes, rng.random(6) < 0.2, (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)),
+        segmentation=rng.choice([0, 1, 2, 3, 255], (9, 11)).astype(np.uint8),
+        depth_m=rng.uniform(0, 11, (9, 11)).astype(np.float32),
+        normals=rng.normal(size=(9, 11, 3)).astype(np.float32),
+    )
+    return sample, {
+        "detection": Detections(xyxy + rng.normal(0, 3, xyxy.shape).astype(np.float32), scores, classes),
+        "segmentation": rng.integers(0, 4, (9, 11)).astype(np.uint8),
+        "depth": rng.uniform(0, 11, (9, 11)).astype(np.float32),
+        "normals": rng.normal(size=(9, 11, 3)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("name", METERS)
+def test_merged_ranks_equal_one_process_exactly(name):
+    rng = np.random.default_rng(3)
+    one, ranks = METERS[name](), [METERS[name]() for _ in range(3)]
+    for number in range(13):
+        sample, predictions = labelled(number, rng)
+        one.update(predictions[name.split()[0]], sample)
+        ranks[number % 3].update(predictions[name.split()[0]], sample)
+
+    states = [pickle.loads(pickle.dumps(rank.state())) for rank in ranks]
+    merged = METERS[name]()
+    for state in reversed(states):
+        merged.merge(state)
+
+    assert merged.compute() == one.compute()  # every digit
+    json.dumps(one.compute(), allow_nan=False)
+
+
+def angled(*degrees):
+    """Normals [1, P, 3] at these angles from straight ahead."""
+    radians = np.radians(np.array(degrees, np.float64))
+    return np.stack([np.sin(radians), 0 * radians, np.cos(radians)], axis=-1)[None].astype(np.float32)
+
+
+def normals_metered(predicted, true):
+    meter = NormalsMeter()
+    meter.update(predicted, Sample(image=PIXEL, image_id="a", normals=true))
+    return meter.compute()
+
+
+def test_normal_angles_by_hand():
+    result = normals_metered(angled(0, 10, 20, 60), angled(0, 0, 0, 0))
+
+    assert result["mean_deg"] == pytest.approx(22.5, abs=1e-4)
+    assert result["median_deg"] == pytest.approx(15, abs=0.01)
+    assert (result["within_11_25"], result["within_22_5"], result["within_30"]) == (0.5, 0.75, 0.75)
+
+
+def test_opposite_normals_are_180_degrees_apart():
+    result = normals_metered(angled(180), angled(0))
+
+    assert result["mean_deg"] == pytest.approx(180, abs=1e-4)
+    assert result["median_deg"] == pytest.approx(180, abs=0.01)
+
+
+def test_unknown_normals_do_not_count_and_a_prediction_without_direction_is_no_hit():
+    true = angled(0, 0, 0)
+    true[0, 2] = 0
+
+    result = normals_metered(np.zeros_like(true), true)
+
+    assert result["pixels"] == 2
+    assert result["mean_deg"] == 90
+
+
+def test_the_length_of_a_normal_does_not_matter():
+    assert normals_metered(100 * angled(25), angled(0))["mean_deg"] == pytest.approx(25, abs=1e-4)
+
+
+def test_without_known_normals_every_score_is_none():
+    result = normals_metered(angled(0), np.zeros((1, 1, 3), np.float32))
+
+    assert result["mean_deg"] is None
+    assert result["median_deg"] is None
+    assert result["within_30"] is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [(angled(0, 0), "allowed is .* one size"), (np.nan * angled(0), "1 predicted normals are NaN")],
+)
+def test_wrong_predictions_of_normals_are_errors(predicted, message):
+    with pytest.raises(ValueError, match=message):
+        normals_metered(predicted, angled(0))

@@ -1,0 +1,78 @@
+"""Train a multi-task network from a config file."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+
+from visionmtl.config import Run, print_config, read
+from visionmtl.log import results_table
+from visionmtl.train import Options, train
+
+
+def duration_s(text: str) -> float:
+    """'90s', '45m', '2h' or plain seconds -> seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; allowed are e.g. 90s, 45m, 2h; correct it")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="train", description=__doc__)
+    p.add_argument("config", help="YAML file; names of shipped configs work from anywhere")
+    p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
+    p.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help="continue the run's last or a given checkpoint")
+    p.add_argument("--init-from", metavar="PATH", help="start from a checkpoint's weights, as a new run")
+    p.add_argument("--output", metavar="DIR", help="run directory; default: the config's, else runs/NAME")
+    p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")
+    p.add_argument("--overfit", type=positive, metavar="N", help="learn the first N images only, and evaluate on them")
+    p.add_argument("--print-config", action="store_true", help="print every setting with its origin, and stop")
+    p.add_argument("--limit-train-batches", type=positive, metavar="N", help="batches per epoch")
+    p.add_argument("--limit-val-batches", type=positive, metavar="N")
+    p.add_argument("--max-time", type=duration_s, metavar="2h", help="stop with a checkpoint after this time")
+    p.add_argument("--max-steps", type=positive, metavar="N", help="stop with a checkpoint after N optimiser steps")
+    p.add_argument("--profile", type=positive, metavar="N", help="write a profiler trace of N steps, and stop")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    try:
+        loaded = read(args.config, args.overrides)
+        if args.print_config:
+            print(print_config(loaded), end="")
+            return 0
+        options = Options(
+            args.resume, args.init_from, args.overfit, args.limit_train_batches, args.limit_val_batches,
+            args.max_time, args.max_steps, args.profile, args.dry_run, args.device,
+        )  # fmt: skip
+        results = train(_placed(loaded.run, args), options)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if results:
+        print(results_table(results))
+    return 0
+
+
+def _placed(run: Run, args: argparse.Namespace) -> Run:
+    """The run with its output folder decided."""
+    name = Path(args.config).stem + (f"-overfit{args.overfit}" if args.overfit else "")
+    return run.model_copy(update={"output": args.output or run.output or f"runs/{name}"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Label-consistent augmentation: one crop and resize, one flip and one colour draw, every label kept in step."""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from visionmtl.ops.colour import colour_matrix
+from visionmtl.spec import Spec
+from visionmtl.types import Boxes, Frame, Sample
+
+Size = tuple[int, int]
+"""(H, W) in pixels."""
+
+
+def fit(image: NDArray[np.uint8], size: Size) -> tuple[NDArray[np.uint8], Frame]:
+    """The whole image [H, W, 3] resized without distortion (to the rounding of a pixel) to fit into `size`.
+
+    The result is at most `size` and touches it on one side; padding to `size` is the loader's.
+    """
+    window = _Window.whole(image.shape[:2], size)
+    return window.image(image), Frame(size=(image.shape[0], image.shape[1]), content_size=window.out)
+
+
+class Augment(Spec):
+    """Random zoom, crop, flip and colour. The defaults change nothing."""
+
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the scale relative to the one at which the whole image fits, drawn log-uniformly. Above 1 crops,
+    below 1 leaves padding. Zooming by s divides depth by s: an object looks s times as large when s times nearer."""
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of mirroring left and right."""
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    """Factor drawn from 1 - x to 1 + x."""
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    """Factor drawn from 1 - x to 1 + x, about the image's mean grey."""
+    saturation: float = Field(default=0.0, ge=0, lt=1)
+    """Factor drawn from 1 - x to 1 + x."""
+    hue_turns: float = Field(default=0.0, ge=0, le=0.5)
+    """Hue rotation drawn from -x to x; 0.5 is the opposite colour."""
+    min_box_px: float = Field(default=1.0, ge=0)
+    """Boxes with a shorter side, in pixels of the network input, are dropped."""
+    min_visible: float = Field(default=0.25, ge=0, le=1)
+    """Boxes of which the crop keeps a smaller share are dropped. Crowd regions stay while anything is visible."""
+
+    @model_validator(mode="after")
+    def _zoom_is_a_range(self) -> Self:
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom is {list(self.zoom)}; it needs 0 < low <= high; write e.g. zoom: [1.0, 1.5]")
+        return self
+
+    @property
+    def colours(self) -> bool:
+        """Whether any colour setting is on."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue_turns))
+
+    def apply(self, sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
+        """A view of the sample of at most `size`; labels not given stay None. Draws four numbers."""
+        # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
+        # gets its own interpolation and dtype in one line
+        u_zoom, u_top, u_left, u_flip = rng.random(4)
+        low, high = self.zoom
+        zoom = math.exp(math.log(low) + u_zoom * (math.log(high) - math.log(low)))
+        window = _Window.cut(sample.image.shape[:2], size, zoom, u_top, u_left, mirrored=u_flip < self.flip)
+        return self._view(sample, window, zoom)
+
+    def colour(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+        """The image's colour matrix [3, 4] for `ops.colour.apply_matrices`."""
+        brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
+        return colour_matrix(
+            brightness=1 + self.brightness * brightness,
+            contrast=1 + self.contrast * contrast,
+            saturation=1 + self.saturation * saturation,
+            hue_turns=self.hue_turns * hue,
+            mean_rgb=cv2.mean(image)[:3],
+        )
+
+    def _view(self, sample: Sample, window: "_Window", zoom: float) -> Sample:
+        normals = None if sample.normals is None else window.nearest(sample.normals)
+        if normals is not None and window.mirrored:
+            normals = normals * np.array([-1, 1, 1], normals.dtype)
+
+        return Sample(
+            image=window.image(sample.image),
+            image_id=sample.image_id,
+            boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.image.shape[:2]),
+            segmentation=None if sample.segmentation is None else window.nearest(sample.segmentation),
+            depth_m=None if sample.depth_m is None else window.nearest(sample.depth_m) / np.float32(zoom),
+            normals=normals,
+        )
+
+    def _boxes(self, boxes: Boxes, window: "_Window", size: Size) -> Boxes:
+        whole = _clip(boxes.xyxy, 0, 0, *size)
+        seen = _clip(whole, window.top, window.left, window.top + window.size[0], window.left + window.size[1])
+        with np.errstate(invalid="ignore", divide="ignore"):  # NaN and empty boxes: dropped two lines down
+            visible = _area(seen) / _area(whole)
+            xyxy = window.boxes(seen)
+        shorter = np.minimum(xyxy[:, 2] - xyxy[:, 0], xyxy[:, 3] - xyxy[:, 1])
+
+        kept = (visible >= self.min_visible) & (shorter >= self.min_box_px) | boxes.crowd
+        kept &= (visible > 0) & (shorter > 0)  # False where NaN
+        return Boxes(
+            xyxy=xyxy[kept].astype(np.float32),
+            labels=boxes.labels[kept],
+            crowd=boxes.crowd[kept],
+            area=(boxes.area[kept] * visible[kept] * math.prod(window.scale)).astype(np.float32),
+        )
+
+
+class _Window:
+    """A rectangle of the original, resized to `out` and perhaps mirrored."""
+
+    def __init__(self, top: int, left: int, size: Size, out: Size, mirrored: bool) -> None:
+        self.top, self.left, self.size, self.out, self.mirrored = top, left, size, out, mirrored
+        self.scale = (out[0] / size[0], out[1] / size[1])
+
+    @staticmethod
+    def whole(original: tuple[int, ...], size: Size) -> "_Window":
+        return _Window.cut(original, size, zoom=1.0, u_top=0.0, u_left=0.0, mirrored=False)
+
+    @staticmethod
+    def cut(
+        original: tuple[int, ...], size: Size, zoom: float, u_top: float, u_left: float, mirrored: bool
+    ) -> "_Window":
+        """As much of the original (H, W) as fits into `size` at `zoom`; u in [0, 1) places it where it does not fit."""
+        h, w = original
+        scale = zoom * min(size[0] / h, size[1] / w)
+        crop = (min(h, max(1, round(size[0] / scale))), min(w, max(1, round(size[1] / scale))))
+        out = (min(size[0], max(1, round(crop[0] * scale))), min(size[1], max(1, round(crop[1] * scale))))
+        top, left = int(u_top * (h - crop[0] + 1)), int(u_left * (w - crop[1] + 1))
+        return _Window(top, left, crop, out, mirrored)
+
+    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Area averaging when shrinking (no aliasing), bilinear when growing."""
+        shrinks = self.out[0] < self.size[0] or self.out[1] < self.size[1]
+        return self._resize(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def nearest(self, labels: NDArray) -> NDArray:
+        """Labels are never mixed. EXACT: plain INTER_NEAREST samples up to half a pixel too far left and up."""
+        return self._resize(labels, cv2.INTER_NEAREST_EXACT)
+
+    def boxes(self, xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+        sy, sx = self.scale
+        moved = (xyxy - [self.left, self.top] * 2) * [sx, sy, sx, sy]
+        if self.mirrored:
+            moved[:, [0, 2]] = self.out[1] - moved[:, [2, 0]]
+        return moved
+
+    def _resize(self, pixels: NDArray, interpolation: int) -> NDArray:
+        cropped = pixels[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        if self.out != self.size:
+            cropped = cv2.resize(cropped, (self.out[1], self.out[0]), interpolation=interpolation)
+        return cv2.flip(cropped, 1) if self.mirrored else np.ascontiguousarray(cropped)
+
+
+def _clip(xyxy: NDArray, top: int, left: int, bottom: int, right: int) -> NDArray[np.float64]:
+    return np.clip(xyxy.astype(np.float64), [left, top, left, top], [right, bottom, right, bottom])
+
+
+def _area(xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of inverted boxes 0, of NaN boxes NaN."""
+    return np.maximum(xyxy[:, 2] - xyxy[:, 0], 0) * np.maximum(xyxy[:, 3] - xyxy[:, 1], 0)

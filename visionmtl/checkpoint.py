@@ -1,0 +1,114 @@
+"""Everything needed to continue a run or to use its network: plain data, written atomically."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from visionmtl.config import Run
+from visionmtl.model import MultiTaskNet, build_model
+from visionmtl.types import LabelSpace
+
+FORMAT = 1
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain data so that a crash leaves the old file or the new one, never half of either.
+
+    The file before is kept as `<name>.previous` until the new one is in place and synced to the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        previous = path.with_name(path.name + ".previous")
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it. Raises ValueError when it is not one of ours."""
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("**/*.pt"))[:5]
+        raise ValueError(
+            f"there is no checkpoint {path}; a run keeps them in checkpoints/last.pt and best.pt; "
+            + (f"nearby are: {', '.join(near)}" if near else "train first, or correct the path")
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); a whole checkpoint is needed; use {path.name}.previous beside it, if there"
+        ) from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {found!r}; this version reads {FORMAT}; "
+            "use a checkpoint that visionmtl wrote, or the version that wrote it"
+        )
+    return dict(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A trained network, ready to predict."""
+
+    net: MultiTaskNet
+    run: Run
+    step: int
+    epoch: int
+    folder: Path
+    """The run directory."""
+
+
+def open_model(path: str | Path, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None) -> Opened:
+    """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
+
+    overrides: nested values that replace the run's own, e.g. {"data": {"root": ...}}.
+    """
+    path = Path(path)
+    state = load(path)
+    run = Run.model_validate(merged(state["run"], overrides or {}))
+    # the weights come from the checkpoint; fetching the pretrained ones first would be idle
+    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
+    spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
+    net = build_model(run.model.model_copy(update={"encoder": encoder}), run.tasks, spaces, run.data.size)
+    load_weights(net, state["ema"]["module"] if state["ema"] else state["net"], path)
+    net.to(device).eval()
+    return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)
+
+
+def load_weights(net: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Strict loading with an error that lists the keys."""
+    own = net.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unknown = sorted(weights.keys() - own.keys())
+    misfit = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
+    if missing or unknown or misfit:
+        raise ValueError(
+            f"{path} does not fit this network: {len(missing)} weights missing {missing[:5]}, "
+            f"{len(unknown)} unknown {unknown[:5]}, {len(misfit)} of another shape {misfit[:5]}; "
+            "all must match; use the config that the checkpoint was trained with"
+        )
+    net.load_state_dict(dict(weights))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined; `over` wins, lists are replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
+    return out

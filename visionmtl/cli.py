@@ -1,0 +1,63 @@
+"""The `visionmtl` command: `visionmtl train ...` is the same function as `python tools/train.py ...`."""
+
+import ast
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+from visionmtl.spec import did_you_mean
+
+_here = Path(__file__).resolve().parent
+# a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.
+# Found under this module's name (`visionmtl.cli.train`), so that worker processes find them again.
+_folder = _here / "_tools" if (_here / "_tools").is_dir() else _here.parent / "tools"
+if not _folder.is_dir():
+    raise ImportError(
+        f"found no tools in {_folder}; they lie beside the package in a checkout and in visionmtl/_tools in a wheel; "
+        "reinstall visionmtl"
+    )
+__path__ = [str(_folder)]
+
+
+def verbs() -> dict[str, str]:
+    """Every tool on disk with the first line of its docstring; nothing is imported."""
+    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: _charter(_folder / f"{name}.py") for name in found}
+
+
+def _charter(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _usage() -> str:
+    rows = verbs()
+    width = max(map(len, rows), default=0)
+    listing = "\n".join(f"  {name:<{width}}  {charter}" for name, charter in rows.items())
+    return f"usage: visionmtl VERB ...\n\n{listing}\n\n'visionmtl VERB --help' explains one of them."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Hand the arguments after the verb to that tool's `main`; returns its exit status, 2 for an unknown verb."""
+    asked, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if asked in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+
+    verb = asked.replace("-", "_")
+    known = verbs()
+    if verb not in known:
+        print(
+            f"visionmtl: unknown verb {asked!r}{did_you_mean(verb, known)}; known are: {', '.join(known)}; "
+            "'visionmtl --help' says what each does",
+            file=sys.stderr,
+        )
+        return 2
+
+    sys.argv = [f"visionmtl {verb}", *rest]  # what the tool's usage line and the run's record show
+    return int(importlib.import_module(f"visionmtl.cli.{verb}").main(rest))
+
+
+if __name__ == "__main__":  # for `torchrun -m visionmtl.cli train ...`
+    sys.exit(main())

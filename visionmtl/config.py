@@ -1,0 +1,186 @@
+"""A run as one frozen value, and its way from YAML files and overrides to that value and back."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from visionmtl import overlay
+from visionmtl.balance.base import Balance
+from visionmtl.balance.fixed import Fixed
+from visionmtl.data import Data
+from visionmtl.model import Model
+from visionmtl.optim import Optim
+from visionmtl.overlay import ConfigError, Tree, dotted
+from visionmtl.spec import PYDANTIC_ERRORS, Spec, did_you_mean
+from visionmtl.tasks.base import Task
+
+__all__ = ["ConfigError", "Loaded", "Run", "Train", "dump", "load", "print_config", "read", "schema", "score"]
+
+
+class Train(Spec):
+    """The loop: how long, how much at once, in which precision, and what is kept."""
+
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(8, ge=1, description="images of one process in one forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients are averaged into one optimiser step")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = Field(False, description="the same numbers twice, at some cost of speed")
+    eval_every_epochs: int = Field(1, ge=1, description="the last epoch is evaluated in any case")
+    log_every_steps: int = Field(20, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
+    best: str = Field(
+        "mean", description="'mean': see `score`; or 'task/metric': that metric of that task, the task's way round"
+    )
+    sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
+
+
+class Run(Spec):
+    """Everything that decides a run's numbers."""
+
+    seed: int = Field(0, ge=0)
+    output: str | None = Field(None, description="run directory; None: runs/<name of the config>")
+    model: Model
+    tasks: dict[str, Task]
+    balance: Balance = Fixed()
+    data: Data
+    optim: Optim = Optim()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.tasks:
+            raise ValueError("no tasks: `tasks` is empty; a run learns one task or more; add one under `tasks`")
+        for name in self.tasks:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(
+                    f"task name {name!r} cannot be used in paths such as tasks.NAME.weight; allowed are letters, "
+                    "digits and _, not starting with a digit; rename it"
+                )
+        task = self.train.best.partition("/")[0]
+        if self.train.best != "mean" and ("/" not in self.train.best or task not in self.tasks):
+            raise ValueError(
+                f"train.best is {self.train.best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK/METRIC "
+                f"with a task of this run ({', '.join(self.tasks)}); correct train.best"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run and the tree it was read from, which knows every value's origin."""
+
+    run: Run
+    tree: Tree
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """The run of a config file (see `overlay.read`) with overrides. Raises ConfigError listing every problem."""
+    return read(path, overrides).run
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load`, with the origins."""
+    tree = overlay.read(path, overrides)
+    try:
+        return Loaded(Run.model_validate(tree.resolved()), tree)
+    except ValidationError as error:
+        problems = [_problem(detail, tree) for detail in error.errors()]
+        several = f"{len(problems)} problems in {path}:\n  " if len(problems) > 1 else ""
+        raise ConfigError(several + "\n  ".join(problems)) from None
+
+
+def _problem(detail: Any, tree: Tree) -> str:
+    where: tuple[str | int, ...] = detail["loc"]
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        text = f"missing; it must be given; add {dotted(where)}: VALUE"
+    elif detail["type"] in PYDANTIC_ERRORS - {"value_error"}:
+        found = detail["input"]
+        shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
+        text = f"found {shown}; {text[0].lower()}{text[1:]}; correct the value"
+    return f"{dotted(where) or 'config'}: {text} (from {tree.origin(where)})"
+
+
+def dump(run: Run) -> str:
+    """The run as YAML with every default written out; `load` of it gives the same run."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def print_config(loaded: Loaded) -> str:
+    """`dump` with a comment behind every value that says where it came from."""
+    lines = _commented(loaded.run.model_dump(mode="json"), (), loaded.tree)
+    width = min(60, max(len(text) for text, _ in lines))
+    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
+
+
+def _commented(value: Any, where: overlay.Where, tree: Tree) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        at = (*where, key)
+        indent = "  " * len(where)
+        head = f"{indent}{key}:" if isinstance(value, dict) else f"{indent}-"
+        specs = isinstance(inner, list) and any(isinstance(one, dict) for one in inner)
+        if specs or (isinstance(inner, dict) and inner):
+            lines += [(head, ""), *_commented(inner, at, tree)]
+        else:
+            text = yaml.safe_dump(inner, default_flow_style=True, width=math.inf, allow_unicode=True)
+            lines.append((f"{head} {text.removesuffix('...' + chr(10)).strip()}", tree.written(at) or "default"))
+    return lines
+
+
+def score(run: Run, results: Mapping[str, Mapping[str, Any]]) -> float:
+    """The number by which the best checkpoint is chosen; higher is better.
+
+    train.best = mean: the mean over tasks of the headline metric where more is better (these lie in [0, 1]), and of
+    1 / (1 + metric) where less is better. TASK/METRIC: that metric, negated if the task's headline is to be small.
+    """
+    if run.train.best == "mean":
+        parts = []
+        for name, task in run.tasks.items():
+            metric, way = task.headline
+            value = float(results[name][metric])
+            parts.append(value if way == "max" else 1 / (1 + value))
+        return sum(parts) / len(parts)
+    name, _, metric = run.train.best.partition("/")
+    if metric not in results[name]:
+        known = [known for known, value in results[name].items() if isinstance(value, int | float)]
+        raise ValueError(
+            f"train.best is {run.train.best!r}, but {name} has no metric {metric!r}{did_you_mean(metric, known)}; "
+            f"it has {', '.join(known)}; correct train.best"
+        )
+    return float(results[name][metric]) * (1 if run.tasks[name].headline[1] == "max" else -1)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config files, for editors. A file may hold any part of a run, so nothing is required."""
+    plain = _without_required(Run.model_json_schema())
+    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    base = {**texts, "description": "files to build on, relative to this one; later ones win"}
+    remove = {**texts, "description": "dotted paths of what is not wanted of the bases"}
+    plain["properties"] = {"base": base, "remove": remove, **plain["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plain}
+
+
+def _without_required(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _without_required(value)
+            for key, value in node.items()
+            if not (key == "required" and isinstance(value, list))
+        }
+    return [_without_required(value) for value in node] if isinstance(node, list) else node
+
+
+if __name__ == "__main__":  # python -m visionmtl.config > configs/schema.json
+    print(json.dumps(schema(), indent=1))

@@ -1,0 +1,292 @@
+"""From samples to padded batches: which data set teaches which task, in an order fixed by (seed, epoch) alone.
+
+Nothing here depends on the number of worker processes, and a training run cut at any batch continues with exactly the
+batches it would have seen: every random number is a function of (seed, epoch, index of the sample).
+"""
+
+import bisect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch.utils.data import DataLoader
+
+from visionmtl.augment import Augment, fit
+from visionmtl.datasets import Dataset, Reader
+from visionmtl.spec import Spec, did_you_mean
+from visionmtl.tasks.base import Task
+from visionmtl.types import Batch, Frame, LabelSpace, Sample
+
+Spaces = Mapping[str, LabelSpace | None]
+"""By task: the label space it learns, or None for tasks without classes."""
+_Job = tuple[int, list[int]]  # epoch and sample indices of one batch
+
+MAX_AUTO_WORKERS = 16
+
+
+class Data(Spec):
+    """What to train and evaluate on, and how it is fed."""
+
+    root: str | None = None
+    """Where the data lies, for the data sets below to refer to as ${data.root}."""
+    train: list[Dataset] = Field(min_length=1)
+    """Joined and shuffled: a data set is drawn from in proportion to its size."""
+    val: list[Dataset] = Field(min_length=1)
+    size: tuple[int, int]
+    """(H, W) of the padded network input, pixels."""
+    augment: Augment = Augment()
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes per training process; 0 loads in the training process itself."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches each worker prepares ahead."""
+
+
+def open_readers(datasets: Sequence[Dataset]) -> list[Reader]:
+    """Every data set, checked and indexed."""
+    return [dataset.build() for dataset in datasets]
+
+
+def resolve_spaces(tasks: Mapping[str, Task], readers: Sequence[Reader]) -> dict[str, LabelSpace | None]:
+    """The label space each task learns: the one it names in `space`, else the only one the data sets offer."""
+    spaces: dict[str, LabelSpace | None] = {}
+    for name, task in tasks.items():
+        offers = [reader.provides[task.field] for reader in readers if task.field in reader.provides]
+        if not offers:
+            fields = sorted({field for reader in readers for field in reader.provides})
+            raise ValueError(
+                f"task {name!r} learns from {task.field!r}, which no training data set provides; they provide "
+                f"{', '.join(fields)}; add a data set that has it, or remove the task"
+            )
+        spaces[name] = _choose_space(name, task, offers)
+    return spaces
+
+
+def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) -> LabelSpace | None:
+    named = {offer.name: offer for offer in offers if offer is not None}
+    if any(offer is not None and offer.classes != named[offer.name].classes for offer in offers):
+        raise ValueError(
+            f"task {name!r} is offered two different class lists under one name among {', '.join(named)}; "
+            "a name stands for one list; give the label spaces of the data sets different names"
+        )
+    wanted = getattr(task, "space", None)
+    if wanted is None and len(named) > 1:
+        raise ValueError(
+            f"task {name!r} can learn {', '.join(named)}; one task learns one label space; "
+            f"choose it with tasks.{name}.space=NAME, and add a second task to learn the other"
+        )
+    if wanted is not None and wanted not in named:
+        raise ValueError(
+            f"task {name!r} wants label space {wanted!r}{did_you_mean(wanted, named)}; the data sets offer "
+            f"{', '.join(named) or 'none for ' + task.field}; correct tasks.{name}.space or add the data set"
+        )
+    return named[wanted] if wanted is not None else next(iter(named.values()), None)
+
+
+def supervises(reader: Reader, task: Task, space: LabelSpace | None) -> bool:
+    """Whether labels of this data set are of the kind the task learns."""
+    if task.field not in reader.provides:
+        return False
+    offer = reader.provides[task.field]
+    return (offer and (offer.name, offer.classes)) == (space and (space.name, space.classes))
+
+
+def choose_workers(workers: int | Literal["auto"], world: int = 1) -> tuple[int, str]:
+    """Loader processes per training process, and why that many."""
+    if workers != "auto":
+        return workers, f"data.workers={workers}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = max(0, min(MAX_AUTO_WORKERS, cores // world - 1))
+    shared = f" for {world} processes" if world > 1 else ""
+    return chosen, f"auto: {cores} cores{shared}, one left to each training process, at most {MAX_AUTO_WORKERS}"
+
+
+class TrainLoader:
+    """Endless supply of augmented batches, one epoch at a time."""
+
+    def __init__(
+        self,
+        data: Data,
+        tasks: Mapping[str, Task],
+        spaces: Spaces,
+        readers: Sequence[Reader],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """batch_size: per process; `world` processes take the parts of one common batch."""
+        self._total = sum(len(reader) for reader in readers)
+        if self._total < batch_size * world:
+            raise ValueError(
+                f"the training data has {self._total} images, but one step takes {batch_size} x {world} process(es); "
+                "every step needs a full batch; lower train.batch_size or add data"
+            )
+        self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        self._jobs: list[_Job] = []  # what the DataLoader hands to its workers; set anew each epoch
+        self.workers, self.workers_reason = choose_workers(data.workers, world)
+        work = _TrainWork(data, tasks, spaces, readers, seed)
+        self._loader = _loader(work, self._jobs, self.workers, data.prefetch, persistent=True)
+
+    def __len__(self) -> int:
+        """Batches per epoch; the remainder is dropped (other images each epoch)."""
+        return self._total // (self._batch_size * self._world)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on; the same for any number of workers."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._total)
+        step = self._batch_size * self._world
+        mine = [number * step + self._rank * self._batch_size for number in range(start, len(self))]
+        self._jobs[:] = [(epoch, order[first : first + self._batch_size].tolist()) for first in mine]
+        for content in self._loader:
+            yield Batch(**content)
+
+
+class ValLoader:
+    """Every image once over all ranks, resized to fit but not augmented, with the original sample beside it.
+
+    `labelled[task]` tells whose labels are of the space the task learns: a meter must see no others.
+    """
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for content in self._loader:
+            yield Batch(**content)
+
+
+def val_loader(
+    data: Data,
+    tasks: Mapping[str, Task],
+    spaces: Spaces,
+    readers: Sequence[Reader],
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    limit: int | None = None,
+) -> ValLoader:
+    """limit: batches per rank, from the first image on. The last batch may be smaller. Targets stay empty."""
+    for name, task in tasks.items():
+        offers = [reader.provides[task.field] for reader in readers if task.field in reader.provides]
+        if offers and not any(supervises(reader, task, spaces[name]) for reader in readers):
+            raise ValueError(
+                f"task {name!r} learns {_name(spaces[name])}, but the validation data sets label {task.field!r} with "
+                f"{', '.join(_name(offer) for offer in offers)}; the two must agree; set both to one label space"
+            )
+    mine = range(rank, sum(len(reader) for reader in readers), world)
+    jobs = [(0, list(mine[first : first + batch_size])) for first in range(0, len(mine), batch_size)][:limit]
+    count = choose_workers(data.workers, world)[0] if workers is None else workers
+    work = _ValWork(data.size, tasks, spaces, readers)
+    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=False))
+
+
+def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Tensor:
+    """[h, w, 3] arrays at the top left of uint8 [B, 3, H, W], contiguous, 0 elsewhere."""
+    canvas = np.zeros((len(images), 3, *size), np.uint8)
+    for place, image in zip(canvas, images, strict=True):
+        place[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return torch.from_numpy(canvas)
+
+
+class _Work:
+    """Runs in the workers: indices in, the fields of one `Batch` out (a dict, which DataLoader knows how to pin)."""
+
+    def __init__(
+        self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, readers: Sequence[Reader]
+    ) -> None:
+        self._size, self._tasks, self._readers = size, dict(tasks), list(readers)
+        self._ends = list(accumulate(len(reader) for reader in readers))
+        self._supervises = [
+            {name: supervises(reader, task, spaces[name]) for name, task in tasks.items()} for reader in readers
+        ]
+
+    def _read(self, index: int) -> tuple[Sample, frozenset[str]]:
+        """The sample, and the tasks it supervises."""
+        which = bisect.bisect_right(self._ends, index)
+        reader = self._readers[which]
+        sample = reader.read(index - (self._ends[which] - len(reader)))
+        taught = self._supervises[which]
+        return sample, frozenset(
+            name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None
+        )
+
+    def _labelled(self, taught: Sequence[frozenset[str]]) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor([name in one for one in taught], dtype=torch.bool) for name in self._tasks}
+
+
+class _TrainWork(_Work):
+    def __init__(
+        self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, readers: Sequence[Reader], seed: int
+    ) -> None:
+        super().__init__(data.size, tasks, spaces, readers)
+        self._augment, self._seed = data.augment, seed
+
+    def __getitem__(self, job: _Job) -> dict[str, Any]:
+        epoch, indices = job
+        samples, taught, colours = [], [], []
+        for index in indices:
+            rng = np.random.default_rng([self._seed, epoch, index + 1])  # 0 would repeat the stream of the order
+            original, tasks = self._read(index)
+            sample = self._augment.apply(original, self._size, rng)
+            samples.append(sample)
+            taught.append(tasks)
+            if self._augment.colours:
+                colours.append(self._augment.colour(sample.image, rng))
+
+        targets = {}
+        for name, task in self._tasks.items():
+            known = [sample if name in tasks else None for sample, tasks in zip(samples, taught, strict=True)]
+            targets[name] = task.collate(known, self._size)
+        return {
+            "image": pad([sample.image for sample in samples], self._size),
+            "targets": targets,
+            "labelled": self._labelled(taught),
+            "colour": torch.from_numpy(np.stack(colours)) if colours else None,
+        }
+
+
+class _ValWork(_Work):
+    def __getitem__(self, job: _Job) -> dict[str, Any]:
+        samples, taught = zip(*(self._read(index) for index in job[1]), strict=True)
+        fitted: list[tuple[NDArray[np.uint8], Frame]] = [fit(sample.image, self._size) for sample in samples]
+        return {
+            "image": pad([image for image, _ in fitted], self._size),
+            "targets": {},
+            "labelled": self._labelled(taught),
+            "frames": [frame for _, frame in fitted],
+            "samples": list(samples),
+        }
+
+
+def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent: bool) -> "DataLoader[Any]":
+    return DataLoader(
+        work,
+        batch_size=None,  # one job is one batch already
+        sampler=jobs,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        prefetch_factor=prefetch if workers else None,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """Parallelism is over workers; threads inside them only fight for the cores."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _name(space: LabelSpace | None) -> str:
+    return space.name if space else "no classes"

@@ -1,0 +1,1 @@
+"""One file per detection head; `base.py` holds the contract."""

@@ -1,0 +1,123 @@
+"""The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from visionmtl.encoder import Encoder
+from visionmtl.pyramids.base import Pyramid
+from visionmtl.pyramids.fpn import FPN
+from visionmtl.sharing.base import Sharing
+from visionmtl.sharing.hard import Hard
+from visionmtl.spec import Spec
+from visionmtl.tasks.base import Raw, Task
+from visionmtl.types import Batch, LabelSpace, Maps
+
+
+class Model(Spec, frozen=True):
+    """Settings of everything before the decoders; those belong to their tasks."""
+
+    encoder: Encoder
+    pyramid: Pyramid = FPN()
+    sharing: Sharing = Hard()
+
+
+class MultiTaskNet(nn.Module):
+    """uint8 or float images of 0..255 in, raw outputs of every task out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.spaces = dict(spaces)
+        self.encoder_origin: str
+        encoder = spec.encoder.build(size)
+        self.size_multiple = int(encoder.size_multiple)
+        if size[0] % self.size_multiple or size[1] % self.size_multiple:
+            multiple = self.size_multiple
+            up = [-(-side // multiple) * multiple for side in size]
+            raise ValueError(
+                f"data.size is {size[0]}x{size[1]} px, but encoder {spec.encoder.name!r} needs multiples of "
+                f"{multiple}; choose {up[0]}x{up[1]}"
+            )
+        self.encoder_origin = encoder.origin
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+        levels = {name: task.levels for name, task in tasks.items()}
+        wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
+        pyramid = spec.pyramid.build(encoder.channels, wanted)
+        self.trunk = spec.sharing.build(encoder, pyramid, levels)
+        self.decoders = nn.ModuleDict(
+            {name: task.build(self.trunk.out_channels, spaces[name]) for name, task in tasks.items()}
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder inside the trunk, for parameter groups."""
+        encoder: nn.Module = self.trunk.encoder  # type: ignore[assignment]
+        return encoder
+
+    def shared(self, image: Tensor) -> Maps:
+        """uint8 or float [B, 3, H, W] of 0..255 -> the shared maps."""
+        maps: Maps = self.trunk((image - self.mean) / self.std)
+        return maps
+
+    def decode(self, shared: Maps) -> dict[str, Raw]:
+        """Shared maps -> raw output by task."""
+        of_task = self.trunk.split(shared)
+        return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}
+
+    def forward(self, image: Tensor) -> dict[str, Raw]:
+        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task."""
+        return self.decode(self.shared(image))
+
+
+def build_model(
+    spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
+) -> MultiTaskNet:
+    """The network for padded inputs of `size` = (H, W). Raises ValueError when size and encoder do not fit."""
+    return MultiTaskNet(spec, tasks, spaces, size)
+
+
+class LossNet(nn.Module):
+    """The network together with its losses: what a training step runs forward, what is compiled or distributed."""
+
+    def __init__(self, net: MultiTaskNet, cut: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.cut = cut
+
+    def forward(
+        self, image: Tensor, targets: Mapping[str, Mapping[str, Tensor]], labelled: Mapping[str, Tensor]
+    ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
+        """Loss parts by task, the shared maps, and their cut copies (the same tensors without a cut)."""
+        shared = self.net.shared(image)
+        leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
+        raw = self.net.decode(leaves)
+        with torch.autocast(image.device.type, enabled=False):  # losses in float32
+            parts = {
+                name: task.loss(raw[name], dict(targets[name]), labelled[name]) for name, task in self.net.tasks.items()
+            }
+        return parts, list(shared.values()), list(leaves.values())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a batch moved without waiting (from pinned memory)."""
+
+    def move(x: Tensor) -> Tensor:
+        return x.to(device, non_blocking=True)
+
+    return Batch(
+        image=move(batch.image),
+        targets={task: {k: move(v) for k, v in values.items()} for task, values in batch.targets.items()},
+        labelled={task: move(v) for task, v in batch.labelled.items()},
+        frames=batch.frames,
+        samples=batch.samples,
+        colour=None if batch.colour is None else move(batch.colour),
+    )

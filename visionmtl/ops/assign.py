@@ -1,0 +1,123 @@
+"""Which cells learn which box, on padded targets, with fixed shapes: task-aligned (TOOD) and FCOS assignment."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visionmtl.ops.boxes import box_area, pairwise_iou, to_distances
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What every cell shall predict."""
+
+    positive: Tensor  # bool [B, A]
+    boxes: Tensor  # float [B, A, 4]; anything where not positive
+    labels: Tensor  # int64 [B, A]; anything where not positive
+    quality: Tensor  # float [B, A] in 0..1, the score wanted; 0 where not positive
+    ignored: Tensor  # bool [B, A]: inside a crowd region and not positive; teaches nothing
+
+
+def _inside(centres: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
+    """bool [B, M, A]: the cell's centre lies in the box, a box being at least one cell wide and high.
+
+    Without that minimum a box thinner than a stride could lie between all centres, and no cell would learn it.
+    """
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    half = (boxes[..., 2:] - boxes[..., :2]) / 2
+    reach = torch.maximum(half[:, :, None], strides[:, None] / 2)  # [B, M, A, 2]
+    return ((centres - middle[:, :, None]).abs() <= reach).all(dim=-1)
+
+
+def _collect(
+    chosen: Tensor, boxes: Tensor, labels: Tensor, quality: Tensor, crowded: Tensor
+) -> Assignment:
+    """chosen: bool [B, M, A], at most one box a cell; quality: float [B, M, A]; crowded: bool [B, A]."""
+    positive = chosen.any(dim=1)
+    owner = chosen.int().argmax(dim=1)  # [B, A]; 0 where nothing was chosen
+    return Assignment(
+        positive=positive,
+        boxes=boxes.gather(1, owner[..., None].expand(-1, -1, 4)),
+        labels=labels.gather(1, owner),
+        quality=(quality * chosen).amax(dim=1),
+        ignored=crowded & ~positive,
+    )
+
+
+def task_aligned(
+    scores: Tensor,
+    predicted: Tensor,
+    centres: Tensor,
+    strides: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    crowd: Tensor,
+    *,
+    topk: int,
+    alpha: float,
+    beta: float,
+) -> Assignment:
+    """Task-aligned assignment (Feng et al. 2021, arXiv:2108.07755, sec. 3.3): top cells by t = s^alpha * u^beta.
+
+    scores: float [B, A, K] in 0..1; predicted: float [B, A, 4]; centres [A, 2]; strides [A]
+    boxes: float [B, M, 4]; labels: int64 [B, M]; valid, crowd: bool [B, M] (a crowd is never assigned)
+    A cell wanted by several boxes goes to the one it overlaps most. The quality of the best cell of a box is its
+    largest IoU, the others in proportion to t (eq. 4 and the text below it).
+    """
+    teaches = valid & ~crowd
+    inside = _inside(centres, strides, boxes)
+    candidate = inside & teaches[..., None]
+    iou = pairwise_iou(boxes, predicted)
+    of_class = scores.gather(2, labels[:, None, :].expand(-1, scores.shape[1], -1)).transpose(1, 2)  # [B, M, A]
+    aligned = torch.where(candidate, of_class.clamp(min=1e-8).pow(alpha) * iou.clamp(min=1e-4).pow(beta), 0.0)
+
+    top, index = aligned.topk(min(topk, aligned.shape[2]), dim=2)
+    chosen = torch.zeros_like(candidate).scatter_(2, index, top > 0)
+    best_box = torch.where(chosen, iou + 1e-6, -torch.ones_like(iou)).argmax(dim=1, keepdim=True)  # [B, 1, A]
+    chosen &= torch.arange(boxes.shape[1], device=boxes.device)[:, None] == best_box
+
+    t = torch.where(chosen, aligned, 0.0)
+    u = torch.where(chosen, iou, 0.0)
+    quality = t / t.amax(dim=2, keepdim=True).clamp(min=1e-30) * u.amax(dim=2, keepdim=True)
+    crowded = (inside & (valid & crowd)[..., None]).any(dim=1)
+    return _collect(chosen, boxes, labels, quality, crowded)
+
+
+def fcos(
+    centres: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    crowd: Tensor,
+    *,
+    radius: float,
+) -> Assignment:
+    """FCOS assignment (Tian et al. 2020, arXiv:2006.09214, sec. 3.1-3.2): size ranges a level, centre sampling.
+
+    ranges: float [A, 2], the smallest and largest of max(l, t, r, b) in pixels that a cell's level handles
+    radius: centre sampling radius in strides. A cell in several boxes goes to the smallest, ties to the first.
+    The quality is the centre-ness (eq. 3).
+    """
+    teaches = valid & ~crowd
+    distances = to_distances(boxes[:, :, None], centres)  # [B, M, A, 4]
+    in_box = distances.amin(dim=-1) > 0
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    near = ((centres - middle[:, :, None]).abs() < (radius * strides)[:, None]).all(dim=-1)
+    largest = distances.amax(dim=-1)
+    fits = (largest >= ranges[:, 0]) & (largest < ranges[:, 1])
+    candidate = in_box & near & fits & teaches[..., None]
+
+    area = torch.where(candidate, box_area(boxes)[..., None], torch.inf)
+    smallest = area.argmin(dim=1, keepdim=True)
+    chosen = candidate & (torch.arange(boxes.shape[1], device=boxes.device)[:, None] == smallest)
+
+    horizontal, vertical = distances[..., 0::2].clamp(min=1e-6), distances[..., 1::2].clamp(min=1e-6)
+    centreness = (
+        horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)
+    ).sqrt()
+    crowded = (_inside(centres, strides, boxes) & (valid & crowd)[..., None]).any(dim=1)
+    return _collect(chosen, boxes, labels, centreness, crowded)

@@ -1,0 +1,85 @@
+"""Box geometry: cells, distances, overlaps and suppression on padded tensors; boxes are xyxy pixels, x2 y2 exclusive."""
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor
+
+
+def cells(shapes: Sequence[tuple[int, int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres [A, 2] (x, y pixels) and strides [A] of all cells of levels given as (level, h, w)."""
+    centres, strides = [], []
+    for level, height, width in shapes:
+        stride = 2**level
+        y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) * stride
+        x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centres.append(torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1))
+        strides.append(torch.full((height * width,), float(stride), device=like.device))
+    return torch.cat(centres), torch.cat(strides)
+
+
+def from_distances(distances: Tensor, centres: Tensor) -> Tensor:
+    """Distances left, top, right, bottom in pixels [..., A, 4] around centres [A, 2] -> xyxy [..., A, 4]."""
+    return torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], dim=-1)
+
+
+def to_distances(boxes: Tensor, centres: Tensor) -> Tensor:
+    """xyxy [..., A, 4] -> distances left, top, right, bottom [..., A, 4]; negative where the centre lies outside."""
+    return torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [...], 0 for boxes of negative size."""
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair: [B, M, 4], [B, A, 4] -> [B, M, A]; 0 where the union is empty."""
+    low = torch.maximum(a[:, :, None, :2], b[:, None, :, :2])
+    high = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_area(a)[:, :, None] + box_area(b)[:, None, :] - overlap
+    return overlap / union.clamp(min=1e-6)
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of corresponding boxes (Rezatofighi et al. 2019, arXiv:1902.09630, alg. 1): [..., 4] x 2 -> [...] in -1..1."""
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
+    union = (box_area(a) + box_area(b) - overlap).clamp(min=1e-6)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
+    hull = hull.clamp(min=1e-6)
+    return overlap / union - (hull - union) / hull
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, *, max_iou: float, min_score: float, candidates: int, keep: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per-class non-maximum suppression, once for the whole batch on a fixed number of candidates an image.
+
+    boxes: float [B, A, 4]; scores: float [B, A, K]. Every (cell, class) pair is a candidate of its own, as COCO wants.
+    Returns for each image (boxes [D, 4], scores [D], labels [D]), best first, D <= keep.
+    """
+    batch, num_cells, num_classes = scores.shape
+    candidates = min(candidates, num_cells * num_classes)
+    top, index = scores.flatten(1).topk(candidates, dim=1)  # [B, k]
+    labels = index % num_classes
+    top_boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+
+    # one NMS for all images and classes: shift every (image, class) group to a place of its own
+    group = torch.arange(batch, device=boxes.device)[:, None] * num_classes + labels
+    extent = top_boxes.max() - top_boxes.min() + 1
+    shifted = (top_boxes - top_boxes.min()) + (group.to(boxes.dtype) * extent)[..., None]
+    good = top > min_score
+    # double: with many groups the shift grows past what float32 can hold to a pixel
+    flat_scores = torch.where(good, top, -torch.ones_like(top)).flatten()
+    kept = torchvision.ops.nms(shifted.double().flatten(0, 1), flat_scores.double(), max_iou)
+    survives = torch.zeros_like(flat_scores, dtype=torch.bool)
+    survives[kept] = True
+    survives = survives.view(batch, -1) & good
+
+    return [
+        (top_boxes[i][survives[i]][:keep], top[i][survives[i]][:keep], labels[i][survives[i]][:keep])
+        for i in range(batch)
+    ]

@@ -1,0 +1,184 @@
+"""Text, hatching, tags, legends and colour bars: what every picture is made of."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+"""[H, W, 3] RGB."""
+Colour = tuple[int, int, int]
+"""RGB, 0..255."""
+
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (32, 33, 36)
+FAINT: Colour = (95, 99, 104)
+MISSING: Colour = (58, 58, 62)  # pixels nobody labelled or measured
+
+
+@cache
+def font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own scalable sans serif (Aileron), so that pictures look alike on every machine."""
+    found = ImageFont.load_default(size=size_px)
+    if not isinstance(found, ImageFont.FreeTypeFont):
+        raise ImportError(
+            "Pillow was built without FreeType, so it has no scalable font; drawing needs one; "
+            "install the wheel from PyPI: pip install --force-reinstall --only-binary :all: pillow"
+        )
+    return found
+
+
+def text_px(size: tuple[int, int]) -> int:
+    """A letter height that reads well on a picture of size (H, W)."""
+    return int(np.clip(round(min(size) / 30), 12, 48))
+
+
+def enlarge(image: NDArray, short_px: int = 320, *, smooth: bool = True) -> NDArray:
+    """The image times the least whole factor that makes its short side `short_px` or more; maps with smooth=False."""
+    factor = -(-short_px // min(image.shape[:2]))
+    if factor <= 1:
+        return image
+    how = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
+    return cv2.resize(image, (image.shape[1] * factor, image.shape[0] * factor), interpolation=how)
+
+
+def legible_on(colour: Colour) -> Colour:
+    """Black or white, whichever is easier to read on `colour`."""
+    red, green, blue = colour
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
+
+
+def hatch(size: tuple[int, int], period_px: int) -> NDArray[np.bool_]:
+    """Diagonal lines, a quarter of the period wide, as a mask [H, W]."""
+    rows, columns = np.indices(size, dtype=np.int32)
+    return (rows + columns) % period_px < max(1, period_px // 4)
+
+
+def hatched(image: Picture, where: NDArray[np.bool_]) -> Picture:
+    """The image, darkened and hatched in `where`: "no label here"."""
+    period = max(8, min(image.shape[:2]) // 40)
+    dark = image // 4 + np.asarray(MISSING, np.uint8) // 2
+    lines = hatch(image.shape[:2], period)[..., None]
+    return np.where(where[..., None], np.where(lines, dark + 36, dark), image)
+
+
+def write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    size_px: int,
+    colour: Colour,
+    anchor: str = "lm",
+    rim: Colour | None = None,
+) -> None:
+    """Anti-aliased text; `anchor` as in Pillow, "lm" = left end, middle of the line; rim = colour of an outline."""
+    stroke = 0 if rim is None else max(1, size_px // 9)
+    draw.text(at, text, fill=colour, font=font(size_px), anchor=anchor, stroke_width=stroke, stroke_fill=rim)
+
+
+def shorten(text: str, width_px: float, size_px: int) -> str:
+    """The text, cut with an ellipsis where it would be wider than width_px."""
+    if font(size_px).getlength(text) <= width_px:
+        return text
+    while text and font(size_px).getlength(text + "...") > width_px:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def legend(entries: Sequence[tuple[str, Colour | None]], width: int, size_px: int) -> Picture:
+    """Colour swatches with names, flowing over as many lines as they need; colour None = the hatch of "no label"."""
+    swatch, line, gap = round(size_px * 0.85), round(size_px * 1.7), round(size_px * 1.1)
+    places: list[tuple[int, int, str]] = []
+    x, row = size_px // 2, 0
+    for name, _ in entries:
+        name = shorten(name, width - 2 * size_px - swatch, size_px)
+        needed = swatch + size_px // 2 + round(font(size_px).getlength(name))
+        if x > size_px // 2 and x + needed > width - size_px // 2:
+            x, row = size_px // 2, row + 1
+        places.append((x, row, name))
+        x += needed + gap
+
+    height = (row + 1) * line + size_px // 2 if entries else 0
+    picture = np.full((height, width, 3), PAPER, np.uint8)
+    for (x, row, _), (_, colour) in zip(places, entries, strict=True):
+        y = size_px // 4 + row * line + (line - swatch) // 2
+        block = picture[y : y + swatch, x : x + swatch]
+        block[:] = FAINT if colour is None else np.asarray(colour) // 2 + 30  # the rim, so that pale colours show
+        inner = block[1:-1, 1:-1]
+        inner[:] = MISSING if colour is None else colour
+        if colour is None:
+            inner[hatch(inner.shape[:2], 6)] = (150, 150, 150)
+    canvas = Image.fromarray(picture)
+    for x, row, name in places:
+        y = size_px // 4 + row * line + line / 2
+        write(ImageDraw.Draw(canvas), (x + swatch + size_px // 2, y), name, size_px, INK)
+    return np.asarray(canvas)
+
+
+def colour_bar(ramp: Picture, ticks: Sequence[tuple[float, str]], note: str, width: int, size_px: int) -> Picture:
+    """A horizontal bar of `ramp` [1, n, 3] with ticks (position 0..1, text) below; `note` says what MISSING means."""
+    margin, bar = size_px, round(size_px * 0.9)
+    note_width = round(font(size_px).getlength(note)) + 3 * size_px if note else 0
+    length = width - 2 * margin - note_width
+    picture = np.full((round(size_px * 3.2), width, 3), PAPER, np.uint8)
+    top = size_px // 2 + 2
+    picture[top : top + bar, margin : margin + length] = cv2.resize(ramp, (length, bar), interpolation=cv2.INTER_LINEAR)
+
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    right_end = -np.inf
+    for position, text in ticks:
+        x = margin + position * (length - 1)
+        half = font(size_px).getlength(text) / 2
+        middle = float(np.clip(x, half + 2, width - half - 2))
+        if middle - half < right_end + size_px * 0.4:
+            continue  # the text would touch its neighbour's
+        draw.line([(x, top + bar), (x, top + bar + size_px // 4)], fill=INK, width=max(1, size_px // 14))
+        write(draw, (middle, top + bar + size_px * 0.95), text, size_px, INK, "mm")
+        right_end = middle + half
+    if note:
+        write(draw, (width - margin, top + bar / 2), note, size_px, INK, "rm")
+        left = margin + length + size_px * 1.5
+        draw.rectangle((left, top, left + bar, top + bar - 1), fill=MISSING)
+    return np.asarray(canvas)
+
+
+def place_tag(
+    box: NDArray[np.float32],
+    tag: tuple[float, float],
+    size: tuple[int, int],
+    taken: Sequence[NDArray[np.float32]],
+    boxes: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Where a tag (w, h) hides least: inside the picture, at a corner of its box, off other tags and small boxes."""
+    w, h = tag
+    x1, y1, x2, y2 = box
+    corners = [
+        (x1, y1 - h),
+        (x2 - w, y1 - h),
+        (x1, y2),
+        (x2 - w, y2),
+        (x1, y1),
+        (x2 - w, y1),
+        (x1, y2 - h),
+        (x2 - w, y2 - h),
+    ]
+    left = np.clip([x for x, _ in corners], 0, max(0, size[1] - w - 1))
+    top = np.clip([y for _, y in corners], 0, max(0, size[0] - h - 1))
+    places = np.stack([left, top, left + w, top + h], axis=1).astype(np.float32)
+
+    cost = 0.02 * np.arange(len(places)) + _covered(places, boxes).sum(axis=1)
+    if taken:
+        cost += 3 * _covered(places, np.stack(taken)).sum(axis=1)
+    return places[int(np.argmin(cost))]
+
+
+def _covered(places: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The share of each box that each place hides, [places, boxes]."""
+    low = np.maximum(places[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(places[:, None, 2:], boxes[None, :, 2:])
+    area = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1)
+    return (high - low).clip(0).prod(axis=2) / area

@@ -1,0 +1,73 @@
+"""Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionmtl.ops.ranks import per_rank
+
+
+def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
+    """Sum of `values` where `counts`, divided by the number of counted items over all ranks; 0 when there are none."""
+    return torch.where(counts, values, 0.0).sum() / per_rank(counts.sum().float())
+
+
+def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
+    """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
+
+    The number kept is a share of all positions, labelled or not, so that its shape is fixed.
+    """
+    flat = torch.where(counts, values, -1.0).flatten()
+    top = flat.topk(max(1, int(share * flat.numel()))).values
+    return mean_over_labelled(top, top >= 0)
+
+
+def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float) -> Tensor:
+    """Scale-invariant log error, centred, under a root (Eigen et al. 2014, arXiv:1406.2283, eq. 4, as in BTS).
+
+    log_pred, log_true: float32 [B, H, W], natural log of metres; log_true must be finite everywhere
+    valid: bool [B, H, W]
+    variance_focus: lambda; 1 would leave the scale untaught. Computed as variance + (1 - lambda) * mean^2, which does
+    not cancel the way mean(e^2) - lambda * mean(e)^2 does.
+
+    Returns the mean over images with valid pixels; exactly 0 with zero gradient when there are none.
+    """
+    error = torch.where(valid, log_pred - log_true, 0.0).flatten(1)
+    weight = valid.flatten(1)
+    pixels = weight.sum(dim=1).clamp(min=1)
+    mean = error.sum(dim=1) / pixels
+    variance = torch.where(weight, (error - mean[:, None]).square(), 0.0).sum(dim=1) / pixels
+    # 1e-6: the root has an infinite gradient at 0
+    per_image = (variance + (1 - variance_focus) * mean.square() + 1e-6).sqrt()
+    return mean_over_labelled(per_image, weight.any(dim=1))
+
+
+def gradient_matching(log_pred: Tensor, log_true: Tensor, valid: Tensor, num_scales: int) -> Tensor:
+    """Multi-scale gradient term (MegaDepth, arXiv:1804.00607, eq. 4): L1 of the log error's differences.
+
+    Same arguments as `scale_invariant_log`. Scale k takes every 2^k-th pixel. Mean over scales.
+    """
+    total = log_pred.new_zeros(())
+    for k in range(num_scales):
+        step = 2**k
+        error = torch.where(valid, log_pred - log_true, 0.0)[:, ::step, ::step]
+        seen = valid[:, ::step, ::step]
+        across = mean_over_labelled((error[:, :, 1:] - error[:, :, :-1]).abs(), seen[:, :, 1:] & seen[:, :, :-1])
+        down = mean_over_labelled((error[:, 1:] - error[:, :-1]).abs(), seen[:, 1:] & seen[:, :-1])
+        total = total + across + down
+    return total / num_scales
+
+
+def cosine_distance(pred: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+    """Mean of 1 - cos between vectors [B, 3, H, W]; `true` of unit length where valid, bool [B, H, W]."""
+    return mean_over_labelled(1 - (F.normalize(pred, dim=1, eps=1e-6) * true).sum(dim=1), valid)
+
+
+def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """A map [1, C, h, w] that covers a padded input of `size` -> [1, C, H, W] over the original image.
+
+    content: (H, W) px of the image inside the padded input; bilinear, align_corners=False.
+    """
+    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    inside = full[:, :, : content[0], : content[1]]
+    return F.interpolate(inside, size=original, mode="bilinear", align_corners=False)

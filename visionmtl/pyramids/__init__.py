@@ -1,0 +1,1 @@
+"""Feature pyramids: one file each, all with the same channels on every level."""

@@ -1,0 +1,57 @@
+"""The pyramid contract: an encoder's maps in, maps of equal channels on the wanted levels out."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import nn
+
+from visionmtl.layers import Norm
+from visionmtl.spec import Kind
+from visionmtl.types import Maps
+
+
+class PyramidMaps(nn.Module):
+    """A built pyramid."""
+
+    out_channels: int
+    """Channels of every level."""
+
+    def forward(self, maps: Maps) -> Maps:
+        """The encoder's maps, of which those it needs are read -> the levels it was built for, finest first."""
+        raise NotImplementedError
+
+
+class Pyramid(Kind, home="visionmtl.pyramids"):
+    """Frozen settings of one pyramid. Inputs must be multiples of the coarsest wanted stride."""
+
+    channels: int = Field(256, ge=1)
+    """Channels of every level."""
+    norm: Norm = "batch"
+    separable: bool = False
+    """Depthwise + pointwise instead of full 3x3 convolutions: about 8 times less arithmetic."""
+
+    @abstractmethod
+    def build(self, channels: Mapping[int, int], levels: tuple[int, ...]) -> PyramidMaps:
+        """channels: the encoder's, by level; levels: wanted ones, a run without gaps, finest first."""
+
+
+def used_levels(channels: Mapping[int, int], levels: tuple[int, ...], who: str) -> tuple[int, ...]:
+    """The encoder levels that a top-down pyramid reads; coarser wanted ones are added by strided convolutions.
+
+    Raises ValueError where wanted levels have gaps, or are finer than the encoder's, or where there is one map only.
+    """
+    if not levels or list(levels) != list(range(levels[0], levels[-1] + 1)):
+        raise ValueError(f"{who} was asked for levels {levels}; allowed is a run without gaps; complete it")
+    if len(channels) == 1:
+        raise ValueError(
+            f"{who} needs maps of several strides, but the encoder gives level {next(iter(channels))} only, as plain "
+            "ViTs do; allowed is a pyramid that makes the others; set pyramid: {type: simple}"
+        )
+    used = tuple(level for level in levels if level in channels)
+    if not used or used[0] != levels[0] or used[-1] < min(levels[-1], max(channels)):
+        raise ValueError(
+            f"{who} was asked for levels {levels}, but the encoder gives {tuple(channels)}; only coarser levels can be "
+            "added; let the decoders read coarser levels, or choose an encoder with finer maps"
+        )
+    return used

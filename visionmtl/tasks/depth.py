@@ -1,0 +1,137 @@
+"""Monocular metric depth: metres along the optical axis for every pixel."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from visionmtl.decoders.base import Decoder
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.drawing import draw_depth
+from visionmtl.meters.depth import DepthMeter, DepthProtocol
+from visionmtl.ops.dense import gradient_matching, scale_invariant_log, to_original
+from visionmtl.ops.resize import upsample
+from visionmtl.tasks.base import Meter, Task
+from visionmtl.types import Frame, LabelSpace, Maps, Sample
+
+
+class Depth(Task, frozen=True):
+    """Settings of depth. Prediction: float32 [H, W] metres within the metric range, at the original size."""
+
+    type: Literal["depth"] = "depth"
+    field: ClassVar[str] = "depth_m"
+    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
+
+    min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
+    max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")
+    decoder: Decoder = SemanticFPN()
+    head: Literal["log", "bins"] = Field("log", description="regress log depth, or its expectation over log bins")
+    num_bins: int | None = Field(None, ge=2, description="log-spaced depths of head 'bins'; unset = 64")
+    variance_focus: float = Field(0.85, ge=0, lt=1, description="lambda of the scale-invariant loss")
+    gradient_weight: float = Field(0.5, ge=0, description="factor of the multi-scale gradient term; 0 = off")
+    gradient_scales: int = Field(4, ge=1)
+    protocol: DepthProtocol = "per_image"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_depth_m >= self.max_depth_m:
+            raise ValueError(
+                f"min_depth_m is {self.min_depth_m} and max_depth_m {self.max_depth_m}; "
+                "the first must be smaller; correct the metric range"
+            )
+        if self.head == "log" and self.num_bins is not None:
+            raise ValueError(
+                f"num_bins is {self.num_bins}, but head is 'log', so it would have no effect; "
+                "choose head 'bins' or remove num_bins"
+            )
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.decoder.levels
+
+    def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
+        decoder = self.decoder.build(channels)
+        limits = math.log(self.min_depth_m), math.log(self.max_depth_m)
+        return _LogBins(decoder, limits, self.num_bins or 64) if self.head == "bins" else _LogDepth(decoder, limits)
+
+    def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
+        """depth_m: float32 [B, H, W], 0 in the padding and where not measured."""
+        depth_m = torch.zeros(len(samples), *size)
+        for i, sample in enumerate(samples):
+            if sample is not None and sample.depth_m is not None:
+                height, width = sample.depth_m.shape
+                depth_m[i, :height, :width] = torch.from_numpy(sample.depth_m)
+        return {"depth_m": depth_m}
+
+    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Parts "silog" and "gradient"; at full resolution, in float32."""
+        depth_m = targets["depth_m"]
+        valid = (depth_m >= self.min_depth_m) & (depth_m <= self.max_depth_m) & labelled[:, None, None]
+        # replaced before the log: a masked NaN would still poison the gradient
+        log_true = torch.where(valid, depth_m, 1.0).log()
+        log_pred = upsample(raw.float(), depth_m.shape[1] // raw.shape[2]).squeeze(1)
+        parts = {"silog": scale_invariant_log(log_pred, log_true, valid, self.variance_focus)}
+        if self.gradient_weight:
+            parts["gradient"] = self.gradient_weight * gradient_matching(
+                log_pred, log_true, valid, self.gradient_scales
+            )
+        return parts
+
+    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
+        return [
+            to_original(raw[i : i + 1].float(), size, frame.content_size, frame.size)[0, 0]
+            .exp()
+            .clamp(self.min_depth_m, self.max_depth_m)
+            .cpu()
+            .numpy()
+            for i, frame in enumerate(frames)
+        ]
+
+    def meter(self, space: LabelSpace | None) -> Meter:
+        return DepthMeter(self.protocol, self.min_depth_m, self.max_depth_m)
+
+    def truth(self, sample: Sample) -> NDArray[np.float32] | None:
+        return sample.depth_m
+
+    def draw(
+        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
+    ) -> NDArray[np.uint8]:
+        return draw_depth(image, prediction)
+
+
+class _LogDepth(nn.Module):
+    """Decoder and a 1x1 convolution: maps -> natural log of metres [B, 1, h, w]."""
+
+    def __init__(self, decoder: nn.Module, limits: tuple[float, float]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.out = nn.Conv2d(int(decoder.out_channels), 1, 1)  # type: ignore[arg-type]
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.constant_(self.out.bias, sum(limits) / 2)  # type: ignore[arg-type]  # start at the middle of the range
+
+    def forward(self, maps: Maps) -> Tensor:
+        log_depth: Tensor = self.out(self.decoder(maps))
+        return log_depth
+
+
+class _LogBins(nn.Module):
+    """Decoder and a softmax over log-spaced depths; the expectation of the log, [B, 1, h, w]."""
+
+    centres: Tensor
+
+    def __init__(self, decoder: nn.Module, limits: tuple[float, float], num_bins: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.out = nn.Conv2d(int(decoder.out_channels), num_bins, 1)  # type: ignore[arg-type]
+        self.register_buffer("centres", torch.linspace(*limits, num_bins).view(1, -1, 1, 1))
+
+    def forward(self, maps: Maps) -> Tensor:
+        shares = self.out(self.decoder(maps)).float().softmax(dim=1)
+        return (shares * self.centres).sum(dim=1, keepdim=True)

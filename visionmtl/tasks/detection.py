@@ -1,0 +1,100 @@
+"""Detection: boxes with classes, by any dense head; scored as COCO does."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from visionmtl.drawing import draw_boxes
+from visionmtl.heads.aligned import Aligned
+from visionmtl.heads.base import Head, RawBoxes
+from visionmtl.meters.detection import DetectionMeter
+from visionmtl.ops.boxes import suppress
+from visionmtl.tasks.base import Meter, Task
+from visionmtl.types import Detections, Frame, LabelSpace, Sample
+
+BUCKETS = (32, 64, 128, 256)
+"""Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""
+
+
+class Detection(Task, frozen=True):
+    """Settings of detection. Prediction: `Detections` in pixels of the original image."""
+
+    type: Literal["detection"] = "detection"
+    field: ClassVar[str] = "boxes"
+    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("ap", "max")
+
+    space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
+    head: Head = Aligned()
+    max_detections: int = Field(100, ge=1, description="boxes kept an image")
+    min_score: float = Field(0.01, ge=0, lt=1, description="candidates below are dropped before suppression")
+    max_iou: float = Field(0.6, gt=0, le=1, description="boxes of one class that overlap more are one object")
+    candidates: int = Field(1000, ge=1, description="candidates an image that enter suppression")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.head.levels
+
+    def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
+        assert space is not None
+        return self.head.build(channels, len(space.classes))
+
+    def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
+        """boxes float [B, M, 4] xyxy px, labels int64, valid and crowd bool [B, M]; M from BUCKETS."""
+        counts = [0 if s is None or s.boxes is None else len(s.boxes.labels) for s in samples]
+        padded = next((m for m in BUCKETS if m >= max(counts)), -(-max(counts) // BUCKETS[-1]) * BUCKETS[-1])
+        targets = {
+            "boxes": torch.zeros(len(samples), padded, 4),
+            "labels": torch.zeros(len(samples), padded, dtype=torch.int64),
+            "valid": torch.zeros(len(samples), padded, dtype=torch.bool),
+            "crowd": torch.zeros(len(samples), padded, dtype=torch.bool),
+        }
+        for i, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+            if sample is not None and sample.boxes is not None:
+                targets["boxes"][i, :count] = torch.from_numpy(sample.boxes.xyxy)
+                targets["labels"][i, :count] = torch.from_numpy(sample.boxes.labels)
+                targets["crowd"][i, :count] = torch.from_numpy(sample.boxes.crowd)
+                targets["valid"][i, :count] = True
+        return targets
+
+    def loss(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """The head's parts."""
+        return self.head.loss(
+            raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled
+        )
+
+    def predict(self, raw: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]) -> list[Detections]:
+        boxes, scores = self.head.decode(raw)
+        limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in frames]).to(boxes)
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        kept = suppress(
+            boxes, scores, max_iou=self.max_iou, min_score=self.min_score, candidates=self.candidates,
+            keep=self.max_detections,
+        )  # fmt: skip
+
+        predictions = []
+        for frame, (xyxy, score, label) in zip(frames, kept, strict=True):
+            (height, width), (content_height, content_width) = frame.size, frame.content_size
+            scale = np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
+            predictions.append(Detections(xyxy.cpu().numpy() * scale, score.cpu().numpy(), label.cpu().numpy()))
+        return predictions
+
+    def meter(self, space: LabelSpace | None) -> Meter:
+        assert space is not None
+        return DetectionMeter(space, self.max_detections)
+
+    def truth(self, sample: Sample) -> Detections | None:
+        """The labelled boxes with score 1."""
+        if sample.boxes is None:
+            return None
+        return Detections(sample.boxes.xyxy, np.ones(len(sample.boxes.labels), np.float32), sample.boxes.labels)
+
+    def draw(
+        self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, min_score: float
+    ) -> NDArray[np.uint8]:
+        assert space is not None
+        return draw_boxes(image, prediction, space, min_score)

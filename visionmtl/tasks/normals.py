@@ -1,0 +1,67 @@
+"""Surface normals: a unit vector for every pixel."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionmtl.decoders.base import Decoder
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.drawing import draw_normals
+from visionmtl.meters.normals import NormalsMeter
+from visionmtl.ops.dense import cosine_distance, to_original
+from visionmtl.ops.resize import upsample
+from visionmtl.tasks.base import Meter, Task
+from visionmtl.types import Frame, LabelSpace, Maps, Sample
+
+
+class Normals(Task, frozen=True):
+    """Settings of surface normals. Prediction: float32 [H, W, 3] unit vectors, x right, y down, z forward."""
+
+    type: Literal["normals"] = "normals"
+    field: ClassVar[str] = "normals"
+    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("within_11_25", "max")
+
+    decoder: Decoder = SemanticFPN()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.decoder.levels
+
+    def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
+        decoder = self.decoder.build(channels)
+        return nn.Sequential(decoder, nn.Conv2d(int(decoder.out_channels), 3, 1))  # type: ignore[arg-type]
+
+    def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
+        """normals: float32 [B, 3, H, W], zero vectors in the padding and where unknown."""
+        normals = torch.zeros(len(samples), 3, *size)
+        for i, sample in enumerate(samples):
+            if sample is not None and sample.normals is not None:
+                height, width = sample.normals.shape[:2]
+                normals[i, :, :height, :width] = torch.from_numpy(sample.normals).permute(2, 0, 1)
+        return {"normals": normals}
+
+    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Part "cosine": 1 - cos of the angle, at full resolution."""
+        true = targets["normals"]
+        valid = (true.square().sum(dim=1) > 0.25) & labelled[:, None, None]
+        return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
+
+    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
+        full = (to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(frames))
+        return [F.normalize(vectors[0], dim=0).permute(1, 2, 0).cpu().numpy() for vectors in full]
+
+    def meter(self, space: LabelSpace | None) -> Meter:
+        return NormalsMeter()
+
+    def truth(self, sample: Sample) -> NDArray[np.float32] | None:
+        return sample.normals
+
+    def draw(
+        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
+    ) -> NDArray[np.uint8]:
+        return draw_normals(image, prediction)

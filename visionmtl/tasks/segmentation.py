@@ -1,0 +1,123 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from visionmtl.decoders.base import Decoder
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.drawing import draw_segmentation
+from visionmtl.meters.segmentation import SegmentationMeter
+from visionmtl.ops.dense import hardest, mean_over_labelled, to_original
+from visionmtl.ops.resize import upsample
+from visionmtl.tasks.base import Meter, Task
+from visionmtl.types import IGNORE, Frame, LabelSpace, Maps, Sample
+
+
+class Segmentation(Task, frozen=True):
+    """Settings of semantic segmentation. Prediction: uint8 [H, W] class ids at the original size."""
+
+    type: Literal["segmentation"] = "segmentation"
+    field: ClassVar[str] = "segmentation"
+    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("miou", "max")
+
+    space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
+    decoder: Decoder = SemanticFPN()
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of channels dropped before the classifier")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: tuple[float, ...] | None = Field(None, description="one factor a class; unset = all 1")
+    hardest: float | None = Field(None, gt=0, le=1, description="learn from this share of the hardest pixels (OHEM)")
+    region_loss: Literal["dice", "lovasz"] | None = Field(None, description="added to cross-entropy")
+    region_weight: float | None = Field(None, gt=0, description="factor of region_loss; unset = 1")
+
+    @model_validator(mode="after")
+    def _no_idle_settings(self) -> Self:
+        if self.region_weight is not None and self.region_loss is None:
+            raise ValueError(
+                f"region_weight is {self.region_weight}, but region_loss is unset, so it would have no effect; "
+                "choose region_loss 'dice' or 'lovasz', or remove region_weight"
+            )
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.decoder.levels
+
+    def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
+        assert space is not None
+        if self.class_weights is not None and len(self.class_weights) != len(space.classes):
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} factors, but label space {space.name!r} has "
+                f"{len(space.classes)} classes; give one factor for each of: {', '.join(space.classes)}"
+            )
+        return _Classifier(self.decoder.build(channels), len(space.classes), self.dropout)
+
+    def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
+        """classes: uint8 [B, H, W], IGNORE in the padding and where not labelled."""
+        classes = torch.full((len(samples), *size), IGNORE, dtype=torch.uint8)
+        for i, sample in enumerate(samples):
+            if sample is not None and sample.segmentation is not None:
+                height, width = sample.segmentation.shape
+                classes[i, :height, :width] = torch.from_numpy(sample.segmentation)
+        return {"classes": classes}
+
+    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Parts "cross_entropy" and, when chosen, "dice" or "lovasz"; at full resolution."""
+        target = torch.where(labelled[:, None, None], targets["classes"].long(), IGNORE)
+        logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
+        pixel_loss = F.cross_entropy(
+            logits, target, weights, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
+        )
+        counts = target != IGNORE
+        if self.hardest is None:
+            parts = {"cross_entropy": mean_over_labelled(pixel_loss, counts)}
+        else:
+            parts = {"cross_entropy": hardest(pixel_loss, counts, self.hardest)}
+
+        if self.region_loss is not None:
+            region = {"dice": smp.losses.DiceLoss, "lovasz": smp.losses.LovaszLoss}[self.region_loss]
+            value = region(mode="multiclass", ignore_index=IGNORE)(logits, target)
+            parts[self.region_loss] = (self.region_weight or 1.0) * torch.where(counts.any(), value, 0.0)
+        return parts
+
+    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+        return [
+            to_original(raw[i : i + 1].float(), size, frame.content_size, frame.size)[0].argmax(0).byte().cpu().numpy()
+            for i, frame in enumerate(frames)
+        ]
+
+    def meter(self, space: LabelSpace | None) -> Meter:
+        assert space is not None
+        return SegmentationMeter(space)
+
+    def truth(self, sample: Sample) -> NDArray[np.uint8] | None:
+        return sample.segmentation
+
+    def draw(
+        self, image: NDArray[np.uint8], prediction: NDArray[np.uint8], space: LabelSpace | None, min_score: float
+    ) -> NDArray[np.uint8]:
+        assert space is not None
+        return draw_segmentation(image, prediction, space)
+
+
+class _Classifier(nn.Module):
+    """Decoder, dropout, one 1x1 convolution: maps -> logits [B, K, h, w]."""
+
+    def __init__(self, decoder: nn.Module, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.dropout = nn.Dropout2d(dropout)
+        self.out = nn.Conv2d(int(decoder.out_channels), num_classes, 1)  # type: ignore[arg-type]
+
+    def forward(self, maps: Maps) -> Tensor:
+        logits: Tensor = self.out(self.dropout(self.decoder(maps)))
+        return logits

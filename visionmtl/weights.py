@@ -1,0 +1,70 @@
+"""Encoder weights from a local file, accepted only when they fit the whole model."""
+
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+_SHOWN = 5
+
+
+def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors by timm's key names. Raises ValueError unless they fit `whole`, classifier aside.
+
+    whole: the classification model; its values are not read, so it may lie on the meta device.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"encoder checkpoint {path} does not exist; allowed is a .pth or .safetensors file; correct the path"
+        )
+    found = load_state_dict(str(path))  # weights_only; unwraps state_dict, model and their averages
+    wanted = whole.state_dict()
+    classifier = _classifier_keys(whole)
+    heads = {key for key in found.keys() | wanted.keys() if key.startswith(classifier)}
+
+    missing = [key for key in wanted.keys() - found.keys() - heads if not key.endswith("num_batches_tracked")]
+    unexpected = list(found.keys() - wanted.keys() - heads)
+    misshaped = [
+        f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
+        for key in (found.keys() & wanted.keys()) - heads
+        if found[key].shape != wanted[key].shape
+    ]
+    if missing or unexpected or misshaped:
+        raise ValueError(
+            f"{path.name} does not fit the encoder: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
+            f"{_some('mis-shaped', misshaped)} ({len(heads)} classifier keys aside); allowed are all {len(wanted)} "
+            "keys of timm's model, under timm's names; correct encoder.name or encoder.options, or choose another file"
+        )
+    return found
+
+
+def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Assure that every tensor of the feature extractor holds the file's value (tables that were resized aside)."""
+    source = {plain_name(key): value for key, value in weights.items()}
+    for key, value in body.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        given = source.get(plain_name(key))
+        if given is None or (given.shape == value.shape and not torch.equal(given.to(value.dtype), value)):
+            raise ValueError(
+                f"{key} of the encoder did not take its value from {path.name}; every tensor must; this is a fault of "
+                f"the loader with timm {timm.__version__}: report it with the encoder's name"
+            )
+
+
+def plain_name(key: str) -> str:
+    """A key as feature extractor and whole model agree on it: timm joins outer names with "_" and wraps ViTs."""
+    return key.removeprefix("body.").removeprefix("model.").replace("_", ".")
+
+
+def _classifier_keys(whole: nn.Module) -> tuple[str, ...]:
+    named = getattr(whole, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
+
+
+def _some(what: str, keys: list[str]) -> str:
+    if not keys:
+        return f"0 {what}"
+    return f"{len(keys)} {what} ({', '.join(sorted(keys)[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
