@@ -45,7 +45,7 @@ setup(
     python_requires=">=3.10",
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried],
-    package_data={"visionmtl": ["py.typed"], "visionmtl._configs": ["*.yaml"]},
+    package_data={"visionmtl": ["py.typed"], "visionmtl._configs": ["*.yaml", "*.json"]},
     include_package_data=False,
     zip_safe=False,
     entry_points={"console_scripts": ["visionmtl = visionmtl.cli:main"]},

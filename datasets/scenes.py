@@ -22,21 +22,20 @@ from visionmtl.types import Boxes, LabelSpace, Sample
 SCENES = LabelSpace(
     "scenes",
     ("wall", "floor", "ceiling", "door", "window", "box", "sphere", "cylinder"),
-    ((152, 160, 190), (140, 100, 70), (225, 225, 215), (170, 60, 160), (90, 200, 250))
-    + ((230, 60, 50), (250, 200, 40), (50, 170, 80)),
-)
+    ((152, 160, 190), (140, 100, 70), (225, 225, 215), (170, 60, 160), (90, 200, 250), (230, 60, 50), (250, 200, 40),
+     (50, 170, 80)),
+)  # fmt: skip
 SCENES_OBJECTS = LabelSpace("scenes_objects", SCENES.classes[5:], SCENES.colours[5:])
 MIN_VISIBLE_PX = 12  # an object that shows fewer pixels gets no box; its pixels keep their class
 
 _WALL, _FLOOR, _CEILING, _DOOR, _WINDOW = range(5)
+_TYPICAL_HUE = {5: 0.02, 6: 0.28, 7: 0.62}  # by class id: reddish boxes, greenish spheres, bluish cylinders
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 LabelField = Literal["boxes", "segmentation", "depth_m", "normals"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is drawn."""
-
     camera: Camera
     extent: Vector  # metres in x, y, z
     panels: list[Panel]
@@ -150,7 +149,8 @@ def compose(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     faces = [wall, wall, wall, wall, floor, textures.ceiling_paint(rng, _CEILING)]
     panels = [*_skirting(rng, extent), *_openings(rng, extent), *_rug(rng, extent)]
     solids = _place(rng, camera, yaw, extent)
-    coats = [textures.object_paint(rng, SCENES.classes.index(solid.shape)) for solid in solids]
+    labels = [SCENES.classes.index(solid.shape) for solid in solids]
+    coats = [textures.object_paint(rng, label, _TYPICAL_HUE[label]) for label in labels]
     warm = rng.uniform(-0.12, 0.15)
     power, ambient = rng.uniform(0.85, 1.3), rng.uniform(0.32, 0.55)
     return Scene(
@@ -210,11 +210,11 @@ def _solid(rng: np.random.Generator, x: float, y: float, base: float, scale: flo
     shape = ("box", "sphere", "cylinder")[int(rng.integers(3))]
     yaw = rng.uniform(0, 2 * math.pi)
     if shape == "sphere":
-        half = (scale * rng.uniform(0.22, 0.42),) * 3
+        half = (scale * rng.uniform(0.24, 0.45),) * 3
     elif shape == "cylinder":
-        half = (scale * rng.uniform(0.15, 0.32),) * 2 + (scale * rng.uniform(0.22, 0.6),)
+        half = (scale * rng.uniform(0.16, 0.32),) * 2 + (scale * rng.uniform(0.25, 0.6),)
     else:
-        half = (scale * rng.uniform(0.17, 0.4), scale * rng.uniform(0.17, 0.4), scale * rng.uniform(0.16, 0.5))
+        half = (scale * rng.uniform(0.2, 0.42), scale * rng.uniform(0.2, 0.42), scale * rng.uniform(0.18, 0.5))
     return Solid(shape, (x, y, base + half[2]), half, yaw)  # type: ignore[arg-type]
 
 
@@ -227,7 +227,7 @@ def _place(rng: np.random.Generator, camera: Camera, yaw: float, extent: Vector)
     for _ in range(30):
         if len(solids) >= wanted:
             break
-        ahead = rng.uniform(1.7, 5.5)
+        ahead = rng.uniform(1.7, 5)
         aside = ahead * spread * rng.uniform(-1, 1)
         x = camera.position[0] + math.sin(yaw) * ahead + math.cos(yaw) * aside
         y = camera.position[1] + math.cos(yaw) * ahead - math.sin(yaw) * aside
@@ -238,8 +238,8 @@ def _place(rng: np.random.Generator, camera: Camera, yaw: float, extent: Vector)
             continue
         solids.append(solid)
         taken.append((x, y, reach))
-        if solid.shape == "box" and solid.half[2] < 0.35 and min(solid.half[:2]) > 0.22 and len(solids) < wanted:
-            solids.append(_solid(rng, x, y, 2 * solid.half[2], scale=0.6))
+        if solid.shape == "box" and solid.half[2] < 0.35 and min(solid.half[:2]) > 0.25 and len(solids) < wanted:
+            solids.append(_solid(rng, x, y, 2 * solid.half[2], scale=0.7))
     return solids
 
 

@@ -86,6 +86,13 @@ def test_view_fits_the_size_without_distortion(seed):
     np.testing.assert_allclose(frame.content_size, [h * scale, w * scale], atol=0.5 + 1e-9)
 
 
+def test_labels_are_sampled_at_pixel_centres():
+    columns = np.tile(np.arange(30, dtype=np.uint8), (30, 1))
+    sample = Sample(image=np.zeros((30, 30, 3), np.uint8), image_id="", segmentation=columns)
+    view = Augment().apply(sample, (10, 10), np.random.default_rng(0))
+    assert view.segmentation[0].tolist() == list(range(1, 30, 3))  # plain INTER_NEAREST gives 0, 3, 6, ...
+
+
 def test_disabled_augmentation_is_only_the_fit():
     sample = drawn(3)
     view = Augment().apply(sample, (64, 64), np.random.default_rng(0))
@@ -169,6 +176,8 @@ def test_colour_factors_mean_what_torchvision_means():
     for name in ("brightness", "contrast", "saturation"):
         expected = getattr(reference, f"adjust_{name}")(pixels / 255, 1.2) * 255
         torch.testing.assert_close(ours(**{name: 1.2}), expected, **tolerance)
+    both = reference.adjust_contrast(reference.adjust_brightness(pixels / 255, 0.8), 1.2) * 255
+    torch.testing.assert_close(ours(brightness=0.8, contrast=1.2), both, **tolerance)
 
 
 def test_hue_turns_colours_at_equal_luma_and_leaves_grey_alone():

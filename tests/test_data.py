@@ -115,6 +115,12 @@ def test_epochs_and_seeds_differ():
     assert first != [numbers(batch) for batch in loader(Drawn(num=50), seed=1).epoch(0)]
 
 
+def test_every_sample_is_augmented_anew_each_epoch():
+    epochs = [list(loader().epoch(epoch)) for epoch in range(2)]
+    matrices = [tuple(matrix.flatten().tolist()) for batches in epochs for batch in batches for matrix in batch.colour]
+    assert len(set(matrices)) == len(matrices) == 18
+
+
 def test_loading_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     list(loader(workers=1).epoch(0))

@@ -75,9 +75,12 @@ def test_every_task_is_measured_at_original_size():
 
 
 def test_a_meter_sees_only_images_that_are_labelled_for_its_task():
-    results = evaluate(Net(), [batch(50, seg=False), batch(150)], "cpu")
+    mixed = batch(50, 150)
+    mixed.labelled["seg"][0] = False  # labels of another label space, say: present, but not this task's
 
-    assert (results["seg"]["images"], results["depth"]["images"]) == (1, 2)
+    results = evaluate(Net(), [mixed, batch(60, seg=False)], "cpu")
+
+    assert (results["seg"]["images"], results["depth"]["images"]) == (1, 3)
     assert results["seg"]["absent"] == ["dark"]
 
 

@@ -68,6 +68,12 @@ def test_no_boxes_and_nobody_looked_are_told_apart(root):
     assert reader.read(2).boxes is None
 
 
+def test_boxes_reach_their_image_in_whatever_order_the_file_lists_them(root):
+    annotate(root, [9, 5, 2], [(9, 3, [9, 0, 1, 1]), (2, 3, [2, 0, 1, 1]), (9, 7, [8, 0, 1, 1]), (5, 3, [5, 0, 1, 1])])
+    reader = NYUv2(root=str(root)).build()
+    assert [reader.read(index).boxes.xyxy[:, 0].tolist() for index in range(3)] == [[2], [5], [9, 8]]
+
+
 def test_label_spaces_have_the_official_names(root):
     coarse, fine = (NYUv2(root=str(root), classes=classes).build().provides for classes in (13, 40))
     assert coarse["segmentation"].name == "nyu13" and coarse["segmentation"].classes[8:10] == ("sofa", "table")

@@ -135,17 +135,16 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     }  # fmt: skip
     save_json(results, file, header)
 
-    console = Console()
-    console.print(f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}")
+    print(f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}")
     for name, result in results.items():
-        _show(console, name, result)
-    console.print(f"written: {file}")
+        _show(name, result)
+    print(f"written: {file}")
     if args.report:
         write_report(args.report, folder, results, _pictures(opened, readers))
-        console.print(f"written: {args.report}")
+        print(f"written: {args.report}")
     for expectation in args.expect:
         met, value = expectation.met(results)
-        console.print(f"{'met' if met else 'NOT MET'}: {expectation.text} (found {'none' if value is None else value})")
+        print(f"{'met' if met else 'NOT MET'}: {expectation.text} (found {'none' if value is None else value})")
     return int(bool(failed))
 
 
@@ -164,23 +163,24 @@ def _open(args: argparse.Namespace, ranks: Ranks) -> Opened:
         raise ConfigError(f"settings do not fit: {problems}; correct the overrides or --split") from None
 
 
-def _show(console: Console, name: str, result: Mapping[str, Any]) -> None:
-    numbers = {key: value for key, value in result.items() if isinstance(value, int | float | None)}
-    table = Table(
-        "metric", name, title=f"{name}: {result.get('protocol', 'no label in this split')}", title_justify="left"
-    )
-    for key, value in numbers.items():
-        table.add_row(key, _text(value))
-    console.print(table)
+def _show(name: str, result: Mapping[str, Any]) -> None:
+    """The protocol's name, then the numbers, then the classes."""
+    console = Console(markup=False)
+    print(f"\n{name}: {result.get('protocol', 'no label in this split')}")
+    numbers = Table("metric", "value")
+    for key, value in result.items():
+        if isinstance(value, int | float | None):
+            numbers.add_row(key, _text(value))
+    console.print(numbers)
     if result.get("per_class"):
         columns = list(next(iter(result["per_class"].values())))
-        classes = Table("class", *columns, title=f"{name}, by class", title_justify="left")
+        classes = Table("class", *columns)
         for label, row in result["per_class"].items():
             classes.add_row(label, *(_text(row[column]) for column in columns))
         console.print(classes)
     for key in ("absent", "absent_but_predicted"):
         if result.get(key):
-            console.print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")
+            print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")
 
 
 def _text(value: float | None) -> str:

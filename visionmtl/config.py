@@ -3,13 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl import overlay
@@ -21,8 +22,6 @@ from visionmtl.optim import Optim
 from visionmtl.overlay import ConfigError, Tree, dotted
 from visionmtl.spec import PYDANTIC_ERRORS, Spec, did_you_mean
 from visionmtl.tasks.base import Task
-
-__all__ = ["ConfigError", "Loaded", "Run", "Train", "dump", "load", "print_config", "read", "schema", "score"]
 
 
 class Train(Spec):
@@ -39,9 +38,7 @@ class Train(Spec):
     log_every_steps: int = Field(20, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
-    best: str = Field(
-        "mean", description="'mean': see `score`; or 'task/metric': that metric of that task, the task's way round"
-    )
+    best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task/metric'")
     sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
 
 
@@ -60,20 +57,24 @@ class Run(Spec):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.tasks:
-            raise ValueError("no tasks: `tasks` is empty; a run learns one task or more; add one under `tasks`")
+            raise _problem_at(("tasks",), "no tasks; a run learns one or more; add one under `tasks`")
         for name in self.tasks:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ValueError(
-                    f"task name {name!r} cannot be used in paths such as tasks.NAME.weight; allowed are letters, "
-                    "digits and _, not starting with a digit; rename it"
-                )
-        task = self.train.best.partition("/")[0]
-        if self.train.best != "mean" and ("/" not in self.train.best or task not in self.tasks):
-            raise ValueError(
-                f"train.best is {self.train.best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK/METRIC "
-                f"with a task of this run ({', '.join(self.tasks)}); correct train.best"
+                text = "task names are letters, digits and _, not starting with a digit; rename it"
+                raise _problem_at(("tasks", name), text)
+        best, task = self.train.best, self.train.best.partition("/")[0]
+        if best != "mean" and ("/" not in best or task not in self.tasks):
+            text = (
+                f"found {best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK/METRIC "
+                f"with a task of this run ({', '.join(self.tasks)}); correct it"
             )
+            raise _problem_at(("train", "best"), text)
         return self
+
+
+def _problem_at(where: overlay.Where, text: str) -> ValidationError:
+    kind = PydanticCustomError("run", "{text}", {"text": text})
+    return ValidationError.from_exception_data("Run", [InitErrorDetails(type=kind, loc=where, input=None)])
 
 
 @dataclass(frozen=True)
@@ -137,29 +138,6 @@ def _commented(value: Any, where: overlay.Where, tree: Tree) -> list[tuple[str, 
             text = yaml.safe_dump(inner, default_flow_style=True, width=math.inf, allow_unicode=True)
             lines.append((f"{head} {text.removesuffix('...' + chr(10)).strip()}", tree.written(at) or "default"))
     return lines
-
-
-def score(run: Run, results: Mapping[str, Mapping[str, Any]]) -> float:
-    """The number by which the best checkpoint is chosen; higher is better.
-
-    train.best = mean: the mean over tasks of the headline metric where more is better (these lie in [0, 1]), and of
-    1 / (1 + metric) where less is better. TASK/METRIC: that metric, negated if the task's headline is to be small.
-    """
-    if run.train.best == "mean":
-        parts = []
-        for name, task in run.tasks.items():
-            metric, way = task.headline
-            value = float(results[name][metric])
-            parts.append(value if way == "max" else 1 / (1 + value))
-        return sum(parts) / len(parts)
-    name, _, metric = run.train.best.partition("/")
-    if metric not in results[name]:
-        known = [known for known, value in results[name].items() if isinstance(value, int | float)]
-        raise ValueError(
-            f"train.best is {run.train.best!r}, but {name} has no metric {metric!r}{did_you_mean(metric, known)}; "
-            f"it has {', '.join(known)}; correct train.best"
-        )
-    return float(results[name][metric]) * (1 if run.tasks[name].headline[1] == "max" else -1)
 
 
 def schema() -> dict[str, Any]:

@@ -5,10 +5,12 @@ batches it would have seen: every random number is a function of (seed, epoch, i
 """
 
 import bisect
+import multiprocessing
+import multiprocessing.context
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -41,7 +43,7 @@ class Data(Spec):
     size: tuple[int, int]
     """(H, W) of the padded network input, pixels."""
     augment: Augment = Augment()
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes per training process; 0 loads in the training process itself."""
     prefetch: int = Field(default=2, ge=1)
     """Batches each worker prepares ahead."""
@@ -277,9 +279,22 @@ def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent
         worker_init_fn=_one_thread,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
+        multiprocessing_context=_workers_start() if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
     )
+
+
+def _workers_start() -> multiprocessing.context.BaseContext:
+    """How workers begin: never as a fork of the training process, whose OpenCV and OpenMP threads a fork loses (it hangs).
+
+    They are forked from a clean server that has imported this module once; where there is none, they are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 def _one_thread(worker: int) -> None:

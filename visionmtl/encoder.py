@@ -88,7 +88,7 @@ class Encoder(Spec):
         last = {stride: index for index, stride in enumerate(i["reduction"] for i in probe.feature_info.info)}
         options["out_indices"] = tuple(last.values())
         if isinstance(probe, FeatureGetterNet) and len(last) == 1:
-            options["norm"] = True  # a plain ViT's last tokens are meant to be read behind its final norm
+            options["feature_cls"] = _Normed
         fixed_size = None
         if probe.pretrained_cfg.get("fixed_input_size") and not self._any_size():
             fixed_size = size or tuple(probe.pretrained_cfg["input_size"][-2:])
@@ -128,6 +128,13 @@ class Encoder(Spec):
         if self.checkpoint is not None:
             return f"file {self.checkpoint.name}"
         return f"timm weights {self.name.split('.')[0]}.{tag}" if self.pretrained else "random"
+
+
+class _Normed(FeatureGetterNet):
+    """A plain ViT's last tokens are meant to be read behind its final norm."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, norm=True)
 
 
 class _TimmMaps(nn.Module):

@@ -44,12 +44,13 @@ def evaluate(
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
                 raw = net(batch.image.to(device, non_blocking=True))
 
+            size = batch.image.shape[2], batch.image.shape[3]
             predictions: dict[str, list[Any]] = {}
             for name, task in net.tasks.items():
                 labelled = batch.labelled[name].tolist()
                 if not any(labelled) and on_image is None:
                     continue
-                predictions[name] = task.predict(raw[name], batch.frames, tuple(batch.image.shape[2:]))
+                predictions[name] = task.predict(raw[name], batch.frames, size)
                 for known, prediction, sample in zip(labelled, predictions[name], batch.samples, strict=True):
                     if known:
                         meters[name].update(prediction, sample)

@@ -16,8 +16,10 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 from typing_extensions import Self
 
 PACKAGES = (
@@ -158,29 +160,32 @@ class _Files:
 
 
 class _Screen:
-    """A progress bar on a terminal, plain lines elsewhere."""
+    """A progress bar over a line of figures on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
-        self.bar: Progress | None = None
+        self.console = Console(highlight=False)
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"), BarColumn(None), MofNCompleteColumn(), expand=True
+        )
+        self.live: Live | None = None
 
     def line(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def progress(self, step: int, epoch: int, total_steps: int, figures: str) -> None:
         if not self.console.is_terminal:
             self.line(f"step {step}/{total_steps} epoch {epoch}  {figures}")
             return
-        if self.bar is None:
-            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(20), MofNCompleteColumn())
-            self.bar = Progress(*columns, TextColumn("{task.fields[figures]}", markup=False), console=self.console)
-            self.bar.add_task("", total=total_steps, epoch=epoch, figures=figures)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=step, epoch=epoch, figures=figures)
+        if self.live is None:
+            self.bar.add_task("", total=total_steps, epoch=epoch)
+            self.live = Live(console=self.console)
+            self.live.start()
+        self.bar.update(self.bar.task_ids[0], completed=step, epoch=epoch)
+        self.live.update(Group(self.bar, Text(figures)))
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
 
 
 def _figures(row: Mapping[str, Any]) -> str:
@@ -240,7 +245,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def peak_memory_mb() -> float:
     """The most memory used so far, MiB: of this process's CUDA device where it has one, else of the process."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
         return math.nan  # the standard library does not know it there

@@ -166,17 +166,21 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The encoder's parameters by layer, first layer first, by a rule that holds for every timm family.
 
     timm's own `group_matcher` is lost when a model becomes a feature extractor, so names decide: a layer is the path
-    to a parameter's second numbered part ("blocks.2.1", "layer3.0", "s4.b7", "model.blocks.11" has just one), not
-    looking at the leaf module's name ("conv1"). What precedes the first such path is the stem; what has no number
+    to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one ("model.blocks.11"), leaf
+    modules ("conv1") not counted. What precedes the first such path is the stem; what has no number
     later (a final norm) belongs to the layer before it. timm declares parameters in the order of computation.
     """
     found: dict[str, list[nn.Parameter]] = {}
     current = "stem"
     for name, parameter in encoder.named_parameters():
-        parts = name.split(".")[:-2]
+        parts = name.split(".")[:-1]
+        inner = encoder.get_submodule(".".join(parts)).children()
+        if not any(True for child in inner for _ in child.parameters()):
+            parts = parts[:-1]
         numbered = [at for at, part in enumerate(parts) if re.search(r"\d", part)]
-        if numbered:
-            current = ".".join(parts[: numbered[:2][-1] + 1])
+        layer = ".".join(parts[: numbered[:2][-1] + 1]) if numbered else current
+        if not current.startswith(f"{layer}."):  # what closes a stage belongs to its last block
+            current = layer
         found.setdefault(current, []).append(parameter)
     return found
 

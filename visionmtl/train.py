@@ -86,7 +86,9 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
 
     folder = Path(run.output or "runs/unnamed")
     resumed = _resume(state, folder, options)
-    log = RunLog.open(folder, write=ranks.first and not options.dry_run, resume_step=state.step if resumed else None)
+    log = RunLog.open(
+        folder, write=ranks.first and not options.dry_run, show=ranks.first, resume_step=state.step if resumed else None
+    )
     with log:
         log.config(dump(run))
         for line in _introduction(run, net, loader, val, spaces, ranks, resumed, state.step):

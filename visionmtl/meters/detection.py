@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from visionmtl.types import Boxes, Detections, LabelSpace, Sample
 
-_AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}  # key suffix -> position in pycocotools' areaRngLbl
+_SIZES = {"small": 1, "medium": 2, "large": 3}  # positions in pycocotools' areaRngLbl; 0 is all
 _AP50, _AP75 = 0, 5  # positions in pycocotools' iouThrs
 
 _Image = tuple[str, Boxes, Detections]
@@ -75,13 +75,17 @@ class DetectionMeter:
         cuts = sorted({cut for cut in (1, 10, self.max_detections) if cut <= self.max_detections})
         precision, recall = _pycocotools(images, present, cuts)  # [T, R, K, A, M], [T, K, A, M]
 
-        result: dict[str, Any] = {f"ap{name}": _mean(precision[:, :, :, area, -1]) for name, area in _AREAS.items()}
-        result["ap50"] = _mean(precision[_AP50, :, :, 0, -1])
-        result["ap75"] = _mean(precision[_AP75, :, :, 0, -1])
+        result: dict[str, Any] = {
+            "ap": _mean(precision[:, :, :, 0, -1]),
+            "ap50": _mean(precision[_AP50, :, :, 0, -1]),
+            "ap75": _mean(precision[_AP75, :, :, 0, -1]),
+        }
+        for name, area in _SIZES.items():
+            result[f"ap_{name}"] = _mean(precision[:, :, :, area, -1])
         for position, cut in enumerate(cuts):
             result[f"ar{cut}"] = _mean(recall[:, :, 0, position])
-        for name, area in list(_AREAS.items())[1:]:
-            result[f"ar{name}"] = _mean(recall[:, :, area, -1])
+        for name, area in _SIZES.items():
+            result[f"ar_{name}"] = _mean(recall[:, :, area, -1])
 
         result["per_class"] = {
             self.space.classes[label]: {

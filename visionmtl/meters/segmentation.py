@@ -33,7 +33,7 @@ class SegmentationMeter:
         pairs = np.bincount((truth.astype(np.int64) << 8 | prediction).ravel(), minlength=65536).reshape(256, 256)
 
         num_classes = len(self.space.classes)
-        for whose, used in (("truth", pairs[:IGNORE].any(axis=1)), ("prediction", pairs[:IGNORE].any(axis=0))):
+        for whose, used in (("truth", pairs[:IGNORE].sum(axis=1)), ("prediction", pairs[:IGNORE].sum(axis=0))):
             wrong = np.flatnonzero(used[num_classes:]) + num_classes
             if wrong.size:
                 raise ValueError(

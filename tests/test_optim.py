@@ -1,0 +1,189 @@
+"""The optimiser: who learns how fast, when, and what the moving average holds."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from visionmtl.optim import Ema, Optim, build_optimizer, layers, lr_factor, parameter_groups, set_lr
+
+
+class _Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        stages = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(3)]
+        self.body = nn.ModuleDict({"conv1": nn.Conv2d(3, 4, 1), "layers": nn.ModuleList(stages)})
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _Encoder()
+        self.decoder = nn.Conv2d(4, 1, 1)
+
+
+def rates(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> dict[int, tuple[float, float]]:
+    """(learning rate, weight decay) by id of the parameter."""
+    groups = parameter_groups(spec, net, balancer)
+    return {id(p): (group["base_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    net, balancer = _Net(), nn.ParameterDict({"depth": nn.Parameter(torch.zeros(2, 2))})
+    net.decoder.bias.requires_grad_(False)
+
+    found = [id(p) for group in parameter_groups(Optim(layer_decay=0.5), net, balancer) for p in group["params"]]
+
+    expected = [id(p) for p in (*net.parameters(), *balancer.parameters()) if p.requires_grad]
+    assert sorted(found) == sorted(expected)
+
+
+def test_biases_norms_and_the_balancer_do_not_decay():
+    net, balancer = _Net(), nn.ParameterDict({"depth": nn.Parameter(torch.zeros(2, 2))})
+
+    found = rates(Optim(weight_decay=0.1), net, balancer)
+
+    decaying = {id(m.weight) for m in net.modules() if isinstance(m, nn.Conv2d)}
+    assert {key for key, (_, decay) in found.items() if decay == 0.1} == decaying
+    assert found[id(balancer["depth"])] == (2e-4, 0.0)
+
+
+def test_the_last_encoder_layer_has_the_encoder_rate_and_each_before_it_a_fraction():
+    net = _Net()
+    found = rates(Optim(lr=1.0, encoder_lr_factor=0.5, layer_decay=0.1), net)
+
+    stages = net.encoder.body["layers"]
+    assert found[id(net.decoder.weight)][0] == 1.0
+    expected = zip([net.encoder.body["conv1"], *(stage[0] for stage in stages)], (3, 2, 1, 0), strict=True)
+    for conv, below_top in expected:
+        assert found[id(conv.weight)][0] == pytest.approx(0.5 * 0.1**below_top)
+
+
+def test_copies_of_the_encoder_learn_as_the_encoder_does():
+    net = _Net()
+    net.second = _Encoder()
+    found = rates(Optim(lr=1.0, encoder_lr_factor=0.5), net)
+    assert {found[id(p)][0] for p in net.second.parameters()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 9), ("convnext_atto", 15), ("vit_tiny_patch16_224", 13), ("pvt_v2_b0", 12)]
+)
+def test_layers_of_timm_models_are_their_blocks_in_order(name: str, count: int):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        body = timm.create_model(name, features_only=True)
+
+    found = layers(body)
+
+    assert len(found) == count and next(iter(found)) == "stem"
+    assert [id(p) for of_layer in found.values() for p in of_layer] == [id(p) for p in body.parameters()]
+
+
+def test_a_net_without_encoder_rejects_encoder_settings():
+    with pytest.raises(ValueError, match="has no `encoder`"):
+        parameter_groups(Optim(encoder_lr_factor=0.1), nn.Linear(2, 2))
+
+
+def test_a_frozen_net_is_an_error():
+    with pytest.raises(ValueError, match="nothing is trainable"):
+        build_optimizer(Optim(), nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_moves_and_the_factor_scales_it(name: str):
+    moved = []
+    for factor in (1.0, 0.1):
+        layer = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(layer.weight)
+        optimizer = build_optimizer(Optim(name=name, lr=0.1, weight_decay=0), layer)
+        set_lr(optimizer, factor)
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        moved.append(float(1 - layer.weight.detach().mean()))
+    # sgd: Nesterov's first step is (1 + momentum) times the gradient
+    assert moved == pytest.approx([0.1, 0.01] if name == "adamw" else [0.19, 0.019], rel=1e-4)
+
+
+def test_warm_up_is_linear_and_counts_steps_or_epochs():
+    by_steps = [lr_factor(Optim(schedule="constant", warmup_steps=4), step, 10) for step in range(6)]
+    by_epochs = [lr_factor(Optim(schedule="constant", warmup_epochs=0.5), step, 10, 8) for step in range(6)]
+    assert by_steps == by_epochs == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_a_curve_starts_at_one_after_the_warm_up_and_ends_at_its_lowest(schedule: str):
+    spec = Optim(schedule=schedule, warmup_steps=2, min_lr_factor=0.1)
+    factors = [lr_factor(spec, step, 12) for step in range(12)]
+    assert factors[2] == 1 and factors[-1] == pytest.approx(0.1)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_curves_have_their_textbook_values_half_way():
+    assert lr_factor(Optim(schedule="cosine"), 5, 11) == pytest.approx(0.5)
+    assert lr_factor(Optim(schedule="poly", power=2), 5, 11) == pytest.approx(0.25)
+
+
+def test_steps_drop_at_their_share_of_the_run():
+    spec = Optim(schedule="step", milestones=(0.5, 0.9), gamma=0.5)
+    assert [lr_factor(spec, step, 10) for step in (0, 4, 5, 8, 9)] == [1, 1, 0.5, 0.5, 0.25]
+    assert lr_factor(Optim(schedule="step"), 8, 12) == pytest.approx(0.1), "the 1x schedule: 8 and 11 of 12"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"momentum": 0.9}, "momentum is set but does nothing under name: adamw; it belongs to name: sgd"),
+        ({"name": "sgd", "betas": (0.9, 0.99)}, "betas is set but does nothing under name: sgd"),
+        ({"power": 0.9}, "power is set but does nothing under schedule: cosine"),
+        ({"schedule": "constant", "min_lr_factor": 0.1}, "belongs to schedule: cosine or poly"),
+        ({"warmup_steps": 1, "warmup_epochs": 1}, "are both set"),
+        ({"name": "sgd", "momentum": 0, "nesterov": True}, "nesterov needs momentum > 0"),
+        ({"betas": (0.9, 1.0)}, r"each must lie in \[0, 1\)"),
+        ({"schedule": "step", "milestones": (0.9, 0.5)}, "rising fractions of the run"),
+    ],
+)
+def test_a_setting_without_effect_or_sense_is_an_error(settings: dict, said: str):
+    with pytest.raises(ValidationError, match=said):
+        Optim(**settings)
+
+
+def test_the_average_follows_its_formula_and_leaves_the_net_alone():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    ema = Ema(net, 0.999)
+    expected = 0.0
+    for update in range(5):
+        nn.init.constant_(net.weight, float(update + 1))
+        ema.update()
+        decay = (1 + update) / (10 + update)  # warming up
+        expected = decay * expected + (1 - decay) * (update + 1)
+
+    assert float(ema.module.weight) == pytest.approx(expected)
+    assert float(net.weight.detach()) == 5.0
+    assert not ema.module.weight.requires_grad and not ema.module.training
+
+
+def test_buffers_are_averaged_when_floats_and_copied_when_not():
+    net = nn.BatchNorm1d(1)
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    ema = Ema(net, 0.5)
+    net(torch.tensor([[1.0], [3.0]]))
+
+    ema.update()
+
+    assert float(ema.module.running_mean) == pytest.approx(0.9 * float(net.running_mean)), "decay 1/10 at first"
+    assert int(ema.module.num_batches_tracked) == 1
+    assert torch.equal(ema.module.mask, net.mask), "inf - inf would be NaN"
+
+
+def test_a_restored_average_goes_on_as_if_never_stopped():
+    torch.manual_seed(0)
+    net = nn.Linear(2, 2)
+    ema = Ema(net, 0.9)
+    nn.init.ones_(net.weight)
+    ema.update()
+    other = Ema(nn.Linear(2, 2), 0.9)
+    other.load_state_dict(ema.state_dict())
+    assert other.updates == 1
+    assert torch.equal(other.module.weight, ema.module.weight)

@@ -1,0 +1,144 @@
+"""Claims about `visionmtl.report`: one page that holds everything and loads nothing."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from visionmtl import config
+from visionmtl.ops.chart import MAX_POINTS, line_chart, ticks
+from visionmtl.report import format_metric, read_rows, write_report
+
+RESULTS = {
+    "segmentation": {
+        "images": 3,
+        "pixel_accuracy": 0.75,
+        "miou": 0.4921,
+        "per_class": {"wall": {"iou": 0.8, "pixels": 1234567}, "<door>": {"iou": None, "pixels": 0}},
+        "absent": ["<door>"],
+        "protocol": "pooled & exact",
+    },
+    "depth": {"images": 3, "abs_rel": 0.1, "rmse_m": 0.6123, "protocol": "eigen"},
+}
+VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run's folder as training leaves it."""
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.dump(config.load("configs/quickstart.yaml")))
+    (folder / "env.json").write_text('{"torch": "2.11"}')
+    rows = [
+        {"kind": "train", "step": step, "epoch": 0, "losses": {"depth": {"silog": 1 / step}}, "lr": 1e-3}
+        for step in range(1, 1000)
+    ]
+    rows.append({"kind": "val", "step": 1000, "epoch": 1, "results": {"depth": {"abs_rel": 0.1, "rmse_m": 0.6}}})
+    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return folder
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed without having been opened, or never closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def written(run_dir, results=RESULTS, pictures=()):
+    write_report(run_dir / "report.html", run_dir, results, pictures)
+    return (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed_and_loads_nothing(run_dir):
+    page = written(run_dir, pictures=[("first", np.zeros((20, 30, 3), np.uint8))])
+
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
+
+
+def test_headlines_stand_out_with_their_protocol(run_dir):
+    page = written(run_dir)
+
+    assert '<p class="big">0.4921</p><p class="metric"><code>miou</code> higher is better' in page
+    assert '<p class="big">0.6123 m</p><p class="metric"><code>rmse_m</code> lower is better' in page
+    assert "protocol pooled &amp; exact; 3 images" in page
+
+
+def test_names_from_outside_cannot_become_markup(run_dir):
+    page = written(run_dir)
+
+    assert "<door>" not in page and "&lt;door&gt;" in page
+
+
+def test_curves_settings_and_pictures_are_inside(run_dir):
+    page = written(run_dir, pictures=[("val/0001", np.zeros((20, 4000, 3), np.uint8))])
+
+    assert "depth: training loss" in page and "depth: validation" in page and "learning rate" in page
+    assert "num_images: 1600" in page and "&quot;torch&quot;: &quot;2.11&quot;" in page
+    assert "val/0001" in page and "data:image/jpeg;base64," in page
+
+
+def test_a_folder_without_a_run_still_gives_its_results(tmp_path):
+    page = written(tmp_path)
+
+    assert "no metrics.jsonl in the run" in page and "0.4921" in page and "Curves" not in page
+
+
+def test_a_task_without_labels_says_so(run_dir):
+    assert "no label in this split" in written(run_dir, {"depth": {"images": 0}})
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out_but_a_broken_one_is_named(tmp_path):
+    rows = tmp_path / "metrics.jsonl"
+    rows.write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
+    assert len(read_rows(rows)) == 1
+
+    rows.write_text('{"kind"\n{"kind": "train", "step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1 is not JSON .*; every line holds one object; repair"):
+        read_rows(rows)
+
+
+def test_metrics_carry_the_unit_of_their_name():
+    assert format_metric("rmse_m", 0.6) == "0.6000 m" and format_metric("mean_deg", 21.0) == "21.00°"
+    assert format_metric("pixels", 1234567) == "1,234,567" and format_metric("iou", None) == "–"
+
+
+def test_long_curves_are_thinned_and_keep_their_last_value():
+    points = [(float(step), float(step)) for step in range(1001)]
+
+    svg = line_chart({"a": points})
+
+    (path,) = re.findall(r'points="([^"]*)"', svg)
+    assert len(path.split()) <= MAX_POINTS and "1000 at 1000" in svg
+
+
+def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
+    assert "no values" in line_chart({"a": [(1, float("nan"))]})
+    assert "nan" not in line_chart({"a": [(5, 0.0)], "b": [(5, 0.0), (6, float("inf"))]})
+
+
+def test_ticks_are_round_and_within_the_range():
+    assert ticks(0, 1, 4) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) or ticks(0, 1, 4) == pytest.approx([0, 0.5, 1])
+    assert all(3.2 <= tick <= 17.9 for tick in ticks(3.2, 17.9, 5))
+
+
+def test_the_style_sheet_survives_a_title_with_braces(run_dir):
+    odd = run_dir.parent / "run {body}"
+    shutil.copytree(run_dir, odd)
+
+    assert written(odd).count("<section>") == written(run_dir).count("<section>")

@@ -1,0 +1,64 @@
+"""Video files and cameras as RGB frames, and frames as a video file."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+def is_video(source: str) -> bool:
+    """Whether `source` names a video file by its suffix, or a camera as camera:0."""
+    return source.startswith("camera:") or Path(source).suffix.lower() in SUFFIXES
+
+
+def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
+    """Frames a second (25 where the source does not say), and the frames, uint8 [H, W, 3] RGB, until it ends."""
+    camera = source.removeprefix("camera:") if source.startswith("camera:") else None
+    if camera is not None and not camera.isdecimal():
+        raise ValueError(f"{source!r} names no camera; camera:0 is the first, camera:1 the second; correct the number")
+    capture = cv2.VideoCapture(source if camera is None else int(camera))
+    if not capture.isOpened():
+        raise ValueError(
+            f"{source} cannot be opened as a video; a {'/'.join(s[1:] for s in SUFFIXES)} file or a camera that is "
+            "plugged in is needed; check the path, or convert it with ffmpeg"
+        )
+    return capture.get(cv2.CAP_PROP_FPS) or 25.0, _frames(capture)
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
+    try:
+        while True:
+            found, frame = capture.read()
+            if not found:
+                return
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+    finally:
+        capture.release()
+
+
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: float) -> int:
+    """Write an .mp4 (MPEG-4 part 2) and return the number of frames.
+
+    All get the size of the first, made even: later ones are cut, or padded with white at the bottom right.
+    """
+    writer: cv2.VideoWriter | None = None
+    count = 0
+    for frame in frames:
+        if writer is None:
+            height, width = (side - side % 2 for side in frame.shape[:2])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_s, (width, height))
+            if not writer.isOpened():
+                raise ValueError(f"{path} cannot be written as a video; a writable folder is needed; choose another")
+        sheet = np.full((height, width, 3), 255, np.uint8)
+        part = frame[:height, :width]
+        sheet[: part.shape[0], : part.shape[1]] = part
+        writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        count += 1
+    if writer is not None:
+        writer.release()
+    return count
