@@ -66,7 +66,7 @@ setup(
         "tensorboard>=2.17",
         "timm>=1.0.15",
         "torch>=2.8",
-        "torchjd>=0.8",
+        "torchjd>=0.18",  # older ones require quadprog, which is under the GPL
         "torchvision>=0.23",
         "typing_extensions>=4.9",
     ],

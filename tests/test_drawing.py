@@ -148,7 +148,7 @@ def test_normals_show_up_as_green_and_towards_the_camera_as_blue():
 
 
 def test_values_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="class map is 10x10 px, the image 320x400 px; .*; resize"):
+    with pytest.raises(ValueError, match=r"class map is 10x10 px, the image 320x400 px; .*; resize"):
         drawing.draw_segmentation(GREY, np.zeros((10, 10), np.uint8), SPACE)
 
 

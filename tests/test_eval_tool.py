@@ -43,9 +43,10 @@ def evaluated(saved, *arguments):
 def test_results_are_printed_by_protocol_and_kept_in_the_run_folder(saved, capsys):
     assert evaluated(saved) == 0
 
-    printed = capsys.readouterr().out
-    assert "detection: coco" in printed
-    assert "depth: per_image: 0.3 < truth < 12 m" in printed
+    words = " ".join(capsys.readouterr().out.split())
+    assert "protocol coco " in words
+    assert "protocol per_image: 0.3 < truth < 12 m" in words
+    assert "cylinder │ 0.0000" in words  # a class table
     written = json.loads((saved.parent.parent / "eval" / "last-val.json").read_text())
     assert written["header"]["step"] == 7
     assert {name: result["images"] for name, result in written["results"].items()} == {

@@ -175,6 +175,20 @@ def test_every_imported_library_is_declared(wheel):
     assert not missing, "add these to setup.py (inside a function an extra is enough)"
 
 
+def test_no_library_that_comes_along_is_under_the_gpl(wheel):
+    waiting, known = sorted(requirements(wheel)[0]), set()
+    while waiting:
+        name = waiting.pop()
+        found = next(distributions(name=name), None)  # None: for another platform or Python
+        if name in known or not found:
+            continue
+        known.add(name)
+        facts = found.metadata.get_all("Classifier", []) + found.metadata.get_all("License-Expression", [])
+        licences = [fact for fact in facts if "GPL" in fact and "LGPL" not in fact and "exception" not in fact]
+        assert not licences, f"{name}: {licences}"
+        waiting += [re.match(r"[\w.-]+", line)[0] for line in found.requires or [] if "extra ==" not in line]
+
+
 def test_an_unknown_verb_is_answered_with_the_nearest_one(capsys, monkeypatch):
     from visionmtl import cli
 

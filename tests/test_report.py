@@ -23,7 +23,7 @@ RESULTS = {
     },
     "depth": {"images": 3, "abs_rel": 0.1, "rmse_m": 0.6123, "protocol": "eigen"},
 }
-VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+VOID = {"meta", "img", "br"}
 
 
 @pytest.fixture
@@ -52,6 +52,9 @@ class Balanced(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass  # <line/>: opened and closed at once
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -89,7 +92,7 @@ def test_curves_settings_and_pictures_are_inside(run_dir):
     page = written(run_dir, pictures=[("val/0001", np.zeros((20, 4000, 3), np.uint8))])
 
     assert "depth: training loss" in page and "depth: validation" in page and "learning rate" in page
-    assert "num_images: 1600" in page and "&quot;torch&quot;: &quot;2.11&quot;" in page
+    assert "type: scenes" in page and "&quot;torch&quot;: &quot;2.11&quot;" in page
     assert "val/0001" in page and "data:image/jpeg;base64," in page
 
 
@@ -133,11 +136,11 @@ def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
 
 
 def test_ticks_are_round_and_within_the_range():
-    assert ticks(0, 1, 4) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) or ticks(0, 1, 4) == pytest.approx([0, 0.5, 1])
+    assert ticks(0, 1, 4) == pytest.approx([0, 0.5, 1])
     assert all(3.2 <= tick <= 17.9 for tick in ticks(3.2, 17.9, 5))
 
 
-def test_the_style_sheet_survives_a_title_with_braces(run_dir):
+def test_a_folder_named_like_a_placeholder_does_no_harm(run_dir):
     odd = run_dir.parent / "run {body}"
     shutil.copytree(run_dir, odd)
 

@@ -22,6 +22,7 @@ from visionmtl.data import open_readers, val_loader
 from visionmtl.datasets import Reader
 from visionmtl.distributed import Ranks
 from visionmtl.evaluate import evaluate, save_json
+from visionmtl.log import results_table
 from visionmtl.overlay import ConfigError, Tree, dotted
 from visionmtl.predict import picture, predict
 from visionmtl.report import Titled, write_report
@@ -136,8 +137,9 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     save_json(results, file, header)
 
     print(f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}")
+    print(results_table(results))
     for name, result in results.items():
-        _show(name, result)
+        _show_classes(name, result)
     print(f"written: {file}")
     if args.report:
         write_report(args.report, folder, results, _pictures(opened, readers))
@@ -163,21 +165,13 @@ def _open(args: argparse.Namespace, ranks: Ranks) -> Opened:
         raise ConfigError(f"settings do not fit: {problems}; correct the overrides or --split") from None
 
 
-def _show(name: str, result: Mapping[str, Any]) -> None:
-    """The protocol's name, then the numbers, then the classes."""
-    console = Console(markup=False)
-    print(f"\n{name}: {result.get('protocol', 'no label in this split')}")
-    numbers = Table("metric", "value")
-    for key, value in result.items():
-        if isinstance(value, int | float | None):
-            numbers.add_row(key, _text(value))
-    console.print(numbers)
+def _show_classes(name: str, result: Mapping[str, Any]) -> None:
     if result.get("per_class"):
         columns = list(next(iter(result["per_class"].values())))
-        classes = Table("class", *columns)
+        classes = Table(name, *columns)
         for label, row in result["per_class"].items():
             classes.add_row(label, *(_text(row[column]) for column in columns))
-        console.print(classes)
+        Console(markup=False).print(classes)
     for key in ("absent", "absent_but_predicted"):
         if result.get(key):
             print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")

@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="train", description=__doc__)
     p.add_argument("config", help="YAML file; names of shipped configs work from anywhere")
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
-    p.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help="continue the run's last or a given checkpoint")
+    p.add_argument(
+        "--resume", nargs="?", const="auto", metavar="PATH", help="continue the run's last or a given checkpoint"
+    )
     p.add_argument("--init-from", metavar="PATH", help="start from a checkpoint's weights, as a new run")
     p.add_argument("--output", metavar="DIR", help="run directory; default: the config's, else runs/NAME")
     p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from visionmtl.config import Run
 from visionmtl.model import MultiTaskNet, build_model
 from visionmtl.types import LabelSpace
+from visionmtl.weights import load_strictly
 
 FORMAT = 1
 
@@ -37,6 +37,18 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
+    """checkpoints/last.pt of a run directory, and step-N.pt for the newest `keep` steps."""
+    path = folder / "checkpoints" / "last.pt"
+    save(path, state)
+    if keep:
+        named = path.with_name(f"step-{state['step']:07d}.pt")
+        named.unlink(missing_ok=True)
+        os.link(path, named)
+        for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+            old.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -74,7 +86,9 @@ class Opened:
     """The run directory."""
 
 
-def open_model(path: str | Path, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None) -> Opened:
+def open_model(
+    path: str | Path, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
+) -> Opened:
     """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
 
     overrides: nested values that replace the run's own, e.g. {"data": {"root": ...}}.
@@ -82,28 +96,13 @@ def open_model(path: str | Path, device: str | torch.device = "cpu", overrides: 
     path = Path(path)
     state = load(path)
     run = Run.model_validate(merged(state["run"], overrides or {}))
-    # the weights come from the checkpoint; fetching the pretrained ones first would be idle
+    # the weights come from the file; fetching the pretrained ones first would be idle
     encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
     spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
     net = build_model(run.model.model_copy(update={"encoder": encoder}), run.tasks, spaces, run.data.size)
-    load_weights(net, state["ema"]["module"] if state["ema"] else state["net"], path)
+    load_strictly(net, best_weights(state), path)
     net.to(device).eval()
     return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)
-
-
-def load_weights(net: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-    """Strict loading with an error that lists the keys."""
-    own = net.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    unknown = sorted(weights.keys() - own.keys())
-    misfit = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
-    if missing or unknown or misfit:
-        raise ValueError(
-            f"{path} does not fit this network: {len(missing)} weights missing {missing[:5]}, "
-            f"{len(unknown)} unknown {unknown[:5]}, {len(misfit)} of another shape {misfit[:5]}; "
-            "all must match; use the config that the checkpoint was trained with"
-        )
-    net.load_state_dict(dict(weights))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,3 +111,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
     return out
+
+
+def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The averaged weights of a checkpoint where the run kept an average, else the plain ones."""
+    weights: dict[str, Any] = state["ema"]["module"] if state["ema"] else state["net"]
+    return weights

@@ -1,6 +1,8 @@
 """The data set contract, and the finder that makes the top-level folder `datasets/` importable as `visionmtl.datasets`."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,8 +24,10 @@ __path__ = [str(_folder)]
 class Reader(Protocol):
     """An opened data set: cheap to hold, safe to send to worker processes."""
 
-    provides: dict[str, LabelSpace | None]
-    """The label fields of `Sample` that some image may carry, with their label space (None for depth and normals)."""
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """The label fields of `Sample` that some image may carry, with their label space (None for depth, normals)."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -38,3 +42,24 @@ class Dataset(Kind, home="visionmtl.datasets"):
     @abstractmethod
     def build(self) -> Reader:
         """Check that the files are there and index them. Raises ValueError naming what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The first `count` samples of a reader, over and over up to `length`."""
+
+    reader: Reader
+    count: int
+    length: int
+
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """Those of the reader."""
+        return self.reader.provides
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> Sample:
+        """Sample `index` modulo `count`."""
+        return self.reader.read(index % self.count)

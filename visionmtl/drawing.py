@@ -13,6 +13,9 @@ from visionmtl.types import IGNORE, Detections, LabelSpace
 
 Titled = tuple[str, Picture]
 
+CROWDED = 15
+"""With more boxes than this, tags are smaller, or they hide what they name."""
+
 
 def draw_boxes(
     image: Picture,
@@ -42,6 +45,8 @@ def draw_boxes(
         _outline(draw, boxes[i], space.colours[detections.labels[i]], line, dashed=bool(crowd[i]))
 
     size_px = canvas.text_px((height, width))
+    if len(chosen) > CROWDED:
+        size_px = max(11, size_px * 3 // 4)
     taken: list[NDArray[np.float32]] = []
     for i in chosen:
         text = space.classes[detections.labels[i]] + (" (crowd)" if crowd[i] else "")

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from visionmtl.spec import Spec, did_you_mean
 from visionmtl.types import Maps
-from visionmtl.weights import check_transfer, check_weights, plain_name
+from visionmtl.weights import check_transfer, check_weights, plain_name, unheard
 
 Size = tuple[int, int]
 
@@ -89,9 +89,10 @@ class Encoder(Spec):
         options["out_indices"] = tuple(last.values())
         if isinstance(probe, FeatureGetterNet) and len(last) == 1:
             options["feature_cls"] = _Normed
-        fixed_size = None
+        fixed_size: Size | None = None
         if probe.pretrained_cfg.get("fixed_input_size") and not self._any_size():
-            fixed_size = size or tuple(probe.pretrained_cfg["input_size"][-2:])
+            _, height, width = probe.pretrained_cfg["input_size"]
+            fixed_size = size or (height, width)
             options["img_size"] = fixed_size
 
         body = self._create(pretrained=self.pretrained, **options) if self.checkpoint is None else self._load(options)
@@ -119,7 +120,8 @@ class Encoder(Spec):
         with torch.device("meta"):
             whole = timm.create_model(self.name, **(self._any_size() | self.options))
         weights = check_weights(self.checkpoint, whole)
-        body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
+        with unheard("timm.models._builder"):  # it warns of classifier keys, which were judged above
+            body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
         check_transfer(body, weights, self.checkpoint)
         return body
 
@@ -232,8 +234,7 @@ def _convert_norm(body: nn.Module, norm: str, name: str) -> None:
         return
     if not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
         raise ValueError(
-            f"encoder {name} has no BatchNorm, so norm: {norm} would change nothing; "
-            "allowed is as_is; drop the setting"
+            f"encoder {name} has no BatchNorm, so norm: {norm} would change nothing; allowed is as_is; drop the setting"
         )
     if norm == "sync":
         _replace(body, nn.BatchNorm2d, convert_sync_batchnorm)
@@ -267,5 +268,3 @@ def _set_checkpointing(body: Any, name: str) -> None:
     if not hasattr(holder, "set_grad_checkpointing"):
         raise ValueError(f"timm's {name} cannot recompute activations; allowed is grad_checkpointing: false; drop it")
     holder.set_grad_checkpointing(True)
-
-

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -135,19 +135,19 @@ class _Files:
         if resume_step is not None and rows.exists():
             _drop_rows_after(rows, resume_step)
         mode = "w" if resume_step is None else "a"
-        self.rows: TextIO = rows.open(mode, encoding="utf-8")
-        self.lines: TextIO = (folder / "train.log").open(mode, encoding="utf-8")
+        self.rows: IO[str] = rows.open(mode, encoding="utf-8")
+        self.lines: IO[str] = (folder / "train.log").open(mode, encoding="utf-8")
         purge = None if resume_step is None else resume_step + 1
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def row(self, row: Mapping[str, Any]) -> None:
         plain = _finite(row)
         self.rows.write(json.dumps(plain, allow_nan=False) + "\n")
         self.rows.flush()
         for name, value in _leaves({key: plain[key] for key in plain if key not in ("kind", "step")}):
-            self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
+            self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])
         if row["kind"] == "val":
-            self.tensorboard.flush()  # type: ignore[no-untyped-call]
+            self.tensorboard.flush()
 
     def line(self, text: str) -> None:
         self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
@@ -156,7 +156,7 @@ class _Files:
     def close(self) -> None:
         self.rows.close()
         self.lines.close()
-        self.tensorboard.close()  # type: ignore[no-untyped-call]
+        self.tensorboard.close()
 
 
 class _Screen:

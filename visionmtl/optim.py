@@ -167,8 +167,8 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     timm's own `group_matcher` is lost when a model becomes a feature extractor, so names decide: a layer is the path
     to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one ("model.blocks.11"), leaf
-    modules ("conv1") not counted. What precedes the first such path is the stem; what has no number
-    later (a final norm) belongs to the layer before it. timm declares parameters in the order of computation.
+    modules ("conv1") not counted. What precedes the first such path is the stem; what closes a stage or the encoder
+    (a final norm) belongs to the layer before it. timm declares parameters in the order of computation.
     """
     found: dict[str, list[nn.Parameter]] = {}
     current = "stem"
@@ -190,7 +190,7 @@ class Ema:
 
     The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
-    Create it after the module is on its device.
+    Create it when the module is on its device and in its memory format: the tensors are looked up once.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

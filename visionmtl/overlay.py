@@ -129,11 +129,12 @@ class Tree:
             )
         where = self.locate(path, by)
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
+            holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(
                 f"{by}: {value!r} is not YAML ({_one_line(error)}); put it into quotes: {path}='\"...\"'"
             ) from error
+        parsed = holder["value"]
         positions = [at for at, key in enumerate(where) if isinstance(key, int)]
         split = positions[-1] + 1 if positions else 0
         above: Any = parsed
@@ -200,7 +201,7 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
         )
     text = path.read_text(encoding="utf-8")
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
+        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not YAML: {_one_line(error)}; correct it there") from error

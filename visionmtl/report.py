@@ -44,7 +44,9 @@ def write_report(
         _section("Classes", _grid("tables", _class_tables(results))),
         _section("Settings", _folded("Configuration", config) + _folded("Environment", environment)),
     ]
-    page = _PAGE.replace("{title}", escape(f"{run_dir.resolve().name} - visionmtl")).replace("{body}", "".join(body))
+    head, foot = _PAGE.split("{body}")
+    title = escape(f"{run_dir.resolve().name} - visionmtl")
+    page = "".join([head.replace("{title}", title), *body, foot])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 

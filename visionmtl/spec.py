@@ -5,7 +5,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -141,7 +141,10 @@ class Kind(Spec):
         return {"anyOf": [*specs, {"enum": [name for name, _ in members]}, own]}
 
 
-def _descendants(cls: type) -> Iterable[type]:
+_Family = TypeVar("_Family", bound=Kind)
+
+
+def _descendants(cls: type[_Family]) -> Iterable[type[_Family]]:
     for child in cls.__subclasses__():
         yield child
         yield from _descendants(child)

@@ -13,19 +13,18 @@ from torch import Tensor
 
 from visionmtl import checkpoint, distributed
 from visionmtl.augment import Augment
-from visionmtl.balance.base import Step
 from visionmtl.config import Run, dump
 from visionmtl.data import TrainLoader, ValLoader, open_readers, resolve_spaces, val_loader
-from visionmtl.datasets import Reader
+from visionmtl.datasets import Reader, Repeated
 from visionmtl.distributed import Ranks
 from visionmtl.evaluate import evaluate, save_json, score
 from visionmtl.log import RunLog
-from visionmtl.model import LossNet, MultiTaskNet, build_model, to_device
-from visionmtl.ops.colour import apply_matrices
-from visionmtl.optim import Ema, build_optimizer, lr_factor, set_lr
+from visionmtl.model import MultiTaskNet, build_model
+from visionmtl.optim import lr_factor, set_lr
+from visionmtl.pace import Pace
+from visionmtl.state import RunState
 from visionmtl.types import Batch, Sample
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from visionmtl.weights import load_strictly
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
     readers, val_readers = _readers(run, options.overfit)
     spaces = resolve_spaces(run.tasks, readers)
-    loader = TrainLoader(
-        run.data, run.tasks, spaces, readers, run.train.batch_size, run.seed, ranks.rank, ranks.world
-    )
+    loader = TrainLoader(run.data, run.tasks, spaces, readers, run.train.batch_size, run.seed, ranks.rank, ranks.world)
     val = val_loader(
         run.data, run.tasks, spaces, val_readers, run.train.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
@@ -74,7 +71,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     if options.init_from:
         _start_from(net, Path(options.init_from))
-    state = _State(run, net.to(ranks.device), ranks)
+    state = RunState(run, net.to(ranks.device), ranks)
     batches = min(len(loader), options.limit_train_batches or len(loader))
     steps_per_epoch = batches // run.train.accumulate
     if steps_per_epoch == 0:
@@ -86,19 +83,16 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
 
     folder = Path(run.output or "runs/unnamed")
     resumed = _resume(state, folder, options)
-    log = RunLog.open(
-        folder, write=ranks.first and not options.dry_run, show=ranks.first, resume_step=state.step if resumed else None
-    )
-    with log:
+    writes = ranks.first and not options.dry_run
+    with RunLog.open(folder, writes, resume_step=state.step if resumed else None, show=ranks.first) as log:
         log.config(dump(run))
         for line in _introduction(run, net, loader, val, spaces, ranks, resumed, state.step):
             log.line(line)
-        results = _loop(state, loader, val, log, options, steps_per_epoch, total_steps, folder)
-    return results
+        return _loop(state, loader, val, log, options, steps_per_epoch, total_steps, folder)
 
 
 def _loop(
-    state: "_State", loader: TrainLoader, val: ValLoader, log: RunLog, options: Options, steps_per_epoch: int,
+    state: RunState, loader: TrainLoader, val: ValLoader, log: RunLog, options: Options, steps_per_epoch: int,
     total_steps: int, folder: Path,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     run, ranks = state.run, state.ranks
@@ -106,7 +100,7 @@ def _loop(
     results: dict[str, dict[str, Any]] = {}
     started = time.monotonic()
     last_step = min(total_steps, options.max_steps or total_steps)
-    meter = _Pace(settings.batch_size * settings.accumulate * ranks.world)
+    meter = Pace(settings.batch_size * settings.accumulate * ranks.world)
 
     while state.step < last_step:
         epoch, done = divmod(state.step, steps_per_epoch)
@@ -139,7 +133,7 @@ def _loop(
             return results
         stopping = stopping or state.step >= last_step
         if ranks.first and (stopping or finished or (ended and epochs_done % settings.checkpoint_every_epochs == 0)):
-            state.save(folder, epochs_done)
+            checkpoint.save_step(folder, state.plain(epochs_done), settings.keep)
         if stopping and not finished:
             log.line(f"stopped after step {state.step} of {total_steps}; continue with --resume")
             break
@@ -147,106 +141,8 @@ def _loop(
     return results
 
 
-class _State:
-    """Everything that moves during a run."""
-
-    def __init__(self, run: Run, net: MultiTaskNet, ranks: Ranks) -> None:
-        self.run, self.net, self.ranks = run, net, ranks
-        if run.train.channels_last:
-            net.to(memory_format=torch.channels_last)
-        weights = {name: task.weight for name, task in run.tasks.items()}
-        self.balancer = run.balance.build(weights).to(ranks.device)
-        self.optimizer = build_optimizer(run.optim, net, self.balancer)
-        self.ema = Ema(net, run.optim.ema_decay) if run.optim.ema_decay else None
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
-        self.step = 0
-        self.best = -math.inf
-
-        loss_net: Any = LossNet(net, self.balancer.needs_cut)
-        self.loss_net = distributed.replicate(loss_net, ranks)
-        if run.train.compile:
-            self.loss_net = torch.compile(self.loss_net)  # type: ignore[assignment]
-        torch.manual_seed(run.seed * 1000 + ranks.rank)  # dropout and drop path differ between ranks
-
-    def advance(self, micro_batches: list[Batch]) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor], Tensor]:
-        """One optimiser step. Returns the last micro-batch's loss parts, task weights and the gradient norm."""
-        settings, device = self.run.train, self.ranks.device
-        self.net.train()
-        scale = self.scaler.scale(torch.ones((), device=device)) / settings.accumulate
-        for i, batch in enumerate(micro_batches):
-            batch = to_device(batch, device)
-            image = batch.image if batch.colour is None else apply_matrices(batch.image, batch.colour)
-            if settings.channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
-            with self._synchronised(last=i == len(micro_batches) - 1):
-                with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-                    parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled)
-                losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
-                weights = self.balancer.backward(Step(losses, shared, leaves, scale))
-
-        distributed.average_gradients(self.balancer.parameters())
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update()
-        self.step += 1
-        return parts, weights, norm
-
-    def _synchronised(self, last: bool) -> Any:
-        """Ranks exchange gradients in the last of accumulated backwards only."""
-        no_sync = getattr(self.loss_net, "no_sync", None)
-        return torch.enable_grad() if last or no_sync is None else no_sync()
-
-    def save(self, folder: Path, epochs_done: int) -> None:
-        """last.pt, and step-N.pt for the newest `keep`."""
-        path = folder / "checkpoints" / "last.pt"
-        checkpoint.save(path, self.plain(epochs_done))
-        if self.run.train.keep:
-            named = path.with_name(f"step-{self.step:07d}.pt")
-            named.unlink(missing_ok=True)
-            named.hardlink_to(path)
-            for old in sorted(path.parent.glob("step-*.pt"))[: -self.run.train.keep]:
-                old.unlink()
-
-    def plain(self, epochs_done: int) -> dict[str, Any]:
-        """The state as tensors and plain data."""
-        return {
-            "run": self.run.model_dump(mode="json"),
-            "spaces": {name: space and space.plain() for name, space in self.net.spaces.items()},
-            "net": self.net.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "balancer": self.balancer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "epoch": epochs_done,
-            "best": self.best,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.ranks.device) if self.ranks.device.type == "cuda" else None,
-        }
-
-    def restore(self, state: Mapping[str, Any], path: Path) -> None:
-        """Undo `plain`."""
-        checkpoint.load_weights(self.net, state["net"], path)
-        if self.ema:
-            if not state["ema"]:
-                raise ValueError(f"{path} holds no weight average, but optim.ema_decay is set; resume needs the same")
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.balancer.load_state_dict(state["balancer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and self.ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.ranks.device)
-
-
 def _evaluate(
-    state: _State, val: ValLoader, log: RunLog, folder: Path, epochs_done: int, dry_run: bool
+    state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs_done: int, dry_run: bool
 ) -> dict[str, dict[str, Any]]:
     """Results of the averaged weights where there are any; keeps best.pt and a few pictures."""
     run, ranks = state.run, state.ranks
@@ -276,39 +172,19 @@ def _evaluate(
     return results
 
 
-@dataclass(frozen=True)
-class _Repeated:
-    """The first `count` samples of a reader, over and over to its full length (`--overfit`), or once."""
-
-    reader: Reader
-    count: int
-    length: int
-
-    @property
-    def provides(self) -> Any:
-        return self.reader.provides
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, index: int) -> Sample:
-        return self.reader.read(index % self.count)
-
-
 def _readers(run: Run, overfit: int | None) -> tuple[list[Reader], list[Reader]]:
     readers = open_readers(run.data.train)
     if overfit is None:
         return readers, open_readers(run.data.val)
     count = min(overfit, len(readers[0]))
-    return [_Repeated(readers[0], count, len(readers[0]))], [_Repeated(readers[0], count, count)]
+    return [Repeated(readers[0], count, len(readers[0]))], [Repeated(readers[0], count, count)]
 
 
 def _start_from(net: MultiTaskNet, path: Path) -> None:
-    state = checkpoint.load(path)
-    checkpoint.load_weights(net, state["ema"]["module"] if state["ema"] else state["net"], path)
+    load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
 
 
-def _resume(state: _State, folder: Path, options: Options) -> bool:
+def _resume(state: RunState, folder: Path, options: Options) -> bool:
     """Continue where a checkpoint left off. An existing run is never overwritten silently."""
     last = folder / "checkpoints" / "last.pt"
     if options.resume is None:
@@ -341,43 +217,6 @@ def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str
                     "optim.clip_norm, or look at the labels with tools/visualize.py --mode data"
                 )
     return values
-
-
-class _Pace:
-    """Images a second, share of time waiting for data, time to go; since the last reading."""
-
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the time since the last reading (evaluation)."""
-        self.since, self.waited_s, self.steps = time.perf_counter(), 0.0, 0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; time spent in getting them is counted as waiting."""
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self.waited_s += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    def step(self) -> None:
-        """One optimiser step is done."""
-        self.steps += 1
-
-    def read(self, steps_left: int) -> dict[str, float]:
-        """Figures since the last reading."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        figures = {
-            "images_per_s": self.steps * self.images_per_step / elapsed,
-            "data_wait_share": self.waited_s / elapsed,
-            "eta_s": steps_left * elapsed / max(self.steps, 1),
-        }
-        self.restart()
-        return figures
 
 
 def _introduction(

@@ -1,5 +1,8 @@
-"""Encoder weights from a local file, accepted only when they fit the whole model."""
+"""Weights from files, accepted only when all of them fit."""
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -52,6 +55,35 @@ def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> N
                 f"{key} of the encoder did not take its value from {path.name}; every tensor must; this is a fault of "
                 f"the loader with timm {timm.__version__}: report it with the encoder's name"
             )
+
+
+def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load a whole network's weights. Raises ValueError that lists the keys unless all of them fit."""
+    own = net.state_dict()
+    missing, unexpected = list(own.keys() - weights.keys()), list(weights.keys() - own.keys())
+    misshaped = [
+        f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if own[key].shape != weights[key].shape
+    ]
+    if missing or unexpected or misshaped:
+        raise ValueError(
+            f"{path} does not fit this network: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
+            f"{_some('mis-shaped', misshaped)}; all must match; use the config that the checkpoint was trained with"
+        )
+    net.load_state_dict(dict(weights))
+
+
+@contextmanager
+def unheard(logger: str) -> Iterator[None]:
+    """Drop what a logger says below the level of an error."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def plain_name(key: str) -> str:

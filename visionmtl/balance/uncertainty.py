@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from visionmtl.balance.base import Balance, Balancer, Step
+from visionmtl.ops.ranks import sum_over_ranks
 
 
 class Uncertainty(Balance, frozen=True):
     """sum_t w_t * exp(-s_t) * L_t + s_t / 2 with learnt s_t (Kendall et al. 2018, arXiv:1705.07115, eq. 10).
 
-    Deviation: one form for all tasks, without the factor 1/2 that the paper gives regression losses only.
+    Deviations: one form for all tasks, without the factor 1/2 that the paper gives regression losses only; the s_t of
+    a task without labels in a step stays, else its weight would grow for not being seen.
     """
 
     type: Literal["uncertainty"] = "uncertainty"
@@ -31,6 +33,7 @@ class _Uncertainty(Balancer):
         tasks = list(self.weights)
         precisions = torch.exp(-self.log_variances)
         losses = torch.stack([self.weights[task] * step.losses[task] for task in tasks])
-        total = (precisions * losses + self.log_variances / 2).sum()
+        seen = sum_over_ranks(losses) > 0
+        total = (precisions * losses + torch.where(seen, self.log_variances / 2, 0.0)).sum()
         (total * step.scale).backward()
         return {task: self.weights[task] * precisions[i].detach() for i, task in enumerate(tasks)}

@@ -1,6 +1,5 @@
 """Semantic FPN: every level convolved and doubled until all have one size, then summed."""
 
-from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -26,24 +25,24 @@ class _Sum(DenseMap):
         super().__init__()
         self.out_channels = spec.channels
         self.levels = spec.levels
-        self.branches = nn.ModuleList()
-        for level in spec.levels:
-            num_convolutions = max(1, level - spec.levels[0])
-            widths = [in_channels] + [spec.channels] * num_convolutions
-            self.branches.append(
-                nn.ModuleList(
-                    ConvBlock(c_in, c_out, norm=spec.norm, separable=spec.separable) for c_in, c_out in pairwise(widths)
-                )
-            )
+        self.branches = nn.ModuleList(_branch(spec, in_channels, level - spec.levels[0]) for level in spec.levels)
 
     def forward(self, maps: Maps) -> Tensor:
         """See the base."""
-        outputs = []
-        for level, branch in zip(self.levels, self.branches, strict=True):
-            x = maps[level]
-            for convolution in branch:  # type: ignore[attr-defined]  # a ModuleList of blocks
-                x = convolution(x)
-                if level > self.levels[0]:
-                    x = upsample(x, 2)
-            outputs.append(x)
+        outputs = [branch(maps[level]) for level, branch in zip(self.levels, self.branches, strict=True)]
         return upsample(sum(outputs[1:], outputs[0]), 2 ** (self.levels[0] - OUT_LEVEL))
+
+
+def _branch(spec: SemanticFPN, in_channels: int, num_doublings: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i in range(max(1, num_doublings)):
+        c_in = spec.channels if i else in_channels
+        layers.append(ConvBlock(c_in, spec.channels, norm=spec.norm, separable=spec.separable))
+        if num_doublings:
+            layers.append(_Double())
+    return nn.Sequential(*layers)
+
+
+class _Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(x, 2)

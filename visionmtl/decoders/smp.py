@@ -32,9 +32,7 @@ class Smp(Decoder):
     """
 
     type: Literal["smp"] = "smp"
-    arch: Literal[
-        "unet", "unetplusplus", "manet", "deeplabv3plus", "fpn", "pan", "segformer", "upernet"
-    ] = "unet"
+    arch: Literal["unet", "unetplusplus", "manet", "deeplabv3plus", "fpn", "pan", "segformer", "upernet"] = "unet"
     channels: int = Field(64, ge=1)
     """Width of the output; unet, unetplusplus and manet are twice as wide at every coarser level."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -50,6 +48,10 @@ class Smp(Decoder):
             raise ValueError(
                 f"decoder smp {self.arch} was asked to read levels {self.levels}; allowed are "
                 f"{' or '.join(map(str, allowed))}; correct levels, or choose another arch"
+            )
+        if self.arch == "fpn" and self.channels % 32:
+            raise ValueError(
+                f"decoder smp fpn has {self.channels} channels; allowed are multiples of 32 (its GroupNorm); try 128"
             )
         if self.separable:
             raise ValueError(

@@ -47,7 +47,8 @@ class _Merge(DenseMap):
         """See the base."""
         coarsest = maps[self.levels[-1]]
         size = (coarsest.shape[-2], coarsest.shape[-1])
-        pooled = [spread(block(average_bins(coarsest, n)), size) for block, n in zip(self.pooled, self.bins, strict=True)]
+        bins = [average_bins(coarsest, n) for n in self.bins]
+        pooled = [spread(block(x), size) for block, x in zip(self.pooled, bins, strict=True)]
         merged = {self.levels[-1]: self.context(torch.cat([coarsest, *pooled], 1))}
 
         for coarse, fine in pairwise(reversed(self.levels)):

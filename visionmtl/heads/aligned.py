@@ -22,7 +22,9 @@ class Aligned(Head, frozen=True):
     beta: float = Field(6.0, ge=0, description="exponent of the IoU in the alignment metric")
     focal_power: float = Field(2.0, ge=0, description="beta of quality focal loss")
     box_weight: float = Field(2.0, gt=0)
-    bins: int = Field(0, ge=0, description="largest distance in strides of distribution focal loss; 0 = plain distances")
+    bins: int = Field(
+        0, ge=0, description="largest distance in strides of distribution focal loss; 0 = plain distances"
+    )
     bins_weight: float = Field(0.25, ge=0, description="weight of distribution focal loss; used with bins > 0")
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
@@ -57,7 +59,7 @@ class Aligned(Head, frozen=True):
                 logits.sigmoid(), predicted, centres, strides, boxes, labels, valid & labelled[:, None], crowd,
                 topk=self.topk, alpha=self.alpha, beta=self.beta,
             )  # fmt: skip
-            normaliser = per_rank(target.quality.sum())
+            normaliser = per_rank(target.quality.sum())  # at least 1, or one poor box would blow up all negatives
             wanted = torch.zeros_like(logits).scatter_(2, target.labels[..., None], target.quality[..., None])
 
         # quality focal loss (arXiv:2006.04388, eq. 2): |wanted - score|^beta * cross-entropy

@@ -36,7 +36,9 @@ class Head(Kind, home="visionmtl.heads"):
         """module(maps) -> RawBoxes."""
 
     @abstractmethod
-    def loss(self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor
+    ) -> dict[str, Tensor]:
         """Named parts. boxes: float [B, M, 4]; labels: int64 [B, M]; valid, crowd: bool [B, M]; labelled: bool [B]."""
 
     @abstractmethod
@@ -47,7 +49,9 @@ class Head(Kind, home="visionmtl.heads"):
 class Towers(nn.Module):
     """Two towers (class, box) over the levels, with one output convolution each and a learnt scale a level."""
 
-    def __init__(self, spec: Head, channels: int, num_classes: int, num_distances: int, prior: float, with_quality: bool) -> None:
+    def __init__(
+        self, spec: Head, channels: int, num_classes: int, num_distances: int, prior: float, with_quality: bool
+    ) -> None:
         super().__init__()
         self.levels = spec.levels
         width = spec.channels or channels

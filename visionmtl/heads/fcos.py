@@ -31,7 +31,8 @@ class FCOS(Head, frozen=True):
         for i, (level, height, width) in enumerate(raw["shapes"]):
             low = 0.0 if i == 0 else 8.0 * 2 ** (level - 1)
             high = torch.inf if i == len(raw["shapes"]) - 1 else 8.0 * 2**level
-            ranges.append(torch.tensor([low, high], device=raw["logits"].device).expand(height * width, 2))
+            bounds = [raw["logits"].new_full((height * width,), bound, dtype=torch.float32) for bound in (low, high)]
+            ranges.append(torch.stack(bounds, dim=-1))  # not torch.tensor([low, high]): its copy makes the host wait
         return torch.cat(ranges)
 
     def _boxes(self, raw: RawBoxes, centres: Tensor, strides: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class FCOS(Head, frozen=True):
                 centres, strides, self._ranges(raw), boxes, labels, valid & labelled[:, None], crowd, radius=self.radius
             )
             num_positive = per_rank(target.positive.sum().float())
-            sum_quality = per_rank(target.quality.sum())
+            sum_quality = per_rank(target.quality.sum(), least=1e-6)
             wanted = torch.zeros_like(logits).scatter_(2, target.labels[..., None], target.positive[..., None].float())
 
         counts = (labelled[:, None] & ~target.ignored)[..., None]

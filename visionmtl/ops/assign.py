@@ -13,7 +13,7 @@ class Assignment:
     """What every cell shall predict."""
 
     positive: Tensor  # bool [B, A]
-    boxes: Tensor  # float [B, A, 4]; anything where not positive
+    boxes: Tensor  # float [B, A, 4]; 0 where not positive
     labels: Tensor  # int64 [B, A]; anything where not positive
     quality: Tensor  # float [B, A] in 0..1, the score wanted; 0 where not positive
     ignored: Tensor  # bool [B, A]: inside a crowd region and not positive; teaches nothing
@@ -30,17 +30,16 @@ def _inside(centres: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     return ((centres - middle[:, :, None]).abs() <= reach).all(dim=-1)
 
 
-def _collect(
-    chosen: Tensor, boxes: Tensor, labels: Tensor, quality: Tensor, crowded: Tensor
-) -> Assignment:
+def _collect(chosen: Tensor, boxes: Tensor, labels: Tensor, quality: Tensor, crowded: Tensor) -> Assignment:
     """chosen: bool [B, M, A], at most one box a cell; quality: float [B, M, A]; crowded: bool [B, A]."""
     positive = chosen.any(dim=1)
     owner = chosen.int().argmax(dim=1)  # [B, A]; 0 where nothing was chosen
     return Assignment(
         positive=positive,
-        boxes=boxes.gather(1, owner[..., None].expand(-1, -1, 4)),
+        # replaced, not masked later: an unlabelled image's NaN would poison the gradient
+        boxes=torch.where(positive[..., None], boxes.gather(1, owner[..., None].expand(-1, -1, 4)), 0.0),
         labels=labels.gather(1, owner),
-        quality=(quality * chosen).amax(dim=1),
+        quality=torch.where(chosen, quality, 0.0).amax(dim=1),
         ignored=crowded & ~positive,
     )
 
@@ -116,8 +115,6 @@ def fcos(
     chosen = candidate & (torch.arange(boxes.shape[1], device=boxes.device)[:, None] == smallest)
 
     horizontal, vertical = distances[..., 0::2].clamp(min=1e-6), distances[..., 1::2].clamp(min=1e-6)
-    centreness = (
-        horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)
-    ).sqrt()
+    centreness = (horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)).sqrt()
     crowded = (_inside(centres, strides, boxes) & (valid & crowd)[..., None]).any(dim=1)
     return _collect(chosen, boxes, labels, centreness, crowded)

@@ -69,12 +69,13 @@ def suppress(
 
     # one NMS for all images and classes: shift every (image, class) group to a place of its own
     group = torch.arange(batch, device=boxes.device)[:, None] * num_classes + labels
-    extent = top_boxes.max() - top_boxes.min() + 1
-    shifted = (top_boxes - top_boxes.min()) + (group.to(boxes.dtype) * extent)[..., None]
-    good = top > min_score
     # double: with many groups the shift grows past what float32 can hold to a pixel
+    exact = top_boxes.double()
+    extent = exact.max() - exact.min() + 1
+    shifted = exact - exact.min() + (group * extent)[..., None]
+    good = top > min_score
     flat_scores = torch.where(good, top, -torch.ones_like(top)).flatten()
-    kept = torchvision.ops.nms(shifted.double().flatten(0, 1), flat_scores.double(), max_iou)
+    kept = torchvision.ops.nms(shifted.flatten(0, 1), flat_scores.double(), max_iou)
     survives = torch.zeros_like(flat_scores, dtype=torch.bool)
     survives[kept] = True
     survives = survives.view(batch, -1) & good

@@ -113,8 +113,8 @@ def legend(entries: Sequence[tuple[str, Colour | None]], width: int, size_px: in
             inner[hatch(inner.shape[:2], 6)] = (150, 150, 150)
     canvas = Image.fromarray(picture)
     for x, row, name in places:
-        y = size_px // 4 + row * line + line / 2
-        write(ImageDraw.Draw(canvas), (x + swatch + size_px // 2, y), name, size_px, INK)
+        middle = size_px // 4 + (row + 0.5) * line
+        write(ImageDraw.Draw(canvas), (x + swatch + size_px // 2, middle), name, size_px, INK)
     return np.asarray(canvas)
 
 

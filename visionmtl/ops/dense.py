@@ -1,5 +1,7 @@
 """Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,11 +17,32 @@ def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
 def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
     """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
 
-    The number kept is a share of all positions, labelled or not, so that its shape is fixed.
+    values: >= 0. At least one is kept where one is counted.
     """
     flat = torch.where(counts, values, -1.0).flatten()
-    top = flat.topk(max(1, int(share * flat.numel()))).values
-    return mean_over_labelled(top, top >= 0)
+    top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
+    kept = torch.arange(len(top), device=top.device) < (share * counts.sum().double()).ceil()
+    return mean_over_labelled(top, kept & (top >= 0))
+
+
+def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Lovasz-Softmax over all counted pixels, mean over the classes present (arXiv:1705.08790, eq. 11 and alg. 1).
+
+    logits: [B, K, H, W]; classes: int64 [B, H, W], anything where not counted; counts: bool [B, H, W]
+    Fixed shapes: a pixel that does not count has error 0, so it adds nothing wherever it is sorted to.
+    """
+    shares = logits.softmax(dim=1).transpose(0, 1).flatten(1)  # [K, N]
+    known = counts.flatten()
+    of_class = torch.arange(len(shares), device=logits.device)[:, None]
+    wanted = ((classes.flatten() == of_class) & known).to(shares.dtype)  # [K, N]
+    errors, order = torch.where(known, (wanted - shares).abs(), 0.0).sort(dim=1, descending=True)
+
+    wanted = wanted.gather(1, order)
+    total = wanted.sum(dim=1, keepdim=True)
+    jaccard = 1 - (total - wanted.cumsum(dim=1)) / (total + (1 - wanted).cumsum(dim=1))
+    steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
+    present = total.squeeze(1) > 0
+    return torch.where(present, (errors * steps).sum(dim=1), 0.0).sum() / present.sum().clamp(min=1)
 
 
 def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float) -> Tensor:

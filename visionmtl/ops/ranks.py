@@ -1,6 +1,5 @@
 """Sums over the ranks of a distributed run; the identity in a single process."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,13 +13,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def per_rank(count: Tensor) -> Tensor:
+def per_rank(count: Tensor, least: float = 1.0) -> Tensor:
     """Denominator of a loss: labelled items over all ranks, divided by the number of ranks.
 
     Gradients are averaged over ranks afterwards, so a rank's sum of losses divided by this is its share of the mean
-    over all labelled items. Nothing labelled anywhere gives 1: the loss above it is 0 anyway.
-    count: float scalar, this rank's labelled items (or any non-negative normaliser).
+    over all labelled items.
+    count: float scalar, this rank's labelled items (or any non-negative normaliser)
+    least: what the sum over ranks counts as where it is smaller
     """
     total = sum_over_ranks(count)
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return torch.where(total > 0, total / ranks, torch.ones_like(total))
+    return total.clamp(min=least) / ranks

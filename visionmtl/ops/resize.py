@@ -14,8 +14,9 @@ def upsample(x: Tensor, factor: int) -> Tensor:
     """[B, C, h, w] -> [B, C, h * factor, w * factor], bilinear with half-pixel centres, in x's dtype.
 
     Equal to `F.interpolate` to rounding. That one scatters its gradient with atomics on a GPU, which is slow and not
-    reproducible, so `by_phases` replaces it wherever a gradient is wanted there. Its own kernel stays where it is
-    faster: on a CPU (fivefold), without gradients, and in exported graphs.
+    reproducible, so `by_phases` replaces it wherever a gradient is wanted there. Its own kernel stays where that does
+    not matter: without gradients, in exported graphs, and on a CPU, where it is faster: 46 ms against 75 ms forward
+    and backward for [8, 64, 32, 40] by 4 on one EPYC core, and 6 ms against 116 ms in channels_last.
     """
     if factor < 1:
         raise ValueError(f"factor is {factor}; allowed are whole numbers from 1; use resize to shrink")
@@ -45,7 +46,7 @@ def _along(x: Tensor, factor: int, dim: int) -> Tensor:
 
 
 def average_bins(x: Tensor, num_bins: int) -> Tensor:
-    """[B, C, h, w] -> [B, C, num_bins, num_bins]: `F.adaptive_avg_pool2d` as two small products, for the same reason."""
+    """[B, C, h, w] -> [B, C, num_bins, num_bins]: `F.adaptive_avg_pool2d` as two products, for the same reason."""
     return _separable(x, *(F.adaptive_avg_pool1d(_eye(length, x), num_bins).mT for length in x.shape[-2:]))
 
 

@@ -88,5 +88,7 @@ class Task(Kind, home="visionmtl.tasks"):
         """The sample's label in the form of a prediction, or None; for drawing beside it."""
 
     @abstractmethod
-    def draw(self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float) -> NDArray[np.uint8]:
+    def draw(
+        self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float
+    ) -> NDArray[np.uint8]:
         """A picture [H', W', 3] RGB of the prediction over or beside the image [H, W, 3], with its legend."""

@@ -117,7 +117,9 @@ class _LogDepth(nn.Module):
         nn.init.constant_(self.out.bias, sum(limits) / 2)  # type: ignore[arg-type]  # start at the middle of the range
 
     def forward(self, maps: Maps) -> Tensor:
-        log_depth: Tensor = self.out(self.decoder(maps))
+        features = self.decoder(maps).float()
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round depth to steps of 1.6 %
+            log_depth: Tensor = self.out(features)
         return log_depth
 
 

@@ -13,7 +13,7 @@ from visionmtl.drawing import draw_boxes
 from visionmtl.heads.aligned import Aligned
 from visionmtl.heads.base import Head, RawBoxes
 from visionmtl.meters.detection import DetectionMeter
-from visionmtl.ops.boxes import suppress
+from visionmtl.ops.boxes import box_area, suppress
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import Detections, Frame, LabelSpace, Sample
 
@@ -63,14 +63,13 @@ class Detection(Task, frozen=True):
 
     def loss(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
         """The head's parts."""
-        return self.head.loss(
-            raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled
-        )
+        return self.head.loss(raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled)
 
     def predict(self, raw: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]) -> list[Detections]:
         boxes, scores = self.head.decode(raw)
         limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in frames]).to(boxes)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        scores = scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
         kept = suppress(
             boxes, scores, max_iou=self.max_iou, min_score=self.min_score, candidates=self.candidates,
             keep=self.max_detections,

@@ -16,7 +16,7 @@ from visionmtl.meters.normals import NormalsMeter
 from visionmtl.ops.dense import cosine_distance, to_original
 from visionmtl.ops.resize import upsample
 from visionmtl.tasks.base import Meter, Task
-from visionmtl.types import Frame, LabelSpace, Maps, Sample
+from visionmtl.types import Frame, LabelSpace, Sample
 
 
 class Normals(Task, frozen=True):
@@ -49,6 +49,9 @@ class Normals(Task, frozen=True):
         """Part "cosine": 1 - cos of the angle, at full resolution."""
         true = targets["normals"]
         valid = (true.square().sum(dim=1) > 0.25) & labelled[:, None, None]
+        true = torch.where(
+            valid[:, None], true, 0.0
+        )  # replaced before use: a masked NaN would still poison the gradient
         return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from visionmtl.decoders.base import Decoder
 from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_segmentation
 from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.ops.dense import hardest, mean_over_labelled, to_original
+from visionmtl.ops.dense import hardest, lovasz_softmax, mean_over_labelled, to_original
 from visionmtl.ops.resize import upsample
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import IGNORE, Frame, LabelSpace, Maps, Sample
@@ -73,7 +73,9 @@ class Segmentation(Task, frozen=True):
         """Parts "cross_entropy" and, when chosen, "dice" or "lovasz"; at full resolution."""
         target = torch.where(labelled[:, None, None], targets["classes"].long(), IGNORE)
         logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
+        weights = None
+        if self.class_weights is not None:  # filled one by one: torch.tensor(list) on a device makes the host wait
+            weights = torch.stack([logits.new_full((), weight) for weight in self.class_weights])
         pixel_loss = F.cross_entropy(
             logits, target, weights, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
@@ -84,8 +86,10 @@ class Segmentation(Task, frozen=True):
             parts = {"cross_entropy": hardest(pixel_loss, counts, self.hardest)}
 
         if self.region_loss is not None:
-            region = {"dice": smp.losses.DiceLoss, "lovasz": smp.losses.LovaszLoss}[self.region_loss]
-            value = region(mode="multiclass", ignore_index=IGNORE)(logits, target)
+            if self.region_loss == "lovasz":
+                value = lovasz_softmax(logits, target, counts)
+            else:
+                value = smp.losses.DiceLoss(mode="multiclass", ignore_index=IGNORE)(logits, target)
             parts[self.region_loss] = (self.region_weight or 1.0) * torch.where(counts.any(), value, 0.0)
         return parts
 

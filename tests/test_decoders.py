@@ -1,0 +1,87 @@
+"""Every dense decoder on disk answers at a quarter of the input size and trains all of its weights."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from visionmtl.decoders.base import Decoder
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.decoders.smp import Smp
+from visionmtl.decoders.upernet import UPerNet
+
+ARCHS = ("unet", "unetplusplus", "manet", "deeplabv3plus", "fpn", "pan", "segformer", "upernet")
+MEMBERS = sorted(set(Decoder.members()) - {"smp"})
+
+
+def drawn(levels: tuple[int, ...], size: tuple[int, int] = (64, 128)) -> dict[int, torch.Tensor]:
+    torch.manual_seed(0)
+    return {k: torch.randn(2, 8, size[0] >> k, size[1] >> k) for k in levels}
+
+
+def check(decoder: Decoder, maps: dict[int, torch.Tensor], size: tuple[int, int]) -> None:
+    module = decoder.build(8)
+    answer = module(maps)
+    (answer - 1).square().mean().backward()
+
+    assert answer.shape == (2, module.out_channels, size[0] // 4, size[1] // 4)
+    assert module.out_channels == decoder.channels and decoder.stride_level == decoder.levels[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (3, 4, 5), (2, 3), (3,)])
+@pytest.mark.parametrize("member", MEMBERS)
+def test_decoder_answers_at_a_quarter(member: str, levels: tuple[int, ...], separable: bool, norm: str):
+    decoder = Decoder.find(member)(levels=levels, channels=16, separable=separable, norm=norm)
+
+    check(decoder, drawn((2, 3, 4, 5)), (64, 128))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_smp_decoder_answers_at_a_quarter(arch: str, norm: str):
+    levels = (2, 3, 4) if arch == "deeplabv3plus" else (2, 3, 4, 5)
+    size = (256, 256) if arch == "pan" else (64, 128)
+
+    check(Smp(arch=arch, levels=levels, channels=32, norm=norm), drawn(levels, size), size)
+
+
+def test_semantic_fpn_sums_what_its_levels_say():
+    module = SemanticFPN(levels=(2, 3), channels=1).build(1).eval()
+    for branch in module.branches:
+        branch[0] = torch.nn.Identity()
+
+    answer = module({2: torch.ones(1, 1, 2, 2), 3: torch.full((1, 1, 1, 1), 5.0)})
+
+    assert answer.flatten().tolist() == [6.0] * 4
+
+
+def test_a_global_change_reaches_every_cell_of_upernet():
+    module = UPerNet(channels=32).build(8).eval()  # BatchNorm in training would carry news everywhere by itself
+    maps = {k: m.requires_grad_() for k, m in drawn((2, 3, 4, 5)).items()}
+
+    module(maps)[:, :, 0, 0].sum().backward()  # the corner sees the whole coarsest map through the bin of 1 x 1
+
+    assert (maps[5].grad.abs().sum(1) > 0).all() and not (maps[2].grad.abs().sum(1) > 0).all()
+
+
+def test_levels_and_options_that_cannot_be_read_are_refused():
+    with pytest.raises(ValidationError, match="a run without gaps from level 2"):
+        SemanticFPN(levels=(1, 2, 3))
+    with pytest.raises(ValidationError, match="a run without gaps"):
+        UPerNet(levels=(2, 4))
+    with pytest.raises(ValidationError, match=r"deeplabv3plus was asked to read levels \(2, 3, 4, 5\).*\(2, 3, 4\)"):
+        Smp(arch="deeplabv3plus")
+    with pytest.raises(ValidationError, match="separable: true"):
+        Smp(separable=True)
+    with pytest.raises(ValidationError, match="multiples of 32"):
+        Smp(arch="fpn", channels=48)
+    with pytest.raises(ValueError, match="does not take these options"):
+        Smp(options={"attention": "scse"}).build(16)
+
+
+def test_smp_options_reach_their_decoder():
+    plain, attentive = Smp(channels=16).build(16), Smp(channels=16, options={"attention_type": "scse"}).build(16)
+
+    assert sum(p.numel() for p in attentive.parameters()) > sum(p.numel() for p in plain.parameters())
