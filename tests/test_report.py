@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from visionmtl import config
-from visionmtl.ops.chart import MAX_POINTS, line_chart, ticks
+from visionmtl.ops.chart import MAX_POINTS, line_chart, short, ticks
 from visionmtl.report import format_metric, read_rows, write_report
 
 RESULTS = {
@@ -133,6 +133,11 @@ def test_long_curves_are_thinned_and_keep_their_last_value():
 def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
     assert "no values" in line_chart({"a": [(1, float("nan"))]})
     assert "nan" not in line_chart({"a": [(5, 0.0)], "b": [(5, 0.0), (6, float("inf"))]})
+
+
+def test_numbers_on_an_axis_are_short():
+    values = (0.0, 0.25, 1500.0, 2e6, 1.5e-4, 3e-5)
+    assert [short(value) for value in values] == ["0", "0.25", "1.5k", "2M", "1.5e-4", "3e-5"]
 
 
 def test_ticks_are_round_and_within_the_range():

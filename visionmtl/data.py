@@ -189,7 +189,7 @@ def val_loader(
     jobs = [(0, list(mine[first : first + batch_size])) for first in range(0, len(mine), batch_size)][:limit]
     count = choose_workers(data.workers, world)[0] if workers is None else workers
     work = _ValWork(data.size, tasks, spaces, readers)
-    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=False))
+    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=True))
 
 
 def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Tensor:

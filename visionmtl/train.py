@@ -26,6 +26,8 @@ from visionmtl.state import RunState
 from visionmtl.types import Batch, Sample
 from visionmtl.weights import load_strictly
 
+PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,7 +40,7 @@ class Options:
     limit_val_batches: int | None = None
     max_time_s: float | None = None  # stop with a checkpoint
     max_steps: int | None = None  # stop with a checkpoint
-    profile: int | None = None  # trace so many steps
+    profile: int | None = None  # write a trace of so many steps, and stop
     dry_run: bool = False  # one step, one validation batch, nothing written
     device: str = "auto"
 
@@ -100,6 +102,9 @@ def _loop(
     results: dict[str, dict[str, Any]] = {}
     started = time.monotonic()
     last_step = min(total_steps, options.max_steps or total_steps)
+    profiler = _profiler(options.profile, folder) if options.profile and ranks.first else None
+    if options.profile:
+        last_step = min(last_step, state.step + PROFILE_WARMUP + options.profile)
     meter = Pace(settings.batch_size * settings.accumulate * ranks.world)
 
     while state.step < last_step:
@@ -111,6 +116,8 @@ def _loop(
             set_lr(state.optimizer, lr_factor(run.optim, state.step, total_steps, steps_per_epoch))
             losses, weights, norm = state.advance(micro_batches)
             meter.step()
+            if profiler:
+                profiler.step()
             if state.step % settings.log_every_steps == 0 or state.step == last_step:
                 values = _read(losses, state.step)
                 log.train(
@@ -137,8 +144,21 @@ def _loop(
         if stopping and not finished:
             log.line(f"stopped after step {state.step} of {total_steps}; continue with --resume")
             break
+    if profiler:
+        profiler.stop()
+        log.line(f"trace of {options.profile} steps: {folder / 'profile.json'}, for chrome://tracing or perfetto.dev")
     distributed.barrier()
     return results
+
+
+def _profiler(num_steps: int, folder: Path) -> torch.profiler.profile:
+    """A running profiler that traces `num_steps` steps after PROFILE_WARMUP."""
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=PROFILE_WARMUP, active=num_steps, repeat=1),
+        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "profile.json")),
+    )
+    profiler.start()
+    return profiler
 
 
 def _evaluate(

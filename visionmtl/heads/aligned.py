@@ -14,7 +14,7 @@ from visionmtl.ops.ranks import per_rank
 
 
 class Aligned(Head, frozen=True):
-    """Anchor-free head trained with task-aligned targets (TOOD, arXiv:2108.07755; its aligned predictor is left out)."""
+    """Anchor-free head with task-aligned targets (TOOD, arXiv:2108.07755; its aligned predictor is left out)."""
 
     type: Literal["aligned"] = "aligned"
     topk: int = Field(13, ge=1, description="candidate cells for each box")

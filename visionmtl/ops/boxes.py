@@ -1,4 +1,4 @@
-"""Box geometry: cells, distances, overlaps and suppression on padded tensors; boxes are xyxy pixels, x2 y2 exclusive."""
+"""Box geometry: cells, distances, overlaps, suppression on padded tensors; boxes are xyxy pixels, x2 y2 exclusive."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """GIoU of corresponding boxes (Rezatofighi et al. 2019, arXiv:1902.09630, alg. 1): [..., 4] x 2 -> [...] in -1..1."""
+    """GIoU of pairs of boxes (Rezatofighi et al. 2019, arXiv:1902.09630, alg. 1): [..., 4] x 2 -> [...] in -1..1."""
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
     union = (box_area(a) + box_area(b) - overlap).clamp(min=1e-6)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)

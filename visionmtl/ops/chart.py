@@ -69,11 +69,13 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """The number in as few characters as an axis has room for: 0.25, 1.5k, 2M, 3e-05."""
+    """The number in as few characters as an axis has room for: 0.25, 1.5k, 2M, 3e-5."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
-    return "0" if abs(value) < 1e-12 else f"{value:.3g}"
+    if abs(value) < 1e-12:
+        return "0"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
