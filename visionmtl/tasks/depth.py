@@ -103,7 +103,7 @@ class Depth(Task, frozen=True):
     def draw(
         self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
-        return draw_depth(image, prediction)
+        return draw_depth(image, prediction, max_m=self.max_depth_m)
 
 
 class _LogDepth(nn.Module):

@@ -49,9 +49,8 @@ class Normals(Task, frozen=True):
         """Part "cosine": 1 - cos of the angle, at full resolution."""
         true = targets["normals"]
         valid = (true.square().sum(dim=1) > 0.25) & labelled[:, None, None]
-        true = torch.where(
-            valid[:, None], true, 0.0
-        )  # replaced before use: a masked NaN would still poison the gradient
+        # replaced before use: a masked NaN would still poison the gradient
+        true = torch.where(valid[:, None], true, 0.0)
         return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:

@@ -1,0 +1,85 @@
+"""The whole three-task network trains a step with every family of encoders, and with every pyramid and decoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from kit import SPACE, check_prediction, found, sample, total
+from test_encoder_families import FAMILIES
+
+from visionmtl.balance.base import Step
+from visionmtl.balance.upgrad import UPGrad
+from visionmtl.decoders.base import Decoder
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.encoder import Encoder
+from visionmtl.heads.aligned import Aligned
+from visionmtl.model import LossNet, Model, build_model
+from visionmtl.pyramids.base import Pyramid
+from visionmtl.pyramids.fpn import FPN
+from visionmtl.pyramids.simple import Simple
+from visionmtl.tasks.base import Task
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
+from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.types import Frame
+
+SIZE = (64, 128)
+ORIGINAL = (90, 180)
+VITS = ("vit", "beit")
+
+
+def three_tasks(decoder: Decoder) -> dict[str, Task]:
+    return {
+        "detection": Detection(head=Aligned(levels=(3, 4, 5), num_convs=1)),
+        "segmentation": Segmentation(decoder=decoder),
+        "depth": Depth(decoder=decoder),
+    }
+
+
+def check_step(model: Model, tasks: Mapping[str, Task]) -> None:
+    """A step under the method that needs most of the graph, with a label missing; then predictions."""
+    torch.manual_seed(0)
+    spaces = {name: None if task.field == "depth_m" else SPACE for name, task in tasks.items()}
+    net = build_model(model, tasks, spaces, SIZE)
+    samples: dict[str, list[Any]] = {name: [sample(0, size=SIZE), sample(1, size=SIZE)] for name in tasks}
+    samples["depth"][1] = None
+    targets = {name: task.collate(samples[name], SIZE) for name, task in tasks.items()}
+    labelled = {name: torch.tensor([one is not None for one in samples[name]]) for name in tasks}
+    image = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
+
+    parts, shared, leaves = LossNet(net, cut=True)(image, targets, labelled)
+    losses = {name: total(of_task) for name, of_task in parts.items()}
+    UPGrad().build(dict.fromkeys(tasks, 1.0)).backward(Step(losses, shared, leaves))
+
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(name.startswith("trunk.encoder.") for name in missing), missing
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    of_encoder = [p.grad.any() for p in net.encoder.parameters() if p.grad is not None]
+    assert sum(of_encoder) > 0.9 * len(of_encoder) > 0 and len(missing) < len(of_encoder) / 2
+
+    with torch.inference_mode():
+        raw = net.eval()(image)
+        for name, task in tasks.items():
+            for prediction in task.predict(raw[name], [Frame(ORIGINAL, SIZE)] * 2, SIZE):
+                check_prediction(prediction, ORIGINAL)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_network_trains_a_step_with_this_family(name: str):
+    pyramid = (Simple if name.removeprefix("test_").startswith(VITS) else FPN)(channels=16)
+    encoder = Encoder(name=name, options=FAMILIES[name])
+    check_step(Model(encoder=encoder, pyramid=pyramid), three_tasks(SemanticFPN(channels=16)))
+
+
+@pytest.mark.parametrize("member", found(Pyramid))
+def test_the_network_trains_a_step_with_this_pyramid(member: type[Pyramid]):
+    encoder = Encoder(name="test_vit" if member is Simple else "test_resnet")
+    check_step(Model(encoder=encoder, pyramid=member(channels=16)), three_tasks(SemanticFPN(channels=16)))
+
+
+@pytest.mark.parametrize("member", found(Decoder))
+def test_the_network_trains_a_step_with_this_decoder(member: type[Decoder]):
+    model = Model(encoder=Encoder(name="test_resnet"), pyramid=FPN(channels=16))
+    check_step(model, three_tasks(member(channels=16)))
