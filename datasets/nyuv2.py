@@ -92,7 +92,7 @@ class _Reader:
         """The sample at full size; a broken file raises ValueError with its name."""
         stem = self._stems[index]
         image_file = self._root / "image" / self._split / f"{stem}.jpg"
-        image = cv2.cvtColor(_read(image_file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = np.asarray(cv2.cvtColor(_read(image_file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
         return Sample(
             image=image,
             image_id=stem,
@@ -132,9 +132,10 @@ class _BoxTable:
         categories = sorted(content["categories"], key=lambda category: category["id"])
         class_of = {category["id"]: number for number, category in enumerate(categories)}
         index_of = {stem: index for index, stem in enumerate(stems)}
-        image_of = {image["id"]: index_of.get(Path(image["file_name"]).stem) for image in content["images"]}
+        stem_of = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        image_of = {number: index_of[stem] for number, stem in stem_of.items() if stem in index_of}
 
-        found = [one for one in content["annotations"] if image_of.get(one["image_id"]) is not None]
+        found = [one for one in content["annotations"] if one["image_id"] in image_of]
         sound = [one for one in found if _is_sound(one["bbox"])]
         if len(sound) < len(found):
             dropped = f"{len(found) - len(sound)} of {len(found)}"
@@ -147,7 +148,7 @@ class _BoxTable:
             tuple(category["id"] for category in categories),
         )
         self._looked = np.zeros(len(stems), bool)  # an image the file does not list was not looked at
-        self._looked[[index for index in image_of.values() if index is not None]] = True
+        self._looked[list(image_of.values())] = True
         self._start = np.searchsorted([image_of[one["image_id"]] for one in sound], np.arange(len(stems) + 1))
         xywh = np.array([one["bbox"] for one in sound], np.float64).reshape(-1, 4)
         self._xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from visionmtl.augment import Augment
-from visionmtl.data import Data, TrainLoader, choose_workers, open_readers, resolve_spaces, val_loader
+from visionmtl.data import Data, TrainLoader, choose_workers, open_readers, val_loader
 from visionmtl.datasets import Dataset
+from visionmtl.spaces import resolve_spaces
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, LabelSpace, Sample
 

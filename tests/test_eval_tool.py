@@ -7,7 +7,7 @@ import torch
 
 from visionmtl import checkpoint, config
 from visionmtl.cli import main
-from visionmtl.data import open_readers, resolve_spaces
+from visionmtl.data import open_readers
 from visionmtl.model import build_model
 
 SMALL = [

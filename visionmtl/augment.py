@@ -1,6 +1,7 @@
 """Label-consistent augmentation: one crop and resize, one flip and one colour draw, every label kept in step."""
 
 import math
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from visionmtl.types import Boxes, Frame, Sample
 
 Size = tuple[int, int]
 """(H, W) in pixels."""
+Value = TypeVar("Value", bound=np.generic)
 
 
 def fit(image: NDArray[np.uint8], size: Size) -> tuple[NDArray[np.uint8], Frame]:
@@ -138,7 +140,7 @@ class _Window:
         shrinks = self.out[0] < self.size[0] or self.out[1] < self.size[1]
         return self._resize(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
-    def nearest(self, labels: NDArray) -> NDArray:
+    def nearest(self, labels: NDArray[Value]) -> NDArray[Value]:
         """Labels are never mixed. EXACT: plain INTER_NEAREST samples up to half a pixel too far left and up."""
         return self._resize(labels, cv2.INTER_NEAREST_EXACT)
 

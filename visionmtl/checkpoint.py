@@ -91,11 +91,15 @@ def open_model(
 ) -> Opened:
     """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
 
-    overrides: nested values that replace the run's own, e.g. {"data": {"root": ...}}.
+    overrides: nested values that replace the run's own; a new data.root moves every path that lay in the old one.
     """
     path = Path(path)
     state = load(path)
-    run = Run.model_validate(merged(state["run"], overrides or {}))
+    plain = merged(state["run"], overrides or {})
+    before, after = state["run"]["data"]["root"], plain["data"]["root"]
+    if before and after and before != after:
+        plain["data"] = moved(plain["data"], before, after)
+    run = Run.model_validate(plain)
     # the weights come from the file; fetching the pretrained ones first would be idle
     encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
     spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
@@ -111,6 +115,16 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
     return out
+
+
+def moved(value: Any, before: str, after: str) -> Any:
+    """The same nested value, paths in folder `before` now lying in `after`."""
+    if isinstance(value, Mapping):
+        return {key: moved(inner, before, after) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, before, after) for inner in value]
+    inside = isinstance(value, str) and (value == before or value.startswith(before.rstrip("/") + "/"))
+    return after + value[len(before) :] if inside else value
 
 
 def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,11 @@ from torch.utils.data import DataLoader
 
 from visionmtl.augment import Augment, fit
 from visionmtl.datasets import Dataset, Reader
-from visionmtl.spec import Spec, did_you_mean
+from visionmtl.spaces import Spaces, check_validation, supervises
+from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
-from visionmtl.types import Batch, Frame, LabelSpace, Sample
+from visionmtl.types import Batch, Frame, Sample
 
-Spaces = Mapping[str, LabelSpace | None]
-"""By task: the label space it learns, or None for tasks without classes."""
 _Job = tuple[int, list[int]]  # epoch and sample indices of one batch
 
 MAX_AUTO_WORKERS = 16
@@ -52,50 +51,6 @@ class Data(Spec):
 def open_readers(datasets: Sequence[Dataset]) -> list[Reader]:
     """Every data set, checked and indexed."""
     return [dataset.build() for dataset in datasets]
-
-
-def resolve_spaces(tasks: Mapping[str, Task], readers: Sequence[Reader]) -> dict[str, LabelSpace | None]:
-    """The label space each task learns: the one it names in `space`, else the only one the data sets offer."""
-    spaces: dict[str, LabelSpace | None] = {}
-    for name, task in tasks.items():
-        offers = [reader.provides[task.field] for reader in readers if task.field in reader.provides]
-        if not offers:
-            fields = sorted({field for reader in readers for field in reader.provides})
-            raise ValueError(
-                f"task {name!r} learns from {task.field!r}, which no training data set provides; they provide "
-                f"{', '.join(fields)}; add a data set that has it, or remove the task"
-            )
-        spaces[name] = _choose_space(name, task, offers)
-    return spaces
-
-
-def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) -> LabelSpace | None:
-    named = {offer.name: offer for offer in offers if offer is not None}
-    if any(offer is not None and offer.classes != named[offer.name].classes for offer in offers):
-        raise ValueError(
-            f"task {name!r} is offered two different class lists under one name among {', '.join(named)}; "
-            "a name stands for one list; give the label spaces of the data sets different names"
-        )
-    wanted = getattr(task, "space", None)
-    if wanted is None and len(named) > 1:
-        raise ValueError(
-            f"task {name!r} can learn {', '.join(named)}; one task learns one label space; "
-            f"choose it with tasks.{name}.space=NAME, and add a second task to learn the other"
-        )
-    if wanted is not None and wanted not in named:
-        raise ValueError(
-            f"task {name!r} wants label space {wanted!r}{did_you_mean(wanted, named)}; the data sets offer "
-            f"{', '.join(named) or 'none for ' + task.field}; correct tasks.{name}.space or add the data set"
-        )
-    return named[wanted] if wanted is not None else next(iter(named.values()), None)
-
-
-def supervises(reader: Reader, task: Task, space: LabelSpace | None) -> bool:
-    """Whether labels of this data set are of the kind the task learns."""
-    if task.field not in reader.provides:
-        return False
-    offer = reader.provides[task.field]
-    return (offer and (offer.name, offer.classes)) == (space and (space.name, space.classes))
 
 
 def choose_workers(workers: int | Literal["auto"], world: int = 1) -> tuple[int, str]:
@@ -178,13 +133,7 @@ def val_loader(
     limit: int | None = None,
 ) -> ValLoader:
     """limit: batches per rank, from the first image on. The last batch may be smaller. Targets stay empty."""
-    for name, task in tasks.items():
-        offers = [reader.provides[task.field] for reader in readers if task.field in reader.provides]
-        if offers and not any(supervises(reader, task, spaces[name]) for reader in readers):
-            raise ValueError(
-                f"task {name!r} learns {_name(spaces[name])}, but the validation data sets label {task.field!r} with "
-                f"{', '.join(_name(offer) for offer in offers)}; the two must agree; set both to one label space"
-            )
+    check_validation(tasks, spaces, readers)
     mine = range(rank, sum(len(reader) for reader in readers), world)
     jobs = [(0, list(mine[first : first + batch_size])) for first in range(0, len(mine), batch_size)][:limit]
     count = choose_workers(data.workers, world)[0] if workers is None else workers
@@ -286,7 +235,7 @@ def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent
 
 
 def _workers_start() -> multiprocessing.context.BaseContext:
-    """How workers begin: never as a fork of the training process, whose OpenCV and OpenMP threads a fork loses (it hangs).
+    """How workers begin: never as a fork of the training process, which loses OpenCV's and OpenMP's threads (it hangs).
 
     They are forked from a clean server that has imported this module once; where there is none, they are spawned.
     """
@@ -301,7 +250,3 @@ def _one_thread(worker: int) -> None:
     """Parallelism is over workers; threads inside them only fight for the cores."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-
-
-def _name(space: LabelSpace | None) -> str:
-    return space.name if space else "no classes"

@@ -1,4 +1,4 @@
-"""The data set contract, and the finder that makes the top-level folder `datasets/` importable as `visionmtl.datasets`."""
+"""The data set contract, and the finder that makes the top-level `datasets/` importable as `visionmtl.datasets`."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

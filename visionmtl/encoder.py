@@ -136,7 +136,7 @@ class _Normed(FeatureGetterNet):
     """A plain ViT's last tokens are meant to be read behind its final norm."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, norm=True)
+        super().__init__(*args, **kwargs | {"norm": True})
 
 
 class _TimmMaps(nn.Module):
@@ -264,7 +264,7 @@ def _group_norm(batch_norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def _set_checkpointing(body: Any, name: str) -> None:
-    holder = body.model if isinstance(body, FeatureGetterNet) else body
+    holder: Any = body.model if isinstance(body, FeatureGetterNet) else body
     if not hasattr(holder, "set_grad_checkpointing"):
         raise ValueError(f"timm's {name} cannot recompute activations; allowed is grad_checkpointing: false; drop it")
     holder.set_grad_checkpointing(True)

@@ -33,7 +33,7 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution (or depthwise + pointwise), normalisation, ReLU; [B, c_in, h, w] -> [B, c_out, h/stride, w/stride]."""
+    """Convolution (or depthwise + pointwise), norm, ReLU; [B, c_in, h, w] -> [B, c_out, h/stride, w/stride]."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from visionmtl.spec import Spec
 
+Net = TypeVar("Net", bound=nn.Module)
 Schedule = Literal["cosine", "poly", "step", "constant"]
 
 _ONLY_WITH = {  # setting -> (the field it depends on, the values under which it does something)
@@ -185,7 +186,7 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-class Ema:
+class Ema(Generic[Net]):
     """A moving average of a module's weights, kept on its device and in evaluation mode.
 
     The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
@@ -193,7 +194,7 @@ class Ema:
     Create it when the module is on its device and in its memory format: the tensors are looked up once.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: Net, decay: float) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from visionmtl import checkpoint, distributed
 from visionmtl.augment import Augment
 from visionmtl.config import Run, dump
-from visionmtl.data import TrainLoader, ValLoader, open_readers, resolve_spaces, val_loader
+from visionmtl.data import TrainLoader, ValLoader, open_readers, val_loader
 from visionmtl.datasets import Reader, Repeated
 from visionmtl.distributed import Ranks
 from visionmtl.evaluate import evaluate, save_json, score
@@ -22,6 +22,7 @@ from visionmtl.log import RunLog
 from visionmtl.model import MultiTaskNet, build_model
 from visionmtl.optim import lr_factor, set_lr
 from visionmtl.pace import Pace
+from visionmtl.spaces import resolve_spaces
 from visionmtl.state import RunState
 from visionmtl.types import Batch, Sample
 from visionmtl.weights import load_strictly
@@ -249,7 +250,7 @@ def _introduction(
     for name, task in run.tasks.items():
         space = spaces[name]
         yield f"task      {name}: {task.type}" + (f", {len(space.classes)} classes of {space.name}" if space else "")
-    yield f"data      {len(loader)} batches of {run.train.batch_size} a rank, {len(val)} for validation, {run.data.size}"
+    yield f"data      {len(loader)} batches of {run.train.batch_size} a rank, {len(val)} to validate, {run.data.size}"
     yield f"loading   {loader.workers} workers ({loader.workers_reason})"
     yield f"device    {ranks.device}, {ranks.world} process(es), {run.train.precision}, balance {run.balance.type}"
     if resumed:

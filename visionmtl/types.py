@@ -83,7 +83,7 @@ LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How an original image lies in the network's input: resized to content_size at the top left, padded to the rest."""
+    """How an original image lies in the network's input: resized to content_size at the top left, then padding."""
 
     size: tuple[int, int]  # (H, W) of the original, pixels
     content_size: tuple[int, int]  # (H, W) it was resized to

@@ -98,6 +98,7 @@ class _Gramian(Balancer):
 
     def _on_leaves(self, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
         """The loss's gradient on each shared map; with raw heads its decoder's parameters get theirs on the way."""
+        found: Sequence[Tensor | None]
         if self.weigh_heads:
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
         else:

@@ -41,7 +41,7 @@ class Smp(Decoder):
     def model_post_init(self, context: object) -> None:
         """Levels must suit the architecture; full convolutions only."""
         super().model_post_init(context)
-        allowed = {"deeplabv3plus": [(2, 3, 4)]}.get(self.arch, [(2, 3, 4, 5)])
+        allowed: list[tuple[int, ...]] = {"deeplabv3plus": [(2, 3, 4)]}.get(self.arch, [(2, 3, 4, 5)])
         if self.arch in _DOUBLING:
             allowed = [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)]
         if self.levels not in allowed:
@@ -88,7 +88,7 @@ def _make(spec: Smp, widths: list[int]) -> Any:
     kind = getattr(importlib.import_module(f"segmentation_models_pytorch.decoders.{module}"), name)
     num_blocks = len(widths) - 1
     doubled = [spec.channels << max(num_blocks - 2 - i, 0) for i in range(num_blocks)]
-    given: dict[str, Any] = {
+    arguments: dict[str, dict[str, Any]] = {
         "unet": {"decoder_channels": doubled, "n_blocks": num_blocks},
         "unetplusplus": {"decoder_channels": doubled, "n_blocks": num_blocks},
         "manet": {"decoder_channels": doubled, "n_blocks": num_blocks},
@@ -104,9 +104,9 @@ def _make(spec: Smp, widths: list[int]) -> Any:
         "pan": {"encoder_depth": 5, "decoder_channels": spec.channels},
         "segformer": {"segmentation_channels": spec.channels},
         "upernet": {"decoder_channels": spec.channels},
-    }[spec.arch]
+    }
     try:
-        decoder = kind(encoder_channels=widths, **given | spec.options)
+        decoder = kind(encoder_channels=widths, **arguments[spec.arch] | spec.options)
     except TypeError as error:
         raise ValueError(
             f"decoder smp {spec.arch} does not take these options: {error}; given were {sorted(spec.options)}; "

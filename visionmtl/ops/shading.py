@@ -61,7 +61,8 @@ def openness(points: Floats, extent: tuple[float, float, float]) -> Floats:
 def contact(gap_m: Floats) -> Floats:
     """What a solid at this distance leaves of the ambient light."""
     gap = gap_m * np.float32(9)
-    return 1 - np.float32(0.55) / (1 + gap * gap)
+    left: Floats = 1 - np.divide(np.float32(0.55), 1 + gap * gap)
+    return left
 
 
 def develop(linear: Floats, parts: NDArray[np.int64], noise: Floats) -> NDArray[np.uint8]:

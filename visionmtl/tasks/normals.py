@@ -34,7 +34,7 @@ class Normals(Task, frozen=True):
 
     def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
         decoder = self.decoder.build(channels)
-        return nn.Sequential(decoder, nn.Conv2d(int(decoder.out_channels), 3, 1))  # type: ignore[arg-type]
+        return nn.Sequential(decoder, nn.Conv2d(int(decoder.out_channels), 3, 1))
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
         """normals: float32 [B, 3, H, W], zero vectors in the padding and where unknown."""
