@@ -1,6 +1,7 @@
 """NYUv2: 1449 indoor photographs with boxes, segmentation and depth, in the layout `tools/prepare.py nyuv2` writes.
 
-    ROOT/image/SPLIT/0001.jpg  depth/SPLIT/0001.png  seg13/SPLIT/0001.png  seg40/SPLIT/0001.png  (480x640)
+    ROOT/image/SPLIT/0001.png (or .jpg)  seg13/SPLIT/0001.png  seg40/SPLIT/0001.png  (480x640, 0 = void)
+    ROOT/depth/SPLIT/0001.png (holes filled)  depth_raw/SPLIT/0001.png (as measured, 0 = hole)
     ROOT/annotations/*_SPLIT.json (COCO format)  ROOT/SPLIT.txt (one image number a line)  ROOT/meta.json
 
 Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012; offered for research use.
@@ -12,13 +13,16 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
 from visionmtl.types import Boxes, LabelSpace, Sample
@@ -26,17 +30,26 @@ from visionmtl.types import Boxes, LabelSpace, Sample
 Label = Literal["boxes", "segmentation", "depth_m"]
 
 # class13Mapping.mat and classMapping40.mat, spelling theirs; class id = value in the PNG - 1
-_CLASSES_13 = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
-_CLASSES_40 = (
+_NAMES_13 = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
+_NAMES_40 = (
     "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves curtain dresser "
     "pillow mirror floor_mat clothes ceiling books refridgerator television paper towel shower_curtain box whiteboard "
     "person night_stand toilet sink lamp bathtub bag otherstructure otherfurniture otherprop"
 )
+CLASSES = {
+    count: tuple(name.replace("_", " ") for name in names.split())
+    for count, names in ((13, _NAMES_13), (40, _NAMES_40))
+}
+NO_THINGS = ("wall", "floor", "ceiling")
+_DEPTH_FOLDERS = {"inpainted": "depth", "raw": "depth_raw"}
 _GET_IT = "make the folder with `python tools/prepare.py nyuv2 SRC DST`, or correct `root`"
 
 
 class NYUv2(Dataset):
-    """NYUv2 with 13 or 40 segmentation classes. Void pixels and depth 0 are not labelled."""
+    """NYUv2 with 13 or 40 segmentation classes. Void pixels and depth 0 are not labelled.
+
+    Multi-task papers read the in-painted depth; depth papers the raw one, of images with a black border.
+    """
 
     type: Literal["nyuv2"] = "nyuv2"
     root: str
@@ -44,6 +57,18 @@ class NYUv2(Dataset):
     classes: Literal[13, 40] = 13
     labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
     """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+    depth: Literal["inpainted", "raw"] = "inpainted"
+    """Official `depths`, where holes are filled, or `rawDepths`, where they are 0."""
+    black_border: bool = False
+    """Blacken the image outside rows 7:474 and columns 7:632, where the undistorted photograph has no content."""
+
+    @model_validator(mode="after")
+    def _depth_is_read(self) -> Self:
+        if self.depth != "inpainted" and "depth_m" not in self.labels:
+            raise PydanticCustomError(
+                "no_effect", "depth: raw has no effect, since `labels` leaves depth_m out; add it there or drop `depth`"
+            )
+        return self
 
     def build(self) -> "_Reader":
         root = Path(self.root)
@@ -51,38 +76,37 @@ class NYUv2(Dataset):
         provides: dict[str, LabelSpace | None] = {}
         boxes = depth = segmentation = None
 
-        _check_files(root / "image" / self.split, stems, ".jpg")
+        suffix = _image_suffix(root / "image" / self.split)
+        _check_files(root / "image" / self.split, stems, suffix)
         if "boxes" in self.labels:
             boxes = _BoxTable(_annotation_file(root, self.split), stems)
             provides["boxes"] = boxes.space
         if "segmentation" in self.labels:
             segmentation = f"seg{self.classes}"
             _check_files(root / segmentation / self.split, stems, ".png")
-            names = (_CLASSES_13 if self.classes == 13 else _CLASSES_40).split()
-            provides["segmentation"] = _space(f"nyu{self.classes}", [name.replace("_", " ") for name in names])
+            provides["segmentation"] = class_space(self.classes)
         if "depth_m" in self.labels:
-            _check_files(root / "depth" / self.split, stems, ".png")
+            _check_files(root / _DEPTH_FOLDERS[self.depth] / self.split, stems, ".png")
             depth = _units_per_metre(root / "meta.json")
             provides["depth_m"] = None
 
-        return _Reader(root, self.split, stems, provides, boxes, segmentation, self.classes, depth)
+        return _Reader(self, stems, suffix, provides, boxes, segmentation, depth)
 
 
 class _Reader:
     def __init__(
         self,
-        root: Path,
-        split: str,
+        spec: NYUv2,
         stems: list[str],
+        suffix: str,
         provides: dict[str, LabelSpace | None],
         boxes: "_BoxTable | None",
         segmentation: str | None,
-        classes: int,
         units_per_metre: float | None,
     ) -> None:
         self.provides = provides
-        self._root, self._split, self._stems = root, split, stems
-        self._boxes, self._segmentation, self._classes = boxes, segmentation, classes
+        self._spec, self._root, self._split, self._stems = spec, Path(spec.root), spec.split, stems
+        self._suffix, self._boxes, self._segmentation = suffix, boxes, segmentation
         self._units_per_metre = units_per_metre
 
     def __len__(self) -> int:
@@ -91,8 +115,10 @@ class _Reader:
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
         stem = self._stems[index]
-        image_file = self._root / "image" / self._split / f"{stem}.jpg"
+        image_file = self._root / "image" / self._split / f"{stem}{self._suffix}"
         image = np.asarray(cv2.cvtColor(_read(image_file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+        if self._spec.black_border:
+            blacken_border(image)
         return Sample(
             image=image,
             image_id=stem,
@@ -104,15 +130,15 @@ class _Reader:
     def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
         file = self._root / str(self._segmentation) / self._split / f"{stem}.png"
         codes = _read_map(file, size)
-        if codes.dtype != np.uint8 or codes.max() > self._classes:
+        if codes.dtype != np.uint8 or codes.max() > self._spec.classes:
             raise ValueError(
                 f"{file} holds {codes.dtype} values up to {codes.max()}; allowed are uint8 0 (void) to "
-                f"{self._classes}; prepare the folder again"
+                f"{self._spec.classes}; prepare the folder again"
             )
         return codes - np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
 
     def _read_depth(self, stem: str, size: tuple[int, ...], units_per_metre: float) -> NDArray[np.float32]:
-        file = self._root / "depth" / self._split / f"{stem}.png"
+        file = self._root / _DEPTH_FOLDERS[self._spec.depth] / self._split / f"{stem}.png"
         codes = _read_map(file, size)
         # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
         expected = np.uint8 if units_per_metre < 256 else np.uint16
@@ -121,7 +147,38 @@ class _Reader:
                 f"{file} is {codes.dtype}, but meta.json declares {units_per_metre:g} units per metre, which goes with "
                 f"{np.dtype(expected)}; correct `depth_scale` there or prepare the folder again"
             )
-        return codes.astype(np.float32) / np.float32(units_per_metre)
+        return metres(codes, units_per_metre)
+
+
+def metres(codes: NDArray[np.integer], units_per_metre: float) -> NDArray[np.float32]:
+    """Stored depth in metres; 0 = not measured stays 0."""
+    return codes.astype(np.float32) / np.float32(units_per_metre)
+
+
+def blacken_border(image: NDArray[np.uint8]) -> None:
+    """Set the image [480, 640, 3] to 0, in place, where the undistorted photograph has no content."""
+    if image.shape != (480, 640, 3):
+        raise ValueError(
+            f"the image is {list(image.shape)}, but the black border is defined for [480, 640, 3]; set black_border: "
+            "false for images of another size"
+        )
+    for border in (np.s_[:7], np.s_[474:], np.s_[:, :7], np.s_[:, 632:]):
+        image[border] = 0
+
+
+def class_space(classes: int) -> LabelSpace:
+    """nyu13 or nyu40."""
+    return _space(f"nyu{classes}", CLASSES[classes])
+
+
+def things_space() -> LabelSpace:
+    """Objects of the 40 classes; a class keeps its number there, 1 to 40, as its id.
+
+    NYUv2 has no published convention for boxes. Ours: every (label, instance) pair of the official file is an object,
+    except of wall, floor, ceiling and unlabelled; its class is that of the 40 which its label belongs to.
+    """
+    ids = tuple(number for number, name in enumerate(CLASSES[40], start=1) if name not in NO_THINGS)
+    return _space(f"nyu_things{len(ids)}", [CLASSES[40][number - 1] for number in ids], ids)
 
 
 class _BoxTable:
@@ -167,7 +224,7 @@ def _is_sound(xywh: list[float]) -> bool:
     return bool(np.isfinite(xywh).all()) and xywh[2] > 0 and xywh[3] > 0
 
 
-def _space(name: str, classes: list[str], ids: tuple[int, ...] = ()) -> LabelSpace:
+def _space(name: str, classes: Sequence[str], ids: tuple[int, ...] = ()) -> LabelSpace:
     """Colours that differ between neighbours: hues a golden angle apart, brightness in three turns."""
     colours = [
         colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55 + 0.1 * (number % 2), (0.95, 0.75, 0.6)[number % 3])
@@ -184,6 +241,12 @@ def _stems(file: Path) -> list[str]:
     if not stems:
         raise ValueError(f"{file} is empty; it lists the images of the split, one number a line; {_GET_IT}")
     return stems
+
+
+def _image_suffix(folder: Path) -> str:
+    """PNG as `tools/prepare.py` writes, unless the folder holds JPEGs only."""
+    present = os.listdir(folder) if folder.is_dir() else []
+    return ".jpg" if present and not any(name.endswith(".png") for name in present) else ".png"
 
 
 def _check_files(folder: Path, stems: list[str], suffix: str) -> None:

@@ -9,6 +9,7 @@ from visionmtl import checkpoint, config
 from visionmtl.cli import main
 from visionmtl.data import open_readers
 from visionmtl.model import build_model
+from visionmtl.spaces import resolve_spaces
 
 SMALL = [
     "data.train.0.num_images=3",

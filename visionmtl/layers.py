@@ -32,6 +32,16 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
+def convolution(c_in: int, c_out: int, kernel: int, *, stride: int = 1, separable: bool = False) -> list[nn.Module]:
+    """One convolution without bias, or a depthwise and a pointwise one."""
+    if separable and kernel > 1:
+        return [
+            nn.Conv2d(c_in, c_in, kernel, stride, kernel // 2, groups=c_in, bias=False),
+            nn.Conv2d(c_in, c_out, 1, bias=False),
+        ]
+    return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)]
+
+
 class ConvBlock(nn.Sequential):
     """Convolution (or depthwise + pointwise), norm, ReLU; [B, c_in, h, w] -> [B, c_out, h/stride, w/stride]."""
 
@@ -46,11 +56,5 @@ class ConvBlock(nn.Sequential):
         separable: bool = False,
         activate: bool = True,
     ) -> None:
-        if separable and kernel > 1:
-            convolutions: list[nn.Module] = [
-                nn.Conv2d(c_in, c_in, kernel, stride, kernel // 2, groups=c_in, bias=False),
-                nn.Conv2d(c_in, c_out, 1, bias=False),
-            ]
-        else:
-            convolutions = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)]
+        convolutions = convolution(c_in, c_out, kernel, stride=stride, separable=separable)
         super().__init__(*convolutions, norm_layer(norm, c_out), *([nn.ReLU(inplace=True)] if activate else []))

@@ -41,7 +41,7 @@ class Smp(Decoder):
     def model_post_init(self, context: object) -> None:
         """Levels must suit the architecture; full convolutions only."""
         super().model_post_init(context)
-        allowed: list[tuple[int, ...]] = {"deeplabv3plus": [(2, 3, 4)]}.get(self.arch, [(2, 3, 4, 5)])
+        allowed: list[tuple[int, ...]] = [(2, 3, 4)] if self.arch == "deeplabv3plus" else [(2, 3, 4, 5)]
         if self.arch in _DOUBLING:
             allowed = [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)]
         if self.levels not in allowed:

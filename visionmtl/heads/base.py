@@ -7,8 +7,9 @@ from typing import TypedDict
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from visionmtl.layers import ConvBlock, Norm
+from visionmtl.layers import Norm, convolution, norm_layer
 from visionmtl.spec import Kind
 from visionmtl.types import Maps
 
@@ -46,6 +47,32 @@ class Head(Kind, home="visionmtl.heads"):
         """Boxes float32 [B, A, 4] in input pixels and scores float32 [B, A, K] in 0..1."""
 
 
+class _Tower(nn.Module):
+    """Convolutions shared by the levels, each followed by a normalisation and ReLU.
+
+    BatchNorm is each level's own: training normalises every level by itself, so running statistics mixed over levels
+    would fit none of them in evaluation (as in EfficientDet, arXiv:1911.09070).
+    """
+
+    def __init__(self, spec: Head, channels: int, width: int) -> None:
+        super().__init__()
+        num_sets = 1 if spec.norm == "group" else len(spec.levels)
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(*convolution(width if i else channels, width, 3, separable=spec.separable))
+            for i in range(spec.num_convs)
+        )
+        self.norms = nn.ModuleList(
+            nn.ModuleList(norm_layer(spec.norm, width) for _ in range(num_sets)) for _ in range(spec.num_convs)
+        )
+
+    def forward(self, x: Tensor, position: int) -> Tensor:
+        """x: [B, channels, h, w] of the level at `position` in the head's levels."""
+        for convolve, norms in zip(self.convolutions, self.norms, strict=True):
+            assert isinstance(norms, nn.ModuleList)
+            x = F.relu(norms[position % len(norms)](convolve(x)), inplace=True)
+        return x
+
+
 class Towers(nn.Module):
     """Two towers (class, box) over the levels, with one output convolution each and a learnt scale a level."""
 
@@ -56,16 +83,8 @@ class Towers(nn.Module):
         self.levels = spec.levels
         width = spec.channels or channels
 
-        def tower() -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    ConvBlock(channels if i == 0 else width, width, norm=spec.norm, separable=spec.separable)
-                    for i in range(spec.num_convs)
-                )
-            )
-
         last = width if spec.num_convs else channels
-        self.class_tower, self.box_tower = tower(), tower()
+        self.class_tower, self.box_tower = _Tower(spec, channels, width), _Tower(spec, channels, width)
         self.logits = nn.Conv2d(last, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(last, num_distances, 3, padding=1)
         self.quality = nn.Conv2d(last, 1, 3, padding=1) if with_quality else None
@@ -86,7 +105,7 @@ class Towers(nn.Module):
 
         logits, distances, quality = [], [], []
         for i, level in enumerate(self.levels):
-            of_class, of_box = self.class_tower(maps[level]), self.box_tower(maps[level])
+            of_class, of_box = self.class_tower(maps[level], i), self.box_tower(maps[level], i)
             logits.append(rows(self.logits(of_class)))
             distances.append(rows(self.distances(of_box) * self.scales[i]))
             if self.quality is not None:

@@ -1,0 +1,268 @@
+"""NYUv2 read straight from the official `nyu_depth_v2_labeled.mat`: the samples that its prepared folder gives.
+
+    ROOT/nyu_depth_v2_labeled.mat (MATLAB 7.3, i.e. HDF5; 1449 images)  ROOT/splits.mat  ROOT/classMapping40.mat
+    ROOT/class13Mapping.mat (only compared); the small ones may lie in a folder below ROOT
+
+HDF5 shows MATLAB's axes reversed: images [N, 3, W, H], everything else [N, W, H]. Depth is rounded to whole
+millimetres, as the prepared folder stores it: at most 0.5 mm off, where the Kinect's own steps are 3 mm at 1 m.
+Paper, licence and download: see `nyuv2`; the class mappings: https://github.com/ankurhanda/nyuv2-meta-data
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
+from visionmtl.types import Boxes, LabelSpace, Sample
+
+MAT = "nyu_depth_v2_labeled.mat"
+UNITS_PER_METRE = 1000.0
+# labels13 of class13Mapping.mat, with void 0 in front
+_13_OF_40 = "0 12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7"
+SEG40_TO_13 = np.array(_13_OF_40.split(), np.uint8)
+_WANTED = {"images": "u", "labels": "u", "instances": "u", "depths": "f", "rawDepths": "f"}  # kinds: unsigned, float
+_DEPTHS = {"inpainted": "depths", "raw": "rawDepths"}
+_GET_IT = "get it as datasets/README.md says, or correct `root`"
+
+
+class NYUv2Mat(NYUv2):
+    """NYUv2 from the official files; the settings are those of the prepared folder.
+
+    To look at the data without preparing it; the prepared folder is the one made for training.
+    """
+
+    type: Literal["nyuv2_mat"] = "nyuv2_mat"  # type: ignore[assignment]
+
+    def build(self) -> "_Reader":
+        official = Official(Path(self.root))
+        spaces: dict[str, LabelSpace | None] = {
+            "boxes": things_space(),
+            "segmentation": class_space(self.classes),
+            "depth_m": None,
+        }
+        return _Reader(self, official, {name: spaces[name] for name in self.labels})
+
+
+class _Reader:
+    def __init__(self, spec: NYUv2Mat, official: "Official", provides: dict[str, LabelSpace | None]) -> None:
+        self.provides = provides
+        self._spec, self._official = spec, official
+        self._numbers = official.splits[spec.split]
+        if not len(self._numbers):
+            raise ValueError(
+                f"splits.mat in {spec.root} has no {spec.split} images; choose the other split or {_GET_IT}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def read(self, index: int) -> Sample:
+        """The sample at full size."""
+        number, official = int(self._numbers[index]), self._official
+        image = official.image(number)
+        if self._spec.black_border:
+            blacken_border(image)
+
+        boxes = segmentation = depth_m = None
+        if "boxes" in self.provides:
+            boxes = official.objects(number)
+        if "segmentation" in self.provides:
+            segmentation = official.codes(number, self._spec.classes)
+            segmentation -= np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
+        if "depth_m" in self.provides:
+            depth_m = metres(official.millimetres(number, self._spec.depth), UNITS_PER_METRE)
+        return Sample(image=image, image_id=f"{number:04}", boxes=boxes, segmentation=segmentation, depth_m=depth_m)
+
+
+class Official:
+    """The opened official files. Images have their official numbers, from 1; one image is in memory at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.file = root / MAT
+        if not self.file.is_file():
+            raise ValueError(f"found no {self.file}; it holds images and labels (2.8 GB); {_GET_IT}")
+        self._open: Any = None
+        self._check_arrays()
+        names = self.names()
+        self.splits = _splits(_find(root, "splits.mat"), self._arrays()["images"].shape[0])
+        self._to_40 = _label_mapping(_find(root, "classMapping40.mat"), names)
+        _compare_13(root)
+
+        things = things_space()
+        self._thing_of = np.full(41, -1, np.int64)  # by number of the 40 classes, 0 = void
+        self._thing_of[list(things.ids)] = np.arange(len(things.ids))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}  # every process opens the file for itself
+
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """[H, W, 3] RGB."""
+        return np.ascontiguousarray(self._read("images", number).transpose(2, 1, 0))
+
+    def codes(self, number: int, classes: int) -> NDArray[np.uint8]:
+        """[H, W] numbers of the 13 or 40 classes, from 1; 0 = void."""
+        codes = self._to_40[self._labels(number)]
+        return SEG40_TO_13[codes] if classes == 13 else codes
+
+    def millimetres(self, number: int, kind: str) -> NDArray[np.uint16]:
+        """[H, W], 0 = not measured. kind: "inpainted" or "raw"."""
+        depth = self._read(_DEPTHS[kind], number).T.astype(np.float64)
+        measured = np.isfinite(depth) & (depth > 0)
+        codes = np.rint(np.where(measured, depth, 0) * UNITS_PER_METRE)
+        if codes.max() > np.iinfo(np.uint16).max:
+            raise ValueError(
+                f"{self.file}: {_DEPTHS[kind]} of image {number} reaches {depth[measured].max():.6g}; allowed are "
+                "metres up to 65.5 (the camera sees 10 m); the file is not the official one: get it again"
+            )
+        return np.ascontiguousarray(codes.astype(np.uint16))
+
+    def objects(self, number: int) -> Boxes:
+        """One for each (label, instance) pair of a thing class, by label, then instance; area is its pixels."""
+        instances = self._read("instances", number).T
+        span = int(instances.max()) + 1
+        pairs = self._labels(number).astype(np.int32) * span + instances
+        areas = np.bincount(pairs.ravel())
+        thing_of_label = self._thing_of[self._to_40]
+        found = np.flatnonzero(areas)
+        found = found[thing_of_label[found // span] >= 0]
+
+        rank = np.zeros(len(areas), np.int32)  # 0 = no object
+        rank[found] = np.arange(1, len(found) + 1)
+        places = ndimage.find_objects(rank[pairs], max_label=len(found))
+        xyxy = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in places]
+        return Boxes(
+            xyxy=np.array(xyxy, np.float32).reshape(-1, 4),
+            labels=thing_of_label[found // span],
+            crowd=np.zeros(len(found), np.bool_),
+            area=areas[found].astype(np.float32),
+        )
+
+    def names(self) -> list[str]:
+        """What the labels 1, 2, ... are called; the file holds references to arrays of character codes."""
+        arrays = self._arrays()
+        return ["".join(map(chr, np.asarray(arrays[one]).ravel())) for one in np.asarray(arrays["names"]).ravel()]
+
+    def _labels(self, number: int) -> NDArray[np.uint16]:
+        labels = self._read("labels", number).T
+        if labels.max() >= len(self._to_40):
+            raise ValueError(
+                f"{self.file}: image {number} has label {labels.max()}, but only {len(self._to_40) - 1} labels have a "
+                "name and a class; the file is damaged or not the official one: get it again"
+            )
+        return labels
+
+    def _read(self, name: str, number: int) -> NDArray:
+        try:
+            return np.asarray(self._arrays()[name][number - 1])
+        except OSError as error:
+            raise ValueError(f"{self.file}: {name} of image {number} cannot be read: {error}; {_GET_IT}") from error
+
+    def _arrays(self) -> Any:
+        if self._open is None:
+            self._open = _open_hdf5(self.file)
+        return self._open
+
+    def _check_arrays(self) -> None:
+        arrays = self._arrays()
+        missing = sorted({*_WANTED, "names"} - set(arrays))
+        if missing:
+            raise ValueError(
+                f"{self.file} has no {', '.join(missing)}; wanted are {', '.join(_WANTED)} and names; it is not the "
+                f"labelled set of NYUv2: {_GET_IT}"
+            )
+        count, *size = arrays["labels"].shape
+        for name, kind in _WANTED.items():
+            shape, dtype = arrays[name].shape, arrays[name].dtype
+            expected = (count, 3, *size) if name == "images" else (count, *size)
+            if len(size) != 2 or shape != expected or dtype.kind != kind or (name == "images" and dtype != np.uint8):
+                raise ValueError(
+                    f"{self.file}: {name} are {dtype} {list(shape)} beside labels {[count, *size]}; expected are uint8 "
+                    "images [N, 3, W, H] and labels, instances (unsigned) and depths (float) [N, W, H]; the file is "
+                    "damaged or was written anew in another way: get the official one"
+                )
+
+
+def _open_hdf5(file: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError(
+            f"{file} is HDF5, which needs h5py, and h5py is not installed; pip install 'visionmtl[prepare]'"
+        ) from error
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be opened: {error}; the official file is complete HDF5 of 2.8 GB; download it again"
+        ) from error
+
+
+def _candidates(root: Path, name: str) -> list[Path]:
+    return [*root.glob(name), *sorted(root.glob(f"*/{name}"))]
+
+
+def _find(root: Path, name: str) -> Path:
+    found = _candidates(root, name)
+    if not found:
+        raise ValueError(f"found no {name} in {root} nor in a folder there; it belongs to {MAT}; {_GET_IT}")
+    return found[0]
+
+
+def _load(file: Path, key: str) -> Any:
+    """One variable of a small MATLAB file."""
+    try:
+        content = scipy.io.loadmat(file, simplify_cells=True)
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{file} is no complete MATLAB 5 file: {error}; get it again") from error
+    if key not in content:
+        known = ", ".join(name for name in content if not name.startswith("__"))
+        raise ValueError(f"{file} has no {key}, only {known}; it is not the official file of this name; get it again")
+    return content[key]
+
+
+def _splits(file: Path, num_images: int) -> dict[str, NDArray[np.int64]]:
+    splits = {
+        "train": np.atleast_1d(_load(file, "trainNdxs")).astype(np.int64).ravel(),
+        "test": np.atleast_1d(_load(file, "testNdxs")).astype(np.int64).ravel(),
+    }
+    both = np.concatenate(list(splits.values()))
+    if both.size == 0 or both.min() < 1 or both.max() > num_images or len(np.unique(both)) < len(both):
+        raise ValueError(
+            f"{file} numbers {len(both)} images {both.min(initial=0)} to {both.max(initial=0)}, "
+            f"{len(both) - len(np.unique(both))} of them twice; {MAT} has {num_images}, numbered from 1, each in one "
+            "split; get the two files from one place"
+        )
+    return splits
+
+
+def _label_mapping(file: Path, names: list[str]) -> NDArray[np.uint8]:
+    """uint8 [1 + labels]: which of the 40 classes, from 1, a label belongs to; 0 for unlabelled."""
+    mapping = np.atleast_1d(_load(file, "mapClass")).ravel()
+    wrong = ""
+    if len(mapping) != len(names):
+        wrong = f"maps {len(mapping)} labels, but {MAT} names {len(names)}"
+    elif not ((mapping >= 1) & (mapping <= 40)).all():
+        wrong = f"maps to classes {mapping.min()} to {mapping.max()}, allowed are 1 to 40"
+    else:
+        # a mapping of another order has the right length; the labels called as a class is tell
+        for number, name in enumerate(CLASSES[40], start=1):
+            if name in names and mapping[names.index(name)] != number:
+                wrong = f"maps label {name!r} to {CLASSES[40][mapping[names.index(name)] - 1]!r}"
+    if wrong:
+        raise ValueError(f"{file} {wrong}; it does not belong to the labels of {MAT}; get the official class mapping")
+    return np.concatenate([[0], mapping]).astype(np.uint8)
+
+
+def _compare_13(root: Path) -> None:
+    """The 13 classes are written down here; a file that says otherwise is not ignored."""
+    for file in _candidates(root, "class13Mapping.mat"):
+        found = np.ravel(_load(file, "classMapping13")["labels13"])
+        if not np.array_equal(found, SEG40_TO_13[1:]):
+            raise ValueError(
+                f"{file} differs from the official 13 classes; allowed is labels13 = 12 5 6 1 4 9 10 12 ...; get the "
+                "official file, or delete this one"
+            )
