@@ -7,16 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from write_nyuv2 import write_pixels
 
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.types import IGNORE
 
 H, W = 12, 16
-
-
-def write(file: Path, pixels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(file), pixels)
 
 
 def annotate(root: Path, images: list[int], boxes: list[tuple[int, int, list[float]]]) -> None:
@@ -38,11 +34,11 @@ def root(tmp_path: Path) -> Path:
     for number in (2, 5, 9):
         blue = np.zeros((H, W, 3), np.uint8)
         blue[..., 0] = 250  # OpenCV writes BGR
-        write(tmp_path / f"image/train/{number:04}.jpg", blue)
+        write_pixels(tmp_path / f"image/train/{number:04}.jpg", blue)
         codes = np.arange(H * W, dtype=np.uint8).reshape(H, W)
-        write(tmp_path / f"seg13/train/{number:04}.png", codes % 14)
-        write(tmp_path / f"seg40/train/{number:04}.png", codes % 41)
-        write(tmp_path / f"depth/train/{number:04}.png", codes)
+        write_pixels(tmp_path / f"seg13/train/{number:04}.png", codes % 14)
+        write_pixels(tmp_path / f"seg40/train/{number:04}.png", codes % 41)
+        write_pixels(tmp_path / f"depth/train/{number:04}.png", codes)
     (tmp_path / "train.txt").write_text("0002\n0005\n0009\n")
     (tmp_path / "meta.json").write_text('{"depth_scale": "metres = png_value / 25.5 (8-bit quantised, step 39 mm)"}')
     annotate(tmp_path, [2, 5], [(5, 7, [1, 2, 3, 4]), (5, 3, [0, 0, 16, 12])])
@@ -93,7 +89,7 @@ def test_unwanted_labels_are_neither_read_nor_needed(root):
 
 def test_sixteen_bit_depth_is_read_as_declared(root):
     for number in (2, 5, 9):
-        write(root / f"depth/train/{number:04}.png", np.full((H, W), 2345, np.uint16))
+        write_pixels(root / f"depth/train/{number:04}.png", np.full((H, W), 2345, np.uint16))
     with pytest.raises(ValueError, match=r"0002.png is uint16, but meta.json declares 25.5 units per metre"):
         NYUv2(root=str(root)).build().read(0)
     (root / "meta.json").write_text('{"depth_scale": 1000}')
@@ -131,7 +127,7 @@ def test_a_missing_file_is_named_with_what_to_do(root, remove, message):
     ],
 )
 def test_a_wrong_map_is_named(root, file, pixels, message):
-    write(root / file, pixels)
+    write_pixels(root / file, pixels)
     with pytest.raises(ValueError, match=message):
         NYUv2(root=str(root)).build().read(0)
 

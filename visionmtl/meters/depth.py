@@ -4,8 +4,11 @@ import math
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from visionmtl.ops.upload import beside
 from visionmtl.types import Sample
 
 DepthProtocol = Literal["eigen", "per_image", "pooled", "batch_mean"]
@@ -19,7 +22,13 @@ _HOW = {
 _EIGEN_SIZE = (480, 640)
 _EIGEN_CROP = np.s_[45:471, 41:601]
 
+_COLUMNS = (
+    *("pixels", "abs_rel", "sq_rel", "abs", "sq", "log10", "sq_log", "bias", "centred"),
+    *("delta1", "delta2", "delta3", "wrong"),
+)
+
 _Row = dict[str, float]
+"""By _COLUMNS but the last: sums over one image's valid pixels, in metres."""
 
 
 class DepthMeter:
@@ -51,15 +60,20 @@ class DepthMeter:
         self.align = align
         self.group_images = group_images
         self._rows: list[tuple[str, _Row]] = []
+        self._pending: list[tuple[str, Tensor]] = []  # sums that may still be computing on a device
 
-    def update(self, prediction: NDArray[np.float32], sample: Sample) -> None:
-        """Count one image; prediction: float [H, W] metres at the truth's size."""
-        truth = sample.depth_m
-        if truth is None:
+    def update(self, prediction: NDArray[np.float32] | Tensor, sample: Sample) -> None:
+        """Count one image; prediction: float [H, W] metres at the truth's size.
+
+        A prediction on a device is summed there, and nothing waits for it until `state` or `compute`.
+        """
+        if sample.depth_m is None:
             return
-        if prediction.shape != truth.shape:
+        guess = torch.as_tensor(prediction)
+        truth = beside(sample.depth_m, guess)
+        if guess.shape != truth.shape:
             raise ValueError(
-                f"image {sample.image_id!r}: the prediction is {list(prediction.shape)} and the truth "
+                f"image {sample.image_id!r}: the prediction is {list(guess.shape)} and the truth "
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
         if self.protocol == "eigen":
@@ -68,27 +82,46 @@ class DepthMeter:
                     f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol 'eigen' is defined "
                     "for 480x640 (NYUv2); choose protocol 'per_image' for other data"
                 )
-            prediction, truth = prediction[_EIGEN_CROP], truth[_EIGEN_CROP]
+            guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
+        self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
+        if guess.device.type == "cpu":
+            self._collect()
 
+    def _sums(self, guess: Tensor, truth: Tensor) -> Tensor:
+        """float64 [len(_COLUMNS)] over one image's valid pixels, without waiting for a device."""
         valid = (truth > self.min_m) & (truth < self.max_m)
-        true, guess = truth[valid].astype(np.float64), prediction[valid].astype(np.float64)
-        if np.isnan(guess).any():
-            raise ValueError(
-                f"image {sample.image_id!r}: {int(np.isnan(guess).sum())} predicted depths are NaN; allowed are "
-                "metres; the network has diverged: lower the learning rate or clip gradients"
-            )
-        if self.align == "median" and true.size:
-            middle = np.median(guess)
-            if not 0 < middle < math.inf:
+        wrong = (guess.isnan() & valid).sum()
+        factor = torch.ones((), dtype=torch.float64, device=guess.device)
+        if self.align == "median":
+            middle = _median(guess, valid)
+            wrong = torch.where(wrong > 0, wrong, -((middle <= 0) | middle.isinf()).long())
+            factor = torch.where(valid.any() & (wrong == 0), _median(truth, valid) / middle, factor)
+        # pixels that do not count become 1 m on both sides: no error, and no NaN either
+        true = torch.where(valid, truth, 1.0)
+        guess = torch.where(valid, guess * factor, 1.0).clamp(self.min_m, self.max_m)
+        guess = torch.where(valid, guess, 1.0)
+        return _sums(guess, true, valid, wrong)
+
+    def _collect(self) -> None:
+        for image_id, sums in self._pending:
+            row = dict(zip(_COLUMNS, sums.tolist(), strict=True))
+            wrong = row.pop("wrong")
+            if wrong > 0:
                 raise ValueError(
-                    f"image {sample.image_id!r}: the median of the predicted depths is {middle}; median alignment "
-                    "needs a positive finite one; evaluate without align to see the predictions as they are"
+                    f"image {image_id!r}: {int(wrong)} predicted depths are NaN; allowed are metres; the network has "
+                    "diverged: lower the learning rate or clip gradients"
                 )
-            guess = guess * (np.median(true) / middle)
-        self._rows.append((sample.image_id, _row(true, np.clip(guess, self.min_m, self.max_m))))
+            if wrong < 0:
+                raise ValueError(
+                    f"image {image_id!r}: the median of the predicted depths is not positive or not finite; median "
+                    "alignment needs a positive finite one; evaluate without align to see the predictions as they are"
+                )
+            self._rows.append((image_id, row))
+        self._pending.clear()
 
     def state(self) -> list[tuple[str, _Row]]:
         """One row an image."""
+        self._collect()
         return list(self._rows)
 
     def merge(self, state: list[tuple[str, _Row]]) -> None:
@@ -100,11 +133,12 @@ class DepthMeter:
 
         Also: pixels (valid ones), images_measured (with at least one valid pixel), protocol.
         """
+        self._collect()
         rows = [row for _, row in sorted(self._rows, key=lambda row: (len(row[0]), row[0])) if row["pixels"]]
         size = {"pooled": max(len(rows), 1), "batch_mean": self.group_images}.get(self.protocol, 1)
         groups = [_metrics(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-        names = _metrics([_row(np.ones(1), np.ones(1))])
+        names = _metrics([dict.fromkeys(_COLUMNS, 1.0)])
         result: dict[str, Any] = {
             name: math.fsum(group[name] for group in groups) / len(groups) if groups else None for name in names
         }
@@ -118,25 +152,35 @@ class DepthMeter:
         return result
 
 
-def _row(true: NDArray[np.float64], guess: NDArray[np.float64]) -> _Row:
-    """Sums over one image's valid pixels [P], in metres; of the log error also its mean and centred sum of squares."""
-    difference = np.abs(guess - true)
-    log_error = np.log(guess) - np.log(true)
-    ratio = np.maximum(guess / true, true / guess)
-    bias = log_error.mean() if true.size else 0.0
-    row = {
-        "pixels": true.size,
+def _sums(guess: Tensor, true: Tensor, valid: Tensor, wrong: Tensor) -> Tensor:
+    """The columns; guess and true float64 metres, 1 where not valid. Of the log error also its mean and centred sum."""
+    pixels = valid.sum()
+    difference = (guess - true).abs()
+    log_error = guess.log() - true.log()
+    ratio = torch.maximum(guess / true, true / guess)
+    bias = log_error.sum() / pixels.clamp(min=1)
+    sums = {
+        "pixels": pixels,
         "abs_rel": (difference / true).sum(),
-        "sq_rel": (difference**2 / true).sum(),
+        "sq_rel": (difference.square() / true).sum(),
         "abs": difference.sum(),
-        "sq": (difference**2).sum(),
-        "log10": np.abs(log_error).sum() / math.log(10),
-        "sq_log": (log_error**2).sum(),
+        "sq": difference.square().sum(),
+        "log10": log_error.abs().sum() / math.log(10),
+        "sq_log": log_error.square().sum(),
         "bias": bias,
-        "centred": ((log_error - bias) ** 2).sum(),
-        **{f"delta{power}": (ratio < 1.25**power).sum() for power in (1, 2, 3)},
+        "centred": ((log_error - bias) * valid).square().sum(),
+        **{f"delta{power}": ((ratio < 1.25**power) & valid).sum() for power in (1, 2, 3)},
+        "wrong": wrong,
     }
-    return {name: float(value) for name, value in row.items()}
+    return torch.stack([sums[name].double() for name in _COLUMNS])
+
+
+def _median(values: Tensor, valid: Tensor) -> Tensor:
+    """Of the valid values, as numpy has it (the mean of the middle two); NaN without any."""
+    ordered = torch.where(valid, values, torch.inf).flatten().sort().values
+    count = valid.sum()
+    middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
+    return torch.where(count > 0, ordered.index_select(0, middle).mean(), torch.nan)
 
 
 def _metrics(rows: list[_Row]) -> dict[str, float]:

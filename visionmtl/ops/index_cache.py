@@ -9,7 +9,7 @@ read-only or shared. Deleting the cache is always safe. The folder's name holds 
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -88,7 +88,8 @@ def content_key(file: Path) -> str:
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray]) -> None:
     """Write `folder` as a whole or not at all; where another process was faster, its folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    unfinished.mkdir()
     try:
         for name, array in arrays.items():
             np.save(unfinished / f"{name}.npy", array, allow_pickle=False)

@@ -1,0 +1,76 @@
+"""A run small enough for a test, with its batches: every part of a real step, on images of kit.SIZE."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from kit import SIZE, SPACE, sample
+from torch import Tensor
+
+from visionmtl.balance.base import Balance
+from visionmtl.balance.fixed import Fixed
+from visionmtl.config import Run, Train
+from visionmtl.data import Data
+from visionmtl.decoders.semantic_fpn import SemanticFPN
+from visionmtl.distributed import Ranks
+from visionmtl.encoder import Encoder
+from visionmtl.heads.aligned import Aligned
+from visionmtl.heads.base import Head
+from visionmtl.model import LossNet, Model, MultiTaskNet, build_model
+from visionmtl.optim import Optim
+from visionmtl.pyramids.fpn import FPN
+from visionmtl.state import RunState
+from visionmtl.tasks.base import Task
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
+from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.types import Batch, Sample
+
+NARROW = SemanticFPN(channels=16)
+MODEL = Model(encoder=Encoder(name="test_resnet"), pyramid=FPN(channels=32))
+
+
+def small_tasks(head: Head = Aligned(num_convs=1), **more: Task) -> dict[str, Task]:
+    """Detection, segmentation and depth, each as small as it goes."""
+    return {
+        "boxes": Detection(head=head),
+        "classes": Segmentation(decoder=NARROW),
+        "depth": Depth(decoder=NARROW),
+        **more,
+    }
+
+
+def small_run(tasks: Mapping[str, Task], balance: Balance = Fixed(), **settings: object) -> Run:
+    """settings: of `Train`, and `ema_decay`."""
+    optim = Optim(clip_norm=1.0, ema_decay=settings.pop("ema_decay", 0.9))  # type: ignore[arg-type]
+    data = Data.model_validate({"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": SIZE})
+    train = Train.model_validate({"precision": "fp32", **settings})
+    return Run(model=MODEL, tasks=dict(tasks), balance=balance, data=data, optim=optim, train=train)
+
+
+def small_net(tasks: Mapping[str, Task]) -> MultiTaskNet:
+    """The same weights at each call."""
+    torch.manual_seed(0)
+    return build_model(MODEL, tasks, {name: SPACE for name in tasks}, SIZE)
+
+
+def small_state(run: Run, device: str = "cpu") -> RunState:
+    """The run before its first step."""
+    return RunState(run, small_net(run.tasks).to(device), Ranks(0, 1, torch.device(device)))
+
+
+def small_batch(tasks: Mapping[str, Task], num_boxes: int = 3) -> Batch:
+    """Two labelled images and one without any label."""
+    samples: Sequence[Sample | None] = [sample(0, num_boxes=num_boxes), sample(1, num_boxes=num_boxes), None]
+    return Batch(
+        image=torch.randint(0, 256, (3, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        targets={name: task.collate(samples, SIZE) for name, task in tasks.items()},
+        labelled={name: torch.tensor([one is not None for one in samples]) for name in tasks},
+        colour=torch.eye(3, 4).repeat(3, 1, 1),
+    )
+
+
+def losses_of(loss_net: LossNet | torch.nn.Module, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """By task and part; what `RunState.advance` asks for first."""
+    parts, _, _ = loss_net(batch.image, batch.targets, batch.labelled)
+    found: dict[str, dict[str, Tensor]] = parts
+    return found

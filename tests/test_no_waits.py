@@ -1,0 +1,187 @@
+"""The training step never waits for the device: no operator in it needs a value, or copies one across, to go on."""
+
+from typing import Any
+
+import pytest
+import torch
+from kit import found
+from small_run import NARROW, small_batch, small_run, small_state, small_tasks
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from visionmtl.balance.base import Balance, GramianBalance
+from visionmtl.balance.fixed import Fixed
+from visionmtl.heads.aligned import Aligned
+from visionmtl.heads.base import Head
+from visionmtl.heads.fcos import FCOS
+from visionmtl.tasks.base import Task
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.normals import Normals
+from visionmtl.tasks.segmentation import Segmentation
+
+HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
+HEADS += [pytest.param(Aligned(num_convs=1, bins=4), id="aligned with bins")]
+METHODS = [pytest.param(p.values[0](), id=p.id) for p in found(Balance)]
+METHODS += [
+    pytest.param(p.values[0].model_copy(update={"heads": "weighted"}), id=f"{p.id} weighted")
+    for p in METHODS
+    if isinstance(p.values[0], GramianBalance)
+]
+OPTIONS = {
+    "ohem": Segmentation(decoder=NARROW, hardest=0.3),
+    "smoothing and weights": Segmentation(decoder=NARROW, label_smoothing=0.1, class_weights=(1, 2, 0.5)),
+    "dice": Segmentation(decoder=NARROW, region_loss="dice"),
+    "lovasz": Segmentation(decoder=NARROW, region_loss="lovasz", region_weight=0.5),
+    "depth in bins": Depth(decoder=NARROW, head="bins", num_bins=8),
+    "normals": Normals(decoder=NARROW),
+}
+every_option = pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in OPTIONS.items()])
+every_head = pytest.mark.parametrize("head", HEADS)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+BY_INDEX = ("aten::index", "aten::index_put", "aten::_index_put_impl")
+BY_NAME = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::_linalg_check_errors", "aten::masked_scatter")
+TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operators, backwards included, for which the host of a GPU would stop until a value is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.seen += 1
+        name = func._schema.name.rstrip("_")
+        if name in BY_INDEX:
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            waits = bool(masks)
+        elif name in ("aten::_to_copy", "aten::copy"):
+            source, other = args[0] if name == "aten::_to_copy" else args[1], out
+            asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+            waits = source.device.type != other.device.type and not asynchronous
+        else:
+            waits = name in BY_NAME or bool(TAGS & set(func.tags))
+        if waits:
+            self.found.append(func.name())
+        return out
+
+
+def waits_of_a_step(tasks: dict[str, Task], method: Balance = Fixed(), **settings: object) -> list[str]:
+    """Operators that wait in the second step, which accumulates two batches."""
+    state = small_state(small_run(tasks, method, accumulate=2, **settings))
+    batches = [small_batch(tasks), small_batch(tasks, num_boxes=40)]
+    state.advance(batches)
+    with Waits() as waits:
+        state.advance(batches)
+    assert waits.seen > 1000
+    return waits.found
+
+
+def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = Fixed(), **settings: object) -> list[str]:
+    """The same with tensors that only claim to lie on a GPU, so that copies between it and the host show up too."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # the average looks at its weights once, when it is made; its update is part of the other check
+        state = small_state(small_run(tasks, method, ema_decay=None, **settings), "cuda")
+        batch = small_batch(tasks)
+        state.advance([batch])
+        with Waits() as waits:
+            state.advance([batch])
+    return waits.found
+
+
+@every_head
+def test_no_head_makes_the_host_wait(head: Head):
+    assert waits_of_a_step(small_tasks(head)) == []
+
+
+@every_method
+def test_no_balancing_method_makes_the_host_wait(method: Balance):
+    assert waits_of_a_step(small_tasks(), method) == []
+
+
+@every_option
+def test_no_loss_makes_the_host_wait(task: Task):
+    assert waits_of_a_step({"one": task}) == []
+
+
+@every_head
+def test_no_head_copies_between_host_and_device(head: Head):
+    assert waits_on_an_imagined_gpu(small_tasks(head)) == []
+
+
+@every_method
+def test_no_balancing_method_copies_between_host_and_device(method: Balance):
+    assert waits_on_an_imagined_gpu(small_tasks(), method) == []
+
+
+@every_option
+def test_no_loss_copies_between_host_and_device(task: Task):
+    assert waits_on_an_imagined_gpu({"one": task}) == []
+
+
+def test_bfloat16_does_not_make_the_host_wait():
+    assert waits_of_a_step(small_tasks(FCOS(num_convs=1)), precision="bf16", channels_last=False) == []
+
+
+def test_the_loss_scale_of_half_precision_is_the_one_thing_that_waits():
+    waits = waits_of_a_step(small_tasks(), precision="fp16")
+    assert set(waits) == {"aten::_local_scalar_dense"}, "torch's GradScaler asks whether to skip the step"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: bool((x > 0).any()),
+        lambda x: torch.linalg.solve(torch.eye(3), x),
+        lambda x: x.index_put_((x > 0,), x.new_zeros(())),
+        lambda x: torch.nn.functional.one_hot(x.long()),
+    ],
+)
+def test_the_check_sees_what_waits(operation: Any):
+    with Waits() as waits:
+        operation(torch.arange(3.0))
+    assert waits.found
+
+
+def test_the_check_sees_copies_to_and_from_a_gpu():
+    with FakeTensorMode(), Waits() as waits:
+        there = torch.tensor([1.0, 2.0], device="cuda")
+        assert len(waits.found) == 1
+        there.cpu()
+        there.to("cuda", torch.int64)
+        torch.ones(3).to("cuda", non_blocking=True)
+    assert len(waits.found) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@every_method
+@every_head
+def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
+    tasks = small_tasks(head, normals=Normals(decoder=NARROW))
+    state = small_state(small_run(tasks, method), "cuda")
+    batch = small_batch(tasks)
+
+    def pinned(x: Tensor) -> Tensor:
+        return x.pin_memory()
+
+    batch.image, batch.colour = pinned(batch.image), pinned(batch.colour)  # type: ignore[arg-type]
+    batch.targets = {name: {k: pinned(v) for k, v in of_task.items()} for name, of_task in batch.targets.items()}
+    batch.labelled = {name: pinned(v) for name, v in batch.labelled.items()}
+    for _ in range(3):
+        state.advance([batch])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        state.advance([batch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

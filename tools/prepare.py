@@ -1,0 +1,148 @@
+"""Turn an official download into the folder that is fast to read: `prepare.py nyuv2 SRC DST`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from visionmtl.datasets.nyuv2 import CLASSES, things_space
+from visionmtl.datasets.nyuv2_mat import MAT, SEG40_TO_13, UNITS_PER_METRE, Official
+
+BOXES_RULE = (
+    "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "
+    "category = class of the 40; area = pixels of the object; boxes include the last pixel"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__)
+    verbs = p.add_subparsers(dest="data", required=True, metavar="DATA")
+    nyuv2 = verbs.add_parser(
+        "nyuv2", help=f"{MAT}, splits.mat and classMapping40.mat to image, label and depth PNGs (about 1.5 GB)",
+    )  # fmt: skip
+    nyuv2.add_argument("source", type=Path, metavar="SRC", help="the folder with the official files")
+    nyuv2.add_argument("target", type=Path, metavar="DST", help="the folder to write; made if it does not exist")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for an error."""
+    args = parser().parse_args(argv)
+    try:
+        _prepare_nyuv2(args.source, args.target)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _prepare_nyuv2(source: Path, target: Path) -> None:
+    """One image in memory at a time; meta.json comes last, so that a folder without it is known to be unfinished."""
+    official = Official(source)
+    _check_target(target)
+    for split, numbers in official.splits.items():
+        if not len(numbers):
+            print(f"{split}: splits.mat lists no image, nothing written")
+            continue
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        for number in track(numbers.tolist(), description=split):
+            size = _write_pixels(official, number, split, target)
+            images.append({"id": number, "file_name": f"{number:04}.png", "width": size[1], "height": size[0]})
+            objects.extend(_annotations(official, number, first_id=len(objects) + 1))
+        _write_split(target, split, images, objects)
+        print(f"{split}: {len(images)} images, {len(objects)} boxes")
+
+    (target / "meta.json").write_text(json.dumps(_meta(), indent=1), encoding="utf-8")
+    print(f"written: {target}; train with data.root={target}")
+
+
+def _check_target(target: Path) -> None:
+    if (target / "meta.json").exists():
+        raise ValueError(
+            f"{target} holds a prepared data set already, and is not overwritten; allowed is a new, empty or "
+            "unfinished folder; delete it or choose another DST"
+        )
+    known = {"image", "seg13", "seg40", "depth", "depth_raw", "annotations", "train.txt", "test.txt"}
+    strange = sorted(file.name for file in target.iterdir() if file.name not in known) if target.is_dir() else []
+    if strange or target.is_file():
+        raise ValueError(
+            f"{target} {'holds ' + ', '.join(strange[:5]) if strange else 'is a file'}; allowed is a new, empty or "
+            "unfinished folder; choose another DST"
+        )
+
+
+def _write_pixels(official: Official, number: int, split: str, target: Path) -> tuple[int, ...]:
+    """The five pictures of an image, all lossless; returns its (H, W)."""
+    image = official.image(number)
+    pictures: dict[str, NDArray[Any]] = {
+        "image": np.ascontiguousarray(image[..., ::-1]),  # OpenCV writes BGR
+        "seg13": official.codes(number, 13),
+        "seg40": official.codes(number, 40),
+        "depth": official.millimetres(number, "inpainted"),
+        "depth_raw": official.millimetres(number, "raw"),
+    }
+    for name, pixels in pictures.items():
+        file = target / name / split / f"{number:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(file), pixels):
+            raise ValueError(
+                f"{file} cannot be written; about 1.5 GB of free space is needed; make room and start again"
+            )
+    return image.shape[:2]
+
+
+def _annotations(official: Official, number: int, first_id: int) -> Iterable[dict[str, Any]]:
+    """COCO annotations of an image; ids begin at 1, since evaluators take 0 for "no match"."""
+    boxes, ids = official.objects(number), things_space().ids
+    for i, (x1, y1, x2, y2) in enumerate(boxes.xyxy.tolist()):
+        yield {
+            "id": first_id + i,
+            "image_id": number,
+            "category_id": ids[boxes.labels[i]],
+            "bbox": [int(x1), int(y1), int(x2 - x1), int(y2 - y1)],
+            "area": int(boxes.area[i]),
+            "iscrowd": 0,
+        }
+
+
+def _write_split(target: Path, split: str, images: list[dict[str, Any]], objects: list[dict[str, Any]]) -> None:
+    things = things_space()
+    content = {
+        "info": {"description": f"NYUv2 {split}: {BOXES_RULE}"},
+        "images": images,
+        "annotations": objects,
+        "categories": [{"id": i, "name": name} for i, name in zip(things.ids, things.classes, strict=True)],
+    }
+    (target / "annotations").mkdir(exist_ok=True)
+    (target / "annotations" / f"objects37_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    listing = "".join(f"{image['id']:04}\n" for image in images)
+    (target / f"{split}.txt").write_text(listing, encoding="utf-8")
+
+
+def _meta() -> dict[str, Any]:
+    return {
+        "depth_scale": UNITS_PER_METRE,
+        "depth_scale_means": "metres = value / depth_scale; 0 = not measured",
+        "depth": "official `depths`: holes filled",
+        "depth_raw": "official `rawDepths`: holes are 0",
+        "seg40": ["void", *CLASSES[40]],
+        "seg13": ["void", *CLASSES[13]],
+        "seg40_to_seg13": SEG40_TO_13.tolist(),
+        "boxes": BOXES_RULE,
+        "source": MAT,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
