@@ -20,7 +20,8 @@ quickstart: .venv/installed
 	@# an earlier run is kept under another name, never overwritten
 	@if [ -e runs/quickstart ]; then mv -v runs/quickstart "runs/quickstart-until-$$(date +%Y%m%d-%H%M%S)"; fi
 	.venv/bin/python tools/train.py configs/quickstart.yaml --output runs/quickstart
-	.venv/bin/python tools/eval.py runs/quickstart/checkpoints/best.pt --report runs/quickstart/report.html
+	.venv/bin/python tools/eval.py runs/quickstart/checkpoints/best.pt --report runs/quickstart/report.html \
+		--expect "segmentation/miou>=0.70" --expect "detection/ap50>=0.50" --expect "depth/delta1>=0.90"
 	@echo "the pictures and figures are in runs/quickstart/report.html"
 
 test: .venv/installed-dev

@@ -79,6 +79,7 @@ setup(
             "build>=1.2",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
+            "jsonschema>=4.18",
             "mypy>=1.15",
             "pytest>=8.2",
             "pytest-xdist>=3.6",

@@ -8,16 +8,13 @@ Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", 
 795 training and 654 test images: https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html
 """
 
-import colorsys
 import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -25,6 +22,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
+from visionmtl.ops.coco_json import read_boxes
+from visionmtl.ops.palette import palette
+from visionmtl.ops.photos import read_map, read_photo
 from visionmtl.types import Boxes, LabelSpace, Sample
 
 Label = Literal["boxes", "segmentation", "depth_m"]
@@ -115,8 +115,7 @@ class _Reader:
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
         stem = self._stems[index]
-        image_file = self._root / "image" / self._split / f"{stem}{self._suffix}"
-        image = np.asarray(cv2.cvtColor(_read(image_file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+        image = read_photo(self._root / "image" / self._split / f"{stem}{self._suffix}")
         if self._spec.black_border:
             blacken_border(image)
         return Sample(
@@ -129,7 +128,7 @@ class _Reader:
 
     def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
         file = self._root / str(self._segmentation) / self._split / f"{stem}.png"
-        codes = _read_map(file, size)
+        codes = read_map(file, size)
         if codes.dtype != np.uint8 or codes.max() > self._spec.classes:
             raise ValueError(
                 f"{file} holds {codes.dtype} values up to {codes.max()}; allowed are uint8 0 (void) to "
@@ -139,7 +138,7 @@ class _Reader:
 
     def _read_depth(self, stem: str, size: tuple[int, ...], units_per_metre: float) -> NDArray[np.float32]:
         file = self._root / _DEPTH_FOLDERS[self._spec.depth] / self._split / f"{stem}.png"
-        codes = _read_map(file, size)
+        codes = read_map(file, size)
         # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
         expected = np.uint8 if units_per_metre < 256 else np.uint16
         if codes.dtype != expected:
@@ -168,7 +167,7 @@ def blacken_border(image: NDArray[np.uint8]) -> None:
 
 def class_space(classes: int) -> LabelSpace:
     """nyu13 or nyu40."""
-    return _space(f"nyu{classes}", CLASSES[classes])
+    return LabelSpace(f"nyu{classes}", CLASSES[classes], palette(classes))
 
 
 def things_space() -> LabelSpace:
@@ -178,60 +177,27 @@ def things_space() -> LabelSpace:
     except of wall, floor, ceiling and unlabelled; its class is that of the 40 which its label belongs to.
     """
     ids = tuple(number for number, name in enumerate(CLASSES[40], start=1) if name not in NO_THINGS)
-    return _space(f"nyu_things{len(ids)}", [CLASSES[40][number - 1] for number in ids], ids)
+    names = tuple(CLASSES[40][number - 1] for number in ids)
+    return LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
 
 
 class _BoxTable:
-    """All boxes of a split in four flat arrays: Python objects per box would be copied into every worker's memory."""
+    """The boxes of an annotation file, in the order of the split."""
 
     def __init__(self, file: Path, stems: list[str]) -> None:
-        content = json.loads(file.read_text())
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        class_of = {category["id"]: number for number, category in enumerate(categories)}
-        index_of = {stem: index for index, stem in enumerate(stems)}
-        stem_of = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-        image_of = {number: index_of[stem] for number, stem in stem_of.items() if stem in index_of}
-
-        found = [one for one in content["annotations"] if one["image_id"] in image_of]
-        sound = [one for one in found if _is_sound(one["bbox"])]
-        if len(sound) < len(found):
-            dropped = f"{len(found) - len(sound)} of {len(found)}"
-            warnings.warn(f"{file}: dropped {dropped} boxes without width or height", stacklevel=2)
-        sound.sort(key=lambda one: image_of[one["image_id"]])  # stable: the file's order within an image
-
-        self.space = _space(
-            f"nyu_things{len(categories)}",
-            [category["name"] for category in categories],
-            tuple(category["id"] for category in categories),
-        )
-        self._looked = np.zeros(len(stems), bool)  # an image the file does not list was not looked at
-        self._looked[list(image_of.values())] = True
-        self._start = np.searchsorted([image_of[one["image_id"]] for one in sound], np.arange(len(stems) + 1))
-        xywh = np.array([one["bbox"] for one in sound], np.float64).reshape(-1, 4)
-        self._xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-        self._labels = np.array([class_of[one["category_id"]] for one in sound], np.int64)
-        self._crowd = np.array([bool(one.get("iscrowd", 0)) for one in sound], bool)
-        self._area = np.array([one.get("area", one["bbox"][2] * one["bbox"][3]) for one in sound], np.float32)
+        self._packed = read_boxes(file)
+        for line in self._packed.report():
+            warnings.warn(line, stacklevel=2)
+        ids = tuple(number for number, _ in self._packed.categories)
+        names = tuple(name for _, name in self._packed.categories)
+        self.space = LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
+        row_of = {Path(self._packed.name(row)).stem: row for row in range(len(self._packed))}
+        self._rows = np.array([row_of.get(stem, -1) for stem in stems])
 
     def of(self, index: int) -> Boxes | None:
-        if not self._looked[index]:
-            return None
-        part = slice(self._start[index], self._start[index + 1])
-        return Boxes(self._xyxy[part], self._labels[part], self._crowd[part], self._area[part])
-
-
-def _is_sound(xywh: list[float]) -> bool:
-    return bool(np.isfinite(xywh).all()) and xywh[2] > 0 and xywh[3] > 0
-
-
-def _space(name: str, classes: Sequence[str], ids: tuple[int, ...] = ()) -> LabelSpace:
-    """Colours that differ between neighbours: hues a golden angle apart, brightness in three turns."""
-    colours = [
-        colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55 + 0.1 * (number % 2), (0.95, 0.75, 0.6)[number % 3])
-        for number in range(len(classes))
-    ]
-    rgb = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)
-    return LabelSpace(name, tuple(classes), rgb, ids)
+        """None for an image that the file does not list: nobody looked."""
+        row = int(self._rows[index])
+        return self._packed.of(row) if row >= 0 else None
 
 
 def _stems(file: Path) -> list[str]:
@@ -282,17 +248,3 @@ def _units_per_metre(meta: Path) -> float:
             f"millimetres in 16 bits); add it, or {_GET_IT}"
         )
     return float(declared)
-
-
-def _read(file: Path, flags: int) -> NDArray:
-    pixels = cv2.imread(str(file), flags)
-    if pixels is None:
-        raise ValueError(f"{file} is missing or no readable image; a JPEG or PNG is expected; prepare it again")
-    return pixels
-
-
-def _read_map(file: Path, size: tuple[int, ...]) -> NDArray:
-    codes = _read(file, cv2.IMREAD_UNCHANGED)
-    if codes.shape != size:
-        raise ValueError(f"{file} is {codes.shape}, its image {size}; one value a pixel is expected; prepare it again")
-    return codes

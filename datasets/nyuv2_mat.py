@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
+from visionmtl.ops.instances import outlines
 from visionmtl.types import Boxes, LabelSpace, Sample
 
 MAT = "nyu_depth_v2_labeled.mat"
@@ -125,21 +125,10 @@ class Official:
         instances = self._read("instances", number).T
         span = int(instances.max()) + 1
         pairs = self._labels(number).astype(np.int32) * span + instances
-        areas = np.bincount(pairs.ravel())
         thing_of_label = self._thing_of[self._to_40]
-        found = np.flatnonzero(areas)
-        found = found[thing_of_label[found // span] >= 0]
-
-        rank = np.zeros(len(areas), np.int32)  # 0 = no object
-        rank[found] = np.arange(1, len(found) + 1)
-        places = ndimage.find_objects(rank[pairs], max_label=len(found))
-        xyxy = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in places]
-        return Boxes(
-            xyxy=np.array(xyxy, np.float32).reshape(-1, 4),
-            labels=thing_of_label[found // span],
-            crowd=np.zeros(len(found), np.bool_),
-            area=areas[found].astype(np.float32),
-        )
+        found = outlines(pairs, wanted=np.repeat(thing_of_label >= 0, span))
+        labels = thing_of_label[found.ids // span]
+        return Boxes(found.xyxy, labels, np.zeros(len(labels), np.bool_), found.area)
 
     def names(self) -> list[str]:
         """What the labels 1, 2, ... are called; the file holds references to arrays of character codes."""

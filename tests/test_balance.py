@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 import torch
 from kit import found, gradients
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
 from visionmtl.balance.fixed import Fixed
 from visionmtl.balance.uncertainty import Uncertainty
 from visionmtl.balance.upgrad import UPGrad
-from visionmtl.ops import cone
 
 METHODS = [pytest.param(p.values[0](), id=p.id) for p in found(Balance)]
 GRAMIAN = [p for p in METHODS if isinstance(p.values[0], GramianBalance)]
@@ -177,18 +175,6 @@ def test_upgrad_does_not_mind_how_large_gradients_are(size: float):
     """TorchJD's own solver calls every Gramian of a trace below 1e-4 zero."""
     conflict = torch.tensor([[1.0, -0.8], [-0.8, 1.0]])
     torch.testing.assert_close(UPGrad().weighting(2)(conflict * size), torch.tensor([1.8, 1.8]), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 6])
-def test_the_projection_is_that_of_an_independent_solver(num_tasks: int):
-    torch.manual_seed(num_tasks)
-    rows = torch.randn(num_tasks, 20).double()
-    rows[1:] -= 0.7 * rows[:1]
-    v = cone.project(torch.eye(num_tasks), rows @ rows.T)
-    for i in range(num_tasks):  # min |J'(e_i + w)|^2 over w >= 0
-        w, _ = nnls(rows.T.numpy(), -rows[i].numpy())
-        projected = rows[i].numpy() + rows.T.numpy() @ w
-        assert (v[i].double() @ rows).numpy() == pytest.approx(projected, abs=1e-4)
 
 
 def test_gradients_that_overflowed_stay_visible_to_the_loss_scaler():

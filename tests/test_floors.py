@@ -19,6 +19,7 @@ FLOORS: dict[str, float] = {
     "visionmtl/datasets.py": 1,
     "visionmtl/layers.py": 1,
     "datasets/*.py": 1.5,
+    "visionmtl/photometric.py": 1.5,  # a pipeline of albumentations; applied by augment
     "visionmtl/weights.py": 1.5,  # a state dict for a timm model; read by the encoder
     "visionmtl/encoder.py": 2,
     "visionmtl/pyramids/*.py": 2,

@@ -4,7 +4,6 @@ import json
 import pickle
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from write_nyuv2 import write_pixels
@@ -135,7 +134,7 @@ def test_a_wrong_map_is_named(root, file, pixels, message):
 @pytest.mark.parametrize("file", ["image/train/0002.jpg", "seg13/train/0002.png", "depth/train/0002.png"])
 def test_a_file_cut_short_is_named(root, file):
     (root / file).write_bytes((root / file).read_bytes()[:-20])
-    with pytest.raises(ValueError, match=f"{file} is missing or no readable image"):
+    with pytest.raises(ValueError, match=f"{file} is (missing or no readable image|cut short)"):
         NYUv2(root=str(root)).build().read(0)
 
 

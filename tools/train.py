@@ -5,7 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visionmtl.config import Run, print_config, read
 from visionmtl.log import results_table

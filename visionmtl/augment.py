@@ -1,6 +1,8 @@
 """Label-consistent augmentation: one crop and resize, one flip and one colour draw, every label kept in step."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -10,6 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from visionmtl.ops.colour import colour_matrix
+from visionmtl.photometric import open_pipeline, repaint
 from visionmtl.spec import Spec
 from visionmtl.types import Boxes, Frame, Sample
 
@@ -43,6 +46,9 @@ class Augment(Spec):
     """Factor drawn from 1 - x to 1 + x."""
     hue_turns: float = Field(default=0.0, ge=0, le=0.5)
     """Hue rotation drawn from -x to x; 0.5 is the opposite colour."""
+    pipeline: Path | None = None
+    """An albumentations pipeline of one's own, saved with `A.save`: blur, noise, weather, compression. It sees the view
+    before the colours change. Transforms that move pixels are refused: zoom and flip do that, and move the labels."""
     min_box_px: float = Field(default=1.0, ge=0)
     """Boxes with a shorter side, in pixels of the network input, are dropped."""
     min_visible: float = Field(default=0.25, ge=0, le=1)
@@ -59,15 +65,21 @@ class Augment(Spec):
         """Whether any colour setting is on."""
         return any((self.brightness, self.contrast, self.saturation, self.hue_turns))
 
+    def check(self) -> None:
+        """Raises ValueError when the pipeline cannot be used; a config must load where its files are not."""
+        if self.pipeline:
+            open_pipeline(self.pipeline)
+
     def apply(self, sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
-        """A view of the sample of at most `size`; labels not given stay None. Draws four numbers."""
+        """A view of the sample of at most `size`; labels not given stay None. Draws four numbers, or five."""
         # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
         # gets its own interpolation and dtype in one line
         u_zoom, u_top, u_left, u_flip = rng.random(4)
         low, high = self.zoom
         zoom = math.exp(math.log(low) + u_zoom * (math.log(high) - math.log(low)))
         window = _Window.cut(sample.image.shape[:2], size, zoom, u_top, u_left, mirrored=u_flip < self.flip)
-        return self._view(sample, window, zoom)
+        view = self._view(sample, window, zoom)
+        return replace(view, image=repaint(view.image, self.pipeline, rng)) if self.pipeline else view
 
     def colour(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
         """The image's colour matrix [3, 4] for `ops.colour.apply_matrices`."""

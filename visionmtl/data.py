@@ -8,6 +8,8 @@ import bisect
 import multiprocessing
 import multiprocessing.context
 import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -182,6 +184,7 @@ class _TrainWork(_Work):
     ) -> None:
         super().__init__(data.size, tasks, spaces, readers)
         self._augment, self._seed = data.augment, seed
+        self._augment.check()
 
     def __getitem__(self, job: _Job) -> dict[str, Any]:
         epoch, indices = job
@@ -226,7 +229,7 @@ def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent
         batch_size=None,  # one job is one batch already
         sampler=jobs,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
         multiprocessing_context=_workers_start() if workers else None,
@@ -238,16 +241,26 @@ def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent
 def _workers_start() -> multiprocessing.context.BaseContext:
     """How workers begin: never as a fork of the training process, which loses OpenCV's and OpenMP's threads (it hangs).
 
-    They are forked from a clean server that has imported this module once; where there is none, they are spawned.
+    They are forked from a clean server that has imported what this process has of the package, or else spawned.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "visionmtl"])
     return context
 
 
-def _one_thread(worker: int) -> None:
-    """Parallelism is over workers; threads inside them only fight for the cores."""
+def _begin(worker: int) -> None:
+    """Runs first in every worker."""
+    # parallelism is over workers; threads inside them only fight for the cores
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    # a worker of a fork server outlives a training process that was killed, unless it looks for itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

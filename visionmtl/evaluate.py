@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from visionmtl.model import MultiTaskNet
-from visionmtl.tasks.base import Task
-from visionmtl.types import Batch, Sample
+from visionmtl.tasks.base import Meter, Task
+from visionmtl.types import Batch, Frame, Sample
 
 Results = dict[str, dict[str, Any]]
 """By task: what its meter computed, and "images" counted; only {"images": 0} where the split has no label for it."""
@@ -28,29 +28,39 @@ def evaluate(
     device: torch.device | str,
     *,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    meters: Mapping[str, Meter] | None = None,
+    flip: bool = False,
     on_image: Callable[[Sample, dict[str, Any]], None] | None = None,
 ) -> Results:
     """Measure a split at original resolution. All ranks return the same numbers; the mode of `net` is left as it was.
 
     loader: each image once over all ranks; `labelled` decides whether a task's meter sees it.
-    on_image: called with each sample of this rank and its predictions by task, labelled or not.
+    meters: by task, fresh; only these tasks are measured. None: every task with its own meter.
+    flip: predict from each image and its mirror image together; the protocol says so.
+    on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
     """
     device = torch.device(device)
-    meters = {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
+    meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
     counts = dict.fromkeys(meters, 0)
 
     with _evaluating(net), torch.inference_mode():
         for batch in loader:
+            image = batch.image.to(device, non_blocking=True)
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
-                raw = net(batch.image.to(device, non_blocking=True))
+                raw = net(image)
+                mirrored = net(mirror_contents(image, batch.frames)) if flip else None
 
             size = batch.image.shape[2], batch.image.shape[3]
             predictions: dict[str, list[Any]] = {}
-            for name, task in net.tasks.items():
-                labelled = batch.labelled[name].tolist()
+            for name in meters:
+                task, labelled = net.tasks[name], batch.labelled[name].tolist()
                 if not any(labelled) and on_image is None:
                     continue
-                predictions[name] = task.predict(raw[name], batch.frames, size)
+                if mirrored is not None:
+                    predictions[name] = task.predict_mirrored(raw[name], mirrored[name], batch.frames, size)
+                else:  # whoever else looks at the predictions wants arrays; a meter need not wait for them
+                    predict = task.predict_for_meter if on_image is None else task.predict
+                    predictions[name] = predict(raw[name], batch.frames, size)
                 for known, prediction, sample in zip(labelled, predictions[name], batch.samples, strict=True):
                     if known:
                         meters[name].update(prediction, sample)
@@ -59,16 +69,35 @@ def evaluate(
             if on_image is not None:
                 for i, sample in enumerate(batch.samples):
                     on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()})
+    return joined(meters, counts, note="mean of each image and its mirror image" if flip else "")
 
+
+def mirror_contents(image: Tensor, frames: Sequence[Frame]) -> Tensor:
+    """The contents of padded images [B, 3, H, W] turned left to right where they lie; the padding stays behind them."""
+    mirrored = image.clone()
+    for one, frame in zip(mirrored, frames, strict=True):
+        height, width = frame.content_size
+        one[:, :height, :width] = one[:, :height, :width].flip(-1)
+    return mirrored
+
+
+def joined(meters: Mapping[str, Meter], counts: Mapping[str, int], note: str = "") -> Results:
+    """The results over all ranks, each of which has measured `counts` labelled images a task.
+
+    note: what every protocol says besides.
+    """
     results: Results = {}
     for name, meter in meters.items():
+        count = counts[name]
         if dist.is_initialized():
             states: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(states, (counts[name], meter.state()))
-            counts[name] = sum(count for count, _ in states)
+            dist.all_gather_object(states, (count, meter.state()))
+            count = sum(of_rank for of_rank, _ in states)
             for _, state in states[: dist.get_rank()] + states[dist.get_rank() + 1 :]:
                 meter.merge(state)
-        results[name] = {"images": counts[name], **(meter.compute() if counts[name] else {})}
+        results[name] = {"images": count, **(meter.compute() if count else {})}
+        if count and note:
+            results[name]["protocol"] += f"; {note}"
     return results
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def train(run: Run, options: Options = Options()) -> dict[str, dict[str, Any]]:
 
 def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]]:
     torch.manual_seed(run.seed)
+    if run.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not reproducible without it
     torch.use_deterministic_algorithms(run.train.deterministic)
     if options.overfit:
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})

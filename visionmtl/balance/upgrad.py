@@ -27,4 +27,5 @@ class UPGrad(GramianBalance, frozen=True):
 
 class _OnDevice(DualConeProjector):
     def __call__(self, U: Tensor, G: Any) -> Tensor:
-        return project(U.to(G.device), G)
+        # U as TorchJD made it, from the preference 1, lies on the CPU: to move it would make the host wait
+        return project(torch.eye(len(U), dtype=U.dtype, device=G.device), G)

@@ -65,7 +65,7 @@ class DepthMeter:
     def update(self, prediction: NDArray[np.float32] | Tensor, sample: Sample) -> None:
         """Count one image; prediction: float [H, W] metres at the truth's size.
 
-        A prediction on a device is summed there, and nothing waits for it until `state` or `compute`.
+        A prediction that is a tensor is summed where it lies, and nothing waits for it until `state` or `compute`.
         """
         if sample.depth_m is None:
             return
@@ -84,7 +84,7 @@ class DepthMeter:
                 )
             guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
-        if guess.device.type == "cpu":
+        if isinstance(prediction, np.ndarray):
             self._collect()
 
     def _sums(self, guess: Tensor, truth: Tensor) -> Tensor:

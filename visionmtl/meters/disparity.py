@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visionmtl.types import Sample
 
@@ -22,11 +23,13 @@ class DisparityMeter:
         self.min_m, self.max_m = min_m, max_m
         self._rows: list[tuple[int, float, float]] = []  # pixels, sum of absolute and of relative errors, one an image
 
-    def update(self, prediction: NDArray[np.float32], sample: Sample) -> None:
+    def update(self, prediction: NDArray[np.float32] | Tensor, sample: Sample) -> None:
         """Count one image; prediction: float [H, W] metres > 0 at the truth's size."""
         truth = sample.depth_m
         if truth is None:
             return
+        if isinstance(prediction, Tensor):
+            prediction = prediction.cpu().numpy()
         if prediction.shape != truth.shape:
             raise ValueError(
                 f"image {sample.image_id!r}: the predicted depth is {list(prediction.shape)} and the truth "

@@ -24,7 +24,7 @@ class SegmentationMeter:
     groups: score these unions of classes instead, by name, e.g. {"vehicle": ("car", "bus")}; the table is joined
     after counting. Classes in no group count as IGNORE.
 
-    The table lies where the predictions lie: on a device nothing waits for it until `state` or `compute`.
+    Of predictions that are tensors the table lies where they lie, and nothing waits for it until `state` or `compute`.
     """
 
     def __init__(self, space: LabelSpace, groups: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -56,10 +56,11 @@ class SegmentationMeter:
                 f"{list(guess.shape)} and the truth {truth.dtype} {list(truth.shape)}; allowed is uint8 [H, W] of one "
                 "size; resize the logits to the original size before the argmax, never the truth"
             )
-        if guess.device.type == "cpu":
-            pairs = np.bincount((truth.astype(np.int64) << 8 | guess.numpy()).ravel(), minlength=_VALUES**2)
-            self._check(pairs.reshape(_VALUES, _VALUES), f"image {sample.image_id!r}")
-            self._pixels += pairs.reshape(_VALUES, _VALUES)
+        if isinstance(prediction, np.ndarray):
+            pairs = np.bincount((truth.astype(np.int64) << 8 | prediction).ravel(), minlength=_VALUES**2)
+            pairs = pairs.reshape(_VALUES, _VALUES)
+            self._check(pairs, f"image {sample.image_id!r}")
+            self._pixels += pairs
             return
 
         # index_add: bincount would wait for the largest value

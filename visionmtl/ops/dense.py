@@ -1,12 +1,14 @@
 """Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from visionmtl.ops.ranks import per_rank
+from visionmtl.types import Frame
 
 
 def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
@@ -23,6 +25,20 @@ def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
     top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
     kept = torch.arange(len(top), device=top.device) < (share * counts.sum().double()).ceil()
     return mean_over_labelled(top, kept & (top >= 0))
+
+
+def dice(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Soft Dice loss over all counted pixels of the batch (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
+
+    Arguments as of `lovasz_softmax`. The denominator sums shares, not their squares, a class that is absent adds 0,
+    and the mean is over all classes: that is the form of segmentation_models_pytorch 0.5.
+    """
+    shares = torch.where(counts[:, None], logits.softmax(dim=1), 0.0).flatten(2)
+    of_class = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    wanted = ((classes.flatten(1)[:, None] == of_class) & counts.flatten(1)[:, None]).to(shares.dtype)  # [B, K, N]
+    overlap, total = (shares * wanted).sum((0, 2)), (shares + wanted).sum((0, 2))
+    present = wanted.sum((0, 2)) > 0
+    return torch.where(present, 1 - 2 * overlap / total.clamp(min=1e-7), 0.0).mean()
 
 
 def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
@@ -94,3 +110,9 @@ def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], o
     full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     inside = full[:, :, : content[0], : content[1]]
     return F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
+
+
+def each_to_original(maps: Tensor, size: tuple[int, int], frames: Sequence[Frame]) -> Iterator[Tensor]:
+    """`to_original` image by image in float32: [C, H, W] of each, since their sizes may differ."""
+    for i, frame in enumerate(frames):
+        yield to_original(maps[i : i + 1].float(), size, frame.content_size, frame.size)[0]

@@ -45,6 +45,38 @@ def _along(x: Tensor, factor: int, dim: int) -> Tensor:
     return torch.stack(phases, dim + 1).flatten(dim, dim + 1)
 
 
+def upsample_backward(gradient: Tensor, factor: int, above: bool = False, below: bool = False) -> Tensor:
+    """The gradient of `upsample` on its input, from that on (some rows of) its output: [B, C, n * factor, W] -> ...
+
+    above, below: whether the input goes on there. Then the row of cells that was interpolated with is part of the
+    result, which has n + above + below rows; elsewhere the outermost row stood in for its missing neighbour.
+    """
+    if factor == 1:
+        return F.pad(gradient, (0, 0, int(above), int(below)))
+    rows = _gather_along(gradient, factor, 2, above, below)
+    return _gather_along(rows, factor, 3, False, False)
+
+
+def _gather_along(gradient: Tensor, factor: int, dim: int, above: bool, below: bool) -> Tensor:
+    """The transpose of `_along`, with what falls on the neighbours above and below."""
+    phases = gradient.unflatten(dim, (-1, factor)).unbind(dim + 1)
+    shape = list(phases[0].shape)
+    length = shape[dim]
+    shape[dim] += 2
+    found = gradient.new_zeros(shape)
+    before, own, after = (found.narrow(dim, start, length) for start in range(3))
+    for k, phase in enumerate(phases):
+        offset = (k + 0.5) / factor - 0.5
+        own.add_(phase, alpha=1 - abs(offset))
+        if offset:
+            (before if offset < 0 else after).add_(phase, alpha=abs(offset))
+    if not above:
+        own.narrow(dim, 0, 1).add_(found.narrow(dim, 0, 1))
+    if not below:
+        own.narrow(dim, length - 1, 1).add_(found.narrow(dim, length + 1, 1))
+    return found.narrow(dim, int(not above), length + above + below)
+
+
 def average_bins(x: Tensor, num_bins: int) -> Tensor:
     """[B, C, h, w] -> [B, C, num_bins, num_bins]: `F.adaptive_avg_pool2d` as two products, for the same reason."""
     return _separable(x, *(F.adaptive_avg_pool1d(_eye(length, x), num_bins).mT for length in x.shape[-2:]))

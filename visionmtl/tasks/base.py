@@ -79,6 +79,22 @@ class Task(Kind, home="visionmtl.tasks"):
         size: (H, W) of the padded network input.
         """
 
+    def predict_for_meter(self, raw: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
+        """As `predict`, but a task may leave what its meter also takes as tensors on the device: nothing waits then."""
+        return self.predict(raw, frames, size)
+
+    def predict_mirrored(
+        self, raw: Raw, mirrored: Raw, frames: Sequence[Frame], size: tuple[int, int]
+    ) -> list[Any]:
+        """As `predict`, from two views: `raw` of the input, and `mirrored` of its contents turned left to right.
+
+        Where a task does not define it, it cannot be evaluated with flipping.
+        """
+        raise ValueError(
+            f"task type {self.type!r} does not say how a prediction and its mirror image become one; flipping works "
+            f"for tasks that define `predict_mirrored`; define it in {type(self).__module__}, or leave out --tta flip"
+        )
+
     @abstractmethod
     def meter(self, space: LabelSpace | None) -> Meter:
         """A fresh meter for one split."""

@@ -15,7 +15,7 @@ from visionmtl.decoders.base import Decoder
 from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_depth
 from visionmtl.meters.depth import DepthMeter, DepthProtocol
-from visionmtl.ops.dense import gradient_matching, scale_invariant_log, to_original
+from visionmtl.ops.dense import each_to_original, gradient_matching, scale_invariant_log
 from visionmtl.ops.resize import upsample
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import Frame, LabelSpace, Maps, Sample
@@ -85,14 +85,20 @@ class Depth(Task, frozen=True):
         return parts
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
-        return [
-            to_original(raw[i : i + 1].float(), size, frame.content_size, frame.size)[0, 0]
-            .exp()
-            .clamp(self.min_depth_m, self.max_depth_m)
-            .cpu()
-            .numpy()
-            for i, frame in enumerate(frames)
-        ]
+        return [depth_m.cpu().numpy() for depth_m in self.predict_for_meter(raw, frames, size)]
+
+    def predict_for_meter(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Tensor]:
+        return [self._metres(one) for one in each_to_original(raw, size, frames)]
+
+    def predict_mirrored(
+        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+    ) -> list[NDArray[np.float32]]:
+        """The geometric mean of the two depths."""
+        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
+        return [self._metres((one + other.flip(-1)) / 2).cpu().numpy() for one, other in views]
+
+    def _metres(self, log_depth: Tensor) -> Tensor:
+        return log_depth[0].exp().clamp(self.min_depth_m, self.max_depth_m)
 
     def meter(self, space: LabelSpace | None) -> Meter:
         return DepthMeter(self.protocol, self.min_depth_m, self.max_depth_m)

@@ -66,10 +66,30 @@ class Detection(Task, frozen=True):
         return self.head.loss(raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled)
 
     def predict(self, raw: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]) -> list[Detections]:
+        return self._originals(*self._inside(raw, frames), frames)
+
+    def predict_mirrored(
+        self, raw: RawBoxes, mirrored: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]
+    ) -> list[Detections]:
+        """The boxes of both views, suppressed together."""
+        boxes, scores = self._inside(raw, frames)
+        others, other_scores = self._inside(mirrored, frames)
+        widths = torch.tensor([frame.content_size[1] for frame in frames]).to(others)[:, None]
+        x1, y1, x2, y2 = others.unbind(dim=-1)
+        turned = torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
+        return self._originals(
+            torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), frames
+        )
+
+    def _inside(self, raw: RawBoxes, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""
         boxes, scores = self.head.decode(raw)
         limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in frames]).to(boxes)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
-        scores = scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+        return boxes, scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+
+    def _originals(self, boxes: Tensor, scores: Tensor, frames: Sequence[Frame]) -> list[Detections]:
+        """Suppressed, in pixels of the original images."""
         kept = suppress(
             boxes, scores, max_iou=self.max_iou, min_score=self.min_score, candidates=self.candidates,
             keep=self.max_detections,

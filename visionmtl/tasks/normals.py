@@ -13,7 +13,7 @@ from visionmtl.decoders.base import Decoder
 from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_normals
 from visionmtl.meters.normals import NormalsMeter
-from visionmtl.ops.dense import cosine_distance, to_original
+from visionmtl.ops.dense import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import Frame, LabelSpace, Sample
@@ -54,8 +54,16 @@ class Normals(Task, frozen=True):
         return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
-        full = (to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(frames))
-        return [F.normalize(vectors[0], dim=0).permute(1, 2, 0).cpu().numpy() for vectors in full]
+        return [_unit(vectors).permute(1, 2, 0).cpu().numpy() for vectors in each_to_original(raw, size, frames)]
+
+    def predict_mirrored(
+        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+    ) -> list[NDArray[np.float32]]:
+        """The middle direction; turned left to right, a vector's x changes its sign."""
+        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
+        sign = raw.new_tensor([-1.0, 1.0, 1.0], dtype=torch.float32)[:, None, None]
+        middles = (_unit(_unit(one) + sign * _unit(other.flip(-1))) for one, other in views)
+        return [vectors.permute(1, 2, 0).cpu().numpy() for vectors in middles]
 
     def meter(self, space: LabelSpace | None) -> Meter:
         return NormalsMeter()
@@ -67,3 +75,7 @@ class Normals(Task, frozen=True):
         self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         return draw_normals(image, prediction)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors, dim=0)

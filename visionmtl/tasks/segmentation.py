@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -16,7 +15,9 @@ from visionmtl.decoders.base import Decoder
 from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_segmentation
 from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.ops.dense import hardest, lovasz_softmax, mean_over_labelled, to_original
+from visionmtl.ops.dense import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
+from visionmtl.ops.fused import upsampled_cross_entropy
+from visionmtl.ops.ranks import per_rank
 from visionmtl.ops.resize import upsample
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import IGNORE, Frame, LabelSpace, Maps, Sample
@@ -70,34 +71,50 @@ class Segmentation(Task, frozen=True):
         return {"classes": classes}
 
     def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
-        """Parts "cross_entropy" and, when chosen, "dice" or "lovasz"; at full resolution."""
-        target = torch.where(labelled[:, None, None], targets["classes"].long(), IGNORE)
-        logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
+        """Parts "cross_entropy" and, when chosen, "dice" or "lovasz"; at full resolution.
+
+        Cross-entropy alone is summed up without ever holding the logits at full resolution. `hardest` ranks all pixels
+        and a region loss sums over them, so these take the plain way and its memory.
+        """
+        classes = torch.where(labelled[:, None, None], targets["classes"], IGNORE)
+        counts = classes != IGNORE
         weights = None
         if self.class_weights is not None:  # filled one by one: torch.tensor(list) on a device makes the host wait
-            weights = torch.stack([logits.new_full((), weight) for weight in self.class_weights])
+            weights = torch.stack([raw.new_full((), weight, dtype=torch.float32) for weight in self.class_weights])
+        if self.hardest is None and self.region_loss is None:
+            total = upsampled_cross_entropy(
+                raw.float(), classes, ignore=IGNORE, weights=weights, label_smoothing=self.label_smoothing
+            )
+            return {"cross_entropy": total / per_rank(counts.sum().float())}
+
+        target = classes.long()
+        logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
         pixel_loss = F.cross_entropy(
             logits, target, weights, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
-        counts = target != IGNORE
         if self.hardest is None:
             parts = {"cross_entropy": mean_over_labelled(pixel_loss, counts)}
         else:
             parts = {"cross_entropy": hardest(pixel_loss, counts, self.hardest)}
 
         if self.region_loss is not None:
-            if self.region_loss == "lovasz":
-                value = lovasz_softmax(logits, target, counts)
-            else:
-                value = smp.losses.DiceLoss(mode="multiclass", ignore_index=IGNORE)(logits, target)
+            region_loss = lovasz_softmax if self.region_loss == "lovasz" else dice
+            value = region_loss(logits, target, counts)
             parts[self.region_loss] = (self.region_weight or 1.0) * torch.where(counts.any(), value, 0.0)
         return parts
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-        return [
-            to_original(raw[i : i + 1].float(), size, frame.content_size, frame.size)[0].argmax(0).byte().cpu().numpy()
-            for i, frame in enumerate(frames)
-        ]
+        return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, frames, size)]
+
+    def predict_for_meter(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Tensor]:
+        return [one.argmax(0).byte() for one in each_to_original(raw, size, frames)]
+
+    def predict_mirrored(
+        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+    ) -> list[NDArray[np.uint8]]:
+        """The classes of the summed logits."""
+        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
+        return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
 
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None

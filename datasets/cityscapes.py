@@ -1,0 +1,274 @@
+"""Cityscapes: 5000 street scenes with boxes, 19 classes and stereo depth, read from the official tree as downloaded.
+
+    ROOT/leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png  (1024x2048)
+    ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png, *_gtFine_instanceIds.png
+    ROOT/disparity/SPLIT/CITY/*_disparity.png  ROOT/camera/SPLIT/CITY/*_camera.json
+    ROOT/gtFine/cityscapes_panoptic_SPLIT.json  (optional: boxes of images without instanceIds)
+
+Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016; for non-commercial research,
+after registration at https://www.cityscapes-dataset.com. 2975 training, 500 validation and 1525 test images.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from visionmtl.datasets import Dataset
+from visionmtl.ops.disparity import depth_from_codes
+from visionmtl.ops.instances import outlines
+from visionmtl.ops.photos import read_map, read_photo
+from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19, THING_OF_CODE, THINGS8, UNKNOWN, class_table
+from visionmtl.types import Boxes, LabelSpace, Sample
+
+Label = Literal["boxes", "segmentation", "depth_m"]
+
+_HIDDEN_IDS = (1, 2, 3)  # ego vehicle, rectification border, out of region of interest: stereo means nothing there
+
+_FILES = {  # by part: folder, ending
+    "image": ("leftImg8bit", "_leftImg8bit.png"),
+    "labelIds": ("gtFine", "_gtFine_labelIds.png"),
+    "instanceIds": ("gtFine", "_gtFine_instanceIds.png"),
+    "disparity": ("disparity", "_disparity.png"),
+    "camera": ("camera", "_camera.json"),
+}
+_PACKAGE = {
+    "image": "leftImg8bit_trainvaltest.zip",
+    "labelIds": "gtFine_trainvaltest.zip",
+    "instanceIds": "gtFine_trainvaltest.zip",
+    "disparity": "disparity_trainvaltest.zip",
+    "camera": "camera_trainvaltest.zip",
+}
+
+
+class Cityscapes(Dataset):
+    """Cityscapes, fine annotations. What is missing for an image is not labelled there; the reader's notes count it.
+
+    Boxes enclose the visible pixels of the 8 evaluated thing classes; groups of objects are crowds. Depth comes from
+    the disparity and the image's own camera, in metres without a limit; ego vehicle and borders are not measured.
+    """
+
+    type: Literal["cityscapes"] = "cityscapes"
+    root: str
+    split: Literal["train", "val", "test"] = "train"
+    classes: Literal[19, 7] = 19
+    """19 classes as evaluated officially, or their 7 categories."""
+    labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
+    """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+
+    def build(self) -> "CityscapesReader":
+        return CityscapesReader(self)
+
+
+class CityscapesReader:
+    """The frames of one split, sorted by city and name. `notes`: one line for each thing that is not labelled."""
+
+    def __init__(self, spec: Cityscapes) -> None:
+        self._root, self._split = Path(spec.root), spec.split
+        self._stems = _find_images(self._root / "leftImg8bit" / spec.split)
+        self._have = {part: self._find(part) for part in _FILES if part != "image"}
+        space = CITYSCAPES19 if spec.classes == 19 else CITYSCAPES7
+        self._table = class_table(space)
+        self._panoptic: _PanopticBoxes | None = None
+        self.notes: list[str] = []
+        self.provides: dict[str, LabelSpace | None] = {}
+        self._labelled: dict[str, NDArray[np.bool_]] = {}
+
+        have = self._have
+        spaces = {"boxes": THINGS8, "segmentation": space}
+        for label in spec.labels:
+            if label == "boxes":
+                known, why = self._find_boxes()
+            elif label == "segmentation":
+                known, why = have["labelIds"], "no *_labelIds.png, see gtFine_trainvaltest.zip"
+            else:
+                known = have["disparity"] & have["camera"]
+                why = "no *_disparity.png or no *_camera.json, see disparity_ and camera_trainvaltest.zip"
+            if spec.split == "test" and label != "depth_m":
+                # the files are there, but hold nothing besides the ego vehicle: read, they would say "no objects"
+                known, why = np.zeros_like(known), "the labels of the test split are withheld"
+            self._labelled[label] = known
+            if known.any():
+                self.provides[label] = spaces.get(label)
+            self._note(label, "not labelled", ~known, why)
+        if "depth_m" in spec.labels:
+            bare = self._labelled["depth_m"] & ~have["labelIds"] & ~have["instanceIds"]
+            self._note("depth_m", "measured on the ego vehicle too", bare, "no gtFine file that marks it")
+
+    def __len__(self) -> int:
+        return len(self._stems)
+
+    def read(self, index: int) -> Sample:
+        """The sample at full size; a broken file raises ValueError with its name."""
+        image = read_photo(self._file("image", index))
+        size = image.shape[:2]
+        wanted = {label: bool(known[index]) for label, known in self._labelled.items()}
+        depth = wanted.get("depth_m", False)
+        boxes_here = wanted.get("boxes", False) and bool(self._have["instanceIds"][index])
+
+        label_ids = instance_ids = None
+        if self._have["labelIds"][index] and (depth or wanted.get("segmentation")):
+            label_ids = self._read_codes("labelIds", index, size, np.uint8)
+        if boxes_here or (depth and label_ids is None and self._have["instanceIds"][index]):
+            instance_ids = self._read_codes("instanceIds", index, size, np.uint16)
+
+        boxes = segmentation = depth_m = None
+        if boxes_here:
+            assert instance_ids is not None
+            boxes = find_boxes(instance_ids)
+        elif wanted.get("boxes"):
+            assert self._panoptic is not None
+            boxes = self._panoptic.of(index)
+        if wanted.get("segmentation"):
+            assert label_ids is not None
+            segmentation = self._to_classes(label_ids, index)
+        if depth:
+            ids = instance_ids if label_ids is None else label_ids  # the same below 1000
+            codes = self._read_codes("disparity", index, size, np.uint16)
+            baseline_m, focal_px = _read_camera(self._file("camera", index))
+            hidden = None if ids is None else (ids >= _HIDDEN_IDS[0]) & (ids <= _HIDDEN_IDS[-1])
+            depth_m = depth_from_codes(codes, baseline_m, focal_px, hidden)
+        return Sample(
+            image=image,
+            image_id=str(self._stems[index]).partition("/")[2],
+            boxes=boxes,
+            segmentation=segmentation,
+            depth_m=depth_m,
+        )
+
+    def _file(self, part: str, index: int) -> Path:
+        folder, ending = _FILES[part]
+        return self._root / folder / self._split / f"{self._stems[index]}{ending}"
+
+    def _find(self, part: str) -> NDArray[np.bool_]:
+        """bool [N]: which images have this file."""
+        folder, ending = _FILES[part]
+        base = self._root / folder / self._split
+        cities = sorted({str(stem).partition("/")[0] for stem in self._stems})
+        present = {f"{city}/{name}" for city in cities if (base / city).is_dir() for name in os.listdir(base / city)}
+        return np.array([f"{stem}{ending}" in present for stem in self._stems], np.bool_)
+
+    def _find_boxes(self) -> tuple[NDArray[np.bool_], str]:
+        """Which images have boxes, from their instanceIds or else from the panoptic json; and why the others have not.
+
+        The json is opened only where instanceIds are missing: it would say the same."""
+        known = self._have["instanceIds"]
+        json_file = self._root / "gtFine" / f"cityscapes_panoptic_{self._split}.json"
+        why = f"no *_instanceIds.png, see gtFine_trainvaltest.zip, and no entry in {json_file.name}"
+        if known.all() or self._split == "test" or not json_file.is_file():
+            return known, why
+        self._panoptic = _PanopticBoxes(json_file, [str(stem).partition("/")[2] for stem in self._stems])
+        dropped = self._panoptic.num_dropped
+        if dropped:
+            self.notes.append(f"cityscapes {self._split}, boxes: dropped {dropped} without width or height")
+        return known | self._panoptic.listed, why
+
+    def _note(self, label: str, what: str, where: NDArray[np.bool_], why: str) -> None:
+        if where.any():
+            count = f"{int(where.sum())} of {len(where)} images"
+            self.notes.append(f"cityscapes {self._split}, {label}: {count} {what} ({why})")
+
+    def _read_codes(self, part: str, index: int, size: tuple[int, ...], dtype: type) -> NDArray:
+        file = self._file(part, index)
+        codes = read_map(file, size)
+        if codes.dtype != dtype:
+            raise ValueError(
+                f"{file} is {codes.dtype}; the official file has {np.dtype(dtype)}; unpack {_PACKAGE[part]} again"
+            )
+        return codes
+
+    def _to_classes(self, label_ids: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        classes = np.asarray(cv2.LUT(label_ids, self._table), np.uint8)
+        unknown = classes == UNKNOWN
+        if unknown.any():
+            raise ValueError(
+                f"{self._file('labelIds', index)} holds ids {np.unique(label_ids[unknown])[:5].tolist()}; official ids "
+                f"are 0 to 33 and 255 (licence plate); unpack {_PACKAGE['labelIds']} again"
+            )
+        return classes
+
+
+def find_boxes(instance_ids: NDArray[np.uint16]) -> Boxes:
+    """The boxes of a map of instanceIds: class * 1000 + number for an object, the class alone for a group of them."""
+    found = outlines(instance_ids, wanted=THING_OF_CODE >= 0)
+    return Boxes(
+        xyxy=found.xyxy, labels=THING_OF_CODE[found.ids].astype(np.int64), crowd=found.ids < 1000, area=found.area
+    )
+
+
+class _PanopticBoxes:
+    """The things of a panoptic json in flat arrays: Python objects per box would be copied into every worker."""
+
+    def __init__(self, file: Path, image_ids: list[str]) -> None:
+        content = _read_json(file)
+        ours = dict(zip(THINGS8.ids, THINGS8.classes, strict=True))
+        theirs = {category["id"]: category["name"] for category in content.get("categories", ())}
+        if any(theirs.get(number) != name for number, name in ours.items()):
+            raise ValueError(
+                f"{file} calls categories {sorted(ours)} {[theirs.get(number) for number in sorted(ours)]}; needed are "
+                "the official ids, not train ids; make it with csCreatePanopticImgs without --use-train-id"
+            )
+        index_of = {image_id: index for index, image_id in enumerate(image_ids)}
+        listed = [one for one in content["annotations"] if one["image_id"] in index_of]
+        rows = [
+            (index_of[one["image_id"]], *segment["bbox"], segment["category_id"], segment["iscrowd"], segment["area"])
+            for one in listed
+            for segment in one["segments_info"]
+            if segment["category_id"] in ours
+        ]
+        table = np.array(rows, np.float64).reshape(-1, 8)
+        sound = np.isfinite(table).all(axis=1) & (table[:, 3] > 0) & (table[:, 4] > 0)
+        table = table[sound]
+        table = table[np.argsort(table[:, 0], kind="stable")]
+
+        self.num_dropped = int((~sound).sum())
+        self.listed = np.zeros(len(image_ids), np.bool_)
+        self.listed[[index_of[one["image_id"]] for one in listed]] = True
+        self._start = np.searchsorted(table[:, 0], np.arange(len(image_ids) + 1))
+        self._xyxy = np.concatenate([table[:, 1:3], table[:, 1:3] + table[:, 3:5]], axis=1).astype(np.float32)
+        self._labels = THING_OF_CODE[table[:, 5].astype(np.int64)].astype(np.int64)
+        self._crowd = table[:, 6] > 0
+        self._area = table[:, 7].astype(np.float32)
+
+    def of(self, index: int) -> Boxes:
+        part = slice(self._start[index], self._start[index + 1])
+        return Boxes(self._xyxy[part], self._labels[part], self._crowd[part], self._area[part])
+
+
+def _find_images(folder: Path) -> NDArray[np.str_]:
+    """[N] "city/stem" of every image, in one array: it is sent to all workers."""
+    ending = _FILES["image"][1]
+    found = [f"{file.parent.name}/{file.name.removesuffix(ending)}" for file in folder.glob(f"*/*{ending}")]
+    if not found:
+        raise ValueError(
+            f"found no images in {folder}; the official tree has {folder}/CITY/*{ending}; unpack "
+            f"{_PACKAGE['image']} into `root` (from https://www.cityscapes-dataset.com), or correct `root`"
+        )
+    return np.array(sorted(found))
+
+
+def _read_camera(file: Path) -> tuple[float, float]:
+    """Baseline in metres and horizontal focal length in pixels."""
+    camera = _read_json(file)
+    values = camera.get("extrinsic", {}).get("baseline"), camera.get("intrinsic", {}).get("fx")
+    if not all(isinstance(value, int | float) and value > 0 for value in values):
+        raise ValueError(
+            f"{file} has extrinsic.baseline {values[0]} and intrinsic.fx {values[1]}; both must be numbers above 0; "
+            f"unpack {_PACKAGE['camera']} again"
+        )
+    return float(values[0]), float(values[1])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # a cut multi-byte character and cut json are both ValueErrors
+        raise ValueError(f"{file} is no readable json: {error}; a whole file is needed; unpack it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; an object with names is needed; unpack it again")
+    return content

@@ -1,0 +1,160 @@
+"""Boxes and masks of annotation files in COCO's instances format, as flat arrays that every worker shares.
+
+What cannot be meant is an error that names the entry; a box that could teach nothing is dropped and counted.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from visionmtl.ops.coco_entries import Entry, Packed, bad, found, integers, load, look_up
+from visionmtl.ops.coco_entries import pack_categories, pack_images, pack_labels
+from visionmtl.ops.index_cache import MIN_BYTES, cached
+from visionmtl.types import Boxes
+
+_DROPPED = (
+    "with NaN or infinite coordinates",
+    "without width or height",
+    "outside their image",
+    "of images the file does not list",
+)
+_NOTED = (
+    "boxes reach more than 1 px beyond their image (kept as they are, as official evaluation does)",
+    "areas are negative or no number (the box's own is taken)",
+    "annotation ids repeat an earlier one (harmless here; tools that look up by id see only the last)",
+    "annotations have id 0 (harmless here; pycocotools takes a match with it for no match)",
+)
+_MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
+
+
+class PackedBoxes(Packed):
+    """Boxes of an instances file; `arrays` hold xyxy, labels, crowd and area of all images, one after the other."""
+
+    def of(self, row: int) -> Boxes:
+        """Boxes of image `row`, in the file's order; none means that the image was looked at and shows none."""
+        part, arrays = self.part(row), self.arrays
+        return Boxes(*(arrays[name][part].copy() for name in ("xyxy", "labels", "crowd", "area")))
+
+    def masks(self, row: int) -> list[NDArray[np.bool_]]:
+        """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
+        part, size = self.part(row), list(self.size(row))
+        ends, content = self.arrays["mask_ends"][part.start : part.stop + 1].tolist(), self.arrays["mask_rle"]
+        codes = [content[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False)]
+        return [rle.decode({"size": size, "counts": code}).astype(bool) for code in codes]
+
+    def report(self) -> list[str]:
+        """What was dropped and what is odd, a sentence each; empty for a sound file."""
+        dropped, noted = np.split(self.arrays["counts"], [len(_DROPPED)])
+        lines = []
+        if dropped.any():
+            reasons = ", ".join(f"{count} {why}" for count, why in zip(dropped, _DROPPED, strict=True) if count)
+            total = dropped.sum() + len(self.arrays["labels"])
+            lines.append(f"{self.file}: dropped {dropped.sum()} of {total} boxes: {reasons}; correct or remove them")
+        return lines + [f"{self.file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
+
+
+def read_boxes(file: Path, masks: bool = False, min_bytes: int = MIN_BYTES) -> PackedBoxes:
+    """An instances file; with `masks`, its polygons and RLEs as well.
+
+    min_bytes: smaller files are parsed at every start instead of being kept in the cache
+    Raises ValueError naming the entry for: no file, incomplete JSON, an entry without what it needs, an id of an image
+    or category given twice, a category that is not listed, a file name that leaves the folder of the images.
+    """
+    kind = "boxes+masks-1" if masks else "boxes-1"
+    return PackedBoxes(file, cached(found(file), kind, lambda: _pack(file, masks), min_bytes))
+
+
+def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
+    content = load(file)
+    images, categories = pack_images(file, content["images"]), pack_categories(file, content["categories"])
+    entries = content["annotations"]
+    labels = pack_labels(file, "annotations", entries, categories["category_ids"])
+    rows = look_up(images["image_ids"], integers(file, "annotations", entries, "image_id"))
+    sizes = np.concatenate([images["sizes"], [[0, 0]]])[rows]  # [A, 2]; the last for images that are not listed
+
+    xyxy = _corners(file, entries)
+    edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
+    reasons = (
+        ~np.isfinite(xyxy).all(axis=1),
+        ~(xyxy[:, 2:] > xyxy[:, :2]).all(axis=1),
+        (xyxy[:, 2:] <= 0).any(axis=1) | (xyxy[:, :2] >= edges).any(axis=1),
+        rows < 0,
+    )
+    reason = np.select(reasons, range(len(reasons)), -1)
+    order = np.argsort(rows, kind="stable")  # the file's order within an image
+    order = order[reason[order] < 0]
+    kept = [entries[i] for i in order]
+
+    boxes = xyxy[order]
+    beyond = (boxes[:, :2] < -1).any(axis=1) | (boxes[:, 2:] > edges[order] + 1).any(axis=1)
+    area, wrong = _areas(kept, boxes)
+    ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), int | str)]
+    noted = (np.count_nonzero(beyond), wrong, len(ids) - len(set(ids)), ids.count(0))
+    packed = {
+        **images,
+        **categories,
+        "start": np.searchsorted(rows[order], np.arange(len(images["image_ids"]) + 1)),
+        "xyxy": boxes,
+        "labels": labels[order],
+        "crowd": np.array([bool(entry.get("iscrowd")) for entry in kept], bool),
+        "area": area,
+        "counts": np.array([*(np.count_nonzero(reason == n) for n in range(len(reasons))), *noted], np.int64),
+    }
+    if masks:
+        codes = [_encode(file, i, entries, sizes[i].tolist()) for i in order.tolist()]
+        packed["mask_ends"] = np.cumsum([0, *map(len, codes)])
+        packed["mask_rle"] = np.frombuffer(b"".join(codes), np.uint8)
+    return packed
+
+
+def _corners(file: Path, entries: Sequence[Entry]) -> NDArray[np.float32]:
+    """xyxy [A, 4]; in float32, so that what has no extent there counts as having none."""
+    given = [entry.get("bbox") for entry in entries]
+    for number, box in enumerate(given):
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+            raise bad(file, "annotations", number, entries, "four numbers x, y, width, height as bbox")
+    xywh = np.array(given, np.float64).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+
+
+def _areas(entries: Sequence[Entry], xyxy: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """The areas given, or the box's where there is none; and how many were given but cannot be meant."""
+    given = [entry.get("area") for entry in entries]
+    area = np.array([value if isinstance(value, int | float) else math.nan for value in given], np.float32)
+    sound = np.isfinite(area) & (area >= 0)
+    absent = sum(value is None for value in given)
+    own = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
+    return np.where(sound, area, own).astype(np.float32), int(np.count_nonzero(~sound)) - absent
+
+
+def _encode(file: Path, number: int, entries: Sequence[Entry], size: list[int]) -> bytes:
+    """The mask of an annotation as COCO's compressed run lengths."""
+    given = entries[number].get("segmentation")
+    needed = "a segmentation (polygons, or an RLE of its image's size), and an image with height and width"
+    if 0 in size:
+        raise bad(file, "annotations", number, entries, needed)
+
+    if isinstance(given, dict) and given.get("size") == size:
+        counts = given.get("counts")
+        if isinstance(counts, str):
+            return counts.encode()
+        if isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts):
+            if sum(counts) == size[0] * size[1]:
+                return bytes(rle.frPyObjects(given, *size)["counts"])
+    elif isinstance(given, list) and all(map(_is_polygon, given)):
+        polygons = [one for one in given if len(one) >= 6]  # pycocotools would take four numbers for a box
+        if polygons:
+            return bytes(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
+        return bytes(rle.encode(np.zeros(size, np.uint8, order="F"))["counts"])
+    raise bad(file, "annotations", number, entries, needed)
+
+
+def _is_polygon(given: object) -> bool:
+    if not isinstance(given, list):
+        return False
+    return all(isinstance(value, int | float) and abs(value) < _MAX_COORDINATE for value in given)  # False for NaN

@@ -1,0 +1,82 @@
+"""Annotation files in COCO's panoptic format as flat arrays, and their PNGs as class maps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionmtl.ops.coco_entries import Entry, Packed, bad, file_names, found, integers, load, look_up
+from visionmtl.ops.coco_entries import pack_categories, pack_images, pack_labels, packed_text
+from visionmtl.ops.index_cache import MIN_BYTES, cached
+from visionmtl.ops.photos import read_png
+from visionmtl.types import IGNORE
+
+
+class PackedSegments(Packed):
+    """Which PNG belongs to an image, and which classes the segment ids in it stand for."""
+
+    def png(self, row: int) -> str | None:
+        """The file name of the PNG of image `row`; None where nobody labelled the image."""
+        return bytes(self.arrays["pngs"][row]).decode() or None
+
+    def read(self, file: Path, row: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The PNG `file` of image `row` as positions in `categories`, [H, W]; void is IGNORE. `size` is the image's."""
+        colours = read_png(file)
+        if colours.shape != (*size, 3) or colours.dtype != np.uint8:
+            raise ValueError(
+                f"{file} is {colours.dtype} {colours.shape}, its image {size}; a panoptic PNG has three channels of "
+                "8 bits and the size of its image; fetch it again"
+            )
+        blue, green, red = (colours[..., channel].astype(np.int32) for channel in range(3))  # OpenCV's order
+        codes = red + 256 * green + 65536 * blue
+
+        part, classes = self.part(row), np.full(codes.shape, IGNORE, np.uint8)
+        known = codes == 0  # void
+        for segment, label in zip(self.arrays["segment_ids"][part], self.arrays["labels"][part], strict=True):
+            pixels = codes == segment
+            classes[pixels] = label
+            known |= pixels
+        if not known.all():
+            raise ValueError(
+                f"{file} holds segment {codes[~known][0]}, which {self.file} does not list for this image; the two must "
+                "be of one release; fetch both again"
+            )
+        return classes
+
+
+def read_segments(file: Path, min_bytes: int = MIN_BYTES) -> PackedSegments:
+    """A panoptic file. Raises ValueError naming the entry; `min_bytes` and what is wrong: as in `coco_json`."""
+    return PackedSegments(file, cached(found(file), "segments-1", lambda: _pack(file), min_bytes))
+
+
+def _pack(file: Path) -> dict[str, NDArray]:
+    content = load(file)
+    images, categories = pack_images(file, content["images"]), pack_categories(file, content["categories"])
+    entries = content["annotations"]
+    rows = look_up(images["image_ids"], integers(file, "annotations", entries, "image_id"))
+    _check_rows(file, entries, rows)
+
+    of_row = dict(zip(rows.tolist(), zip(file_names(file, "annotations", entries), entries, strict=True), strict=True))
+    empty: tuple[str, Entry] = ("", {"segments_info": []})
+    ordered = [of_row.get(row, empty) for row in range(len(images["image_ids"]))]
+    segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
+    return {
+        **images,
+        **categories,
+        "pngs": packed_text([name for name, _ in ordered]),
+        "start": np.cumsum([0, *(len(entry["segments_info"]) for _, entry in ordered)]),
+        "segment_ids": integers(file, "segments_info", segments, "id").astype(np.int32),
+        "labels": pack_labels(file, "segments_info", segments, categories["category_ids"]).astype(np.uint8),
+    }
+
+
+def _check_rows(file: Path, entries: Sequence[Entry], rows: NDArray[np.int64]) -> None:
+    """One annotation an image, of an image that is listed, with a list of segments."""
+    first = set(np.unique(rows, return_index=True)[1].tolist())
+    for number, (entry, row) in enumerate(zip(entries, rows.tolist(), strict=True)):
+        if row < 0 or number not in first:
+            raise bad(file, "annotations", number, entries, "an image_id that `images` lists, once")
+        segments = entry.get("segments_info")
+        if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+            raise bad(file, "annotations", number, entries, "a list of objects {...} as segments_info")

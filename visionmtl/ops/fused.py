@@ -1,0 +1,111 @@
+"""Upsampling and cross-entropy in one operation that never holds the logits at full resolution."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionmtl.ops.resize import upsample_backward
+
+CHUNK_ELEMENTS = 2**22
+"""Logits upsampled at a time (16 MB in float32), in whole rows of cells; a map up to this size is done in one go."""
+MAX_CHUNKS = 16
+"""Larger maps are cut into this many: by then the memory is small, and more would only be more kernels to launch."""
+
+
+def upsampled_cross_entropy(
+    logits: Tensor, classes: Tensor, *, ignore: int, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Sum over pixels of `F.cross_entropy(upsample(logits, factor), classes, weights, ...)`, in a fraction of its memory.
+
+    logits: float32 [B, K, h, w]; classes: uint8 or int64 [B, h * factor, w * factor], `ignore` = adds nothing
+    weights: float32 [K], a factor for each true class; not divided out again
+
+    The gradient is found along with the value, a few rows at a time, and only its small form, that of the logits, is
+    kept for the backward. For the compiler this is one opaque operator: were it taken apart, nothing would stop it
+    from keeping all rows.
+    """
+    total: Tensor = torch.ops.visionmtl.upsampled_cross_entropy(logits, classes, weights, ignore, label_smoothing)[0]
+    return total
+
+
+def value_and_gradient(
+    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The sum and its gradient on `logits`."""
+    batch, num_classes, height, width = logits.shape
+    factor = classes.shape[1] // height
+    if classes.shape != (batch, height * factor, width * factor):
+        raise ValueError(
+            f"logits are {height}x{width} cells and classes {classes.shape[1]}x{classes.shape[2]} px; "
+            "the second must be a whole multiple of the first, the same both ways; use plain cross-entropy"
+        )
+    chunks = min(-(-num_classes * classes.numel() // CHUNK_ELEMENTS), MAX_CHUNKS)
+    rows = -(-height // max(chunks, 1))
+    total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        low, high = max(top - 1, 0), min(bottom + 1, height)  # one cell more on either side to interpolate from
+        part = logits[:, :, low:high]
+        if factor > 1:
+            part = F.interpolate(part, scale_factor=float(factor), mode="bilinear", align_corners=False)
+        part = part[:, :, (top - low) * factor : (bottom - low) * factor]
+        of_rows = classes[:, top * factor : bottom * factor]
+
+        value, of_part = _cross_entropy(part, of_rows, weights, ignore, label_smoothing)
+        total += value
+        gradient[:, :, low:high] += upsample_backward(of_part, factor, above=top > low, below=high > bottom)
+    return total, gradient
+
+
+def _cross_entropy(
+    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sum over pixels and its gradient on logits [B, K, H, W], which takes the place of the log-softmax."""
+    num_classes = logits.shape[1]
+    known = classes != ignore
+    true = torch.where(known, classes, 0).long()[:, None]  # [B, 1, H, W]
+    known = known[:, None].to(logits.dtype)
+    of_true = (1 - label_smoothing) * (known if weights is None else known * weights[true])
+
+    logs = logits.log_softmax(dim=1)
+    value = -(logs.gather(1, true) * of_true).sum()
+    if label_smoothing:
+        of_each = logits.new_ones(num_classes) if weights is None else weights
+        of_each = (label_smoothing / num_classes * of_each)[None, :, None, None]
+        value -= ((logs * of_each).sum(dim=1, keepdim=True) * known).sum()
+
+    gradient = logs.exp_().mul_(of_true + known * of_each.sum() if label_smoothing else of_true)
+    gradient.scatter_(1, true, gradient.gather(1, true) - of_true)  # no atomics: one class a pixel
+    if label_smoothing:
+        gradient.addcmul_(known, of_each, value=-1)
+    return value, gradient
+
+
+_SCHEMA = "(Tensor logits, Tensor classes, Tensor? weights, int ignore, float label_smoothing) -> (Tensor, Tensor)"
+
+
+@torch.library.custom_op("visionmtl::upsampled_cross_entropy", mutates_args=(), schema=_SCHEMA)
+def _operator(
+    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    return value_and_gradient(logits, classes, weights, ignore, label_smoothing)
+
+
+@_operator.register_fake
+def _shapes(
+    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(()), torch.empty_like(logits)
+
+
+def _keep_gradient(ctx: torch.autograd.function.FunctionCtx, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward(
+    ctx: torch.autograd.function.BackwardCFunction, of_total: Tensor, of_gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    return ctx.saved_tensors[0] * of_total, None, None, None, None
+
+
+_operator.register_autograd(_backward, setup_context=_keep_gradient)
