@@ -8,12 +8,14 @@ millimetres, as the prepared folder stores it: at most 0.5 mm off, where the Kin
 Paper, licence and download: see `nyuv2`; the class mappings: https://github.com/ankurhanda/nyuv2-meta-data
 """
 
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
+from scipy.io.matlab import MatReadError
 
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
 from visionmtl.ops.instances import outlines
@@ -205,7 +207,7 @@ def _load(file: Path, key: str) -> Any:
     """One variable of a small MATLAB file."""
     try:
         content = scipy.io.loadmat(file, simplify_cells=True)
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
         raise ValueError(f"{file} is no complete MATLAB 5 file: {error}; get it again") from error
     if key not in content:
         known = ", ".join(name for name in content if not name.startswith("__"))

@@ -26,31 +26,40 @@ from visionmtl.tasks.segmentation import Segmentation
 from visionmtl.types import Batch, Sample
 
 NARROW = SemanticFPN(channels=16)
+HEAD = Aligned(num_convs=1)
+FIXED = Fixed()
 MODEL = Model(encoder=Encoder(name="test_resnet"), pyramid=FPN(channels=32))
 
 
-def small_tasks(head: Head = Aligned(num_convs=1), **more: Task) -> dict[str, Task]:
+def small_tasks(head: Head = HEAD, **more: Task) -> dict[str, Task]:
     """Detection, segmentation and depth, each as small as it goes."""
     return {
         "boxes": Detection(head=head),
-        "classes": Segmentation(decoder=NARROW),
+        "classes": Segmentation(decoder=NARROW, dropout=0),
         "depth": Depth(decoder=NARROW),
         **more,
     }
 
 
-def small_run(tasks: Mapping[str, Task], balance: Balance = Fixed(), **settings: object) -> Run:
-    """settings: of `Train`, and `ema_decay`."""
-    optim = Optim(clip_norm=1.0, ema_decay=settings.pop("ema_decay", 0.9))  # type: ignore[arg-type]
+def small_run(
+    tasks: Mapping[str, Task], balance: Balance = FIXED, optim: Mapping[str, object] | None = None, **settings: object
+) -> Run:
+    """optim: changes to the optimiser; settings: of the loop."""
     data = Data.model_validate({"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": SIZE})
-    train = Train.model_validate({"precision": "fp32", **settings})
-    return Run(model=MODEL, tasks=dict(tasks), balance=balance, data=data, optim=optim, train=train)
+    return Run(
+        model=MODEL,
+        tasks=dict(tasks),
+        balance=balance,
+        data=data,
+        optim=Optim.model_validate({"clip_norm": 1.0, "ema_decay": 0.9, **(optim or {})}),
+        train=Train.model_validate({"precision": "fp32", **settings}),
+    )
 
 
 def small_net(tasks: Mapping[str, Task]) -> MultiTaskNet:
     """The same weights at each call."""
     torch.manual_seed(0)
-    return build_model(MODEL, tasks, {name: SPACE for name in tasks}, SIZE)
+    return build_model(MODEL, tasks, dict.fromkeys(tasks, SPACE), SIZE)
 
 
 def small_state(run: Run, device: str = "cpu") -> RunState:

@@ -41,6 +41,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "wheel":  # what a tool does to sys.path for plain checkouts must not reach pip users
         for verb in cli.verbs():
             importlib.import_module("visionmtl.cli." + verb)
+        small = ["data.train.0.num_images=2", "data.val.0.num_images=1", "data.size=[64,96]", "train.batch_size=2"]
+        with contextlib.redirect_stdout(sys.stderr):
+            seen["trained"] = cli.main(["train", "quickstart.yaml", *small, "data.workers=1", "--dry-run"])
     hub = importlib.util.find_spec("datasets")
     seen["hub"] = hub and hub.origin
     if seen["hub"] and sys.argv[1] == "checkout":  # the way most likely to shadow it; importing it takes seconds
@@ -111,6 +114,18 @@ def test_the_package_is_the_installed_one_and_importing_it_loads_nothing_else(se
 def test_data_sets_are_found_here_and_in_spawned_workers(seen):
     assert seen["here"].startswith(seen["home"])
     assert seen["worker"] == seen["here"]
+
+
+def test_the_command_trains_with_worker_processes_from_a_wheel(seen):
+    assert seen.get("trained", 0) == 0
+
+
+def test_a_tool_of_a_plain_checkout_runs_from_any_folder(checkout, tmp_path):
+    python, _ = environment(tmp_path / "venv")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), str(checkout / "tools/train.py"), "quickstart.yaml", "--print-config"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "resnet10t" in done.stdout, done.stderr
 
 
 def test_the_command_finds_every_tool(seen):

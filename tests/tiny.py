@@ -1,48 +1,63 @@
 """One tiny run on drawn scenes, as small as a run of every task can be; tests change what they are about."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visionmtl.checkpoint import merged
 from visionmtl.config import Run
+from visionmtl.data import TrainLoader, open_readers
+from visionmtl.distributed import Ranks
+from visionmtl.model import build_model
+from visionmtl.spaces import resolve_spaces
+from visionmtl.state import RunState
+from visionmtl.types import Batch
 
-ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("detection", "segmentation", "depth")
-SIZE = (64, 64)
+SIZE = [64, 64]
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def run(output: Path | None, tasks: tuple[str, ...] = TASKS, **changes: Any) -> Run:
-    """8 scenes to train on and 4 to validate; `changes` are nested settings that replace those below."""
+def run(output: Path | None = None, names: Sequence[str] = TASKS, **changes: Any) -> Run:
+    """8 scenes to train on, 4 to validate. names: the tasks; changes: nested settings that replace those below."""
     decoder = {"type": "semantic_fpn", "levels": [3, 4], "channels": 16}
-    learnt = {
+    known = {
         "detection": {"type": "detection", "head": {"type": "aligned", "levels": [3, 4], "num_convs": 1}},
         "segmentation": {"type": "segmentation", "decoder": decoder},
         "depth": {"type": "depth", "max_depth_m": 12.0, "decoder": decoder},
         "normals": {"type": "normals", "decoder": decoder},
     }
     plain: dict[str, Any] = {
-        "output": None if output is None else str(output),
-        "model": {
-            "encoder": {"name": "test_convnext"},
-            "pyramid": {"type": "fpn", "channels": 16},
-        },
-        "tasks": {name: learnt[name] for name in tasks},
+        "output": output and str(output),
+        "model": {"encoder": {"name": "test_convnext"}, "pyramid": {"type": "fpn", "channels": 16}},
+        "tasks": {name: known[name] for name in names},
         "data": {"train": [scenes(8)], "val": [scenes(4, split="val")], "size": SIZE, "workers": 0},
         "optim": {"lr": 2e-3, "schedule": "constant", "ema_decay": 0.9},
-        "train": {
-            "epochs": 1, "batch_size": 2, "precision": "fp32", "log_every_steps": 1, "sample_pictures": 0,
-        },
-    }  # fmt: skip
+        "train": {"epochs": 1, "batch_size": 2, "precision": "fp32", "log_every_steps": 1, "sample_pictures": 0},
+    }
     return Run.model_validate(merged(plain, changes))
 
 
 def scenes(count: int, **settings: Any) -> dict[str, Any]:
     """A data set of drawn scenes."""
-    return {"type": "scenes", "num_images": count, "size": list(SIZE), **settings}
+    return {"type": "scenes", "num_images": count, "size": SIZE, **settings}
+
+
+def state(of: Run, ranks: Ranks = ALONE) -> RunState:
+    """The run before its first step, with the same weights at each call."""
+    spaces = resolve_spaces(of.tasks, open_readers(of.data.train))
+    torch.manual_seed(of.seed)
+    return RunState(of, build_model(of.model, of.tasks, spaces, of.data.size), ranks)
+
+
+def batches(of: Run) -> list[Batch]:
+    """Those of the first epoch."""
+    readers = open_readers(of.data.train)
+    spaces = resolve_spaces(of.tasks, readers)
+    return list(TrainLoader(of.data, of.tasks, spaces, readers, of.train.batch_size, of.seed).epoch(0))
 
 
 def rows(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
@@ -52,8 +67,12 @@ def rows(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in timing} for row in found if row["kind"] == kind]
 
 
-def command(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command of the project, run with this Python; its output is text."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
-    )
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two nested values differ, bit for bit in tensors."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [d for key in one for d in differences(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{path}/{i}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if torch.equal(one, other) else [path]
+    return [] if type(one) is type(other) and one == other else [path]

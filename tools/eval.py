@@ -1,102 +1,51 @@
-"""Evaluate a checkpoint: every task under its named protocol, as tables, JSON and a report."""
+"""Evaluate a checkpoint, or predictions in files: every task under its named protocol, as tables, JSON and a report."""
 
 import argparse
-import operator
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
 
 import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from visionmtl import checkpoint, distributed
+from visionmtl import checkpoint, config, distributed
 from visionmtl.checkpoint import Opened, open_model
+from visionmtl.coco_files import score_results
+from visionmtl.config import Run
 from visionmtl.data import open_readers, val_loader
 from visionmtl.datasets import Reader
 from visionmtl.distributed import Ranks
-from visionmtl.evaluate import evaluate, save_json
+from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
+from visionmtl.eval_options import check, parser
 from visionmtl.log import results_table
+from visionmtl.meters.detection import DetectionMeter
+from visionmtl.ops.coco_ap import official_lines
 from visionmtl.overlay import ConfigError, Tree, dotted
 from visionmtl.predict import picture, predict
+from visionmtl.protocols import find_protocol
 from visionmtl.report import Titled, write_report
-from visionmtl.spec import did_you_mean
+from visionmtl.spaces import Spaces, resolve_spaces
+from visionmtl.submission import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.tasks.base import Meter, Task
 
 NUM_PICTURES = 8
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """A number that must come out: TASK/METRIC>=X, <=X or =X+-Y; deeper ones as depth/per_class/NAME/METRIC."""
-
-    text: str
-    path: tuple[str, ...]
-    relation: str
-    value: float
-    tolerance: float
-
-    @staticmethod
-    def parse(text: str) -> "Expectation":
-        """Raises ArgumentTypeError with the grammar."""
-        number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
-        match = re.fullmatch(rf"([^<>=]+/[^<>=]+?)\s*(>=|<=|=)\s*({number})(?:\+-({number}))?", text)
-        if not match or (match[2] == "=") != bool(match[4]):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no expectation; allowed are TASK/METRIC>=X, TASK/METRIC<=X and TASK/METRIC=X+-Y; "
-                "write for instance segmentation/miou>=0.7"
-            )
-        return Expectation(text, tuple(match[1].split("/")), match[2], float(match[3]), float(match[4] or 0))
-
-    def met(self, results: Mapping[str, Any]) -> tuple[bool, float | None]:
-        """Whether it holds, and the value found. Raises ValueError when there is no such metric."""
-        here: Any = results
-        for depth, key in enumerate(self.path):
-            if not isinstance(here, Mapping) or key not in here:
-                known = list(here) if isinstance(here, Mapping) else []
-                raise ValueError(
-                    f"--expect {self.text}: {'/'.join(self.path[:depth]) or 'the results'} has no {key!r}"
-                    f"{did_you_mean(key, known)}; it has {', '.join(known) or 'no parts'}; correct --expect"
-                )
-            here = here[key]
-        if not isinstance(here, int | float):
-            return False, None
-        if self.relation == "=":
-            return abs(here - self.value) <= self.tolerance, here
-        return {">=": operator.ge, "<=": operator.le}[self.relation](here, self.value), here
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("checkpoint", type=Path, help="a .pt file of a run, e.g. runs/NAME/checkpoints/best.pt")
-    p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the run")
-    p.add_argument("--split", help="read this split of the run's data.val; default: as configured")
-    p.add_argument("--json", type=Path, metavar="FILE", help="default: eval/CHECKPOINT-SPLIT.json in the run's folder")
-    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with numbers, curves and pictures")
-    p.add_argument(
-        "--expect", type=Expectation.parse, action="append", default=[], metavar="TASK/METRIC>=X",
-        help="also <=X and =X+-Y; may be repeated; the exit status is 1 when one is not met",
-    )  # fmt: skip
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    p.add_argument("--batch-size", type=int, metavar="N", help="default: the run's train.batch_size")
-    p.add_argument("--limit-batches", type=int, metavar="N", help="only the first N batches of each process")
-    return p
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when an expectation is not met, 2 for an error."""
-    args = parser().parse_intermixed_args(argv)
+    args = parser(__doc__).parse_intermixed_args(argv)
     try:
+        check(args)
+        if args.truth:
+            return _score_coco_files(args)
         ranks = distributed.start(args.device)
         try:
-            return _run(args, ranks)
+            return _score_files(args, ranks) if args.from_predictions else _score_network(args, ranks)
         finally:
             distributed.stop()
     except ValueError as error:
@@ -104,66 +53,155 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _run(args: argparse.Namespace, ranks: Ranks) -> int:
+def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     opened = _open(args, ranks)
-    run = opened.run
-    for expectation in args.expect:  # a misspelt task is better found before the evaluation than after
-        if expectation.path[0] not in run.tasks:
-            raise ValueError(
-                f"--expect {expectation.text}: the checkpoint has no task {expectation.path[0]!r}"
-                f"{did_you_mean(expectation.path[0], run.tasks)}; it has {', '.join(run.tasks)}; correct --expect"
-            )
-    readers = open_readers(run.data.val)
+    run, spaces = opened.run, opened.net.spaces
+    meters, readers = _rules(args, run.tasks, spaces, open_readers(run.data.val))
     loader = val_loader(
-        run.data, run.tasks, opened.net.spaces, readers, args.batch_size or run.train.batch_size,
+        run.data, run.tasks, spaces, readers, args.batch_size or run.train.batch_size,
         ranks.rank, ranks.world, limit=args.limit_batches,
     )  # fmt: skip
-    results = evaluate(opened.net, loader, ranks.device, precision=run.train.precision)
-    failed = [expectation for expectation in args.expect if not expectation.met(results)[0]]
+    writer = None
+    if args.save_predictions:
+        check_empty(args.save_predictions)
+        distributed.barrier()  # before any rank fills it
+        kept = {name: run.tasks[name] for name in meters}
+        writer = SubmissionWriter(args.save_predictions, kept, spaces, args.depth_units or KITTI_UNITS)
+    results = evaluate(
+        opened.net, loader, ranks.device, precision=run.train.precision, meters=meters, flip=args.tta == "flip",
+        on_image=writer.add if writer else None,
+    )  # fmt: skip
+    if writer:
+        writer.close()
     if not ranks.first:
-        return int(bool(failed))
+        return _unmet(args, results, show=False)
 
     split = args.split or "val"
-    partial = f"-first{args.limit_batches}" if args.limit_batches else ""
+    words = [split, args.protocol, args.tta, args.limit_batches and f"first{args.limit_batches}"]
+    path = Path(args.checkpoint)
     # a checkpoint that was moved out of its run has no run folder: write beside it
-    folder = (
-        opened.folder if args.checkpoint.resolve().parent.name == "checkpoints" else args.checkpoint.resolve().parent
-    )
-    file = args.json or folder / "eval" / f"{args.checkpoint.stem}-{split}{partial}.json"
+    folder = opened.folder if path.resolve().parent.name == "checkpoints" else path.resolve().parent
+    file = args.json or folder / "eval" / f"{'-'.join([path.stem, *(word for word in words if word)])}.json"
     header = {
-        "checkpoint": str(args.checkpoint), "step": opened.step, "epoch": opened.epoch, "split": split,
+        "checkpoint": args.checkpoint, "step": opened.step, "epoch": opened.epoch, "split": split,
         "overrides": args.overrides, "limit_batches": args.limit_batches, "size": run.data.size,
+        "protocol": args.protocol, "tta": args.tta,
         "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    save_json(results, file, header)
-
-    print(f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}")
-    print(results_table(results))
-    for name, result in results.items():
-        _show_classes(name, result)
-    print(f"written: {file}")
+    title = f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}"
+    _print(title, args, results, header, file)
+    if args.save_predictions:
+        print(f"written: {args.save_predictions}")
     if args.report:
         write_report(args.report, folder, results, _pictures(opened, readers))
         print(f"written: {args.report}")
+    return _unmet(args, results)
+
+
+def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
+    if args.checkpoint.endswith(".pt"):
+        opened = _open(args, ranks)
+        run, known = opened.run, opened.net.spaces
+    else:
+        run, known = _load(args), None
+    paths = paths_by_task(args.from_predictions, run.tasks)
+    tasks = {name: run.tasks[name] for name in paths}
+    readers = open_readers(run.data.val)
+    spaces = known or resolve_spaces(tasks, readers)
+    meters, readers = _rules(args, tasks, spaces, readers)
+
+    files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in meters}
+    reads = {name: of_task.read for name, of_task in files.items()}
+    results = evaluate_files(reads, meters, tasks, spaces, readers, ranks.rank, ranks.world)
+    if ranks.first:
+        split, left_out = args.split or "val", [name for name in run.tasks if name not in meters]
+        header = {"predictions": args.from_predictions, "split": split, "protocol": args.protocol}
+        _print(f"files of {', '.join(meters)} against {args.checkpoint}, {split}", args, results, header, args.json)
+        if left_out:
+            print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
+        for name, of_task in files.items():
+            if of_task.ignored:
+                print(f"{name}: ignored {of_task.ignored} boxes of categories that {paths[name]} should not have")
+    return _unmet(args, results, show=ranks.first)
+
+
+def _score_coco_files(args: argparse.Namespace) -> int:
+    file = Path(args.from_predictions[0])
+    kind, result = score_results(file, args.truth, args.ap_backend)
     for expectation in args.expect:
-        met, value = expectation.met(results)
+        expectation.check_task([kind])
+    header = {"predictions": str(file), "truth": str(args.truth), "kind": kind, "backend": args.ap_backend}
+    title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
+    _print(title, args, {kind: result}, header, args.json)
+    for counted, why in (("ignored", "their category is not in the annotations"), ("dropped", "they are not finite")):
+        if result[counted]:
+            print(f"{counted} {result[counted]} results: {why}")
+    return _unmet(args, {kind: result})
+
+
+def _rules(
+    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, readers: list[Reader]
+) -> tuple[dict[str, Meter], list[Reader]]:
+    """The meters, and the data as they want it."""
+    if args.protocol:
+        protocol = find_protocol(args.protocol)
+        meters, readers = protocol.meters(tasks, spaces), protocol.readers(readers)
+    else:
+        meters = {name: task.meter(spaces[name]) for name, task in tasks.items()}
+    if args.ap_backend != "pycocotools":
+        counters = [getattr(meter, "meter", meter) for meter in meters.values()]
+        boxes = [meter for meter in counters if isinstance(meter, DetectionMeter)]
+        if not boxes:
+            raise ValueError("--ap-backend would have no effect; it counts boxes, and none are scored; leave it out")
+        for meter in boxes:
+            meter.backend = args.ap_backend
+    for expectation in args.expect:  # a misspelt task is better found before the evaluation than after
+        expectation.check_task(meters)
+    return meters, readers
+
+
+def _print(
+    title: str, args: argparse.Namespace, results: Results, header: Mapping[str, Any], file: Path | None
+) -> None:
+    print(title)
+    print(results_table(results))
+    for name, result in results.items():
+        _show_classes(name, result)
+        if result.get("protocol", "").startswith("coco") and "ar100" in result and (args.truth or args.protocol):
+            print("\n".join(official_lines(result)))
+    if file:
+        save_json(results, file, header)
+        print(f"written: {file}")
+
+
+def _unmet(args: argparse.Namespace, results: Results, show: bool = True) -> int:
+    """1 when an expectation is not met."""
+    found = [(expectation, *expectation.met(results)) for expectation in args.expect]
+    for expectation, met, value in found if show else ():
         print(f"{'met' if met else 'NOT MET'}: {expectation.text} (found {'none' if value is None else value})")
-    return int(bool(failed))
+    return int(not all(met for _, met, _ in found))
 
 
 def _open(args: argparse.Namespace, ranks: Ranks) -> Opened:
     """The network, with the overrides laid over the run's own settings."""
-    settings = Tree(checkpoint.load(args.checkpoint)["run"], {(): f"checkpoint {args.checkpoint}"})
+    settings = Tree(checkpoint.load(Path(args.checkpoint))["run"], {(): f"checkpoint {args.checkpoint}"})
     try:
-        for override in args.overrides:
+        for override in [*args.overrides, *_splits(args, len(settings.values["data"]["val"]))]:
             settings.override(override)
-        if args.split:
-            for position in range(len(settings.values["data"]["val"])):
-                settings.override(f"data.val.{position}.split={args.split}")
         return open_model(args.checkpoint, ranks.device, settings.resolved())
     except ValidationError as error:
         problems = "; ".join(f"{dotted(problem['loc'])}: {problem['msg']}" for problem in error.errors())
         raise ConfigError(f"settings do not fit: {problems}; correct the overrides or --split") from None
+
+
+def _load(args: argparse.Namespace) -> Run:
+    """The run of a config."""
+    run = config.load(args.checkpoint, args.overrides)
+    return config.load(args.checkpoint, [*args.overrides, *_splits(args, len(run.data.val))]) if args.split else run
+
+
+def _splits(args: argparse.Namespace, num_datasets: int) -> list[str]:
+    return [f"data.val.{number}.split={args.split}" for number in range(num_datasets) if args.split]
 
 
 def _show_classes(name: str, result: Mapping[str, Any]) -> None:

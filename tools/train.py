@@ -9,7 +9,6 @@ if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visionmtl.config import Run, print_config, read
-from visionmtl.log import results_table
 from visionmtl.train import Options, train
 
 
@@ -62,19 +61,17 @@ def main(argv: list[str] | None = None) -> int:
             args.resume, args.init_from, args.overfit, args.limit_train_batches, args.limit_val_batches,
             args.max_time, args.max_steps, args.profile, args.dry_run, args.device,
         )  # fmt: skip
-        results = train(_placed(loaded.run, args), options)
+        train(_placed(loaded.run, args), options)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if results:
-        print(results_table(results))
     return 0
 
 
 def _placed(run: Run, args: argparse.Namespace) -> Run:
     """The run with its output folder decided."""
-    name = Path(args.config).stem + (f"-overfit{args.overfit}" if args.overfit else "")
-    return run.model_copy(update={"output": args.output or run.output or f"runs/{name}"})
+    folder = (run.output or f"runs/{Path(args.config).stem}") + (f"-overfit{args.overfit}" if args.overfit else "")
+    return run.model_copy(update={"output": args.output or folder})
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
         named = path.with_name(f"step-{state['step']:07d}.pt")
         named.unlink(missing_ok=True)
         os.link(path, named)
-        for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+        # by time, not by name: after going back to an earlier step, later ones lie there that are older
+        for old in sorted(path.parent.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns)[:-keep]:
             old.unlink()
 
 
@@ -64,6 +65,11 @@ def load(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); a whole checkpoint is needed; use {path.name}.previous beside it, if there"
+        ) from error
+    except torch.serialization.pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of visionmtl; it holds more than tensors and plain data, which is "
+            f"all that is read; use {path.name}.previous beside it, if there"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

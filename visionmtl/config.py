@@ -32,7 +32,9 @@ class Train(Spec):
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are averaged into one optimiser step")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["cuda_graph"] = Field(
+        False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"
+    )
     deterministic: bool = Field(False, description="the same numbers twice, at some cost of speed")
     eval_every_epochs: int = Field(1, ge=1, description="the last epoch is evaluated in any case")
     log_every_steps: int = Field(20, ge=1)

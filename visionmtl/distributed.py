@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from visionmtl.ops.ranks import sum_over_ranks
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -74,6 +76,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean over ranks, detached; the value itself in a single process."""
+    return sum_over_ranks(value) / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Give all ranks the first one's float buffers: each counts BatchNorm's running statistics on its own images."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                values = buffer.contiguous()
+                dist.broadcast(values, src=0)
+                buffer.copy_(values)
 
 
 def agree(flag: bool, device: torch.device) -> bool:

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from visionmtl.datasets import Reader
 from visionmtl.model import MultiTaskNet
+from visionmtl.spaces import Spaces, supervises
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import Batch, Frame, Sample
 
@@ -70,6 +72,31 @@ def evaluate(
                 for i, sample in enumerate(batch.samples):
                     on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()})
     return joined(meters, counts, note="mean of each image and its mirror image" if flip else "")
+
+
+def evaluate_files(
+    reads: Mapping[str, Callable[[Sample], Any]],
+    meters: Mapping[str, Meter],
+    tasks: Mapping[str, Task],
+    spaces: Spaces,
+    readers: Sequence[Reader],
+    rank: int = 0,
+    world: int = 1,
+) -> Results:
+    """Measure predictions that were made elsewhere, as `evaluate` does those of a network.
+
+    reads: by task, the prediction for a sample; meters: for these tasks, fresh.
+    """
+    counts = dict.fromkeys(reads, 0)
+    for reader in readers:
+        taught = [name for name in reads if supervises(reader, tasks[name], spaces[name])]
+        for index in range(rank, len(reader) if taught else 0, world):
+            sample = reader.read(index)
+            for name in taught:
+                if getattr(sample, tasks[name].field) is not None:
+                    meters[name].update(reads[name](sample), sample)
+                    counts[name] += 1
+    return joined({name: meters[name] for name in reads}, counts)
 
 
 def mirror_contents(image: Tensor, frames: Sequence[Frame]) -> Tensor:

@@ -1,6 +1,7 @@
 """The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +98,29 @@ class LossNet(nn.Module):
         self, image: Tensor, targets: Mapping[str, Mapping[str, Tensor]], labelled: Mapping[str, Tensor]
     ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
         """Loss parts by task, the shared maps, and their cut copies (the same tensors without a cut)."""
-        shared = self.net.shared(image)
+        shared = self.shared(image)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
-        raw = self.net.decode(leaves)
-        with torch.autocast(image.device.type, enabled=False):  # losses in float32
-            parts = {
-                name: task.loss(raw[name], dict(targets[name]), labelled[name]) for name, task in self.net.tasks.items()
-            }
+        maps = self.net.trunk.split(leaves)
+        parts = {name: self.of_task(name, maps[name], targets[name], labelled[name]) for name in self.net.tasks}
         return parts, list(shared.values()), list(leaves.values())
+
+    def shared(self, image: Tensor) -> Maps:
+        """The part before the cut."""
+        return self.net.shared(image)
+
+    def of_task(self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """One task behind the cut: what its decoder reads -> its loss parts."""
+        raw = self.net.decoders[name](maps)
+        with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
+            return self.net.tasks[name].loss(raw, dict(targets), labelled)
+
+    def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""
+        if self.cut:  # each task's backward runs on its own, and the copies at the cut must be leaves
+            self.shared = one_graph(self.shared)  # type: ignore[method-assign]
+            self.of_task = one_graph(self.of_task)  # type: ignore[method-assign]
+        else:
+            self.forward = one_graph(self.forward)  # type: ignore[method-assign]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visionmtl import distributed
 from visionmtl.balance.base import Step
+from visionmtl.compiled import Graphs, compile_losses
 from visionmtl.config import Run
 from visionmtl.distributed import Ranks
 from visionmtl.model import LossNet, MultiTaskNet, to_device
@@ -36,27 +38,33 @@ class RunState:
         self.step = 0
         self.best = -math.inf
 
-        loss_net: Any = LossNet(net, self.balancer.needs_cut)
-        self.loss_net = distributed.replicate(loss_net, ranks)
+        loss_net = LossNet(net, self.balancer.needs_cut)
+        self.graphs = Graphs() if run.train.compile else None
+        self.news: list[str] = []  # lines for the log; whoever logs takes them out
         if run.train.compile:
-            self.loss_net = torch.compile(self.loss_net)  # type: ignore[assignment]
-        torch.manual_seed(run.seed * 1000 + ranks.rank)  # dropout and drop path differ between ranks
+            compile_losses(loss_net, run.train, ranks.device)
+        self.loss_net = distributed.replicate(loss_net, ranks)
 
     def advance(self, micro_batches: list[Batch]) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor], Tensor]:
         """One optimiser step. Returns the last micro-batch's loss parts, task weights and the gradient norm."""
         settings, device = self.run.train, self.ranks.device
         self.net.train()
+        torch.manual_seed(self._seed())
         scale = self.scaler.scale(torch.ones((), device=device)) / settings.accumulate
         for i, batch in enumerate(micro_batches):
             batch = to_device(batch, device)
             image = batch.image if batch.colour is None else apply_matrices(batch.image, batch.colour)
             if settings.channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
+            if settings.compile == "cuda_graph":
+                torch.compiler.cudagraph_mark_step_begin()
             with self._synchronised(last=i == len(micro_batches) - 1):
                 with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
                     parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled)
                 losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
                 weights = self.balancer.backward(Step(losses, shared, leaves, scale))
+            if self.graphs and (line := self.graphs.news(batch.targets)):
+                self.news.append(line)
 
         distributed.average_gradients(self.balancer.parameters())
         self.scaler.unscale_(self.optimizer)
@@ -69,6 +77,11 @@ class RunState:
             self.ema.update()
         self.step += 1
         return parts, weights, norm
+
+    def _seed(self) -> int:
+        """Dropout and drop path depend on run, rank and step alone, so that there is no random state to keep."""
+        entropy = (self.run.seed, self.ranks.rank, self.step)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def _synchronised(self, last: bool) -> Any:
         """Ranks exchange gradients in the last of accumulated backwards only."""
@@ -88,8 +101,6 @@ class RunState:
             "step": self.step,
             "epoch": epochs_done,
             "best": self.best,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.ranks.device) if self.ranks.device.type == "cuda" else None,
         }
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
@@ -106,6 +117,3 @@ class RunState:
         self.balancer.load_state_dict(state["balancer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], state["best"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and self.ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.ranks.device)

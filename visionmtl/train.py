@@ -89,6 +89,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
 
     folder = Path(run.output or "runs/unnamed")
     resumed = _resume(state, folder, options)
+    distributed.barrier()  # all ranks have looked into the folder before the first one writes there
     writes = ranks.first and not options.dry_run
     with RunLog.open(folder, writes, resume_step=state.step if resumed else None, show=ranks.first) as log:
         log.config(dump(run))
@@ -134,6 +135,7 @@ def _loop(
             if stopping or state.step >= last_step:
                 break
 
+        _read(losses, state.step)  # between logged steps too, nothing spoilt is evaluated or saved
         ended = state.step % steps_per_epoch == 0
         finished = state.step >= total_steps
         epochs_done = state.step // steps_per_epoch
@@ -171,6 +173,7 @@ def _evaluate(
     """Results of the averaged weights where there are any; keeps best.pt and a few pictures."""
     run, ranks = state.run, state.ranks
     net = state.ema.module if state.ema else state.net
+    distributed.share_statistics(net)
     drawn: list[tuple[Sample, dict[str, Any]]] = []
 
     def collect(sample: Sample, predictions: dict[str, Any]) -> None:
@@ -178,9 +181,9 @@ def _evaluate(
             drawn.append((sample, predictions))
 
     results = evaluate(net, val, ranks.device, precision=run.train.precision, on_image=collect)
+    log.val(step=state.step, epoch=epochs_done, results=results)
     if dry_run:
         return results
-    log.val(step=state.step, epoch=epochs_done, results=results)
     for i, (sample, predictions) in enumerate(drawn):
         for name, prediction in predictions.items():
             picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
@@ -231,15 +234,18 @@ def _groups(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
 
 
 def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str, float]]:
-    """Loss parts as numbers: the one place of the loop that waits for the device."""
-    values = {task: {part: float(value.detach()) for part, value in parts.items()} for task, parts in losses.items()}
-    for task, parts in values.items():
-        for part, value in parts.items():
-            if not math.isfinite(value):
-                raise RuntimeError(
-                    f"loss {task}/{part} is {value} at step {step}; a finite loss is needed; lower optim.lr, set "
-                    "optim.clip_norm, or look at the labels with tools/visualize.py --mode data"
-                )
+    """Loss parts of all ranks as numbers: the one place of the loop that waits for the device."""
+    names = [(task, part) for task, parts in losses.items() for part in parts]
+    # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
+    mean = distributed.mean(torch.stack([losses[task][part] for task, part in names]))
+    values: dict[str, dict[str, float]] = {task: {} for task in losses}
+    for (task, part), value in zip(names, mean.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"loss {task}/{part} is {value} at step {step}; a finite loss is needed; lower optim.lr, set "
+                "optim.clip_norm, or look at the labels with tools/visualize.py --mode data"
+            )
+        values[task][part] = value
     return values
 
 

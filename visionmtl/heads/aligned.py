@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from visionmtl.heads.base import Head, RawBoxes, Towers
 from visionmtl.ops.assign import task_aligned
@@ -25,7 +26,16 @@ class Aligned(Head, frozen=True):
     bins: int = Field(
         0, ge=0, description="largest distance in strides of distribution focal loss; 0 = plain distances"
     )
-    bins_weight: float = Field(0.25, ge=0, description="weight of distribution focal loss; used with bins > 0")
+    bins_weight: float | None = Field(None, gt=0, description="weight of distribution focal loss; unset = 0.25")
+
+    @model_validator(mode="after")
+    def _bins_have_a_loss(self) -> Self:
+        if self.bins_weight is not None and not self.bins:
+            raise ValueError(
+                f"bins_weight is {self.bins_weight}, but bins is 0, so it would have no effect; "
+                "set bins to the largest distance in strides, e.g. 16, or remove bins_weight"
+            )
+        return self
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
         num_distances = 4 * (self.bins + 1) if self.bins else 4
@@ -81,5 +91,5 @@ class Aligned(Head, frozen=True):
             at_high = logs.gather(-1, low.long()[..., None] + 1).squeeze(-1)
             bins_loss = -(at_low * (low + 1 - steps) + at_high * (steps - low)).mean(dim=-1)
             bins_loss = torch.where(target.positive, bins_loss * target.quality, 0.0)
-            parts["bins"] = self.bins_weight * bins_loss.sum() / normaliser
+            parts["bins"] = (self.bins_weight or 0.25) * bins_loss.sum() / normaliser
         return parts

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from visionmtl.layers import Norm, convolution, norm_layer
 from visionmtl.spec import Kind
@@ -31,6 +32,15 @@ class Head(Kind, home="visionmtl.heads"):
     channels: int = Field(0, ge=0, description="channels of the towers; 0 = those of the pyramid")
     norm: Norm = "group"
     separable: bool = False
+
+    @model_validator(mode="after")
+    def _towers_have_channels(self) -> Self:
+        if self.channels and not self.num_convs:
+            raise ValueError(
+                f"channels is {self.channels}, but num_convs is 0, so there are no towers to have them; "
+                "set num_convs to at least 1, or remove channels"
+            )
+        return self
 
     @abstractmethod
     def build(self, channels: int, num_classes: int) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.ops.file_names import stays_inside
 from visionmtl.ops.index_cache import Arrays
 
 Entry = dict[str, Any]
@@ -56,8 +57,8 @@ class Packed:
         return slice(int(start[row]), int(start[row + 1]))
 
 
-def load(file: Path) -> dict[str, list[Entry]]:
-    """The lists `images`, `annotations` and `categories` of a file."""
+def load(file: Path) -> tuple[dict[str, NDArray], list[Entry]]:
+    """The columns of `images` and `categories`, and the entries of `annotations`."""
     content = _parse(file)
     missing = [
         key
@@ -66,14 +67,15 @@ def load(file: Path) -> dict[str, list[Entry]]:
     ]
     if missing:
         raise ValueError(
-            f"{file} has no list {', '.join(map(repr, missing))}; an annotation file of COCO's format is needed (results "
-            "and image_info files are none); name another file, or leave out the label"
+            f"{file} has no list {', '.join(map(repr, missing))}; an annotation file of COCO's format is needed "
+            "(results and image_info files are none); name another file, or leave out the label"
         )
     for key in ("images", "annotations", "categories"):
         for number, entry in enumerate(content[key]):
             if not isinstance(entry, dict):
                 raise bad(file, key, number, content[key], "an object {...}")
-    return {key: content[key] for key in ("images", "annotations", "categories")}
+    columns = {**_pack_images(file, content["images"]), **_pack_categories(file, content["categories"])}
+    return columns, content["annotations"]
 
 
 def _parse(file: Path) -> Any:
@@ -89,19 +91,20 @@ def found(file: Path) -> Path:
     """The file itself; raises ValueError where there is none."""
     if not file.is_file():
         raise ValueError(
-            f"found no {file}; an annotation file in COCO's JSON format is needed; check the path, or leave out the label"
+            f"found no {file}; an annotation file in COCO's JSON format is needed; check the path, or leave the label "
+            "out"
         )
     return file
 
 
-def pack_images(file: Path, entries: Sequence[Entry]) -> dict[str, NDArray]:
+def _pack_images(file: Path, entries: Sequence[Entry]) -> dict[str, NDArray]:
     """image_ids [I], names [I] and sizes [I, 2] (H, W) of `images`."""
     ids, names = integers(file, "images", entries, "id"), file_names(file, "images", entries)
-    check_once(file, "images", entries, "id", ids.tolist())
-    check_once(file, "images", entries, "file_name", names)
+    _check_once(file, "images", entries, "id", ids.tolist())
+    _check_once(file, "images", entries, "file_name", names)
     sizes = [[entry.get("height"), entry.get("width")] for entry in entries]
     for number, (height, width) in enumerate(sizes):
-        if not (height is None and width is None) and not (is_natural(height) and is_natural(width)):
+        if not (height is None and width is None) and not (_is_natural(height) and _is_natural(width)):
             raise bad(file, "images", number, entries, "height and width in whole pixels, or neither")
     return {
         "image_ids": ids,
@@ -110,10 +113,10 @@ def pack_images(file: Path, entries: Sequence[Entry]) -> dict[str, NDArray]:
     }
 
 
-def pack_categories(file: Path, entries: Sequence[Entry]) -> dict[str, NDArray]:
+def _pack_categories(file: Path, entries: Sequence[Entry]) -> dict[str, NDArray]:
     """category_ids [K] and category_names [K] of `categories`, by id."""
     ids = integers(file, "categories", entries, "id")
-    check_once(file, "categories", entries, "id", ids.tolist())
+    _check_once(file, "categories", entries, "id", ids.tolist())
     for number, entry in enumerate(entries):
         if not isinstance(entry.get("name"), str):
             raise bad(file, "categories", number, entries, "a text as name")
@@ -147,23 +150,17 @@ def file_names(file: Path, what: str, entries: Sequence[Entry]) -> list[str]:
     """`file_name` of every entry, none of which leaves its folder."""
     names = [entry.get("file_name") for entry in entries]
     for number, name in enumerate(names):
-        if not isinstance(name, str) or not _stays_inside(name):
+        if not isinstance(name, str) or not stays_inside(name):
             raise bad(file, what, number, entries, "a file_name relative to the folder, with / and without '..'")
     return [str(name) for name in names]
 
 
-def _stays_inside(name: str) -> bool:
-    if not name or any(sign in name for sign in "\\:\0"):
-        return False
-    return not any(part in ("", ".", "..") for part in name.split("/"))
-
-
-def is_natural(value: Any) -> bool:
+def _is_natural(value: Any) -> bool:
     """Whether a size can be that many pixels."""
     return isinstance(value, int) and 0 < value < 2**31
 
 
-def check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
+def _check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
     """Raises ValueError for the first value that an earlier entry has."""
     if len(set(values)) == len(values):
         return

@@ -3,6 +3,7 @@
 What cannot be meant is an error that names the entry; a box that could teach nothing is dropped and counted.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from visionmtl.ops.coco_entries import Entry, Packed, bad, found, integers, load, look_up
-from visionmtl.ops.coco_entries import pack_categories, pack_images, pack_labels
-from visionmtl.ops.index_cache import MIN_BYTES, cached
+from visionmtl.ops.coco_entries import Entry, Packed, bad, found, integers, load, look_up, pack_labels
+from visionmtl.ops.index_cache import cached
 from visionmtl.types import Boxes
 
 _DROPPED = (
@@ -43,7 +43,7 @@ class PackedBoxes(Packed):
         """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
         part, size = self.part(row), list(self.size(row))
         ends, content = self.arrays["mask_ends"][part.start : part.stop + 1].tolist(), self.arrays["mask_rle"]
-        codes = [content[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False)]
+        codes = [content[a:b].tobytes() for a, b in itertools.pairwise(ends)]
         return [rle.decode({"size": size, "counts": code}).astype(bool) for code in codes]
 
     def report(self) -> list[str]:
@@ -57,24 +57,21 @@ class PackedBoxes(Packed):
         return lines + [f"{self.file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
 
 
-def read_boxes(file: Path, masks: bool = False, min_bytes: int = MIN_BYTES) -> PackedBoxes:
+def read_boxes(file: Path, masks: bool = False) -> PackedBoxes:
     """An instances file; with `masks`, its polygons and RLEs as well.
 
-    min_bytes: smaller files are parsed at every start instead of being kept in the cache
     Raises ValueError naming the entry for: no file, incomplete JSON, an entry without what it needs, an id of an image
     or category given twice, a category that is not listed, a file name that leaves the folder of the images.
     """
     kind = "boxes+masks-1" if masks else "boxes-1"
-    return PackedBoxes(file, cached(found(file), kind, lambda: _pack(file, masks), min_bytes))
+    return PackedBoxes(file, cached(found(file), kind, lambda: _pack(file, masks)))
 
 
 def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
-    content = load(file)
-    images, categories = pack_images(file, content["images"]), pack_categories(file, content["categories"])
-    entries = content["annotations"]
-    labels = pack_labels(file, "annotations", entries, categories["category_ids"])
-    rows = look_up(images["image_ids"], integers(file, "annotations", entries, "image_id"))
-    sizes = np.concatenate([images["sizes"], [[0, 0]]])[rows]  # [A, 2]; the last for images that are not listed
+    columns, entries = load(file)
+    labels = pack_labels(file, "annotations", entries, columns["category_ids"])
+    rows = look_up(columns["image_ids"], integers(file, "annotations", entries, "image_id"))
+    sizes = np.concatenate([columns["sizes"], [[0, 0]]])[rows]  # [A, 2]; the last for images that are not listed
 
     xyxy = _corners(file, entries)
     edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
@@ -95,9 +92,8 @@ def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
     ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), int | str)]
     noted = (np.count_nonzero(beyond), wrong, len(ids) - len(set(ids)), ids.count(0))
     packed = {
-        **images,
-        **categories,
-        "start": np.searchsorted(rows[order], np.arange(len(images["image_ids"]) + 1)),
+        **columns,
+        "start": np.searchsorted(rows[order], np.arange(len(columns["image_ids"]) + 1)),
         "xyxy": boxes,
         "labels": labels[order],
         "crowd": np.array([bool(entry.get("iscrowd")) for entry in kept], bool),
@@ -144,7 +140,8 @@ def _encode(file: Path, number: int, entries: Sequence[Entry], size: list[int]) 
         if isinstance(counts, str):
             return counts.encode()
         if isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts):
-            if sum(counts) == size[0] * size[1]:
+            fits = sum(counts) == size[0] * size[1]
+            if fits:
                 return bytes(rle.frPyObjects(given, *size)["counts"])
     elif isinstance(given, list) and all(map(_is_polygon, given)):
         polygons = [one for one in given if len(one) >= 6]  # pycocotools would take four numbers for a box

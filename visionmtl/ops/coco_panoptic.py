@@ -6,9 +6,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.ops.coco_entries import Entry, Packed, bad, file_names, found, integers, load, look_up
-from visionmtl.ops.coco_entries import pack_categories, pack_images, pack_labels, packed_text
-from visionmtl.ops.index_cache import MIN_BYTES, cached
+from visionmtl.ops.coco_entries import (
+    Entry,
+    Packed,
+    bad,
+    file_names,
+    found,
+    integers,
+    load,
+    look_up,
+    pack_labels,
+    packed_text,
+)
+from visionmtl.ops.index_cache import cached
 from visionmtl.ops.photos import read_png
 from visionmtl.types import IGNORE
 
@@ -39,35 +49,32 @@ class PackedSegments(Packed):
             known |= pixels
         if not known.all():
             raise ValueError(
-                f"{file} holds segment {codes[~known][0]}, which {self.file} does not list for this image; the two must "
-                "be of one release; fetch both again"
+                f"{file} holds segment {codes[~known][0]}, which {self.file} does not list for this image; the two "
+                "must be of one release; fetch both again"
             )
         return classes
 
 
-def read_segments(file: Path, min_bytes: int = MIN_BYTES) -> PackedSegments:
-    """A panoptic file. Raises ValueError naming the entry; `min_bytes` and what is wrong: as in `coco_json`."""
-    return PackedSegments(file, cached(found(file), "segments-1", lambda: _pack(file), min_bytes))
+def read_segments(file: Path) -> PackedSegments:
+    """A panoptic file. Raises ValueError naming the entry, as `read_boxes` does."""
+    return PackedSegments(file, cached(found(file), "segments-1", lambda: _pack(file)))
 
 
 def _pack(file: Path) -> dict[str, NDArray]:
-    content = load(file)
-    images, categories = pack_images(file, content["images"]), pack_categories(file, content["categories"])
-    entries = content["annotations"]
-    rows = look_up(images["image_ids"], integers(file, "annotations", entries, "image_id"))
+    columns, entries = load(file)
+    rows = look_up(columns["image_ids"], integers(file, "annotations", entries, "image_id"))
     _check_rows(file, entries, rows)
 
     of_row = dict(zip(rows.tolist(), zip(file_names(file, "annotations", entries), entries, strict=True), strict=True))
     empty: tuple[str, Entry] = ("", {"segments_info": []})
-    ordered = [of_row.get(row, empty) for row in range(len(images["image_ids"]))]
+    ordered = [of_row.get(row, empty) for row in range(len(columns["image_ids"]))]
     segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
     return {
-        **images,
-        **categories,
+        **columns,
         "pngs": packed_text([name for name, _ in ordered]),
         "start": np.cumsum([0, *(len(entry["segments_info"]) for _, entry in ordered)]),
         "segment_ids": integers(file, "segments_info", segments, "id").astype(np.int32),
-        "labels": pack_labels(file, "segments_info", segments, categories["category_ids"]).astype(np.uint8),
+        "labels": pack_labels(file, "segments_info", segments, columns["category_ids"]).astype(np.uint8),
     }
 
 

@@ -31,7 +31,7 @@ def dice(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     """Soft Dice loss over all counted pixels of the batch (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
 
     Arguments as of `lovasz_softmax`. The denominator sums shares, not their squares, a class that is absent adds 0,
-    and the mean is over all classes: that is the form of segmentation_models_pytorch 0.5.
+    and the mean is over all classes: that is the form of segmentation_models_pytorch (0.6).
     """
     shares = torch.where(counts[:, None], logits.softmax(dim=1), 0.0).flatten(2)
     of_class = torch.arange(logits.shape[1], device=logits.device)[:, None]

@@ -15,7 +15,7 @@ MAX_CHUNKS = 16
 def upsampled_cross_entropy(
     logits: Tensor, classes: Tensor, *, ignore: int, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over pixels of `F.cross_entropy(upsample(logits, factor), classes, weights, ...)`, in a fraction of its memory.
+    """Sum over pixels of `F.cross_entropy(upsample(logits, factor), classes, weights, ...)`, in less memory.
 
     logits: float32 [B, K, h, w]; classes: uint8 or int64 [B, h * factor, w * factor], `ignore` = adds nothing
     weights: float32 [K], a factor for each true class; not divided out again

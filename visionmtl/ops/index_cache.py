@@ -45,12 +45,12 @@ class Arrays(Mapping[str, NDArray]):
         return (open_arrays, (self.folder,)) if self.folder else (Arrays, (self._arrays,))
 
 
-def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]], min_bytes: int = MIN_BYTES) -> Arrays:
+def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -> Arrays:
     """`make()`, or what an earlier call with a source of the same content and the same kind has kept.
 
     kind: what is made, with a version; changing how it is made must change it
     """
-    if source.stat().st_size < min_bytes:
+    if source.stat().st_size < MIN_BYTES:
         return Arrays(make())
     folder = cache_folder() / f"{source.stem}-{kind}-{content_key(source)}"
     if not folder.is_dir():

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.spec import Kind
@@ -43,7 +44,7 @@ class Task(Kind, home="visionmtl.tasks"):
     headline: ClassVar[tuple[str, Literal["max", "min"]]]
     """The metric that `best` looks at, and which way is better."""
 
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0)
     """Factor on this task's loss under fixed weighting."""
 
     @property
@@ -83,9 +84,7 @@ class Task(Kind, home="visionmtl.tasks"):
         """As `predict`, but a task may leave what its meter also takes as tensors on the device: nothing waits then."""
         return self.predict(raw, frames, size)
 
-    def predict_mirrored(
-        self, raw: Raw, mirrored: Raw, frames: Sequence[Frame], size: tuple[int, int]
-    ) -> list[Any]:
+    def predict_mirrored(self, raw: Raw, mirrored: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
         """As `predict`, from two views: `raw` of the input, and `mirrored` of its contents turned left to right.
 
         Where a task does not define it, it cannot be evaluated with flipping.

@@ -77,9 +77,7 @@ class Detection(Task, frozen=True):
         widths = torch.tensor([frame.content_size[1] for frame in frames]).to(others)[:, None]
         x1, y1, x2, y2 = others.unbind(dim=-1)
         turned = torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
-        return self._originals(
-            torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), frames
-        )
+        return self._originals(torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), frames)
 
     def _inside(self, raw: RawBoxes, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""

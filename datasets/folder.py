@@ -1,0 +1,297 @@
+"""A folder of your own images, with any of boxes (COCO json), label PNGs and depth PNGs or arrays, described in YAML.
+
+    {type: folder, root: /data/mine, split: train, images: "images/{split}/*.jpg",
+     boxes: {file: "annotations/{split}.json"},
+     segmentation: {files: "labels/{split}/{stem}.png", classes: [floor, shelf, person], ignore: [255]},
+     depth: {files: "depth/{split}/{stem}.png", metres_per_unit: 0.001}}
+
+In paths, all relative to `root`, {split} stands for the field `split`, {stem} for the image's file name without
+ending, and {path} for the same with the folders that the wildcards of `images` matched. Licence: that of your images.
+"""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from visionmtl.datasets import Dataset
+from visionmtl.ops import file_names
+from visionmtl.ops.coco_json import read_boxes
+from visionmtl.ops.depth_values import range_complaint, read_array, to_metres
+from visionmtl.ops.images import SUFFIXES, read_image
+from visionmtl.ops.label_values import class_file, label_table, to_classes
+from visionmtl.ops.palette import palette
+from visionmtl.ops.photos import read_photo, read_png
+from visionmtl.spec import Spec
+from visionmtl.types import IGNORE, Boxes, LabelSpace, Sample
+
+_NUM_LOOKED_AT = 4  # depth files read at the start, to see whether the unit can be meant
+
+
+def _check_path(text: str) -> str:
+    unknown = set(re.findall(r"{([^}]*)}", text)) - {"split", "stem", "path"}
+    if unknown or not file_names.stays_inside(text):
+        what = f"has {{{'}, {'.join(sorted(unknown))}}}" if unknown else "leads out of `root`"
+        raise PydanticCustomError(
+            "path",
+            "{text}",
+            {
+                "text": f"path {text!r} {what}; allowed are paths relative to `root`, with / and without '..', and the "
+                "words {split}, {stem} and {path}; correct it, or set `root` higher up"
+            },
+        )
+    return text
+
+
+def _check_per_image(text: str) -> str:
+    if "{stem}" not in text and "{path}" not in text:
+        raise PydanticCustomError(
+            "path", "{text}", {"text": f"path {text!r} is one file for all images; write {{stem}} where names differ"}
+        )
+    return text
+
+
+RelativePath = Annotated[str, AfterValidator(_check_path)]
+FilePerImage = Annotated[RelativePath, AfterValidator(_check_per_image)]
+Missing = Literal["error", "unlabelled"]
+
+
+class BoxFile(Spec):
+    """Boxes in COCO's instances format; classes are its categories, by id."""
+
+    file: RelativePath
+    space: str = "folder_boxes"
+    """Name of the label space; different lists of classes need different names."""
+    missing: Missing = "error"
+    """What to do with images that the file does not list: stop, or count them and take them as not labelled."""
+
+
+class LabelFiles(Spec):
+    """One 8-bit PNG an image, a value a pixel."""
+
+    files: FilePerImage
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=IGNORE)] | RelativePath
+    """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name."""
+    values: dict[Annotated[int, Field(ge=0, le=255)], str] | None = None
+    """By pixel value the class, several values may share one; default: a class's position in `classes`."""
+    ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = (IGNORE,)
+    """Pixel values that are no class."""
+    space: str = "folder_segmentation"
+    missing: Missing = "error"
+
+
+class DepthFiles(Spec):
+    """One PNG or .npy an image, along the optical axis."""
+
+    files: FilePerImage
+    metres_per_unit: Annotated[float, Field(gt=0)]
+    """1 for metres, 0.001 for millimetres, 1/256 = 0.00390625 where metres = value / 256."""
+    invalid: tuple[float, ...] = (0,)
+    """Stored values that mean "not measured"; negative and non-finite ones always do."""
+    missing: Missing = "error"
+
+
+class Folder(Dataset):
+    """Your own images. What the data set does not have is left out; what it should have and has not is an error."""
+
+    type: Literal["folder"] = "folder"
+    root: str
+    images: RelativePath
+    """Glob pattern; ** matches any number of folders."""
+    split: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
+    list_file: RelativePath | None = None
+    """Text file that names the images of the split, one a line; default: all that `images` matches."""
+    boxes: BoxFile | None = None
+    segmentation: LabelFiles | None = None
+    depth: DepthFiles | None = None
+    upright: bool = True
+    """Turn images as their EXIF orientation says, as most annotation tools show them; false: pixels as stored."""
+
+    @model_validator(mode="after")
+    def _split_is_used(self) -> Self:
+        used = "{split}" in self.model_dump_json(exclude={"root", "split"})
+        if used != (self.split is not None):
+            text = "paths have {split}, but `split` is not set; set it" if used else (
+                "`split` has no effect, since no path has {split}; write it into the paths that differ, or drop it"
+            )  # fmt: skip
+            raise PydanticCustomError("split", "{text}", {"text": text})
+        return self
+
+    def build(self) -> "FolderReader":
+        return FolderReader(self)
+
+
+class FolderReader:
+    """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
+
+    def __init__(self, spec: Folder) -> None:
+        self._spec, self._root = spec, Path(spec.root)
+        self._folder = file_names.fixed_part(self._fill(spec.images))
+        self.notes: list[str] = []
+        self.provides: dict[str, LabelSpace | None] = {}
+        images = self._find_images()
+        if spec.list_file:
+            chosen = file_names.read_list(self._root / self._fill(spec.list_file), images, self._folder)
+            images = [images[position] for position in chosen]
+        self._images = np.array([image.encode() for image in images])  # one array: it is sent to all workers
+        self._labelled: dict[str, NDArray[np.bool_]] = {}
+        self._patterns: dict[str, str] = {}
+        file_names.check_distinct(
+            [self._partner("{path}", image) for image in images], "names without ending", "rename one"
+        )
+
+        if spec.boxes:
+            self._boxes = read_boxes(self._root / self._fill(spec.boxes.file))
+            self._rows = self._match(images)
+            self._count("boxes", self._rows >= 0, images, spec.boxes.missing, f"entry in {self._boxes.file}")
+            ids = tuple(number for number, _ in self._boxes.categories)
+            names = tuple(name for _, name in self._boxes.categories)
+            self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)
+            for line in self._boxes.report():
+                self._note(line)
+        if spec.segmentation:
+            self._find_partners("segmentation", spec.segmentation, images)
+            classes, values = spec.segmentation.classes, spec.segmentation.values
+            if isinstance(classes, str):
+                file = self._root / self._fill(classes)
+                classes, own_values = class_file(file)
+                if values is not None and own_values is not None:
+                    raise ValueError(f"{file} maps pixel values, and so does `values`; one of them may; drop the other")
+                values = own_values or values
+            self._table = label_table(classes, values, spec.segmentation.ignore)
+            self.provides["segmentation"] = LabelSpace(spec.segmentation.space, classes, palette(len(classes)))
+        if spec.depth:
+            self._find_partners("depth_m", spec.depth, images)
+            self.provides["depth_m"] = None
+            self._check_range()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Sample:
+        """The sample at full size; a broken file raises ValueError with its name."""
+        file = self._root / self._name(index)
+        image = read_image(file) if self._spec.upright else read_photo(file)
+        size = image.shape[:2]
+        known = {label for label, labelled in self._labelled.items() if labelled[index]}
+        return Sample(
+            image=image,
+            image_id=self._partner("{path}", self._name(index)),
+            boxes=self._read_boxes(index, size) if "boxes" in known else None,
+            segmentation=self._read_classes(index, size) if "segmentation" in known else None,
+            depth_m=self._read_depth(index, size) if "depth_m" in known else None,
+        )
+
+    def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
+        row = int(self._rows[index])
+        if self._boxes.size(row) != (0, 0):
+            self._same_size(self._boxes.file, self._boxes.size(row), index, size)
+        return self._boxes.of(row)
+
+    def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        file = self._file("segmentation", index)
+        classes = to_classes(read_png(file), self._table, file)
+        self._same_size(file, classes.shape, index, size)
+        return classes
+
+    def _read_depth(self, index: int, size: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+        spec = self._spec.depth
+        assert spec is not None
+        file = self._file("depth_m", index)
+        stored = read_array(file) if file.suffix == ".npy" else read_png(file)
+        depth_m = to_metres(stored, spec.metres_per_unit, file, spec.invalid)
+        if size is not None:
+            self._same_size(file, depth_m.shape, index, size)
+        return depth_m
+
+    def _same_size(self, file: Path, found: tuple[int, ...], index: int, size: tuple[int, ...]) -> None:
+        if found != size:
+            hint = "change `upright` if the image has an EXIF orientation" if found == size[::-1] else "make it anew"
+            raise ValueError(
+                f"{file} is made for {found[0]}x{found[1]} px, but {self._root / self._name(index)} is "
+                f"{size[0]}x{size[1]}; labels and image need one size; {hint}"
+            )
+
+    def _name(self, index: int) -> str:
+        return bytes(self._images[index]).decode()
+
+    def _file(self, label: str, index: int) -> Path:
+        return self._root / self._partner(self._patterns[label], self._name(index))
+
+    def _fill(self, path: str) -> str:
+        return path.replace("{split}", self._spec.split or "")
+
+    def _partner(self, pattern: str, image: str) -> str:
+        path = file_names.without_ending(image.removeprefix(self._folder))
+        return self._fill(pattern).replace("{path}", path).replace("{stem}", path.rpartition("/")[2])
+
+    def _find_images(self) -> list[str]:
+        pattern = self._fill(self._spec.images)
+        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in SUFFIXES]
+        # macOS leaves a file ._NAME beside every file it copies to some disks
+        images = sorted(file.relative_to(self._root).as_posix() for file in files if not file.name.startswith("."))
+        if not images:
+            raise ValueError(
+                f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(SUFFIXES)} is "
+                "needed; correct `root`, `images` or `split`"
+            )
+        return images
+
+    def _match(self, images: list[str]) -> NDArray[np.int64]:
+        """Row in the annotation file of each image; -1 where it does not list the image."""
+        names, rows, others = file_names.Names(images, self._folder), np.full(len(images), -1), 0
+        for row in range(len(self._boxes)):
+            name = self._boxes.name(row)
+            position = names.find(name)
+            if position == file_names.ABSENT:
+                others += 1
+            elif position == file_names.AMBIGUOUS or rows[position] >= 0:
+                raise ValueError(
+                    f"{self._boxes.file}: file_name {name!r} means several images, or one that another entry means "
+                    f"too; needed are paths below {self._root / self._folder}; write more of the path"
+                )
+            else:
+                rows[position] = row
+        if others:
+            self._note(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
+        return rows
+
+    def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
+        files = [self._partner(spec.files, image) for image in images]
+        file_names.check_distinct(files, f"files of {label}", "write {path} instead of {stem}")
+        self._patterns[label] = spec.files
+        self._count(label, file_names.present(self._root, files), files, spec.missing)
+
+    def _count(self, label: str, known: NDArray[np.bool_], wanted: list[str], missing: str, where: str = "") -> None:
+        """Take note of the images without this label, or stop there."""
+        self._labelled[label] = known
+        if known.all():
+            return
+        first = wanted[int(np.argmin(known))]
+        count = f"{np.count_nonzero(~known)} of {len(known)} images"
+        text = f"{label}: {count} have no {where or 'file'}, the first is {first}"
+        if missing == "error" or not known.any():
+            raise ValueError(
+                f"{text}; in {self._root} every image needs its label; add what is missing, correct the path, or set "
+                "missing: unlabelled to take those images as not labelled"
+            )
+        self._note(f"{text}; they are not labelled")
+
+    def _check_range(self) -> None:
+        assert self._spec.depth is not None
+        labelled = np.flatnonzero(self._labelled["depth_m"])
+        chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, _NUM_LOOKED_AT).astype(int))]
+        looked_at = [self._read_depth(int(index)) for index in chosen]
+        complaint = range_complaint(looked_at, self._spec.depth.metres_per_unit)
+        if complaint:
+            self._note(f"{self._file('depth_m', int(chosen[0]))} and {len(chosen) - 1} others: {complaint}")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        warnings.warn(text, stacklevel=2)

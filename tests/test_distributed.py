@@ -1,0 +1,132 @@
+"""Two processes compute what one does on the doubled batch, whatever is labelled where, and evaluate alike."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from visionmtl import checkpoint
+from visionmtl.config import Run
+from visionmtl.train import Options, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "fixed": {"type": "fixed"},
+    "uncertainty": {"type": "uncertainty"},
+    "upgrad": {"type": "upgrad"},
+    "upgrad-weighted": {"type": "upgrad", "heads": "weighted"},
+}
+STEPS = 3
+GROUP = {"norm": "group"}  # no layer looks at a whole batch
+
+
+def settings(folder: Path, method: str, world: int, **changes: Any) -> Run:
+    """One epoch over images of which half have boxes only, half the maps only."""
+    return tiny.run(
+        folder / method,
+        model={"pyramid": GROUP},
+        tasks={"segmentation": {"dropout": 0.0, "decoder": GROUP}, "depth": {"decoder": GROUP}},
+        balance=METHODS[method],
+        data={
+            "train": [tiny.scenes(6, labels=["boxes"]), tiny.scenes(6, seed=1, labels=["segmentation", "depth_m"])],
+            "val": [tiny.scenes(5, split="val")],  # one rank has an image more
+        },
+        optim={"name": "sgd", "lr": 0.02, "clip_norm": 10.0},
+        train={"batch_size": 4 // world, "best": "depth/rmse_m", **changes},
+    )
+
+
+def one_of_two(folder: Path) -> None:
+    """What each of the two processes runs."""
+    for method in METHODS:
+        train(settings(folder, method, world=2), Options(device="cpu"))
+    train(settings(folder / "accumulating", "fixed", world=2, accumulate=3), Options(device="cpu"))
+    train(settings(folder / "resumed", "upgrad", world=2), Options(device="cpu", max_steps=2))
+    train(settings(folder / "resumed", "upgrad", world=2), Options(device="cpu", resume="auto"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, __file__, folder], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same runs in this process, on batches twice as large."""
+    folder = tmp_path_factory.mktemp("one")
+    for method in METHODS:
+        train(settings(folder, method, world=1), Options(device="cpu"))
+    return folder
+
+
+def last(folder: Path) -> dict[str, Any]:
+    """The last checkpoint without the settings, which know their folder."""
+    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
+
+
+def test_the_ranks_of_these_tests_have_unequal_numbers_of_labels(tmp_path: Path):
+    labelled = [batch.labelled["detection"].tolist() for batch in tiny.batches(settings(tmp_path, "fixed", world=1))]
+
+    assert len(labelled) == STEPS
+    assert any(sum(of_both[:2]) != sum(of_both[2:]) for of_both in labelled)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method: str):
+    ours, theirs = last(one / method), last(two / method)
+
+    assert ours["step"] == theirs["step"] == STEPS
+    for of_one, of_two in ((ours["net"], theirs["net"]), (ours["ema"]["module"], theirs["ema"]["module"])):
+        apart = {name: float((value - of_two[name]).abs().max()) for name, value in of_one.items()}
+        assert max(apart.values()) < 1e-5, {name: far for name, far in apart.items() if far >= 1e-5}
+    for name, value in ours["balancer"].items():
+        assert (value - theirs["balancer"][name]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_measure_what_one_does(one: Path, two: Path, method: str):
+    file = f"{method}/eval/step-{STEPS:07d}.json"
+    ours, theirs = (json.loads((folder / file).read_text())["results"] for folder in (one, two))
+    for task, result in ours.items():
+        assert result["images"] == theirs[task]["images"] == 5
+        numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        assert {name: theirs[task][name] for name in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weights_of_the_tasks_are_those_of_the_whole_batch(one: Path, two: Path, method: str):
+    for ours, theirs in zip(tiny.rows(one / method), tiny.rows(two / method), strict=True):
+        assert theirs["weights"] == pytest.approx(ours["weights"], rel=1e-3)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+
+
+def test_the_first_process_alone_writes_and_logs_the_loss_of_all(one: Path, two: Path):
+    assert [row["step"] for row in tiny.rows(two / "fixed")] == [1, 2, 3]
+    for ours, theirs in zip(tiny.rows(one / "fixed"), tiny.rows(two / "fixed"), strict=True):
+        for task, parts in ours["losses"].items():
+            assert theirs["losses"][task] == pytest.approx(parts, rel=1e-3, abs=1e-6)
+
+
+def test_accumulated_batches_are_summed_before_the_ranks_meet(two: Path, tmp_path: Path):
+    train(settings(tmp_path, "fixed", world=1, accumulate=3), Options(device="cpu"))
+
+    ours, theirs = last(tmp_path / "fixed"), last(two / "accumulating" / "fixed")
+
+    assert theirs["step"] == 1
+    assert max(float((value - theirs["net"][name]).abs().max()) for name, value in ours["net"].items()) < 1e-5
+
+
+def test_two_processes_resume_exactly(two: Path):
+    assert tiny.differences(last(two / "resumed" / "upgrad"), last(two / "upgrad")) == []
+
+
+if __name__ == "__main__":
+    one_of_two(Path(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""Behaviour: a few dozen steps teach every task, also with half the labels missing, under every balancing method."""
+
+from typing import Any
+
+import kit
+import pytest
+import tiny
+import torch
+
+from visionmtl.balance.base import Balance
+from visionmtl.config import Run
+from visionmtl.state import RunState
+from visionmtl.types import Batch
+
+STEPS = 32
+FALL = {  # what is left of each task's loss on the images it learnt from; measured: see the message on failure
+    "detection": 0.8,
+    "segmentation": 0.8,
+    "depth": 0.8,
+}
+PARTLY = {"train": [tiny.scenes(4, labels=["boxes"]), tiny.scenes(4, seed=1, labels=["segmentation", "depth_m"])]}
+
+
+def losses(state: RunState, batches: list[Batch]) -> dict[str, float]:
+    """By task, summed over the batches; one that labels nothing adds 0."""
+    sums = dict.fromkeys(state.run.tasks, 0.0)
+    with torch.no_grad():
+        for batch in batches:
+            parts, _, _ = state.loss_net(batch.image, batch.targets, batch.labelled)
+            for task, of_task in parts.items():
+                sums[task] += float(sum(of_task.values()))
+    return sums
+
+
+def share_left(run: Run) -> dict[str, float]:
+    """Each task's loss after STEPS steps as a share of what it was before."""
+    state, batches = tiny.state(run), tiny.batches(run)
+    before = losses(state, batches)
+    for step in range(STEPS):
+        state.advance([batches[step % len(batches)]])
+    after = losses(state, batches)
+    return {task: after[task] / before[task] for task in before}
+
+
+@pytest.mark.parametrize("data", [{}, PARTLY], ids=["all labels", "half the labels"])
+@pytest.mark.parametrize("method", kit.found(Balance))
+def test_every_method_teaches_every_task(method: type[Balance], data: dict[str, Any]):
+    run = tiny.run(
+        balance=method().model_dump(), data=data, optim={"lr": 3e-3, "clip_norm": 10.0}, train={"batch_size": 4}
+    )
+
+    left = share_left(run)
+
+    assert all(left[task] < FALL[task] for task in left), left
+
+
+def test_a_task_that_nobody_labels_in_a_step_does_not_move():
+    run = tiny.run(data={"train": [*PARTLY["train"][:1], tiny.scenes(1, labels=["segmentation", "depth_m"])]})
+    state = tiny.state(run)
+    batch = next(batch for batch in tiny.batches(run) if not batch.labelled["depth"].any())
+    before = {name: value.clone() for name, value in state.net.decoders["depth"].named_parameters()}
+    for group in state.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+
+    state.advance([batch])
+
+    assert tiny.differences(before, dict(state.net.decoders["depth"].named_parameters())) == []

@@ -1,0 +1,133 @@
+"""The whole loss computation compiles to one graph without breaks, and every further graph is announced."""
+
+from typing import Any
+
+import pytest
+import torch
+from kit import found
+from small_run import FIXED, NARROW, losses_of, small_batch, small_net, small_run, small_state, small_tasks
+from torch._dynamo.utils import counters
+
+from visionmtl.balance.base import Balance
+from visionmtl.balance.upgrad import UPGrad
+from visionmtl.compiled import Graphs, compile_losses
+from visionmtl.config import Train
+from visionmtl.heads.aligned import Aligned
+from visionmtl.heads.base import Head
+from visionmtl.model import LossNet
+from visionmtl.tasks.base import Task
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.normals import Normals
+from visionmtl.tasks.segmentation import Segmentation
+
+CPU = torch.device("cpu")
+SGD = {"name": "sgd", "lr": 0.01}  # AdamW would turn the rounding of a gradient near 0 into a full step
+HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
+HEADS += [pytest.param(Aligned(num_convs=1, bins=4), id="aligned with bins")]
+LOSSES = {
+    "ohem": Segmentation(decoder=NARROW, hardest=0.3),
+    "smoothing and weights": Segmentation(decoder=NARROW, label_smoothing=0.1, class_weights=(1, 2, 0.5)),
+    "dice": Segmentation(decoder=NARROW, region_loss="dice"),
+    "lovasz": Segmentation(decoder=NARROW, region_loss="lovasz"),
+    "depth in bins": Depth(decoder=NARROW, head="bins", num_bins=8),
+    "normals": Normals(decoder=NARROW),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(loss_net: LossNet) -> LossNet:
+    """As for a GPU, except that the graphs are run as they are: to make kernels of them takes minutes."""
+    compile_losses(loss_net, Train(compile=True), CPU, backend="aot_eager")
+    return loss_net
+
+
+def check_one_graph(tasks: dict[str, Task]) -> None:
+    """Dropout is off and the same net evaluated twice, so the losses must be the same."""
+    net, batch = small_net(tasks).eval(), small_batch(tasks)
+    plain = losses_of(LossNet(net, cut=False), batch)
+    torch.stack([part for parts in plain.values() for part in parts.values()]).sum().backward()
+    wanted = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+
+    ours = losses_of(compiled(LossNet(net, cut=False)), batch)
+    torch.stack([part for parts in ours.values() for part in parts.values()]).sum().backward()
+
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close({n: p.grad for n, p in net.named_parameters()}, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_losses_of_all_tasks_are_one_graph(head: Head):
+    check_one_graph(small_tasks(head))
+
+
+@pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in LOSSES.items()])
+def test_every_loss_is_one_graph(task: Task):
+    check_one_graph({"one": task})
+
+
+def test_only_another_padding_of_boxes_makes_another_graph_and_the_log_says_so():
+    tasks = {"boxes": small_tasks()["boxes"]}
+    loss_net, graphs = compiled(LossNet(small_net(tasks), cut=False)), Graphs()
+    lines = []
+    for num_boxes in (1, 30, 33, 2, 64, 100):
+        batch = small_batch(tasks, num_boxes)
+        losses_of(loss_net, batch)
+        lines.append(graphs.news(batch.targets))
+
+    assert [line is None for line in lines] == [False, True, False, True, True, False]
+    assert graphs.count == 3
+    first, _, second, *_ = lines
+    assert first and first.startswith("compiled  1 graph in ") and first.endswith(" for the next start")
+    assert second and "1 graph more in" in second
+    assert second.endswith("because boxes/boxes is 3x64x4 instead of 3x32x4; 2 graphs now")
+
+
+def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_each_task():
+    tasks = small_tasks()
+    net, batch = small_net(tasks), small_batch(tasks)
+    _, shared, leaves = compiled(LossNet(net, cut=True))(batch.image, batch.targets, batch.labelled)
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1 + len(tasks), {})
+    assert all(leaf.is_leaf and leaf.requires_grad for leaf in leaves) and not any(m.is_leaf for m in shared)
+
+
+@pytest.mark.parametrize("method", [FIXED, UPGrad()], ids=lambda method: method.type)
+def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any):
+    monkeypatch.setattr("visionmtl.state.compile_losses", lambda net, train, device: compiled(net))
+    tasks, batch = small_tasks(), small_batch(small_tasks())
+    states = [small_state(small_run(tasks, method, SGD, compile=choice)) for choice in (False, True)]
+    for state in states:
+        for _ in range(3):
+            state.advance([batch])
+
+    plain, ours = (state.net.state_dict() for state in states)
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
+    assert [len(state.news) for state in states] == [0, 1]
+
+
+def test_cuda_graphs_need_a_cuda_device_and_one_batch_a_step():
+    net = LossNet(torch.nn.Identity(), cut=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"device cpu; only CUDA devices .* set train.compile=true"):
+        compile_losses(net, Train(compile="cuda_graph"), CPU)
+    with pytest.raises(ValueError, match=r"accumulate 2; .* 1 is allowed; .* raise batch_size"):
+        compile_losses(net, Train(compile="cuda_graph", accumulate=2), torch.device("cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("how", [True, "cuda_graph"])
+def test_on_a_gpu_compiled_steps_move_the_weights_as_plain_ones_do(how: bool | str):
+    tasks, batch = small_tasks(), small_batch(small_tasks())
+    states = [small_state(small_run(tasks, optim=SGD, compile=choice), "cuda") for choice in (False, how)]
+    for state in states:
+        for _ in range(6):
+            state.advance([batch])
+    plain, ours = (state.net.state_dict() for state in states)
+    torch.testing.assert_close(ours, plain, rtol=1e-2, atol=1e-3)

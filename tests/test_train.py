@@ -1,0 +1,186 @@
+"""The training loop: what it leaves in the run directory, when it stops, and what it refuses."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from visionmtl import checkpoint, config
+from visionmtl.evaluate import score
+from visionmtl.tasks.depth import Depth
+from visionmtl.train import Options, train
+
+EVERY = (*tiny.TASKS, "normals")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of 3 epochs of 4 steps that keeps two checkpoints and draws one picture a task."""
+    return tmp_path_factory.mktemp("train") / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[config.Run, dict[str, dict[str, Any]]]:
+    """That run and what it returned."""
+    run = tiny.run(folder, train={"epochs": 3, "keep": 2, "sample_pictures": 1})
+    return run, train(run)
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_run_directory_holds_what_is_promised(folder: Path):
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/")}
+    assert len(events) == 1
+    assert files - events == {
+        *("config.yaml", "env.json", "train.log", "metrics.jsonl"),
+        *("checkpoints/last.pt", "checkpoints/last.pt.previous", "checkpoints/best.pt"),
+        *("checkpoints/step-0000008.pt", "checkpoints/step-0000012.pt"),
+        *(f"eval/step-{step:07d}.json" for step in (4, 8, 12)),
+    } | {name for name in files if name == "checkpoints/best.pt.previous"}  # there if the best changed
+
+
+def test_the_kept_config_gives_the_same_run(folder: Path, finished: Any):
+    assert config.load(folder / "config.yaml") == finished[0]
+
+
+@pytest.mark.usefixtures("finished")
+def test_records_say_what_ran_and_how(folder: Path):
+    assert json.loads((folder / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    text = (folder / "train.log").read_text()
+    for said in ("task      depth: depth", "8 classes of scenes", "loading   0 workers", "balance fixed", "step 12/12"):
+        assert said in text
+    assert [row["step"] for row in tiny.rows(folder)] == list(range(1, 13))
+    assert [row["epoch"] for row in tiny.rows(folder)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [row["step"] for row in tiny.rows(folder, "val")] == [4, 8, 12]
+
+
+@pytest.mark.usefixtures("finished")
+def test_tensorboard_shows_the_same_numbers_and_the_pictures(folder: Path):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+
+    shown = events.Scalars("train/losses/depth/silog")
+    assert [event.step for event in shown] == list(range(1, 13))
+    logged = [row["losses"]["depth"]["silog"] for row in tiny.rows(folder)]
+    assert [event.value for event in shown] == pytest.approx(logged, rel=1e-6)
+    assert set(events.Tags()["images"]) == {f"{task}/0" for task in tiny.TASKS}
+    assert [event.step for event in events.Images("depth/0")] == [4, 8, 12]
+
+
+def test_the_result_is_the_last_evaluation(folder: Path, finished: Any):
+    written = json.loads((folder / "eval" / "step-0000012.json").read_text())
+
+    assert written["header"] == {"step": 12, "epoch": 3}
+    for task, result in finished[1].items():
+        numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        assert {name: written["results"][task][name] for name in numbers} == numbers
+
+
+def test_the_best_checkpoint_is_the_best_by_the_rule(folder: Path, finished: Any):
+    run, _ = finished
+    scores = {
+        step: score(json.loads((folder / "eval" / f"step-{step:07d}.json").read_text())["results"], run.tasks)
+        for step in (4, 8, 12)
+    }
+    best = checkpoint.load(folder / "checkpoints" / "best.pt")
+
+    assert best["step"] == max(scores, key=scores.__getitem__)
+    assert best["best"] == checkpoint.load(folder / "checkpoints" / "last.pt")["best"] == max(scores.values())
+
+
+def test_the_rule_can_be_one_metric(tmp_path: Path):
+    results = train(tiny.run(tmp_path / "run", ["depth"], train={"best": "depth/rmse_m"}))
+
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["best"] == -results["depth"]["rmse_m"]
+
+
+def test_a_dry_run_does_everything_once_and_writes_nothing(tmp_path: Path):
+    results = train(tiny.run(tmp_path / "run", train={"sample_pictures": 1}), Options(dry_run=True))
+
+    assert {task: result["images"] for task, result in results.items()} == dict.fromkeys(tiny.TASKS, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [c for count in (1, 2) for c in combinations(EVERY, count)] + [EVERY], ids="-".join)
+def test_any_tasks_train_together(names: tuple[str, ...]):
+    assert list(train(tiny.run(None, names), Options(dry_run=True))) == list(names)
+
+
+def test_limits_shorten_epochs_and_validation(tmp_path: Path):
+    run = tiny.run(tmp_path / "run", ["depth"], train={"epochs": 2})
+
+    results = train(run, Options(limit_train_batches=3, limit_val_batches=1))
+
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "run")] == [0] * 3 + [1] * 3
+    assert results["depth"]["images"] == 2
+
+
+@pytest.mark.parametrize("limit", [Options(max_time_s=0.0), Options(max_steps=1)], ids=["time", "steps"])
+def test_a_run_that_must_stop_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, limit: Options):
+    assert train(tiny.run(tmp_path / "run", ["depth"]), limit) == {}
+
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 1
+    assert "stopped after step 1 of 4; continue with --resume" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 100])
+def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every_steps: int
+):
+    right = Depth.loss
+
+    def wrong(self: Depth, *arguments: Any) -> dict[str, torch.Tensor]:
+        return {part: value * math.nan for part, value in right(self, *arguments).items()}
+
+    monkeypatch.setattr(Depth, "loss", wrong)
+    with pytest.raises(RuntimeError, match=r"loss depth/silog is nan at step \d; a finite loss is needed; lower optim"):
+        train(tiny.run(tmp_path / "run", train={"log_every_steps": log_every_steps}))
+
+    assert "ended by RuntimeError: loss depth/silog" in (tmp_path / "run" / "train.log").read_text()
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_takes_a_step_near_that_of_full(tmp_path: Path, precision: str):
+    losses = {}
+    for name in ("fp32", precision):
+        run = tiny.run(tmp_path / name, tasks={"segmentation": {"dropout": 0.0}}, train={"precision": name})
+        train(run, Options(max_steps=2))
+        logged = [row["losses"] for row in tiny.rows(tmp_path / name)]
+        losses[name] = [sum(parts.values()) for of_step in logged for parts in of_step.values()]
+
+    np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.05)
+    found = checkpoint.load(tmp_path / precision / "checkpoints" / "last.pt")
+    assert all(value.isfinite().all() for value in found["net"].values())
+    assert {value.dtype for value in found["net"].values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.fixture
+def _deterministic_ends_here() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_deterministic_ends_here")
+def test_deterministic_runs_are_equal_and_the_switch_goes_back(tmp_path: Path):
+    for name in ("a", "b"):
+        train(tiny.run(tmp_path / name, EVERY, train={"deterministic": True}), Options(max_steps=2))
+        assert torch.are_deterministic_algorithms_enabled()
+    assert tiny.rows(tmp_path / "a") == tiny.rows(tmp_path / "b")
+
+    train(tiny.run(None, ["depth"]), Options(dry_run=True))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_epoch_too_short_for_one_step_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"an epoch has 4 batches, but train.accumulate is 5"):
+        train(tiny.run(tmp_path / "run", train={"accumulate": 5}))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,73 @@
+"""Stored depth in a declared unit to metres, with a check that the unit can be meant."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+PLAUSIBLE_M = (0.1, 300.0)
+"""Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
+
+_BAR = 40  # characters
+
+
+def to_metres(
+    stored: NDArray, metres_per_unit: float, file: Path, invalid: Sequence[float] = (0,)
+) -> NDArray[np.float32]:
+    """float32 [H, W], 0 = not measured: stored as one of `invalid`, as 0 or less, or not finite.
+
+    Raises ValueError naming `file`, which the values are from, if it has more than one value a pixel.
+    """
+    if stored.ndim != 2 or stored.dtype.kind not in "uif":
+        raise ValueError(
+            f"{file} is {stored.dtype} {list(stored.shape)}; one number a pixel, [H, W], is expected (a palette or "
+            "colour picture has three: it shows depth, it does not hold it); write it again as 16-bit grey PNG or .npy"
+        )
+    measured = np.isfinite(stored) & (stored > 0) & ~np.isin(stored, np.asarray(invalid))
+    metres = np.where(measured, stored, 0).astype(np.float64) * metres_per_unit
+    return metres.astype(np.float32)
+
+
+def read_array(file: Path) -> NDArray:
+    """A file of `numpy.save`; what would run code is refused. Raises ValueError naming a damaged file."""
+    try:
+        array: NDArray = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
+        ) from error
+    return array
+
+
+def range_complaint(depth_m: Sequence[NDArray[np.float32]], metres_per_unit: float) -> str:
+    """What is odd about the measured depths of some images, with their histogram; "" when they can be metres."""
+    measured = np.concatenate([one[one > 0].ravel() for one in depth_m]) if depth_m else np.zeros(0, np.float32)
+    if not len(measured):
+        return f"{len(depth_m)} depth files looked at hold no measured pixel; positive values are expected"
+    middle, (low, high) = float(np.median(measured)), PLAUSIBLE_M
+    if low <= middle <= high:
+        return ""
+    guess = "1 for metres, 0.01 for centimetres, 0.001 for millimetres"
+    return (
+        f"half of the measured depths are {'beyond' if middle > high else 'below'} {middle:.4g} m with metres_per_unit "
+        f"{metres_per_unit:g}; {low:g} to {high:g} m is usual; correct metres_per_unit ({guess}), or leave it if this "
+        f"is meant\n{histogram(measured)}"
+    )
+
+
+def histogram(metres: NDArray[np.float32]) -> str:
+    """Decades of metres as lines of text: range, bar, share; the outermost are open."""
+    edges = 10.0 ** np.arange(-3, 6)
+    counts = np.bincount(np.searchsorted(edges, metres, side="right"), minlength=len(edges) + 1)
+    names = [
+        f"< {edges[0]:g}",
+        *(f"{a:g} to {b:g}" for a, b in pairwise(edges)),
+        f">= {edges[-1]:g}",
+    ]
+    lines = []
+    for number in range(np.flatnonzero(counts)[0], np.flatnonzero(counts)[-1] + 1):
+        share = counts[number] / counts.sum()
+        lines.append(f"  {names[number]:>16} m |{'#' * round(share * _BAR):<{_BAR}}| {share:6.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""Pixel values of label pictures, whatever they are, to class ids; a value that nobody declared is an error."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from visionmtl.types import IGNORE
+
+_UNKNOWN = -1
+
+
+def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
+    """Names, and the class of each pixel value where the file gives it: a YAML or JSON list, or mapping value: name."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; a YAML or JSON file with class names is needed") from error
+    if isinstance(content, dict):
+        values = {int(key): name for key, name in content.items() if str(key).isdigit() and isinstance(name, str)}
+        if content and len(values) == len(content):
+            return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
+    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+        return tuple(content), None
+    raise ValueError(
+        f"{file} is no list of class names, and no mapping from pixel values to names; write for instance "
+        "[floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers"
+    )
+
+
+def label_table(classes: Sequence[str], values: Mapping[int, str] | None, ignore: Iterable[int]) -> NDArray[np.int16]:
+    """int16 [256]: class id by pixel value, IGNORE for what is to be ignored, negative for what is not known.
+
+    values: pixel value to name; None = a class's position. Raises ValueError for what contradicts itself.
+    """
+    chosen = dict(enumerate(classes)) if values is None else dict(values)
+    ignored = set(ignore)
+    strange = sorted(set(chosen.values()) ^ set(classes))
+    both = sorted(ignored & set(chosen))
+    wrong = ""
+    if len(set(classes)) < len(classes):
+        wrong = f"classes has {next(name for name in classes if classes.count(name) > 1)!r} twice"
+    elif strange:
+        wrong = f"classes and values do not name the same: {', '.join(strange)}"
+    elif both:
+        wrong = f"pixel value {both[0]} is class {chosen[both[0]]!r} and ignored as well"
+    elif max(chosen) > 255:
+        wrong = f"pixel value {max(chosen)} does not occur in 8 bits"
+    if wrong:
+        raise ValueError(
+            f"{wrong}; every class needs its own name and at least one pixel value 0 to 255 that is not ignored; "
+            "correct `classes`, `values` or `ignore`"
+        )
+    table = np.full(256, _UNKNOWN, np.int16)
+    table[list(ignored)] = IGNORE
+    table[list(chosen)] = [classes.index(name) for name in chosen.values()]
+    return table
+
+
+def to_classes(values: NDArray, table: NDArray[np.int16], file: Path) -> NDArray[np.uint8]:
+    """Class ids [H, W] by `label_table`; `file`, which the values are from, is named where they are no labels."""
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise ValueError(
+            f"{file} is {values.dtype} with {values.shape[2] if values.ndim == 3 else 1} channel(s); labels are 8-bit "
+            "grey PNG, the value is the class; of a palette PNG write the indices, "
+            "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(file))); map 16-bit values to 0 to 255 first"
+        )
+    classes = table[values]
+    if classes.min() < 0:
+        unknown = np.unique(values[classes < 0])
+        raise ValueError(
+            f"{file} holds {unknown[:10].tolist()}{' ...' if len(unknown) > 10 else ''}, which are neither classes nor "
+            "ignored; correct the file, or name these values in `values` or `ignore`"
+        )
+    return classes.astype(np.uint8)
