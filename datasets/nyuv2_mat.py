@@ -37,7 +37,7 @@ class NYUv2Mat(NYUv2):
     To look at the data without preparing it; the prepared folder is the one made for training.
     """
 
-    type: Literal["nyuv2_mat"] = "nyuv2_mat"  # type: ignore[assignment]
+    type: Literal["nyuv2_mat"] = "nyuv2_mat"
 
     def build(self) -> "_Reader":
         official = Official(Path(self.root))

@@ -72,7 +72,7 @@ def check_scores(reader: CityscapesReader, root: Path, split: str, folder: Path)
 def test_miou_is_that_of_the_official_script(tmp_path):
     write_cityscapes(tmp_path, num_train=0, num_val=3, size=(64, 128), parts=("labelIds",))
     ours = check_scores(opened(tmp_path, "val", "segmentation"), tmp_path, "val", tmp_path)
-    assert 0.1 < ours["miou"] < 0.9
+    assert 0 < ours["miou"] < 1
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -114,8 +114,8 @@ def image(**more) -> list[dict]:
         (content({"id": 1, "image_id": 2, "category_id": 3}), "four numbers"),
         (content(box("2", [0, 0, 1, 1])), "a whole number as image_id"),
         (content(annotations=["text"]), r"annotations\[0\] is \"text\"; it needs an object"),
-        (content(images=image(id=2)), r"images\[1\] .* needs a id that no other entry has"),
-        (content(images=image(file_name="2.jpg")), "a file_name that no other entry has"),
+        (content(images=image(id=2)), r"images\[1\] .* needs its own id, which no other entry has"),
+        (content(images=image(file_name="2.jpg")), "its own file_name"),
         (content(images=image(file_name="../3.jpg")), r"images\[1\] .* without '\.\.'"),
         (content(images=image(file_name="/3.jpg")), "a file_name relative to the folder"),
         (content(images=image(file_name="a\\..\\3.jpg")), "a file_name relative to the folder"),
@@ -124,7 +124,7 @@ def image(**more) -> list[dict]:
         (content(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), r"categories\[1\] .* no other entry"),
         (content(categories=[{"id": 1}]), "a text as name"),
         ({"images": []}, "has no list 'annotations', 'categories'"),
-        ([{"image_id": 3, "score": 1}], "has no list 'images', .* results and image_info files are none"),
+        ([{"image_id": 3, "score": 1}], r"has no list 'images', .* \(results and image_info files are none\)"),
     ],
 )
 def test_what_cannot_be_meant_is_named_with_what_is_needed(packed, what, message):

@@ -81,11 +81,75 @@ def test_overrides_splits_and_limits_are_recorded_and_followed(saved, tmp_path):
     assert written["header"]["split"] == "test"
 
 
+def results(file):
+    return json.loads(file.read_text())["results"]
+
+
+def test_saved_predictions_score_as_the_network_did(saved, tmp_path, capsys):
+    once, again = tmp_path / "once.json", tmp_path / "again.json"
+    folder = tmp_path / "predictions"
+
+    assert evaluated(saved, "--save-predictions", str(folder), "--depth-units", "1000", "--json", str(once)) == 0
+    assert evaluated(saved, "--from-predictions", str(folder), "--json", str(again)) == 0
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "depth", "detection.json", "segmentation", "submission.json",
+    ]  # fmt: skip
+    before, after = results(once), results(again)
+    assert after["detection"] == before["detection"]
+    assert after["segmentation"] == before["segmentation"]
+    assert after["depth"]["rmse_m"] == pytest.approx(before["depth"]["rmse_m"], abs=5e-4)  # half a millimetre
+    assert evaluated(saved, "--save-predictions", str(folder)) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_a_config_with_files_needs_no_checkpoint(saved, tmp_path, capsys):
+    folder, file = tmp_path / "predictions", tmp_path / "r.json"
+    assert evaluated(saved, "--save-predictions", str(folder), "--json", str(file)) == 0
+    only = ["eval", "configs/quickstart.yaml", *SMALL, "--from-predictions", f"segmentation={folder}/segmentation"]
+
+    assert (
+        main([*only, "--device", "cpu", "--expect", f"segmentation/miou={results(file)['segmentation']['miou']}+-0"])
+        == 0
+    )
+
+    printed = capsys.readouterr().out
+    assert "files of segmentation against configs/quickstart.yaml, val" in printed
+    assert "not scored: detection, depth" in printed
+
+
+def test_flipping_is_recorded_beside_every_number(saved, tmp_path, capsys):
+    file = tmp_path / "r.json"
+
+    assert evaluated(saved, "--tta", "flip", "--json", str(file)) == 0
+
+    assert all(result["protocol"].endswith("its mirror image") for result in results(file).values())
+    assert json.loads(file.read_text())["header"]["tta"] == "flip"
+
+
+def test_cocos_files_are_scored_without_images_or_a_network(real_data, tmp_path, capsys):
+    folder = real_data / "coco" / "eval_reference"
+    files = [
+        *("--from-predictions", str(folder / "instances_val2014_fakebbox100_results.json")),
+        *("--truth", str(folder / "instances_val2014_100.json")),
+    ]
+
+    assert main(["eval", *files, "--json", str(tmp_path / "r.json"), "--expect", "bbox/ap=0.505+-0.0005"]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    published = (folder / "val2014_fake_eval_res.txt").read_text().splitlines()
+    start = published.index("type=bbox") + 3
+    at = printed.index(published[start])
+    assert printed[at : at + 12] == published[start : start + 12]
+    assert len(results(tmp_path / "r.json")["bbox"]["pr_curves"]["iou50"]) == 101
+
+
 def test_the_report_shows_pictures(saved, tmp_path):
     page = tmp_path / "page.html"
 
     assert evaluated(saved, "--json", str(tmp_path / "r.json"), "--report", str(page)) == 0
     assert page.read_text().count("data:image/jpeg") == 3
+    assert "detection: precision at 101 recalls" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +158,13 @@ def test_the_report_shows_pictures(saved, tmp_path):
         (["--expect", "segmentatio/miou>=0"], "no task 'segmentatio' (did you mean 'segmentation'?)"),
         (["--expect", "segmentation/mio>=0"], "segmentation has no 'mio' (did you mean 'miou'?)"),
         (["--split", "vall"], "settings do not fit"),
+        (["--protocol", "coco"], "'coco' scores boxes in coco80, but task 'detection' learns scenes_objects"),
+        (["--protocol", "coca"], "unknown protocol 'coca' (did you mean 'coco'?)"),
+        (["--from-predictions", "nowhere", "--tta", "flip"], "tta would have no effect with --from-predictions"),
+        (["--from-predictions", "nowhere", "--truth", "x.json"], "checkpoint would have no effect with --truth"),
+        (["--from-predictions", "nowhere"], "nowhere holds predictions of none of the tasks detection, segmentation"),
+        (["--truth", "x.json"], "--truth goes with one --from-predictions FILE, and there are 0"),
+        (["--depth-units", "1000"], "depth-units would have no effect"),
         (["train.batchsize=2"], "train.batchsize"),
     ],
 )

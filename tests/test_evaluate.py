@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from visionmtl.evaluate import evaluate, headline, save_json, score
+from visionmtl.evaluate import evaluate, evaluate_files, headline, save_json, score
 from visionmtl.meters.depth import DepthMeter
 from visionmtl.meters.segmentation import SegmentationMeter
 from visionmtl.types import Batch, Frame, LabelSpace, Sample
@@ -124,6 +124,52 @@ def test_on_image_gets_every_sample_with_all_predictions():
     assert (seen[1][1]["seg"] == 1).all()
 
 
+def test_flipping_measures_both_views_together_and_says_so():
+    net, seen = Net(), []
+
+    def joined(raw, mirrored, frames, size):
+        seen.append((raw, mirrored))
+        return net.tasks["seg"].predict(raw, frames, size)
+
+    net.tasks["seg"].predict_mirrored = joined
+    one = batch(50)
+    one.image[:, :, :, 0] = 200
+
+    results = evaluate(net, [one], "cpu", meters={"seg": SegmentationMeter(SPACE)}, flip=True)
+
+    (raw, mirrored) = seen[0]
+    assert raw[0, 0].tolist() == [1, 0, 0, 0]
+    assert mirrored[0, 0].tolist() == [0, 0, 1, 0], "the content is 3 pixels wide; the padding stays where it is"
+    assert results["seg"]["protocol"].endswith("; mean of each image and its mirror image")
+    assert set(results) == {"seg"}, "only the tasks that have a meter are measured"
+
+
+class Reader:
+    provides = {"segmentation": SPACE, "depth_m": None}
+
+    def __len__(self):
+        return len(VALUES)
+
+    def read(self, index):
+        return batch(VALUES[index]).samples[0]
+
+
+def test_predictions_in_files_are_measured_as_those_of_a_network():
+    net = Net()
+    tasks = {"seg": net.tasks["seg"], "depth": net.tasks["depth"]}
+    tasks["seg"].field, tasks["depth"].field = "segmentation", "depth_m"
+    meters = {name: task.meter(net.spaces[name]) for name, task in tasks.items()}
+    reads = {
+        "seg": lambda sample: (sample.image[..., 0] > 100).astype(np.uint8),
+        "depth": lambda sample: sample.image[..., 0].astype(np.float32) / 100,
+    }
+
+    results = evaluate_files(reads, meters, tasks, net.spaces, [Reader()])
+
+    assert results == evaluate(net, [batch(value) for value in VALUES], "cpu")
+
+
+VALUES = [30, 90, 101, 150, 240]
 RESULTS = {"seg": {"miou": 0.5, "pixel_accuracy": 0.75}, "depth": {"rmse_m": 3.0}}
 
 
@@ -158,9 +204,6 @@ def test_json_has_no_nan_and_no_numpy(tmp_path):
         "header": {"step": 7},
         "results": {"seg": {"miou": 0.5, "ap": None, "table": [0, 1]}},
     }
-
-
-VALUES = [30, 90, 101, 150, 240]
 
 
 def _rank(rank, store, queue):

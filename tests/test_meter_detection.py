@@ -141,6 +141,38 @@ def test_a_class_outside_the_label_space_is_an_error():
         metered((found(), sample([(0, 0, 50, 50, 3)])))
 
 
+def test_precision_over_recall_by_hand():
+    rows = [(0, 0, 50, 50, 0, 0.9), (200, 200, 250, 250, 0, 0.8), (100, 0, 150, 50, 0, 0.7)]  # hit, miss, hit
+
+    curves = metered((found(rows), sample([(0, 0, 50, 50, 0), (100, 0, 150, 50, 0)])))["pr_curves"]
+
+    assert curves["iou50"] == pytest.approx([1.0] * 51 + [2 / 3] * 50)
+    assert curves["iou75"] == curves["iou50"]
+
+
+def test_faster_coco_eval_gives_the_same_numbers():
+    pytest.importorskip("faster_coco_eval")
+    rng = np.random.default_rng(5)
+    images = []
+    for number in range(12):
+        corners = rng.uniform(0, 80, (9, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(3, 150, (9, 2)), rng.integers(0, 3, (9, 1))], axis=1)
+        moved = boxes + np.pad(rng.normal(0, 4, (9, 4)), ((0, 0), (0, 1)))
+        scores = rng.choice([0.2, 0.5, 0.7, 0.9], (9, 1))  # many ties
+        truth = sample(boxes[number % 9 :], str(number), crowd=rng.random(9 - number % 9) < 0.2)
+        images.append((found(np.concatenate([moved, scores], axis=1)), truth))
+
+    one, other = metered(*images), metered(*images, backend="faster_coco_eval")
+
+    curves, other_curves = one.pop("pr_curves"), other.pop("pr_curves")
+    assert other_curves["iou75"] == pytest.approx(curves["iou75"], abs=1e-12)
+    per_class, other_per_class = one.pop("per_class"), other.pop("per_class")
+    assert all(other_per_class[name] == pytest.approx(row, abs=1e-12) for name, row in per_class.items())
+    lists = {name: one.pop(name) for name in ("absent", "protocol")}
+    assert lists == {name: other.pop(name) for name in lists}
+    assert other == pytest.approx(one, abs=1e-12)  # the order of adding differs
+
+
 def test_nothing_is_printed(capsys):
     metered((found([(0, 0, 50, 50, 0, 0.9)]), sample([(0, 0, 50, 50, 0)])))
 

@@ -72,12 +72,31 @@ def test_a_prediction_of_another_size_is_an_error_that_says_what_to_do():
         metered(([[0, 0]], [[0, 0, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("predicted", "true", "whose"), [(4, 0, "prediction"), (IGNORE, 0, "prediction"), (0, 4, "truth")]
-)
+@pytest.mark.parametrize(("predicted", "true", "whose"), [(4, 0, "prediction"), (0, 4, "truth")])
 def test_a_class_outside_the_label_space_is_an_error(predicted, true, whose):
     with pytest.raises(ValueError, match=f"the {whose} has class ids .* label space 'room' has 0 to 3"):
         metered(([[predicted]], [[true]]))
+
+
+def test_a_pixel_for_which_no_class_was_predicted_is_a_miss_and_no_false_alarm():
+    result = metered(([[0, IGNORE, 1, IGNORE]], [[0, 0, 1, IGNORE]]))
+
+    assert result["per_class"]["wall"] == {"iou": 0.5, "accuracy": 0.5, "pixels": 2}
+    assert result["miou"] == 0.75
+    assert result["void_pixels"] == 1
+
+
+def test_groups_are_scored_as_if_they_had_been_the_classes():
+    groups = {"structure": ("wall", "floor"), "thing": ("bed",)}
+    meter = SegmentationMeter(SPACE, groups)
+    guess, true = np.array([[0, 1, 2, 3, 0]], np.uint8), np.array([[1, 0, 0, 2, 3]], np.uint8)
+    meter.update(guess, Sample(image=PIXEL, image_id="a", segmentation=true))
+
+    assert meter.confusion().tolist() == [[2, 1], [0, 0]]  # lamps are in no group: ignored where true
+    assert meter.compute()["per_class"]["structure"]["iou"] == 2 / 3
+    assert meter.compute()["per_class"]["thing"]["iou"] == 0  # predicted as lamp: a miss
+    with pytest.raises(ValueError, match="groups name sofa; label space 'room' has wall, floor"):
+        SegmentationMeter(SPACE, {"seat": ("sofa",)})
 
 
 def test_the_same_as_torchmetrics():

@@ -5,9 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionmtl.meters.depth import DepthMeter
 from visionmtl.meters.detection import DetectionMeter
+from visionmtl.meters.disparity import DisparityMeter
 from visionmtl.meters.normals import NormalsMeter
 from visionmtl.meters.segmentation import SegmentationMeter
 from visionmtl.types import Boxes, Detections, LabelSpace, Sample
@@ -21,6 +24,7 @@ METERS = {
     "depth per image": lambda: DepthMeter("per_image"),
     "depth pooled": lambda: DepthMeter("pooled"),
     "depth batch mean": lambda: DepthMeter("batch_mean", group_images=3),
+    "depth as disparity": lambda: DisparityMeter(1e-3, 10.0),
     "normals": NormalsMeter,
 }
 
@@ -42,7 +46,7 @@ def labelled(number, rng):
     return sample, {
         "detection": Detections(xyxy + rng.normal(0, 3, xyxy.shape).astype(np.float32), scores, classes),
         "segmentation": rng.integers(0, 4, (9, 11)).astype(np.uint8),
-        "depth": rng.uniform(0, 11, (9, 11)).astype(np.float32),
+        "depth": rng.uniform(0.01, 11, (9, 11)).astype(np.float32),
         "normals": rng.normal(size=(9, 11, 3)).astype(np.float32),
     }
 
@@ -63,6 +67,65 @@ def test_merged_ranks_equal_one_process_exactly(name):
 
     assert merged.compute() == one.compute()  # every digit
     json.dumps(one.compute(), allow_nan=False)
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operators for which the host of a GPU would stop until a value is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("segmentation", {}), ("depth", {"protocol": "pooled"}), ("depth", {"align": "median"})],
+)
+def test_tensors_are_counted_where_they_lie_without_waiting_and_give_the_same(name, settings):
+    rng = np.random.default_rng(4)
+    arrays, tensors = (SegmentationMeter(SPACE) if name == "segmentation" else DepthMeter(**settings) for _ in range(2))
+    for number in range(5):
+        sample, predictions = labelled(number, rng)
+        arrays.update(predictions[name], sample)
+        with Waits() as waits:
+            tensors.update(torch.from_numpy(predictions[name]), sample)
+        assert not waits.found
+
+    assert tensors.compute() == arrays.compute()
+
+
+def test_what_is_wrong_in_a_tensor_is_found_at_the_end():
+    sample, predictions = labelled(0, np.random.default_rng(4))
+    classes, depth = SegmentationMeter(SPACE), DepthMeter()
+    classes.update(torch.from_numpy(predictions["segmentation"] + 7), sample)
+    depth.update(torch.from_numpy(predictions["depth"] * np.float32(np.nan)), sample)
+
+    with pytest.raises(ValueError, match="the prediction has class ids .* label space 'five' has 0 to 4"):
+        classes.compute()
+    with pytest.raises(ValueError, match="image '0': .* predicted depths are NaN"):
+        depth.state()
+
+
+def disparity_metered(predicted, true, **limits):
+    meter = DisparityMeter(**{"min_m": 1e-3, "max_m": 80.0, **limits})
+    meter.update(np.float32(predicted), Sample(image=PIXEL, image_id="a", depth_m=np.float32(true)))
+    return meter.compute()
+
+
+def test_inverse_depth_by_hand():
+    result = disparity_metered([[2, 5, 1]], [[4, 0, 1]])
+
+    assert result["abs_err_per_m"] == 0.125  # |1/2 - 1/4| on one of two measured pixels
+    assert result["rel_err"] == 0.5
+    assert result["pixels"] == 2
+    assert disparity_metered([[1]], [[0]])["rel_err"] is None
+    with pytest.raises(ValueError, match="1 predicted depths are not positive"):
+        disparity_metered([[0, 1]], [[1, 1]])
 
 
 def angled(*degrees):

@@ -158,7 +158,7 @@ def test_a_wrong_class_mapping_is_refused(tmp_path, to_40, message):
 
 @pytest.mark.parametrize(
     ("train", "test", "message"),
-    [([1, 2], [2], "1 of them twice"), ([0, 1], [2], "0 to 2"), ([1], [3], "has 2"), ([1], [], "lists no test image")],
+    [([1, 2], [2], "1 of them twice"), ([0, 1], [2], "0 to 2"), ([1], [3], "has 2"), ([1], [], "has no test images")],
 )
 def test_splits_that_leak_or_leave_the_file_are_refused(tmp_path, train, test, message):
     write_official(tmp_path, drawn_frames(2))

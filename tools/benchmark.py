@@ -16,7 +16,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from rich.console import Console
@@ -124,7 +125,8 @@ def _measure_data(root: Path, workers: int) -> Iterator[Row]:
 def _memory_of_workers(reader: Any, workers: int, num_boxes: int) -> list[dict[str, float]]:
     """What every worker's own memory grew by, MB, when all of them had visited every image."""
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    forkserver = "forkserver" in methods
+    context = multiprocessing.get_context("forkserver") if forkserver else multiprocessing.get_context("spawn")
     barrier, ends, processes = context.Barrier(workers), [], []
     for number in range(workers):
         end, far_end = context.Pipe(duplex=False)

@@ -20,8 +20,8 @@ from visionmtl.config import Run
 from visionmtl.data import open_readers, val_loader
 from visionmtl.datasets import Reader
 from visionmtl.distributed import Ranks
-from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
 from visionmtl.eval_options import check, parser
+from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
 from visionmtl.log import results_table
 from visionmtl.meters.detection import DetectionMeter
 from visionmtl.ops.coco_ap import official_lines

@@ -13,8 +13,8 @@ _CUTS = (1, 10, 100)
 def score_results(results: Path, truth: Path, backend: Backend = "pycocotools") -> tuple[Kind, dict[str, Any]]:
     """("bbox" or "segm", as the results hold, and what `DetectionMeter.compute` gives, over all images of `truth`).
 
-    Boxes go in as they are written, in float64. Results of categories that the annotations do not have count nowhere, as
-    in COCO's own evaluation, and are counted as `ignored`; results that are not finite as `dropped`.
+    Boxes go in as they are written, in float64. Results of categories that the annotations do not have count nowhere,
+    as in COCO's own evaluation; `ignored` tells how many. Results that are not finite are `dropped`.
     """
     rows, content = read_rows(results), _read_truth(truth)
     kind: Kind = "segm" if rows and all("bbox" not in row for row in rows) else "bbox"

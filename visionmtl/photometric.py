@@ -127,6 +127,6 @@ def _try(transform: Any, file: Path) -> None:
         problem = f"fails: {error}"
     if problem:
         raise ValueError(
-            f"augment.pipeline {file}: {type(transform).__name__}, given a uint8 image {list(noise.shape)} and nothing "
-            f"else, {problem}; allowed is what returns an image of that type and size; take it out"
+            f"augment.pipeline {file}: {type(transform).__name__}, given a uint8 image {list(noise.shape)} alone, "
+            f"{problem}; allowed is what returns an image of that type and size; take it out"
         )

@@ -1,4 +1,4 @@
-"""The benchmarks' protocols by name: what each scores, at which size, by which rules; a checkpoint must fit or fails."""
+"""The benchmarks' protocols by name: what each scores, at which size and by which rules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +71,7 @@ class Protocol:
         if not meters:
             raise ValueError(
                 f"protocol {self.name!r} scores {', '.join(part.field for part in self.parts)}, but the tasks learn "
-                f"{', '.join(task.field for task in tasks.values())}; one of them must be there; choose another protocol"
+                f"{', '.join(task.field for task in tasks.values())}; one of them is needed; choose another protocol"
             )
         return meters
 

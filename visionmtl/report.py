@@ -40,6 +40,7 @@ def write_report(
         _heading(run_dir, rows, missing),
         _section("Results", _grid("cards", _cards(results, headlines))),
         _section("Curves", _grid("charts", _charts(rows, list(results), headlines))),
+        _section("Precision over recall", _grid("charts", _precision_charts(results))),
         _section("Pictures", "".join(_figure(title, picture) for title, picture in pictures)),
         _section("Classes", _grid("tables", _class_tables(results))),
         _section("Settings", _folded("Configuration", config) + _folded("Environment", environment)),
@@ -148,6 +149,15 @@ def _charts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], headlines: 
     yield _chart("weights of the tasks", {name: points for name, points in train.items() if "weight" in name})
     for title, key in (("learning rate", "lr"), ("gradient norm", "grad_norm"), ("images per second", "images_per_s")):
         yield _chart(title, {key: train.get(key, [])}, log=key == "grad_norm")
+
+
+def _precision_charts(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for task, result in results.items():
+        curves = {
+            f"IoU .{name[-2:]}": [(at / 100, value) for at, value in enumerate(curve) if value is not None]
+            for name, curve in result.get("pr_curves", {}).items()
+        }
+        yield _chart(f"{task}: precision at 101 recalls, mean over classes", curves)
 
 
 def _chart(title: str, series: Mapping[str, Points], log: bool = False) -> str:

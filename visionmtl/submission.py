@@ -94,7 +94,7 @@ class SubmissionWriter:
 
 
 def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, Path]:
-    """Where each task's predictions lie. given: TASK=PATH, or a folder that holds TASK.json and TASK/ as written here."""
+    """Where each task's predictions lie. given: TASK=PATH, or a folder with TASK.json and TASK/ as written here."""
     paths: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -111,8 +111,8 @@ def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, 
         found = {name: path for name, path in looked_for.items() if path.exists()}
         if not found:
             raise ValueError(
-                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ (PNGs) "
-                "are looked for there; name each task's own file or folder as TASK=PATH"
+                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ "
+                "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
         paths |= found
     return paths

@@ -14,7 +14,7 @@ class DisparityMeter:
     """Mean absolute and mean relative error of 1 / depth, over all pixels with min_m < truth < max_m.
 
     Disparity in pixels is baseline x focal length / depth. Samples carry metres, so the absolute error is in 1/m: times
-    baseline x focal length of the images as they are scored, it is in pixels. The relative error is the same in any unit.
+    baseline x focal length of the images as they are scored, it is in pixels. The relative error has no unit.
     """
 
     def __init__(self, min_m: float, max_m: float) -> None:

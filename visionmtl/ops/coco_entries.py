@@ -167,7 +167,7 @@ def _check_once(file: Path, what: str, entries: Sequence[Entry], key: str, value
     seen: set[Hashable] = set()
     for number, value in enumerate(values):
         if value in seen:
-            raise bad(file, what, number, entries, f"a {key} that no other entry has")
+            raise bad(file, what, number, entries, f"its own {key}, which no other entry has")
         seen.add(value)
 
 

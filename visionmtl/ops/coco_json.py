@@ -43,8 +43,8 @@ class PackedBoxes(Packed):
         """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
         part, size = self.part(row), list(self.size(row))
         ends, content = self.arrays["mask_ends"][part.start : part.stop + 1].tolist(), self.arrays["mask_rle"]
-        codes = [content[a:b].tobytes() for a, b in itertools.pairwise(ends)]
-        return [rle.decode({"size": size, "counts": code}).astype(bool) for code in codes]
+        codes = [{"size": size, "counts": content[a:b].tobytes()} for a, b in itertools.pairwise(ends)]
+        return list(rle.decode(codes).astype(bool).transpose(2, 0, 1)) if codes else []
 
     def report(self) -> list[str]:
         """What was dropped and what is odd, a sentence each; empty for a sound file."""

@@ -1,0 +1,37 @@
+"""Names of files mean one image, lie inside their folder, and are looked for one folder at a time."""
+
+import pytest
+
+from visionmtl.ops.file_names import ABSENT, AMBIGUOUS, Names, fixed_part, present, stays_inside, without_ending
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("images/x/a.jpg", 0), ("x/a.jpg", 0), ("x/a", 0), ("images/y/a", 1),
+        ("a.jpg", AMBIGUOUS), ("b.png", 2), ("b", 2), ("c", ABSENT), ("z/a.jpg", ABSENT),
+    ],
+)  # fmt: skip
+def test_an_image_goes_by_every_name_that_only_it_can_have(name, position):
+    assert Names(["images/x/a.jpg", "images/y/a.jpg", "images/b.png"], "images/").find(name) == position
+
+
+@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "./a", "a//b", "a\\b", "c:/a", "a\0"])
+def test_a_name_that_may_lead_elsewhere_does_not_stay_inside(name):
+    assert not stays_inside(name)
+
+
+def test_dots_within_names_are_names():
+    assert all(map(stays_inside, ["a", "a/b..c.png", "...", ".hidden/a"]))
+    assert [without_ending(name) for name in ("a/b.c.png", "a.b/c", ".hidden")] == ["a/b.c", "a.b/c", ".hidden"]
+
+
+def test_the_fixed_part_of_a_pattern_ends_before_its_first_wildcard():
+    patterns = ["images/x/*.jpg", "images/*/x/*.jpg", "*.jpg", "images/a[0-9].png"]
+    assert [fixed_part(pattern) for pattern in patterns] == ["images/x/", "images/", "", "images/"]
+
+
+def test_files_are_found_where_they_are(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").touch()
+    assert present(tmp_path, ["a/1.png", "a/2.png", "b/1.png"]).tolist() == [True, False, False]

@@ -1,0 +1,124 @@
+"""Benchmark protocols by name: what they score, that the name stays with the number, and what does not fit fails."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19
+from visionmtl.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
+from visionmtl.tasks.normals import Normals
+from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.types import Boxes, LabelSpace, Sample
+
+TASKS = {"boxes": Detection(), "classes": Segmentation(), "depth": Depth(), "normals": Normals()}
+DENSE = {name: TASKS[name] for name in ("classes", "depth")}
+
+
+def space(name, count):
+    return LabelSpace(name, tuple(f"class {k}" for k in range(count)), ((0, 0, 0),) * count)
+
+
+SPACES = {"boxes": space("coco80", 80), "classes": space("nyu13", 13), "depth": None, "normals": None}
+
+
+def street(height=4, width=6):
+    return Sample(
+        image=np.zeros((height, width, 3), np.uint8),
+        image_id="street",
+        segmentation=np.tile(np.array([0, 1, 13, 14, 2, 255], np.uint8), (height, width // 6)),
+        depth_m=np.full((height, width), 4, np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"),
+    [("coco", {"boxes"}), ("nyu_eigen", {"depth"}), ("nyu13_288x384", {"classes", "depth", "normals"})],
+)
+def test_a_protocol_scores_its_own_parts_alone(name, scored):
+    assert set(find_protocol(name).meters(TASKS, SPACES)) == scored
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_name_stays_with_the_number(name):
+    spaces = {"boxes": SPACES["boxes"], "depth": None, "normals": None}
+    spaces["classes"] = {"nyu13_288x384": SPACES["classes"], "nyu40": space("nyu40", 40)}.get(name, CITYSCAPES19)
+    tasks = TASKS if name not in ("coco", "nyu_eigen") else {k: v for k, v in TASKS.items() if k != "classes"}
+
+    for meter in find_protocol(name).meters(tasks, spaces).values():
+        assert meter.compute()["protocol"].partition(":")[0] == name
+
+
+def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():
+    with pytest.raises(ValueError, match="'nyu40' scores segmentation in nyu40, but task 'classes' learns nyu13"):
+        find_protocol("nyu40").meters(TASKS, SPACES)
+    with pytest.raises(ValueError, match="'coco' scores boxes, but the tasks learn segmentation, depth_m; .* choose"):
+        find_protocol("coco").meters(DENSE, SPACES)
+    with pytest.raises(ValueError, match=r"unknown protocol 'nyu4' \(did you mean 'nyu40'\?\); known are coco "):
+        find_protocol("nyu4")
+
+
+def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
+    meter = find_protocol("cityscapes").meters({"depth": Depth()}, SPACES)["depth"]
+    truth = np.array([[0, 80, 80.1, 3]], np.float32)
+
+    meter.update(truth, replace(street(), segmentation=None, depth_m=truth))
+
+    result = meter.compute()
+    assert (result["pixels"], result["rmse_m"]) == (2, 0)
+    assert result["protocol"].startswith("cityscapes: per_image: 0.001 < truth < 80 m")
+
+
+def test_disparity_protocol_scores_categories_and_inverse_depth():
+    spaces = {"classes": CITYSCAPES19, "depth": None}
+    meters = find_protocol("cityscapes_disparity_128x256").meters(DENSE, spaces)
+    one = street()
+    confused = np.where(one.segmentation == 0, 1, one.segmentation).astype(np.uint8)  # road as sidewalk: both flat
+    confused[one.segmentation == 255] = 18
+    meters["classes"].update(confused, one)
+    meters["depth"].update(one.depth_m / 2, one)
+
+    assert meters["classes"].compute()["miou"] == 1
+    assert meters["classes"].compute()["per_class"]["flat"]["pixels"] == 8
+    assert meters["depth"].compute()["abs_err_per_m"] == 0.25
+    assert meters["depth"].compute()["rel_err"] == 1
+
+
+def test_categories_are_those_of_the_seven_class_space():
+    assert tuple(CITYSCAPES_CATEGORIES) == CITYSCAPES7.classes
+    assert sorted(name for names in CITYSCAPES_CATEGORIES.values() for name in names) == sorted(CITYSCAPES19.classes)
+
+
+class Reader:
+    provides = {"segmentation": CITYSCAPES19, "depth_m": None, "boxes": CITYSCAPES19}
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.float32))
+        return replace(street(256, 516), boxes=nothing)
+
+
+def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labels():
+    (resized,) = find_protocol("cityscapes_disparity_128x256").readers([Reader()])
+    one = resized.read(0)
+
+    assert one.image.shape == (128, 256, 3)
+    assert one.segmentation.shape == one.depth_m.shape == (128, 256)
+    assert set(np.unique(one.segmentation)) <= {0, 1, 2, 13, 14, 255}
+    assert one.boxes is None
+    assert set(resized.provides) == {"segmentation", "depth_m"}
+    assert find_protocol("nyu40").readers([Reader()])[0].provides is Reader.provides
+
+
+def test_a_label_takes_the_pixel_under_its_centre():
+    reader = Reader()
+    reader.read = lambda index: Sample(
+        image=np.zeros((4, 4, 3), np.uint8), image_id="a", depth_m=np.arange(16, dtype=np.float32).reshape(4, 4)
+    )
+
+    assert Resized(reader, (2, 2)).read(0).depth_m.tolist() == [[5, 7], [13, 15]]
+    assert Resized(reader, (8, 8)).read(0).depth_m[::2, ::2].tolist() == reader.read(0).depth_m.tolist()

@@ -1,0 +1,195 @@
+"""Predictions in files: what is written, that it reads back as it was, and COCO's own files scored as COCO does."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from kit import sample
+
+from visionmtl.coco_files import score_results
+from visionmtl.ops.coco_ap import official_lines
+from visionmtl.ops.street_labels import CITYSCAPES19
+from visionmtl.submission import SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
+from visionmtl.tasks.normals import Normals
+from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.types import IGNORE, Detections, LabelSpace, Sample
+
+TASKS = {"boxes": Detection(), "classes": Segmentation(), "depth": Depth(), "normals": Normals()}
+ANIMALS = LabelSpace("animals", ("cat", "dog", "bird"), ((0, 0, 0),) * 3, (17, 18, 90))
+SPACES = {"boxes": ANIMALS, "classes": ANIMALS, "depth": None, "normals": None}
+FOUND = Detections(
+    np.float32([[0.1, 2.7, 30.3, 41.9], [5, 5, 6, 6]]), np.float32([0.9, 1 / 3]), np.array([2, 0], np.int64)
+)
+
+
+def written(folder, one, predictions, **settings):
+    tasks = {name: TASKS[name] for name in predictions}
+    writer = SubmissionWriter(folder, tasks, {**SPACES, **settings.pop("spaces", {})}, **settings)
+    writer.add(one, predictions)
+    writer.close()
+
+
+def read(folder, name, one, space=None, units=None):
+    path = paths_by_task([str(folder)], {name: TASKS[name]})[name]
+    return open_predictions(path, TASKS[name], space or SPACES[name], units).read(one)
+
+
+def test_boxes_are_coco_results_and_come_back_exactly(tmp_path):
+    one = Sample(image=np.zeros((1, 1, 3), np.uint8), image_id="000000000139")
+    written(tmp_path / "p", one, {"boxes": FOUND})
+
+    first, second = json.loads((tmp_path / "p" / "boxes.json").read_text())
+    assert (first["image_id"], first["category_id"], second["category_id"]) == (139, 90, 17)
+    assert first["bbox"] == pytest.approx([0.1, 2.7, 30.2, 39.2], abs=1e-5)
+    back = read(tmp_path / "p", "boxes", one)
+    for field in ("xyxy", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(FOUND, field))
+
+
+def test_an_image_without_boxes_is_no_missing_image(tmp_path):
+    one = sample(0)
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    written(tmp_path / "p", one, {"boxes": nothing})
+
+    assert read(tmp_path / "p", "boxes", one).xyxy.shape == (0, 4)
+
+
+def test_classes_are_written_with_official_ids_and_void_stays_void(tmp_path):
+    one = sample(0)
+    classes = one.segmentation.copy()
+    classes[0, 0] = IGNORE
+    written(tmp_path / "p", one, {"classes": classes})
+
+    values = cv2.imread(str(tmp_path / "p" / "classes" / "image_0.png"), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(values)) == {0, 17, 18, 90}
+    np.testing.assert_array_equal(read(tmp_path / "p", "classes", one), classes)
+
+
+def test_cityscapes_files_are_called_as_its_evaluation_looks_for_them(tmp_path):
+    name = "frankfurt_000000_000294"
+    one = Sample(image=np.zeros((4, 5, 3), np.uint8), image_id=name)
+    classes = np.arange(20, dtype=np.uint8).reshape(4, 5) % 19
+    written(tmp_path / "p", one, {"classes": classes}, spaces={"classes": CITYSCAPES19})
+
+    file = tmp_path / "p" / "classes" / f"{name}_pred_labelIds.png"
+    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    assert (values.ravel()[:2].tolist(), values.ravel()[18]) == ([7, 8], 33)
+    np.testing.assert_array_equal(read(tmp_path / "p", "classes", one, CITYSCAPES19), classes)
+
+
+@pytest.mark.parametrize(("units", "step_m"), [(256, 1 / 256), (1000, 1e-3)])
+def test_depth_comes_back_within_half_a_step_whatever_the_unit(tmp_path, units, step_m):
+    one = sample(0)
+    written(tmp_path / "p", one, {"depth": one.depth_m}, units_per_metre=units)
+
+    values = cv2.imread(str(tmp_path / "p" / "depth" / "image_0.png"), cv2.IMREAD_UNCHANGED)
+    assert values.dtype == np.uint16
+    assert np.abs(read(tmp_path / "p", "depth", one) - one.depth_m).max() <= step_m / 2 * 1.001  # float32
+    assert read(tmp_path / "p", "depth", one, units=2 * units).max() < 5, "a unit that is given wins"
+
+
+def test_normals_come_back_within_half_a_step(tmp_path):
+    one = sample(0)
+    written(tmp_path / "p", one, {"normals": one.normals})
+
+    assert np.abs(read(tmp_path / "p", "normals", one) - one.normals).max() <= 1.001 / 65535
+
+
+def test_files_of_one_task_are_found_wherever_they_lie(tmp_path):
+    one = sample(0)
+    written(tmp_path / "p", one, {"classes": one.segmentation, "boxes": FOUND})
+
+    assert set(paths_by_task([str(tmp_path / "p")], TASKS)) == {"boxes", "classes"}
+    named = paths_by_task([f"classes={tmp_path / 'p' / 'classes'}"], TASKS)
+    assert named == {"classes": tmp_path / "p" / "classes"}
+    with pytest.raises(ValueError, match=r"no task 'clases' \(did you mean 'classes'\?\)"):
+        paths_by_task(["clases=x"], TASKS)
+    with pytest.raises(ValueError, match="holds predictions of none of the tasks"):
+        paths_by_task([str(tmp_path)], TASKS)
+
+
+def test_old_predictions_are_not_mixed_with_new_ones(tmp_path):
+    written(tmp_path / "p", sample(0), {"boxes": FOUND})
+
+    with pytest.raises(ValueError, match="not an empty folder"):
+        check_empty(tmp_path / "p")
+
+
+def test_files_that_cannot_be_meant_are_errors_that_teach(tmp_path):
+    one = sample(0)
+    written(tmp_path / "p", one, {"depth": one.depth_m})
+    folder = tmp_path / "p" / "depth"
+
+    with pytest.raises(ValueError, match="image 'image_1' has no prediction in .* which holds 1 PNGs"):
+        open_predictions(folder, Depth(), None).read(sample(1))
+    with pytest.raises(ValueError, match="1 channel.s. of 16 bits; 1 of 8 bits are needed"):
+        open_predictions(folder, Segmentation(), ANIMALS).read(one)
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        written(tmp_path / "q", Sample(image=one.image, image_id="../x"), {"depth": one.depth_m})
+    with pytest.raises(ValueError, match="two images are called 'image_0'"):
+        writer = SubmissionWriter(tmp_path / "r", {"depth": Depth()}, SPACES)
+        writer.add(one, {"depth": one.depth_m})
+        writer.add(one, {"depth": one.depth_m})
+
+
+def coco_files(folder, rows, **changes):
+    truth = {
+        "images": [{"id": 7, "height": 90, "width": 90}],
+        "categories": [{"id": 3, "name": "car"}, {"id": 4, "name": "bus"}],
+        # an id of 0 reads as "unmatched" in pycocotools: a perfect box would score 0
+        "annotations": [{"id": 0, "image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500}],
+        **changes,
+    }
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "rows.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return folder / "rows.json", folder / "truth.json"
+
+
+ROW = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 50], "score": 0.5}
+
+
+def test_results_are_scored_and_what_does_not_count_is_counted(tmp_path):
+    rows = [ROW, {**ROW, "category_id": 99}, {**ROW, "score": float("nan")}]
+
+    kind, result = score_results(*coco_files(tmp_path, rows))
+
+    assert kind == "bbox"
+    assert result["ap"] == pytest.approx(1)
+    assert (result["ignored"], result["dropped"], result["absent"]) == (1, 1, ["bus"])
+    assert official_lines(result)[3].endswith("area= small | maxDets=100 ] = -1.000")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("[{", "is not JSON"),
+        ({"annotations": []}, "holds a dict; COCO results are a list"),
+        ([{**ROW, "bbox": [1, 2, 3]}], "entry 0 is .* each needs image_id"),
+        ([{**ROW, "image_id": 8}], "results for 1 image.s. that .* does not list, the first is 8"),
+        ([ROW, {"image_id": 7, "category_id": 3, "score": 1, "segmentation": {}}], "masks alone in others"),
+    ],
+)
+def test_broken_results_are_named(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        score_results(*coco_files(tmp_path, rows))
+
+
+def test_no_results_score_zero(tmp_path):
+    assert score_results(*coco_files(tmp_path, []))[1]["ap"] == 0
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_cocos_reference_case_gives_the_published_lines_letter_by_letter(real_data, kind):
+    folder = real_data / "coco" / "eval_reference"
+    published = (folder / "val2014_fake_eval_res.txt").read_text().splitlines()
+    start = published.index(f"type={kind}") + 3
+
+    found, result = score_results(
+        folder / f"instances_val2014_fake{kind}100_results.json", folder / "instances_val2014_100.json"
+    )
+
+    assert found == kind
+    assert official_lines(result) == published[start : start + 12]
