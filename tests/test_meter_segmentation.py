@@ -99,6 +99,46 @@ def test_groups_are_scored_as_if_they_had_been_the_classes():
         SegmentationMeter(SPACE, {"seat": ("sofa",)})
 
 
+def reference(guess, true, num_classes):
+    """Sets of pixels, class by class, in float64; None: the class is neither true nor predicted."""
+    known = [place for place, label in np.ndenumerate(true) if label != IGNORE]
+    ious, accuracies = [], []
+    for k in range(num_classes):
+        truly, said = {p for p in known if true[p] == k}, {p for p in known if guess[p] == k}
+        ious += [len(truly & said) / len(truly | said)] if truly | said else []
+        accuracies += [len(truly & said) / len(truly)] if truly else []
+    return {
+        "miou": sum(ious) / len(ious),
+        "mean_accuracy": sum(accuracies) / len(accuracies),
+        "pixel_accuracy": sum(guess[p] == true[p] for p in known) / len(known),
+        "fw_iou": sum(
+            sum(true[p] == k for p in known) / len(known)
+            * len({p for p in known if true[p] == guess[p] == k}) / len({p for p in known if k in (true[p], guess[p])})
+            for k in {true[p] for p in known}
+        ),
+    }  # fmt: skip
+
+
+RNG = np.random.default_rng(6)
+CASES = {
+    "random": (RNG.integers(0, 4, (30, 40)), RNG.choice([0, 1, 2, 3, IGNORE], (30, 40))),
+    "everything wrong": (np.zeros((4, 5)), np.ones((4, 5))),
+    "one labelled pixel": (np.full((4, 5), 3), np.where(np.eye(4, 5), IGNORE, IGNORE) - 252 * np.eye(4, 5, 4)),
+    "void predicted": (RNG.choice([0, 1, IGNORE], (9, 9)), RNG.choice([0, 1, 2, IGNORE], (9, 9))),
+    "one pixel of a rare class": (np.zeros((20, 20)), np.pad([[3]], ((0, 19), (0, 19)))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_score_agrees_with_a_reference_that_counts_sets(case):
+    guess, true = (values.astype(np.uint8) for values in CASES[case])
+
+    result = metered((guess, true))
+
+    expected = reference(guess, true, len(SPACE.classes))
+    assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_same_as_torchmetrics():
     classification = pytest.importorskip("torchmetrics.functional.classification")
     rng = np.random.default_rng(0)

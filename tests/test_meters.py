@@ -105,9 +105,9 @@ def test_what_is_wrong_in_a_tensor_is_found_at_the_end():
     classes.update(torch.from_numpy(predictions["segmentation"] + 7), sample)
     depth.update(torch.from_numpy(predictions["depth"] * np.float32(np.nan)), sample)
 
-    with pytest.raises(ValueError, match="the prediction has class ids .* label space 'five' has 0 to 4"):
+    with pytest.raises(ValueError, match=r"the prediction has class ids .* label space 'five' has 0 to 4"):
         classes.compute()
-    with pytest.raises(ValueError, match="image '0': .* predicted depths are NaN"):
+    with pytest.raises(ValueError, match=r"image '0': .* predicted depths are NaN"):
         depth.state()
 
 

@@ -85,14 +85,14 @@ def waits_of_a_step(tasks: dict[str, Task], method: Balance = FIXED, **settings:
     return waits.found
 
 
-def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+def moved(module: nn.Module, device: torch.device | str) -> nn.Module:
     """As `nn.Module.to`, which would swap the tensors' insides; imagined ones have none."""
     for part in module.modules():
         for name, buffer in part._buffers.items():
-            part._buffers[name] = buffer if buffer is None else buffer.to(*args, **kwargs)
+            part._buffers[name] = buffer if buffer is None else buffer.to(device)
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[name] = nn.Parameter(parameter.detach().to(*args, **kwargs), parameter.requires_grad)
+                part._parameters[name] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
     return module
 
 
@@ -100,7 +100,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
     """The same with tensors that only claim to lie on a GPU, so that copies between it and the host show up too."""
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check
-        state = small_state(small_run(tasks, method, optim={"ema_decay": None}), "cuda")
+        state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
         state.advance([batch])
         with Waits() as waits:

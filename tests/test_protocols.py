@@ -54,7 +54,7 @@ def test_the_name_stays_with_the_number(name):
 def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():
     with pytest.raises(ValueError, match="'nyu40' scores segmentation in nyu40, but task 'classes' learns nyu13"):
         find_protocol("nyu40").meters(TASKS, SPACES)
-    with pytest.raises(ValueError, match="'coco' scores boxes, but the tasks learn segmentation, depth_m; .* choose"):
+    with pytest.raises(ValueError, match=r"'coco' scores boxes, but the tasks learn segmentation, depth_m; .* choose"):
         find_protocol("coco").meters(DENSE, SPACES)
     with pytest.raises(ValueError, match=r"unknown protocol 'nyu4' \(did you mean 'nyu40'\?\); known are coco "):
         find_protocol("nyu4")

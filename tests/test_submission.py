@@ -123,15 +123,15 @@ def test_files_that_cannot_be_meant_are_errors_that_teach(tmp_path):
     written(tmp_path / "p", one, {"depth": one.depth_m})
     folder = tmp_path / "p" / "depth"
 
-    with pytest.raises(ValueError, match="image 'image_1' has no prediction in .* which holds 1 PNGs"):
+    with pytest.raises(ValueError, match=r"image 'image_1' has no prediction in .* which holds 1 PNGs"):
         open_predictions(folder, Depth(), None).read(sample(1))
-    with pytest.raises(ValueError, match="1 channel.s. of 16 bits; 1 of 8 bits are needed"):
+    with pytest.raises(ValueError, match=r"1 channel\(s\) of 16 bits; 1 of 8 bits are needed"):
         open_predictions(folder, Segmentation(), ANIMALS).read(one)
     with pytest.raises(ValueError, match="leads out of the folder"):
         written(tmp_path / "q", Sample(image=one.image, image_id="../x"), {"depth": one.depth_m})
+    writer = SubmissionWriter(tmp_path / "r", {"depth": Depth()}, SPACES)
+    writer.add(one, {"depth": one.depth_m})
     with pytest.raises(ValueError, match="two images are called 'image_0'"):
-        writer = SubmissionWriter(tmp_path / "r", {"depth": Depth()}, SPACES)
-        writer.add(one, {"depth": one.depth_m})
         writer.add(one, {"depth": one.depth_m})
 
 

@@ -116,9 +116,11 @@ class Resized:
         smaller = height * width < sample.image.shape[0] * sample.image.shape[1]
         interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         image = cv2.resize(sample.image, (width, height), interpolation=interpolation)
-        dense = {name: getattr(sample, name) for name in ("segmentation", "depth_m", "normals")}
-        resized = {name: _nearest(values, self.size) for name, values in dense.items() if values is not None}
-        return replace(sample, image=np.asarray(image, np.uint8), boxes=None, **resized)
+        labels: dict[str, Any] = {"boxes": None}
+        for name in ("segmentation", "depth_m", "normals"):
+            if getattr(sample, name) is not None:
+                labels[name] = _nearest(getattr(sample, name), self.size)
+        return replace(sample, image=np.asarray(image, np.uint8), **labels)
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

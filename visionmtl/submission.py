@@ -77,13 +77,16 @@ class SubmissionWriter:
 
     def close(self) -> None:
         """Write the files of boxes, joined over ranks, and what the values mean."""
-        for name, rows in self._rows.items():
-            if dist.is_initialized():
-                parts: list[Any] = [None] * dist.get_world_size()
-                dist.all_gather_object(parts, rows)
-                rows = sorted((row for part in parts for row in part), key=lambda row: str(row["image_id"]))
-            if not dist.is_initialized() or dist.get_rank() == 0:
-                (self.folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        rows_by_task = self._rows
+        if dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._rows)
+            if dist.get_rank() != 0:
+                return
+            rows_by_task = {name: [row for part in parts for row in part[name]] for name in self._rows}
+        for name, rows in rows_by_task.items():
+            (self.folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+
         meaning: dict[str, Any] = {}
         for name, task in self._tasks.items():
             space = self._spaces[name]
