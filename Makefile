@@ -12,7 +12,7 @@ SHELL := /bin/bash
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv/made-with-python$(VERSION)
 # uv installs the 5 GB of torch in seconds where pip takes minutes
-INSTALL := .venv/bin/python -m uv pip install --python .venv/bin/python
+INSTALL := .venv/bin/python -m uv pip install --quiet --python .venv/bin/python
 
 .PHONY: quickstart test lint tree clean
 
@@ -45,9 +45,11 @@ $(VENV):
 	touch $@
 
 .venv/installed: setup.py pyproject.toml $(VENV)
+	@echo "installing torch and the other packages, about 5 GB: seconds to minutes"
 	$(INSTALL) --editable .
 	touch $@
 
 .venv/installed-dev: setup.py pyproject.toml $(VENV)
+	@echo "installing torch, the other packages and the development tools, about 5 GB: seconds to minutes"
 	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/installed

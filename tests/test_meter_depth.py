@@ -33,7 +33,7 @@ def reference(predicted, true, low=1e-3, high=10.0):
         "rmse_m": np.sqrt(np.mean((g - p) ** 2)),
         "rmse_log": np.sqrt(np.mean(e**2)),
         "log10": np.mean(np.abs(np.log10(g) - np.log10(p))),
-        "silog": 100 * np.sqrt(np.mean(e**2) - np.mean(e) ** 2),
+        "silog": 100 * np.sqrt(max(np.mean(e**2) - np.mean(e) ** 2, 0.0)),
         "delta1": np.mean(thresh < 1.25),
         "delta2": np.mean(thresh < 1.25**2),
         "delta3": np.mean(thresh < 1.25**3),

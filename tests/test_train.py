@@ -53,7 +53,7 @@ def test_the_kept_config_gives_the_same_run(folder: Path, finished: Any):
 
 @pytest.mark.usefixtures("finished")
 def test_records_say_what_ran_and_how(folder: Path):
-    assert json.loads((folder / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    assert json.loads((folder / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
     text = (folder / "train.log").read_text()
     for said in ("task      depth: depth", "8 classes of scenes", "loading   0 workers", "balance fixed", "step 12/12"):
         assert said in text
@@ -141,10 +141,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(
         return {part: value * math.nan for part, value in right(self, *arguments).items()}
 
     monkeypatch.setattr(Depth, "loss", wrong)
-    with pytest.raises(RuntimeError, match=r"loss depth/silog is nan at step \d; a finite loss is needed; lower optim"):
+    with pytest.raises(RuntimeError, match=r"losses are not finite at step \d: .*depth/silog nan"):
         train(tiny.run(tmp_path / "run", train={"log_every_steps": log_every_steps}))
 
-    assert "ended by RuntimeError: loss depth/silog" in (tmp_path / "run" / "train.log").read_text()
+    assert "ended by RuntimeError: losses are not finite" in (tmp_path / "run" / "train.log").read_text()
     assert not list(tmp_path.rglob("*.pt"))
 
 

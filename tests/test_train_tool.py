@@ -53,7 +53,7 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
 
     printed = capsys.readouterr().out.splitlines()
     origins = {text.strip(): origin.strip() for text, _, origin in (line.partition("#") for line in printed)}
-    assert origins["lr: 0.5"] == "command line"
+    assert origins["lr: 0.5"] == "override optim.lr=0.5"
     assert "tiny.yaml" in origins["epochs: 1"]
     assert not (tmp_path / "out").exists()
 

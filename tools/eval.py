@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from pydantic import ValidationError

@@ -240,12 +240,13 @@ def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str
     mean = distributed.mean(torch.stack([losses[task][part] for task, part in names]))
     values: dict[str, dict[str, float]] = {task: {} for task in losses}
     for (task, part), value in zip(names, mean.tolist(), strict=True):
-        if not math.isfinite(value):
-            raise RuntimeError(
-                f"loss {task}/{part} is {value} at step {step}; a finite loss is needed; lower optim.lr, set "
-                "optim.clip_norm, or look at the labels with tools/visualize.py --mode data"
-            )
         values[task][part] = value
+    if bad := [f"{task}/{part} {values[task][part]}" for task, part in names if not math.isfinite(values[task][part])]:
+        raise RuntimeError(
+            f"losses are not finite at step {step}: {', '.join(bad)}; finite ones are needed; lower optim.lr, set "
+            "optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one task spoilt the "
+            "others, train.log_every_steps=1 shows the first"
+        )
     return values
 
 
