@@ -1,8 +1,12 @@
 """Two processes compute what one does on the doubled batch, whatever is labelled where, and evaluate alike."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +45,35 @@ def settings(folder: Path, method: str, world: int, **changes: Any) -> Run:
 
 def one_of_two(folder: Path) -> None:
     """What each of the two processes runs."""
-    for method in METHODS:
-        train(settings(folder, method, world=2), Options(device="cpu"))
-    train(settings(folder / "accumulating", "fixed", world=2, accumulate=3), Options(device="cpu"))
-    train(settings(folder / "resumed", "upgrad", world=2), Options(device="cpu", max_steps=2))
-    train(settings(folder / "resumed", "upgrad", world=2), Options(device="cpu", resume="auto"))
+    on_cpu = Options(device="cpu")
+    runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
+    runs.append((settings(folder / "accumulating", "fixed", world=2, accumulate=3), on_cpu))
+    again = settings(folder / "resumed", "upgrad", world=2)
+    runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
+
+    del os.environ["TORCHELASTIC_USE_AGENT_STORE"]  # torchrun's own store serves one group; these are several
+    for (run, options), port in zip(runs, (folder / "ports").read_text().split(), strict=False):
+        os.environ["MASTER_PORT"] = port
+        train(run, options)
+
+
+def free_ports(count: int) -> list[int]:
+    """All are held until all are found, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "ports").write_text(" ".join(map(str, free_ports(10))))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, __file__, folder], capture_output=True, text=True, timeout=600)
+    importable = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([*torchrun, __file__, folder], env=importable, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -68,6 +68,7 @@ def test_the_first_steps_have_the_losses_they_always_had(losses: dict[str, float
     assert losses == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_rounding_moves_them_less_than_the_tolerance(losses: dict[str, float], tmp_path: Path):
     """What another processor does to a sum, done here: other kernels, other order. A tenth is the margin."""
     with torch.backends.mkldnn.flags(enabled=False):

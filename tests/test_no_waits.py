@@ -97,14 +97,27 @@ def moved(module: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) -> list[str]:
-    """The same with tensors that only claim to lie on a GPU, so that copies between it and the host show up too."""
+    """The same with tensors that only claim to lie on a GPU, so that copies between it and the host show up too.
+
+    Autograd itself needs a real one; its operators are those of the other check, and here it answers with zeros.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check
         state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
-        state.advance([batch])
-        with Waits() as waits:
+
+        def backward(*args: Any) -> None:
+            for parameter in (*state.net.parameters(), *state.balancer.parameters()):
+                parameter.grad = torch.zeros_like(parameter)
+
+        def grad(loss: Tensor, inputs: list[Tensor], **kwargs: Any) -> list[Tensor]:
+            return [torch.zeros_like(one) for one in inputs]
+
+        autograd = {"backward": backward, "grad": grad}
+        with patch.object(Tensor, "backward", backward), patch.multiple(torch.autograd, **autograd):
             state.advance([batch])
+            with Waits() as waits:
+                state.advance([batch])
     return waits.found
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a plain checkout works without installing
+if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from visionmtl import checkpoint
 from visionmtl.checkpoint import Opened, open_model
 from visionmtl.config import Run, load
-from visionmtl.data import open_readers, resolve_spaces, supervises
+from visionmtl.data import open_readers
 from visionmtl.datasets import Reader
 from visionmtl.distributed import choose_device
 from visionmtl.drawing import Picture, contact_sheet
@@ -28,6 +29,7 @@ from visionmtl.ops.images import SUFFIXES, read_image
 from visionmtl.ops.videos import is_video, read_frames, write_video
 from visionmtl.overlay import Tree
 from visionmtl.predict import picture, predict
+from visionmtl.spaces import resolve_spaces, supervises
 from visionmtl.spec import did_you_mean
 from visionmtl.tasks.base import Task
 from visionmtl.types import LabelSpace, Sample

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from visionmtl.augment import Augment, fit
 from visionmtl.datasets import Dataset, Reader
 from visionmtl.spaces import Spaces, check_validation, supervises
-from visionmtl.spaces import resolve_spaces as resolve_spaces  # asked for here by tools/visualize.py and its test
 from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, Frame, Sample

@@ -72,8 +72,12 @@ class Encoder(Spec):
             )
         return self
 
-    def build(self, size: Size | None = None) -> "_TimmMaps":
-        """size: (H, W) of the padded input; needed by the families that work at one size only (MaxViT, BEiT, Hiera)."""
+    def build(self, size: Size | None = None, coarsest: int | None = None) -> "_TimmMaps":
+        """The encoder with its weights.
+
+        size: (H, W) of the padded input; needed by the families that work at one size only (MaxViT, BEiT, Hiera)
+        coarsest: the coarsest level that is read; stages behind it are left out, since they would never learn
+        """
         options = self._any_size() | self.options
         if self.drop_path is not None:
             options["drop_path_rate"] = self.drop_path
@@ -86,7 +90,8 @@ class Encoder(Spec):
             )
 
         last = {stride: index for index, stride in enumerate(i["reduction"] for i in probe.feature_info.info)}
-        options["out_indices"] = tuple(last.values())
+        read = [index for stride, index in last.items() if coarsest is None or stride <= 2**coarsest]
+        options["out_indices"] = tuple(read or last.values())
         if isinstance(probe, FeatureGetterNet) and len(last) == 1:
             options["feature_cls"] = _Normed
         fixed_size: Size | None = None

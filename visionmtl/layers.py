@@ -11,8 +11,8 @@ Norm = Literal["batch", "sync", "group", "frozen"]
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """A normalisation of [B, channels, h, w]. Frozen means: statistics and affine stay as they were loaded."""
     if norm == "group":
-        # groups of one or two channels would normalise a 1x1 map to nothing
-        fitting = (groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels >= 4 * groups)
+        # a group of one channel would normalise a 1x1 map to nothing
+        fitting = (groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels >= 2 * groups)
         return nn.GroupNorm(next(fitting, 1), channels)
     if norm == "sync":
         return nn.SyncBatchNorm(channels)

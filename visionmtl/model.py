@@ -37,7 +37,9 @@ class MultiTaskNet(nn.Module):
         self.tasks = dict(tasks)
         self.spaces = dict(spaces)
         self.encoder_origin: str
-        encoder = spec.encoder.build(size)
+        levels = {name: task.levels for name, task in tasks.items()}
+        wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
+        encoder = spec.encoder.build(size, coarsest=wanted[-1])
         self.size_multiple = int(encoder.size_multiple)
         if size[0] % self.size_multiple or size[1] % self.size_multiple:
             multiple = self.size_multiple
@@ -50,8 +52,6 @@ class MultiTaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
 
-        levels = {name: task.levels for name, task in tasks.items()}
-        wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
         pyramid = spec.pyramid.build(encoder.channels, wanted)
         self.trunk = spec.sharing.build(encoder, pyramid, levels)
         self.decoders = nn.ModuleDict(

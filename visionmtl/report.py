@@ -39,8 +39,7 @@ def write_report(
     body = [
         _heading(run_dir, rows, missing),
         _section("Results", _grid("cards", _cards(results, headlines))),
-        _section("Curves", _grid("charts", _charts(rows, list(results), headlines))),
-        _section("Precision over recall", _grid("charts", _precision_charts(results))),
+        _section("Curves", _grid("charts", [*_charts(rows, list(results), headlines), *_precision_charts(results)])),
         _section("Pictures", "".join(_figure(title, picture) for title, picture in pictures)),
         _section("Classes", _grid("tables", _class_tables(results))),
         _section("Settings", _folded("Configuration", config) + _folded("Environment", environment)),
@@ -157,15 +156,16 @@ def _precision_charts(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
             f"IoU .{name[-2:]}": [(at / 100, value) for at, value in enumerate(curve) if value is not None]
             for name, curve in result.get("pr_curves", {}).items()
         }
-        yield _chart(f"{task}: precision at 101 recalls, mean over classes", curves)
+        yield _chart(f"{task}: precision over recall, mean over classes", curves, last_values=False)
 
 
-def _chart(title: str, series: Mapping[str, Points], log: bool = False) -> str:
+def _chart(title: str, series: Mapping[str, Points], log: bool = False, last_values: bool = True) -> str:
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
     legend = "".join(
-        f'<span class="key line{i % NUM_COLOURS}">{escape(name.split("/")[-1])} <b>{points[-1][1]:.4g}</b></span>'
+        f'<span class="key line{i % NUM_COLOURS}">{escape(name.split("/")[-1])}'
+        + (f" <b>{points[-1][1]:.4g}</b></span>" if last_values else "</span>")
         for i, (name, points) in enumerate(series.items())
     )
     svg = line_chart(series, log=log)

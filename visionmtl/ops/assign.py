@@ -24,24 +24,37 @@ def _inside(centres: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
 
     Without that minimum a box thinner than a stride could lie between all centres, and no cell would learn it.
     """
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    half = (boxes[..., 2:] - boxes[..., :2]) / 2
-    reach = torch.maximum(half[:, :, None], strides[:, None] / 2)  # [B, M, A, 2]
-    return ((centres - middle[:, :, None]).abs() <= reach).all(dim=-1)
+    half = (boxes[..., 2:] - boxes[..., :2])[:, :, None] / 2  # [B, M, 1, 2]
+    x, y = _from_middle(centres, boxes)
+    return (x <= torch.maximum(half[..., 0], strides / 2)) & (y <= torch.maximum(half[..., 1], strides / 2))
 
 
-def _collect(chosen: Tensor, boxes: Tensor, labels: Tensor, quality: Tensor, crowded: Tensor) -> Assignment:
-    """chosen: bool [B, M, A], at most one box a cell; quality: float [B, M, A]; crowded: bool [B, A]."""
-    positive = chosen.any(dim=1)
-    owner = chosen.int().argmax(dim=1)  # [B, A]; 0 where nothing was chosen
+def _from_middle(centres: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each cell's centre lies from each box's middle, in x and in y: [B, M, A] each.
+
+    Here and below axis by axis: a last axis of two or four would leave the processor's vectors nearly empty.
+    """
+    middle = (boxes[..., :2] + boxes[..., 2:])[:, :, None] / 2
+    return (centres[:, 0] - middle[..., 0]).abs(), (centres[:, 1] - middle[..., 1]).abs()
+
+
+def _collect(
+    positive: Tensor, owner: Tensor, boxes: Tensor, labels: Tensor, quality: Tensor, crowded: Tensor
+) -> Assignment:
+    """positive, crowded: bool [B, A]; owner: int64 [B, A], anything where not positive; quality: float [B, A]."""
     return Assignment(
         positive=positive,
         # replaced, not masked later: an unlabelled image's NaN would poison the gradient
-        boxes=torch.where(positive[..., None], boxes.gather(1, owner[..., None].expand(-1, -1, 4)), 0.0),
+        boxes=torch.where(positive[..., None], _of_owner(boxes, owner), 0.0),
         labels=labels.gather(1, owner),
-        quality=torch.where(chosen, quality, 0.0).amax(dim=1),
+        quality=torch.where(positive, quality, 0.0),
         ignored=crowded & ~positive,
     )
+
+
+def _of_owner(boxes: Tensor, owner: Tensor) -> Tensor:
+    """[B, M, 4] and int64 [B, A] -> [B, A, 4]."""
+    return boxes.gather(1, owner[..., None].expand(-1, -1, 4))
 
 
 def task_aligned(
@@ -74,14 +87,15 @@ def task_aligned(
 
     top, index = aligned.topk(min(topk, aligned.shape[2]), dim=2)
     chosen = torch.zeros_like(candidate).scatter_(2, index, top > 0)
-    best_box = torch.where(chosen, iou + 1e-6, -torch.ones_like(iou)).argmax(dim=1, keepdim=True)  # [B, 1, A]
+    best_box = torch.where(chosen, iou + 1e-6, -1.0).argmax(dim=1, keepdim=True)  # [B, 1, A]
     chosen &= torch.arange(boxes.shape[1], device=boxes.device)[:, None] == best_box
 
     t = torch.where(chosen, aligned, 0.0)
     u = torch.where(chosen, iou, 0.0)
     quality = t / t.amax(dim=2, keepdim=True).clamp(min=1e-30) * u.amax(dim=2, keepdim=True)
     crowded = (inside & (valid & crowd)[..., None]).any(dim=1)
-    return _collect(chosen, boxes, labels, quality, crowded)
+    positive, quality = (of_all.gather(1, best_box).squeeze(1) for of_all in (chosen, quality))
+    return _collect(positive, best_box.squeeze(1), boxes, labels, quality, crowded)
 
 
 def fcos(
@@ -102,19 +116,22 @@ def fcos(
     The quality is the centre-ness (eq. 3).
     """
     teaches = valid & ~crowd
-    distances = to_distances(boxes[:, :, None], centres)  # [B, M, A, 4]
-    in_box = distances.amin(dim=-1) > 0
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    near = ((centres - middle[:, :, None]).abs() < (radius * strides)[:, None]).all(dim=-1)
-    largest = distances.amax(dim=-1)
+    sides = boxes[:, :, None]  # [B, M, 1, 4]
+    left, top = centres[:, 0] - sides[..., 0], centres[:, 1] - sides[..., 1]  # [B, M, A]
+    right, bottom = sides[..., 2] - centres[:, 0], sides[..., 3] - centres[:, 1]
+    in_box = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom)) > 0
+    x, y = _from_middle(centres, boxes)
+    near = torch.maximum(x, y) < radius * strides
+    largest = torch.maximum(torch.maximum(left, right), torch.maximum(top, bottom))
     fits = (largest >= ranges[:, 0]) & (largest < ranges[:, 1])
     candidate = in_box & near & fits & teaches[..., None]
 
     area = torch.where(candidate, box_area(boxes)[..., None], torch.inf)
-    smallest = area.argmin(dim=1, keepdim=True)
-    chosen = candidate & (torch.arange(boxes.shape[1], device=boxes.device)[:, None] == smallest)
+    smallest = area.argmin(dim=1)  # [B, A]
+    positive = candidate.gather(1, smallest[:, None]).squeeze(1)
 
+    distances = to_distances(_of_owner(boxes, smallest), centres)
     horizontal, vertical = distances[..., 0::2].clamp(min=1e-6), distances[..., 1::2].clamp(min=1e-6)
     centreness = (horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)).sqrt()
     crowded = (_inside(centres, strides, boxes) & (valid & crowd)[..., None]).any(dim=1)
-    return _collect(chosen, boxes, labels, centreness, crowded)
+    return _collect(positive, smallest, boxes, labels, centreness, crowded)

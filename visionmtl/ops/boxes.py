@@ -37,9 +37,12 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every pair: [B, M, 4], [B, A, 4] -> [B, M, A]; 0 where the union is empty."""
-    low = torch.maximum(a[:, :, None, :2], b[:, None, :, :2])
-    high = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=-1)
+    # axis by axis: a last axis of two would leave the processor's vectors nearly empty
+    width, height = (
+        (torch.minimum(a[:, :, None, i + 2], b[:, None, :, i + 2]) - torch.maximum(a[:, :, None, i], b[:, None, :, i]))
+        for i in (0, 1)
+    )
+    overlap = width.clamp(min=0) * height.clamp(min=0)
     union = box_area(a)[:, :, None] + box_area(b)[:, None, :] - overlap
     return overlap / union.clamp(min=1e-6)
 
