@@ -47,7 +47,7 @@ def one_of_two(folder: Path) -> None:
     """What each of the two processes runs."""
     on_cpu = Options(device="cpu")
     runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
-    runs.append((settings(folder / "accumulating", "fixed", world=2, accumulate=3), on_cpu))
+    runs.append((settings(folder / "accumulating", "upgrad", world=2, accumulate=3), on_cpu))
     again = settings(folder / "resumed", "upgrad", world=2)
     runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
 
@@ -136,9 +136,9 @@ def test_the_first_process_alone_writes_and_logs_the_loss_of_all(one: Path, two:
 
 
 def test_accumulated_batches_are_summed_before_the_ranks_meet(two: Path, tmp_path: Path):
-    train(settings(tmp_path, "fixed", world=1, accumulate=3), Options(device="cpu"))
+    train(settings(tmp_path, "upgrad", world=1, accumulate=3), Options(device="cpu"))
 
-    ours, theirs = last(tmp_path / "fixed"), last(two / "accumulating" / "fixed")
+    ours, theirs = last(tmp_path / "upgrad"), last(two / "accumulating" / "upgrad")
 
     assert theirs["step"] == 1
     assert max(float((value - theirs["net"][name]).abs().max()) for name, value in ours["net"].items()) < 1e-5

@@ -149,7 +149,7 @@ def test_the_report_shows_pictures(saved, tmp_path):
 
     assert evaluated(saved, "--json", str(tmp_path / "r.json"), "--report", str(page)) == 0
     assert page.read_text().count("data:image/jpeg") == 3
-    assert "detection: precision at 101 recalls" in page.read_text()
+    assert "detection: precision over recall" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,9 @@ def test_the_loss_is_finite_for_the_largest_outputs_and_so_is_its_gradient(head:
 def test_it_overfits_one_box(head: Head):
     torch.manual_seed(0)
     module, maps = head.build(CHANNELS, 3), random_maps((3, 4, 5, 6, 7), 1)
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-    for _ in range(60):
+    # slow and long enough that rounding does not decide: 0.93 and more from each of four seeds
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    for _ in range(200):
         optimizer.zero_grad()
         sum(head.loss(module(maps), **targets([BOX])).values()).backward()  # type: ignore[union-attr]
         optimizer.step()

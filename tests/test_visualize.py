@@ -11,12 +11,12 @@ from PIL import Image
 from visionmtl import checkpoint, config
 from visionmtl.checkpoint import open_model
 from visionmtl.cli import main
-from visionmtl.data import open_readers
+from visionmtl.data import open_readers, val_loader
 from visionmtl.model import build_model
 from visionmtl.ops.images import read_image
 from visionmtl.ops.videos import read_frames
 from visionmtl.predict import picture, predict
-from visionmtl.spaces import resolve_spaces, val_loader
+from visionmtl.spaces import resolve_spaces
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",

@@ -120,7 +120,7 @@ class SegmentationMeter:
             "absent_but_predicted": [name for k, name in enumerate(self.classes) if predicted[k] and not true[k]],
             "pixels": total,
             "void_pixels": int(void.sum()),
-            "protocol": "one confusion matrix over all pixels at original size; classes absent but predicted score 0",
+            "protocol": "one confusion matrix over all labelled pixels; classes absent but predicted score 0",
         }
 
     def _check(self, pairs: NDArray[np.int64], where: str) -> None:
