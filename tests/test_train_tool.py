@@ -67,7 +67,7 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
         (["balance.type=fixd"], "did you mean 'fixed'?"),
         (["train.best=dept/rmse_m"], "did you mean 'depth'?"),
         (["train.batch_size=9"], "the training data has 8 images, but one step takes 9"),
-        (["data.size=[48,64]"], "needs multiples of 32; choose 64x64"),
+        (["data.size=[40,64]"], "needs multiples of 16; choose 48x64"),
         (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["--init-from", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["--device", "cuda:99"], "cuda:99"),
