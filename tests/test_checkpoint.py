@@ -135,7 +135,7 @@ def test_without_an_average_it_gives_the_weights_themselves(state: RunState, tmp
 
 def test_opening_needs_no_weights_from_elsewhere(state: RunState, tmp_path: Path):
     plain = state.plain(epochs_done=1)
-    gone = checkpoint.merged(plain["run"], {"model": {"encoder": {"checkpoint": "/gone/since.pth"}}})
+    gone = tiny.merged(plain["run"], {"model": {"encoder": {"checkpoint": "/gone/since.pth"}}})
 
     checkpoint.save(tmp_path / "a.pt", plain | {"run": gone})
 

@@ -104,7 +104,7 @@ def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_
 @pytest.mark.parametrize("method", [FIXED, UPGrad()], ids=lambda method: method.type)
 def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any):
     monkeypatch.setattr("visionmtl.state.compile_losses", lambda net, train, device: compiled(net, "aot_eager"))
-    tasks = {name: SMALL[name] for name in ("boxes", "depth")}
+    tasks = {name: SMALL[name] for name in ("classes", "depth")}
     batch = small_batch(tasks)
     states = [small_state(small_run(tasks, method, SGD, compile=choice)) for choice in (False, True)]
     for state in states:

@@ -8,7 +8,6 @@ import tiny
 import torch
 
 from visionmtl import checkpoint
-from visionmtl.checkpoint import merged
 from visionmtl.config import Run
 from visionmtl.distributed import Ranks
 from visionmtl.train import Options, train
@@ -24,7 +23,7 @@ LIVELY = {  # everything that has a state or draws random numbers; segmentation 
 
 
 def settings(output: Path, **changes: Any) -> Run:
-    return tiny.run(output, **merged(LIVELY, changes))
+    return tiny.run(output, **tiny.merged(LIVELY, changes))
 
 
 def last(folder: Path) -> dict[str, Any]:

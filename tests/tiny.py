@@ -1,13 +1,12 @@
 """One tiny run on drawn scenes, as small as a run of every task can be; tests change what they are about."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from visionmtl.checkpoint import merged
 from visionmtl.config import Run
 from visionmtl.data import TrainLoader, open_readers
 from visionmtl.distributed import Ranks
@@ -76,3 +75,11 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if torch.equal(one, other) else [path]
     return [] if type(one) is type(other) and one == other else [path]
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined; `over` wins, lists are replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
+    return out

@@ -93,15 +93,15 @@ class Opened:
 
 
 def open_model(
-    path: str | Path, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
+    path: str | Path, device: str | torch.device = "cpu", settings: Mapping[str, Any] | None = None
 ) -> Opened:
     """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
 
-    overrides: nested values that replace the run's own; a new data.root moves every path that lay in the old one.
+    settings: the run as plain data, in place of the checkpoint's own; a new data.root moves every path in the old one.
     """
     path = Path(path)
     state = load(path)
-    plain = merged(state["run"], overrides or {})
+    plain = dict(settings or state["run"])
     before, after = state["run"]["data"]["root"], plain["data"]["root"]
     if before and after and before != after:
         plain["data"] = moved(plain["data"], before, after)
@@ -113,14 +113,6 @@ def open_model(
     load_strictly(net, best_weights(state), path)
     net.to(device).eval()
     return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings joined; `over` wins, lists are replaced."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
-    return out
 
 
 def moved(value: Any, before: str, after: str) -> Any:
