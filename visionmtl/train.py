@@ -95,6 +95,8 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
         log.config(dump(run))
         for line in _introduction(run, net, loader, val, spaces, ranks, resumed, state.step):
             log.line(line)
+        for note in (note for reader in (*readers, *val_readers) for note in getattr(reader, "notes", ())):
+            log.line(f"note      {note}")
         return _loop(state, loader, val, log, options, steps_per_epoch, total_steps, folder)
 
 
