@@ -77,6 +77,7 @@ setup(
         "dev": [
             *prepare,
             "build>=1.2",
+            "faster-coco-eval",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
             "jsonschema>=4.18",

@@ -122,6 +122,8 @@ def _loop(
         for micro_batches in _groups(meter.timed(stream), settings.accumulate):
             set_lr(state.optimizer, lr_factor(run.optim, state.step, total_steps, steps_per_epoch))
             losses, weights, norm = state.advance(micro_batches)
+            while state.news:
+                log.line(state.news.pop(0))
             meter.step()
             if profiler:
                 profiler.step()
