@@ -15,6 +15,8 @@ import tiny
 
 from visionmtl import checkpoint
 from visionmtl.config import Run
+from visionmtl.data import open_readers, val_loader
+from visionmtl.evaluate import evaluate
 from visionmtl.train import Options, train
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -27,11 +29,11 @@ STEPS = 3
 GROUP = {"norm": "group"}  # no layer looks at a whole batch
 
 
-def settings(folder: Path, method: str, world: int, **changes: Any) -> Run:
+def settings(folder: Path, method: str, world: int, pyramid: dict[str, Any] = GROUP, **changes: Any) -> Run:
     """One epoch over images of which a third has boxes only, a third the maps only."""
     return tiny.run(
         folder / method,
-        model={"pyramid": GROUP},
+        model={"pyramid": pyramid},
         tasks={"segmentation": {"dropout": 0.0, "decoder": GROUP}, "depth": {"decoder": GROUP}},
         balance=METHODS[method],
         seed=2,  # tasks disagree in a step of this one, so that upgrad has something to do
@@ -53,6 +55,7 @@ def one_of_two(folder: Path) -> None:
     on_cpu = Options(device="cpu")
     runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
     runs.append((settings(folder / "accumulating", "upgrad", world=2, accumulate=3), on_cpu))
+    runs.append((settings(folder / "statistics", "fixed", world=2, pyramid={"norm": "batch"}), on_cpu))
     again = settings(folder / "resumed", "upgrad", world=2)
     runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
 
@@ -151,6 +154,19 @@ def test_accumulated_batches_are_summed_before_the_ranks_meet(two: Path, tmp_pat
 
     assert theirs["step"] == 1
     assert max(float((value - theirs["net"][name]).abs().max()) for name, value in ours["net"].items()) < 1e-5
+
+
+def test_what_the_ranks_measured_is_what_their_checkpoint_gives(two: Path):
+    """Each rank's BatchNorm saw other images; all measure the network that is saved."""
+    folder = two / "statistics" / "fixed"
+    opened = checkpoint.open_model(folder / "checkpoints" / "last.pt")
+    data, net = opened.run.data, opened.net
+
+    again = evaluate(net, val_loader(data, net.tasks, net.spaces, open_readers(data.val), batch_size=1), "cpu")
+
+    measured = json.loads((folder / "eval" / f"step-{STEPS:07d}.json").read_text())["results"]
+    assert again["depth"]["rmse_m"] == pytest.approx(measured["depth"]["rmse_m"], rel=1e-6)
+    assert again["segmentation"]["miou"] == pytest.approx(measured["segmentation"]["miou"], rel=1e-3)
 
 
 def test_two_processes_resume_exactly(two: Path):

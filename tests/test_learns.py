@@ -13,11 +13,7 @@ from visionmtl.state import RunState
 from visionmtl.types import Batch
 
 STEPS = 32
-FALL = {  # what is left of each task's loss on the images it learnt from; measured: see the message on failure
-    "detection": 0.8,
-    "segmentation": 0.8,
-    "depth": 0.8,
-}
+LEFT = 0.65  # of each task's loss on the images it learnt from; measured: 0.28 to 0.52 over methods and tasks
 PARTLY = {"train": [tiny.scenes(4, labels=["boxes"]), tiny.scenes(4, seed=1, labels=["segmentation", "depth_m"])]}
 
 
@@ -51,7 +47,7 @@ def test_every_method_teaches_every_task(method: type[Balance], data: dict[str, 
 
     left = share_left(run)
 
-    assert all(left[task] < FALL[task] for task in left), left
+    assert max(left.values()) < LEFT, left
 
 
 def test_a_task_that_nobody_labels_in_a_step_does_not_move():
