@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from visionmtl.augment import Augment
-from visionmtl.data import Data, TrainLoader, choose_workers, open_readers, val_loader
+from visionmtl.data import Data, TrainLoader, open_readers, val_loader
 from visionmtl.datasets import Dataset
 from visionmtl.spaces import resolve_spaces
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, LabelSpace, Sample
+from visionmtl.workers import choose_workers
 
 ANIMALS = LabelSpace("animals", ("cat", "dog"), ((1, 2, 3), (4, 5, 6)))
 TOOLS = LabelSpace("tools", ("saw",), ((1, 2, 3),))

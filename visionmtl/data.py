@@ -5,16 +5,10 @@ batches it would have seen: every random number is a function of (seed, epoch, i
 """
 
 import bisect
-import multiprocessing
-import multiprocessing.context
-import os
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,10 +21,9 @@ from visionmtl.spaces import Spaces, check_validation, supervises
 from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, Frame, Sample
+from visionmtl.workers import begin, choose_workers, start_method
 
 _Job = tuple[int, list[int]]  # epoch and sample indices of one batch
-
-MAX_AUTO_WORKERS = 16
 
 
 class Data(Spec):
@@ -53,16 +46,6 @@ class Data(Spec):
 def open_readers(datasets: Sequence[Dataset]) -> list[Reader]:
     """Every data set, checked and indexed."""
     return [dataset.build() for dataset in datasets]
-
-
-def choose_workers(workers: int | Literal["auto"], world: int = 1) -> tuple[int, str]:
-    """Loader processes per training process, and why that many."""
-    if workers != "auto":
-        return workers, f"data.workers={workers}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chosen = max(0, min(MAX_AUTO_WORKERS, cores // world - 1))
-    shared = f" for {world} processes" if world > 1 else ""
-    return chosen, f"auto: {cores} cores{shared}, one left to each training process, at most {MAX_AUTO_WORKERS}"
 
 
 class TrainLoader:
@@ -228,38 +211,10 @@ def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent
         batch_size=None,  # one job is one batch already
         sampler=jobs,
         num_workers=workers,
-        worker_init_fn=_begin,
+        worker_init_fn=begin,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
-        multiprocessing_context=_workers_start() if workers else None,
+        multiprocessing_context=start_method() if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
     )
-
-
-def _workers_start() -> multiprocessing.context.BaseContext:
-    """How workers begin: never as a fork of the training process, which loses OpenCV's and OpenMP's threads (it hangs).
-
-    They are forked from a clean server that has imported what this process has of the package, or else spawned.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "visionmtl"])
-    return context
-
-
-def _begin(worker: int) -> None:
-    """Runs first in every worker."""
-    # parallelism is over workers; threads inside them only fight for the cores
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    # a worker of a fork server outlives a training process that was killed, unless it looks for itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
