@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from visionmtl.augment import Augment
-from visionmtl.data import Data, TrainLoader, open_readers, val_loader
-from visionmtl.datasets import Dataset
+from visionmtl.data import Data, TrainLoader, val_loader
+from visionmtl.datasets import Dataset, open_sources
 from visionmtl.spaces import resolve_spaces
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, LabelSpace, Sample
@@ -76,8 +76,11 @@ class Segmentation(_Task):
 def loader(*train: Drawn, batch_size: int = 3, workers: int = 0, seed: int = 0, rank: int = 0, world: int = 1):
     augment = Augment(zoom=(1, 2), flip=0.5, brightness=0.3, hue_turns=0.1)
     data = Data(train=train or (Drawn(),), val=[Drawn()], size=(24, 32), augment=augment, workers=workers)
-    tasks, readers = {"depth": Depth(), "animals": Segmentation(space="animals")}, open_readers(data.train)
-    return TrainLoader(data, tasks, resolve_spaces(tasks, readers), readers, batch_size, seed, rank, world)
+    tasks: dict[str, Task] = {"depth": Depth(), "animals": Segmentation(space="animals")}
+    if any("tools" in one.fields.values() for one in data.train):
+        tasks["tools"] = Segmentation(space="tools")
+    sources = open_sources(data.train)
+    return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, batch_size, seed, rank, world)
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -143,6 +146,7 @@ def test_a_label_teaches_only_the_tasks_of_its_space():
         has_animals = torch.tensor([number < 100 for number in numbers(batch)])
         has_depth = has_animals & torch.tensor([number % 3 != 2 for number in numbers(batch)])
         assert torch.equal(batch.labelled["animals"], has_animals)
+        assert torch.equal(batch.labelled["tools"], ~has_animals)
         assert torch.equal(batch.labelled["depth"], has_depth)
         for task, labelled in batch.labelled.items():
             expected = torch.where(labelled, torch.tensor(numbers(batch)), -1)
@@ -151,22 +155,22 @@ def test_a_label_teaches_only_the_tasks_of_its_space():
 
 def test_images_are_padded_with_zeros_at_the_bottom_right():
     data = Data(train=[Drawn(first=50)], val=[Drawn(first=50)], size=(24, 30))
-    batch = next(iter(val_loader(data, {}, {}, open_readers(data.val), 2, workers=0)))
+    batch = next(iter(val_loader(data, {}, {}, open_sources(data.val), 2, workers=0)))
     assert batch.image.shape == (2, 3, 24, 30) and batch.image.dtype == torch.uint8 and batch.image.is_contiguous()
     assert (batch.image[1, :, :20] == 51).all() and (batch.image[:, :, 20:] == 0).all()
 
 
 def test_without_colour_settings_no_matrices_travel():
     data = Data(train=[Drawn()], val=[Drawn()], size=(24, 32), workers=0)
-    assert next(TrainLoader(data, {}, {}, open_readers(data.train), 2, 0).epoch(0)).colour is None
+    assert next(TrainLoader(data, {}, {}, open_sources(data.train), 2, 0).epoch(0)).colour is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_validation_sees_every_image_once_with_its_original(workers):
     data = Data(train=[Drawn()], val=[Drawn(num=7), Drawn(num=4, first=7)], size=(10, 32), workers=workers)
-    readers, tasks = open_readers(data.val), {"depth": Depth()}
-    spaces = resolve_spaces(tasks, readers)
-    ranks = [val_loader(data, tasks, spaces, readers, 4, rank, 2) for rank in range(2)]
+    sources, tasks = open_sources(data.val), {"depth": Depth()}
+    spaces = resolve_spaces(tasks, sources)
+    ranks = [val_loader(data, tasks, spaces, sources, 4, rank, 2) for rank in range(2)]
     batches = [batch for rank in ranks for batch in rank]
 
     assert [len(rank) for rank in ranks] == [2, 2] and [len(batch.samples) for batch in batches] == [4, 2, 4, 1]
@@ -174,7 +178,7 @@ def test_validation_sees_every_image_once_with_its_original(workers):
     for batch in batches:
         assert all(frame.size == (20, 30) and frame.content_size == (10, 15) for frame in batch.frames)
         assert batch.labelled["depth"].tolist() == [sample.depth_m is not None for sample in batch.samples]
-    assert len(list(val_loader(data, tasks, spaces, readers, 4, limit=1))) == 1
+    assert len(list(val_loader(data, tasks, spaces, sources, 4, limit=1))) == 1
 
 
 def test_jobs_for_spawned_workers_pickle():
@@ -190,24 +194,24 @@ def test_jobs_for_spawned_workers_pickle():
 )
 def test_a_task_nobody_can_teach_is_an_error(task, fields, message):
     with pytest.raises(ValueError, match=message):
-        resolve_spaces({"t": task}, open_readers([Drawn(fields=fields)]))
+        resolve_spaces({"t": task}, open_sources([Drawn(fields=fields)]))
 
 
 def test_several_label_spaces_ask_for_a_choice():
-    readers = open_readers([Drawn(), Drawn(fields={"segmentation": "tools"})])
+    sources = open_sources([Drawn(), Drawn(fields={"segmentation": "tools"})])
     with pytest.raises(ValueError, match=r"can learn animals, tools; .* tasks.t.space=NAME"):
-        resolve_spaces({"t": Segmentation()}, readers)
-    assert resolve_spaces({"t": Segmentation(space="tools")}, readers) == {"t": TOOLS}
+        resolve_spaces({"t": Segmentation()}, sources)
+    assert resolve_spaces({"t": Segmentation(space="tools")}, sources) == {"t": TOOLS}
 
 
 def test_validation_in_another_label_space_is_an_error():
     data = Data(train=[Drawn()], val=[Drawn(fields={"segmentation": "tools"})], size=(8, 8))
-    with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with tools"):
-        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_readers(data.val), 2)
+    with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with Drawn .tools."):
+        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_sources(data.val), 2)
 
 
 def test_too_little_data_for_one_step_is_an_error():
-    with pytest.raises(ValueError, match="10 images, but one step takes 6 x 2"):
+    with pytest.raises(ValueError, match="an epoch has 10 images, but one step takes 6 x 2"):
         loader(batch_size=6, world=2)
 
 

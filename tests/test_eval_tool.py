@@ -7,7 +7,7 @@ import torch
 
 from visionmtl import checkpoint, config
 from visionmtl.cli import main
-from visionmtl.data import open_readers
+from visionmtl.datasets import open_sources
 from visionmtl.model import build_model
 from visionmtl.spaces import resolve_spaces
 
@@ -26,7 +26,7 @@ SMALL = [
 def saved(tmp_path_factory):
     """The last.pt of a run folder, as training leaves it."""
     run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_readers(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
     torch.manual_seed(0)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     folder = tmp_path_factory.mktemp("run")

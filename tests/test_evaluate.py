@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from visionmtl.datasets import Source
 from visionmtl.evaluate import evaluate, evaluate_files, headline, save_json, score
 from visionmtl.meters.depth import DepthMeter
 from visionmtl.meters.segmentation import SegmentationMeter
@@ -158,13 +159,14 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
     net = Net()
     tasks = {"seg": net.tasks["seg"], "depth": net.tasks["depth"]}
     tasks["seg"].field, tasks["depth"].field = "segmentation", "depth_m"
+    tasks["seg"].learns_from = tasks["depth"].learns_from = None
     meters = {name: task.meter(net.spaces[name]) for name, task in tasks.items()}
     reads = {
         "seg": lambda sample: (sample.image[..., 0] > 100).astype(np.uint8),
         "depth": lambda sample: sample.image[..., 0].astype(np.float32) / 100,
     }
 
-    results = evaluate_files(reads, meters, tasks, net.spaces, [Reader()])
+    results = evaluate_files(reads, meters, tasks, net.spaces, [Source("values", Reader())])
 
     assert results == evaluate(net, [batch(value) for value in VALUES], "cpu")
 

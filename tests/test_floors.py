@@ -32,6 +32,7 @@ FLOORS: dict[str, float] = {
     "visionmtl/balance/*.py": 3,
     "visionmtl/sharing/*.py": 3,
     "visionmtl/workers.py": 1,  # processes that load; started by data
+    "visionmtl/sampling.py": 1,  # a part of the data's settings
     "visionmtl/spaces.py": 3.5,  # asks tasks what they learn; read by data
     "visionmtl/model.py": 4,
     "visionmtl/data.py": 4,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from visionmtl.datasets import Source
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19
 from visionmtl.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
 from visionmtl.tasks.depth import Depth
@@ -38,7 +39,7 @@ def street(height=4, width=6):
     [("coco", {"boxes"}), ("nyu_eigen", {"depth"}), ("nyu13_288x384", {"classes", "depth", "normals"})],
 )
 def test_a_protocol_scores_its_own_parts_alone(name, scored):
-    assert set(find_protocol(name).meters(TASKS, SPACES)) == scored
+    assert set(find_protocol(name).makers(TASKS, SPACES)) == scored
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -47,21 +48,21 @@ def test_the_name_stays_with_the_number(name):
     spaces["classes"] = {"nyu13_288x384": SPACES["classes"], "nyu40": space("nyu40", 40)}.get(name, CITYSCAPES19)
     tasks = TASKS if name not in ("coco", "nyu_eigen") else {k: v for k, v in TASKS.items() if k != "classes"}
 
-    for meter in find_protocol(name).meters(tasks, spaces).values():
-        assert meter.compute()["protocol"].partition(":")[0] == name
+    for make in find_protocol(name).makers(tasks, spaces).values():
+        assert make().compute()["protocol"].partition(":")[0] == name
 
 
 def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():
     with pytest.raises(ValueError, match="'nyu40' scores segmentation in nyu40, but task 'classes' learns nyu13"):
-        find_protocol("nyu40").meters(TASKS, SPACES)
+        find_protocol("nyu40").makers(TASKS, SPACES)
     with pytest.raises(ValueError, match=r"'coco' scores boxes, but the tasks learn segmentation, depth_m; .* choose"):
-        find_protocol("coco").meters(DENSE, SPACES)
+        find_protocol("coco").makers(DENSE, SPACES)
     with pytest.raises(ValueError, match=r"unknown protocol 'nyu4' \(did you mean 'nyu40'\?\); known are coco "):
         find_protocol("nyu4")
 
 
 def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
-    meter = find_protocol("cityscapes").meters({"depth": Depth()}, SPACES)["depth"]
+    meter = find_protocol("cityscapes").makers({"depth": Depth()}, SPACES)["depth"]()
     truth = np.array([[0, 80, 80.1, 3]], np.float32)
 
     meter.update(truth, replace(street(), segmentation=None, depth_m=truth))
@@ -73,7 +74,8 @@ def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
 
 def test_disparity_protocol_scores_categories_and_inverse_depth():
     spaces = {"classes": CITYSCAPES19, "depth": None}
-    meters = find_protocol("cityscapes_disparity_128x256").meters(DENSE, spaces)
+    makers = find_protocol("cityscapes_disparity_128x256").makers(DENSE, spaces)
+    meters = {name: make() for name, make in makers.items()}
     one = street()
     confused = np.where(one.segmentation == 0, 1, one.segmentation).astype(np.uint8)  # road as sidewalk: both flat
     confused[one.segmentation == 255] = 18
@@ -103,7 +105,7 @@ class Reader:
 
 
 def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labels():
-    (resized,) = find_protocol("cityscapes_disparity_128x256").readers([Reader()])
+    (resized,) = find_protocol("cityscapes_disparity_128x256").sources([Source("streets", Reader())])
     one = resized.read(0)
 
     assert one.image.shape == (128, 256, 3)
@@ -111,7 +113,7 @@ def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labe
     assert set(np.unique(one.segmentation)) <= {0, 1, 2, 13, 14, 255}
     assert one.boxes is None
     assert set(resized.provides) == {"segmentation", "depth_m"}
-    assert find_protocol("nyu40").readers([Reader()])[0].provides is Reader.provides
+    assert find_protocol("nyu40").sources([Source("streets", Reader())])[0].provides is Reader.provides
 
 
 def test_a_label_takes_the_pixel_under_its_centre():

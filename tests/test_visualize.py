@@ -11,7 +11,8 @@ from PIL import Image
 from visionmtl import checkpoint, config
 from visionmtl.checkpoint import open_model
 from visionmtl.cli import main
-from visionmtl.data import open_readers, val_loader
+from visionmtl.data import val_loader
+from visionmtl.datasets import open_sources
 from visionmtl.model import build_model
 from visionmtl.ops.images import read_image
 from visionmtl.ops.videos import read_frames
@@ -29,7 +30,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 def saved(tmp_path_factory):
     """The checkpoint of an untrained run."""
     run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_readers(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
     torch.manual_seed(0)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.pt"
@@ -58,7 +59,7 @@ def test_predictions_have_the_size_of_their_own_image(opened):
 
 def test_predict_sees_what_validation_sees(opened):
     run, net = opened.run, opened.net
-    batch = next(iter(val_loader(run.data, run.tasks, net.spaces, open_readers(run.data.val), 1, workers=0)))
+    batch = next(iter(val_loader(run.data, run.tasks, net.spaces, open_sources(run.data.val), 1, workers=0)))
     with torch.inference_mode():
         expected = run.tasks["depth"].predict(net(batch.image)["depth"], batch.frames, run.data.size)
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from visionmtl.config import Run
-from visionmtl.data import TrainLoader, open_readers
+from visionmtl.data import TrainLoader
+from visionmtl.datasets import open_sources
 from visionmtl.distributed import Ranks
 from visionmtl.model import build_model
 from visionmtl.spaces import resolve_spaces
@@ -47,16 +48,16 @@ def scenes(count: int, **settings: Any) -> dict[str, Any]:
 
 def state(of: Run, ranks: Ranks = ALONE) -> RunState:
     """The run before its first step, with the same weights at each call."""
-    spaces = resolve_spaces(of.tasks, open_readers(of.data.train))
+    spaces = resolve_spaces(of.tasks, open_sources(of.data.train))
     torch.manual_seed(of.seed)
     return RunState(of, build_model(of.model, of.tasks, spaces, of.data.size), ranks)
 
 
 def batches(of: Run) -> list[Batch]:
     """Those of the first epoch."""
-    readers = open_readers(of.data.train)
-    spaces = resolve_spaces(of.tasks, readers)
-    return list(TrainLoader(of.data, of.tasks, spaces, readers, of.train.batch_size, of.seed).epoch(0))
+    sources = open_sources(of.data.train)
+    spaces = resolve_spaces(of.tasks, sources)
+    return list(TrainLoader(of.data, of.tasks, spaces, sources, of.train.batch_size, of.seed).epoch(0))
 
 
 def rows(folder: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from visionmtl import checkpoint, config, distributed
 from visionmtl.checkpoint import Opened, open_model
 from visionmtl.coco_files import score_results
 from visionmtl.config import Run
-from visionmtl.data import open_readers, val_loader
-from visionmtl.datasets import Reader
+from visionmtl.data import val_loader
+from visionmtl.datasets import Source, open_sources
 from visionmtl.distributed import Ranks
 from visionmtl.eval_options import check, parser
 from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
@@ -30,7 +31,8 @@ from visionmtl.overlay import ConfigError, Tree, dotted
 from visionmtl.predict import picture, predict
 from visionmtl.protocols import find_protocol
 from visionmtl.report import Titled, write_report
-from visionmtl.spaces import Spaces, resolve_spaces
+from visionmtl.spaces import Spaces, judged, resolve_spaces, supervises, task_of
+from visionmtl.spec import did_you_mean
 from visionmtl.submission import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
 from visionmtl.tasks.base import Meter, Task
 
@@ -57,17 +59,17 @@ def main(argv: list[str] | None = None) -> int:
 def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     opened = _open(args, ranks)
     run, spaces = opened.run, opened.net.spaces
-    meters, readers = _rules(args, run.tasks, spaces, open_readers(run.data.val))
+    meters, sources = _rules(args, run.tasks, spaces, _sources(args, run))
+    tasks = {name: run.tasks[name] for name in map(task_of, meters)}
     loader = val_loader(
-        run.data, run.tasks, spaces, readers, args.batch_size or run.train.batch_size,
+        run.data, tasks, spaces, sources, args.batch_size or run.train.batch_size,
         ranks.rank, ranks.world, limit=args.limit_batches,
     )  # fmt: skip
     writer = None
     if args.save_predictions:
         check_empty(args.save_predictions)
         distributed.barrier()  # before any rank fills it
-        kept = {name: run.tasks[name] for name in meters}
-        writer = SubmissionWriter(args.save_predictions, kept, spaces, args.depth_units or KITTI_UNITS)
+        writer = SubmissionWriter(args.save_predictions, tasks, spaces, args.depth_units or KITTI_UNITS)
     results = evaluate(
         opened.net, loader, ranks.device, precision=run.train.precision, meters=meters, flip=args.tta == "flip",
         on_image=writer.add if writer else None,
@@ -94,7 +96,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.save_predictions:
         print(f"written: {args.save_predictions}")
     if args.report:
-        write_report(args.report, folder, results, _pictures(opened, readers))
+        write_report(args.report, folder, results, _pictures(opened, tasks, sources))
         print(f"written: {args.report}")
     return _unmet(args, results)
 
@@ -107,15 +109,16 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         run, known = _load(args), None
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
-    readers = open_readers(run.data.val)
-    spaces = known or resolve_spaces(tasks, readers)
-    meters, readers = _rules(args, tasks, spaces, readers)
+    sources = _sources(args, run)
+    spaces = known or resolve_spaces(tasks, sources)
+    meters, sources = _rules(args, tasks, spaces, sources)
 
-    files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in meters}
+    scored = dict.fromkeys(map(task_of, meters))
+    files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
     reads = {name: of_task.read for name, of_task in files.items()}
-    results = evaluate_files(reads, meters, tasks, spaces, readers, ranks.rank, ranks.world)
+    results = evaluate_files(reads, meters, tasks, spaces, sources, ranks.rank, ranks.world)
     if ranks.first:
-        split, left_out = args.split or "val", [name for name in run.tasks if name not in meters]
+        split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
         header = {"predictions": args.from_predictions, "split": split, "protocol": args.protocol}
         _print(f"files of {', '.join(meters)} against {args.checkpoint}, {split}", args, results, header, args.json)
         if left_out:
@@ -141,14 +144,21 @@ def _score_coco_files(args: argparse.Namespace) -> int:
 
 
 def _rules(
-    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, readers: list[Reader]
-) -> tuple[dict[str, Meter], list[Reader]]:
-    """The meters, and the data as they want it."""
+    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, sources: list[Source]
+) -> tuple[dict[str, Meter], list[Source]]:
+    """The meters by name of their results, and the data as they want it."""
+    if args.data:  # tasks that these data sets do not judge are left out
+        tasks = {
+            name: task for name, task in tasks.items() if any(supervises(one, task, spaces[name]) for one in sources)
+        }
+        if not tasks:
+            raise ValueError(f"--data {' '.join(args.data)} judges no task; one is needed; choose a data set that does")
+    makers: Mapping[str, Callable[[], Meter]] = {name: partial(one.meter, spaces[name]) for name, one in tasks.items()}
     if args.protocol:
         protocol = find_protocol(args.protocol)
-        meters, readers = protocol.meters(tasks, spaces), protocol.readers(readers)
-    else:
-        meters = {name: task.meter(spaces[name]) for name, task in tasks.items()}
+        makers, sources = protocol.makers(tasks, spaces), protocol.sources(sources)
+    names = judged({name: tasks[name] for name in makers}, spaces, sources)
+    meters = {name: makers[task]() for name, task in names.items()}
     if args.ap_backend != "pycocotools":
         counters = [getattr(meter, "meter", meter) for meter in meters.values()]
         boxes = [meter for meter in counters if isinstance(meter, DetectionMeter)]
@@ -158,7 +168,19 @@ def _rules(
             meter.backend = args.ap_backend
     for expectation in args.expect:  # a misspelt task is better found before the evaluation than after
         expectation.check_task(meters)
-    return meters, readers
+    return meters, sources
+
+
+def _sources(args: argparse.Namespace, run: Run) -> list[Source]:
+    """The validation data sets, or those of --data."""
+    sources = open_sources(run.data.val)
+    names = [source.name for source in sources]
+    if strange := [name for name in args.data if name not in names]:
+        raise ValueError(
+            f"--data {strange[0]}{did_you_mean(strange[0], names)}: the validation data sets are {', '.join(names)}; "
+            "choose among them, or add one as data.val.N"
+        )
+    return [source for source in sources if not args.data or source.name in args.data]
 
 
 def _print(
@@ -221,15 +243,15 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _pictures(opened: Opened, readers: Sequence[Reader]) -> list[Titled]:
+def _pictures(opened: Opened, tasks: Mapping[str, Task], sources: Sequence[Source]) -> list[Titled]:
     """The first images, predictions above the truth."""
     run, net = opened.run, opened.net
-    first = val_loader(run.data, run.tasks, net.spaces, readers, NUM_PICTURES, workers=0, limit=1)
+    first = val_loader(run.data, tasks, net.spaces, sources, NUM_PICTURES, workers=0, limit=1)
     pictures: list[Titled] = []
     for batch in first:
         predictions = predict(net, [sample.image for sample in batch.samples], run.data.size)
         for i, (sample, prediction) in enumerate(zip(batch.samples, predictions, strict=True)):
-            truth = {name: task.truth(sample) for name, task in run.tasks.items() if batch.labelled[name][i]}
+            truth = {name: task.truth(sample) for name, task in tasks.items() if batch.labelled[name][i]}
             rows = {"prediction": prediction, "truth": truth}
             pictures.append((sample.image_id, picture(run.tasks, net.spaces, sample.image, rows)))
     return pictures

@@ -20,8 +20,7 @@ from PIL import Image
 from visionmtl import checkpoint
 from visionmtl.checkpoint import Opened, open_model
 from visionmtl.config import Run, load
-from visionmtl.data import open_readers
-from visionmtl.datasets import Reader
+from visionmtl.datasets import Source, open_sources
 from visionmtl.distributed import choose_device
 from visionmtl.drawing import Picture, contact_sheet
 from visionmtl.ops.colour import apply_matrices
@@ -50,10 +49,10 @@ class Show:
         """The image and its rows of drawings."""
         return picture(self.tasks, self.spaces, image, rows, self.min_score)
 
-    def truths(self, sample: Sample, reader: Reader) -> dict[str, Any]:
+    def truths(self, sample: Sample, source: Source) -> dict[str, Any]:
         """The sample's labels by task, of those tasks that it supervises."""
         return {
-            name: task.truth(sample) for name, task in self.tasks.items() if supervises(reader, task, self.spaces[name])
+            name: task.truth(sample) for name, task in self.tasks.items() if supervises(source, task, self.spaces[name])
         }
 
 
@@ -181,36 +180,36 @@ def _shown(opened: Opened, show: Show, images: Iterator[tuple[str, Picture]]) ->
         yield name, show.picture(image, {"prediction": prediction})
 
 
-def _places(readers: Sequence[Reader]) -> list[tuple[Reader, int]]:
-    return [(reader, index) for reader in readers for index in range(len(reader))]
+def _places(sources: Sequence[Source]) -> list[tuple[Source, int]]:
+    return [(source, index) for source in sources for index in range(len(source))]
 
 
 def _compared(opened: Opened, show: Show, num: int) -> Iterator[tuple[str, Picture]]:
     """Validation images spread evenly over the data sets: neighbours tend to show one scene."""
-    places = _places(open_readers(opened.run.data.val))
+    places = _places(open_sources(opened.run.data.val))
     for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int)):
-        reader, index = places[at]
-        sample = reader.read(index)
+        source, index = places[at]
+        sample = source.read(index)
         prediction = predict(opened.net, [sample.image], opened.run.data.size)[0]
-        rows = {"prediction": prediction, "truth": show.truths(sample, reader)}
+        rows = {"prediction": prediction, "truth": show.truths(sample, source)}
         yield sample.image_id, show.picture(sample.image, rows)
 
 
 def _augmented(run: Run, args: argparse.Namespace) -> Iterator[tuple[str, Picture]]:
     """The first images of the first epoch, with the very random numbers that training draws (see `data`)."""
-    data, readers = run.data, open_readers(run.data.train)
-    places = _places(readers)
-    show = Show(_chosen(run.tasks, args.tasks), resolve_spaces(run.tasks, readers), args.score)
+    data, sources = run.data, open_sources(run.data.train)
+    places = _places(sources)
+    show = Show(_chosen(run.tasks, args.tasks), resolve_spaces(run.tasks, sources), args.score)
     for at in np.random.default_rng([run.seed, 0]).permutation(len(places))[: args.num or 16]:
-        reader, index = places[at]
+        source, index = places[at]
         rng = np.random.default_rng([run.seed, 0, at + 1])
-        sample = data.augment.apply(reader.read(index), data.size, rng)
+        sample = data.augment.apply(source.read(index), data.size, rng)
         image = sample.image
         if data.augment.colours:
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             matrix = torch.from_numpy(data.augment.colour(image, rng))[None]
             image = apply_matrices(pixels, matrix)[0].permute(1, 2, 0).round().byte().numpy()
-        yield sample.image_id, show.picture(image, {"label": show.truths(sample, reader)})
+        yield sample.image_id, show.picture(image, {"label": show.truths(sample, source)})
 
 
 def _save(folder: Path, pictures: Iterator[tuple[str, Picture]]) -> list[Path]:

@@ -40,7 +40,7 @@ class Train(Spec):
     log_every_steps: int = Field(20, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
-    best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task/metric'")
+    best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
     sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
 
 
@@ -64,10 +64,10 @@ class Run(Spec):
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 text = "task names are letters, digits and _, not starting with a digit; rename it"
                 raise _problem_at(("tasks", name), text)
-        best, task = self.train.best, self.train.best.partition("/")[0]
+        best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (
-                f"found {best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK/METRIC "
+                f"found {best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK[@DATASET]/METRIC "
                 f"with a task of this run ({', '.join(self.tasks)}); correct it"
             )
             raise _problem_at(("train", "best"), text)

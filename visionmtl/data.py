@@ -12,18 +12,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
+from typing_extensions import Self
 
 from visionmtl.augment import Augment, fit
-from visionmtl.datasets import Dataset, Reader
-from visionmtl.spaces import Spaces, check_validation, supervises
+from visionmtl.datasets import Dataset, Source
+from visionmtl.sampling import Draws, Sampling
+from visionmtl.spaces import Spaces, judged, supervises
 from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, Frame, Sample
 from visionmtl.workers import begin, choose_workers, start_method
 
-_Job = tuple[int, list[int]]  # epoch and sample indices of one batch
+_Job = tuple[int, list[tuple[int, int]]]  # epoch, then index and round (see `Draws`) of each sample of one batch
 
 
 class Data(Spec):
@@ -32,8 +34,10 @@ class Data(Spec):
     root: str | None = None
     """Where the data lies, for the data sets below to refer to as ${data.root}."""
     train: list[Dataset] = Field(min_length=1)
-    """Joined and shuffled: a data set is drawn from in proportion to its size."""
+    """Mixed within every batch; `sampling` and their `weight` say how often each is drawn from."""
     val: list[Dataset] = Field(min_length=1)
+    """Each is judged by itself."""
+    sampling: Sampling = Sampling()
     size: tuple[int, int]
     """(H, W) of the padded network input, pixels."""
     augment: Augment = Augment()
@@ -42,10 +46,21 @@ class Data(Spec):
     prefetch: int = Field(default=2, ge=1)
     """Batches each worker prepares ahead."""
 
-
-def open_readers(datasets: Sequence[Dataset]) -> list[Reader]:
-    """Every data set, checked and indexed."""
-    return [dataset.build() for dataset in datasets]
+    @model_validator(mode="after")
+    def _sampling_has_an_effect(self) -> Self:
+        weighted = [f"data.train.{i}.weight" for i, one in enumerate(self.train) if one.weight != 1]
+        judged = [f"data.val.{i}.weight" for i, one in enumerate(self.val) if one.weight != 1]
+        plain = Sampling()
+        rules = [f"data.sampling.{k}" for k in ("by", "temperature") if getattr(self.sampling, k) != getattr(plain, k)]
+        without = judged if len(self.train) > 1 else [*judged, *weighted, *rules]
+        if self.sampling.by == "equal" and self.sampling.temperature != 1:
+            without.append("data.sampling.temperature")
+        if without:
+            raise ValueError(
+                f"{', '.join(without)} would have no effect; shares are of several training data sets, and temperature "
+                "is for amounts that differ; remove it"
+            )
+        return self
 
 
 class TrainLoader:
@@ -56,35 +71,41 @@ class TrainLoader:
         data: Data,
         tasks: Mapping[str, Task],
         spaces: Spaces,
-        readers: Sequence[Reader],
+        sources: Sequence[Source],
         batch_size: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         """batch_size: per process; `world` processes take the parts of one common batch."""
-        self._total = sum(len(reader) for reader in readers)
-        if self._total < batch_size * world:
+        self._draws = _draws(data.sampling, tasks, spaces, sources, seed)
+        if self._draws.total < batch_size * world:
             raise ValueError(
-                f"the training data has {self._total} images, but one step takes {batch_size} x {world} process(es); "
-                "every step needs a full batch; lower train.batch_size or add data"
+                f"an epoch has {self._draws.total} images, but one step takes {batch_size} x {world} process(es); "
+                "every step needs a full batch; lower train.batch_size, add data, or raise data.sampling.epoch_images"
             )
         self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         self._jobs: list[_Job] = []  # what the DataLoader hands to its workers; set anew each epoch
         self.workers, self.workers_reason = choose_workers(data.workers, world)
-        work = _TrainWork(data, tasks, spaces, readers, seed)
+        work = _TrainWork(data, tasks, spaces, sources, seed)
         self._loader = _loader(work, self._jobs, self.workers, data.prefetch, persistent=True)
 
     def __len__(self) -> int:
         """Batches per epoch; the remainder is dropped (other images each epoch)."""
-        return self._total // (self._batch_size * self._world)
+        return self._draws.total // (self._batch_size * self._world)
+
+    @property
+    def counts(self) -> list[int]:
+        """Images drawn an epoch, by data set."""
+        return self._draws.counts
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; the same for any number of workers."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._total)
+        images, rounds = (values.tolist() for values in self._draws.epoch(epoch))
+        draws = list(zip(images, rounds, strict=True))
         step = self._batch_size * self._world
         mine = [number * step + self._rank * self._batch_size for number in range(start, len(self))]
-        self._jobs[:] = [(epoch, order[first : first + self._batch_size].tolist()) for first in mine]
+        self._jobs[:] = [(epoch, draws[first : first + self._batch_size]) for first in mine]
         for content in self._loader:
             yield Batch(**content)
 
@@ -93,10 +114,12 @@ class ValLoader:
     """Every image once over all ranks, resized to fit but not augmented, with the original sample beside it.
 
     `labelled[task]` tells whose labels are of the space the task learns: a meter must see no others.
+    judged: names of results and their tasks, see `spaces.judged`.
     """
 
-    def __init__(self, loader: "DataLoader[Any]") -> None:
+    def __init__(self, loader: "DataLoader[Any]", judged: Mapping[str, str]) -> None:
         self._loader = loader
+        self.judged = dict(judged)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -110,7 +133,7 @@ def val_loader(
     data: Data,
     tasks: Mapping[str, Task],
     spaces: Spaces,
-    readers: Sequence[Reader],
+    sources: Sequence[Source],
     batch_size: int,
     rank: int = 0,
     world: int = 1,
@@ -118,12 +141,31 @@ def val_loader(
     limit: int | None = None,
 ) -> ValLoader:
     """limit: batches per rank, from the first image on. The last batch may be smaller. Targets stay empty."""
-    check_validation(tasks, spaces, readers)
-    mine = range(rank, sum(len(reader) for reader in readers), world)
-    jobs = [(0, list(mine[first : first + batch_size])) for first in range(0, len(mine), batch_size)][:limit]
+    names = judged(tasks, spaces, sources)
+    mine = [(index, 0) for index in range(rank, sum(len(source) for source in sources), world)]
+    jobs = [(0, mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][:limit]
     count = choose_workers(data.workers, world)[0] if workers is None else workers
-    work = _ValWork(data.size, tasks, spaces, readers)
-    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=True))
+    work = _ValWork(data.size, tasks, spaces, sources)
+    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=True), names)
+
+
+def _draws(
+    sampling: Sampling, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
+) -> Draws:
+    teaches = [{name for name, task in tasks.items() if supervises(one, task, spaces[name])} for one in sources]
+    if idle := [one.name for one, of_one in zip(sources, teaches, strict=True) if tasks and not of_one]:
+        raise ValueError(
+            f"training data set {idle[0]!r} teaches none of the tasks {', '.join(tasks)}; one that does is needed; "
+            "remove it, add a task that learns its labels, or correct the tasks' space and learns_from"
+        )
+    sizes = [len(one) for one in sources]
+    draws = Draws(sizes, sampling.shares(sizes, [one.weight for one in sources], teaches), sampling.epoch_images, seed)
+    if never := [one.name for one, count in zip(sources, draws.counts, strict=True) if not count]:
+        raise ValueError(
+            f"training data set {never[0]!r} would never be drawn in an epoch of {draws.total} images; every data set "
+            "comes at least once; raise its weight or data.sampling.epoch_images, or remove it"
+        )
+    return draws
 
 
 def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Tensor:
@@ -138,23 +180,22 @@ class _Work:
     """Runs in the workers: indices in, the fields of one `Batch` out (a dict, which DataLoader knows how to pin)."""
 
     def __init__(
-        self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, readers: Sequence[Reader]
+        self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]
     ) -> None:
-        self._size, self._tasks, self._readers = size, dict(tasks), list(readers)
-        self._ends = list(accumulate(len(reader) for reader in readers))
+        self._size, self._tasks, self._sources = size, dict(tasks), list(sources)
+        self._ends = list(accumulate(len(source) for source in sources))
         self._supervises = [
-            {name: supervises(reader, task, spaces[name]) for name, task in tasks.items()} for reader in readers
+            {name: supervises(source, task, spaces[name]) for name, task in tasks.items()} for source in sources
         ]
 
-    def _read(self, index: int) -> tuple[Sample, frozenset[str]]:
-        """The sample, and the tasks it supervises."""
+    def _read(self, index: int) -> tuple[Sample, frozenset[str], str]:
+        """The sample, the tasks it supervises, and the name of its data set."""
         which = bisect.bisect_right(self._ends, index)
-        reader = self._readers[which]
-        sample = reader.read(index - (self._ends[which] - len(reader)))
+        source = self._sources[which]
+        sample = source.read(index - (self._ends[which] - len(source)))
         taught = self._supervises[which]
-        return sample, frozenset(
-            name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None
-        )
+        tasks = {name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None}
+        return sample, frozenset(tasks), source.name
 
     def _labelled(self, taught: Sequence[frozenset[str]]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor([name in one for one in taught], dtype=torch.bool) for name in self._tasks}
@@ -162,18 +203,18 @@ class _Work:
 
 class _TrainWork(_Work):
     def __init__(
-        self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, readers: Sequence[Reader], seed: int
+        self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
     ) -> None:
-        super().__init__(data.size, tasks, spaces, readers)
+        super().__init__(data.size, tasks, spaces, sources)
         self._augment, self._seed = data.augment, seed
         self._augment.check()
 
     def __getitem__(self, job: _Job) -> dict[str, Any]:
-        epoch, indices = job
+        epoch, draws = job
         samples, taught, colours = [], [], []
-        for index in indices:
-            rng = np.random.default_rng([self._seed, epoch, index + 1])  # 0 would repeat the stream of the order
-            original, tasks = self._read(index)
+        for index, again in draws:
+            rng = np.random.default_rng([self._seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order
+            original, tasks, _ = self._read(index)
             sample = self._augment.apply(original, self._size, rng)
             samples.append(sample)
             taught.append(tasks)
@@ -194,7 +235,7 @@ class _TrainWork(_Work):
 
 class _ValWork(_Work):
     def __getitem__(self, job: _Job) -> dict[str, Any]:
-        samples, taught = zip(*(self._read(index) for index in job[1]), strict=True)
+        samples, taught, names = zip(*(self._read(index) for index, _ in job[1]), strict=True)
         fitted: list[tuple[NDArray[np.uint8], Frame]] = [fit(sample.image, self._size) for sample in samples]
         return {
             "image": pad([image for image, _ in fitted], self._size),
@@ -202,6 +243,7 @@ class _ValWork(_Work):
             "labelled": self._labelled(taught),
             "frames": [frame for _, frame in fitted],
             "samples": list(samples),
+            "sources": list(names),
         }
 
 

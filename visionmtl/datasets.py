@@ -1,10 +1,12 @@
 """The data set contract, and the finder that makes the top-level `datasets/` importable as `visionmtl.datasets`."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from pydantic import Field
 
 from visionmtl.spec import Kind
 from visionmtl.types import LabelSpace, Sample
@@ -39,9 +41,59 @@ class Reader(Protocol):
 class Dataset(Kind, home="visionmtl.datasets"):
     """Settings of one data set and split: where its files lie, which labels to read."""
 
+    name: str | None = Field(None, pattern=r"^[^@/]+$")
+    """What the run calls it, in results and in `learns_from` of tasks; None: its type, numbered where it repeats."""
+    weight: float = Field(1.0, gt=0)
+    """Factor on how often a training data set is drawn from, see `data.sampling`."""
+
     @abstractmethod
     def build(self) -> Reader:
         """Check that the files are there and index them. Raises ValueError naming what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened data set under the name by which a run calls it."""
+
+    name: str
+    reader: Reader
+    weight: float = 1.0
+
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """See `Reader.provides`."""
+        return self.reader.provides
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the reader found worth telling, such as labels it left out."""
+        return getattr(self.reader, "notes", ())
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> Sample:
+        """See `Reader.read`."""
+        return self.reader.read(index)
+
+
+def open_sources(datasets: Sequence[Dataset]) -> list[Source]:
+    """Every data set, checked, indexed and named. Raises ValueError for a name given twice."""
+    given = [dataset.name for dataset in datasets if dataset.name]
+    if repeated := {name for name in given if given.count(name) > 1}:
+        raise ValueError(
+            f"{len(given)} data sets are named {', '.join(given)}; a name stands for one data set, but "
+            f"{', '.join(sorted(repeated))} comes twice; give each a name of its own"
+        )
+    names: list[str] = []
+    for dataset in datasets:
+        plain = dataset.name or dataset.type.rpartition(".")[2] or type(dataset).__name__
+        taken, number = {*names, *given}, 2
+        name = plain
+        while dataset.name is None and name in taken:
+            name, number = f"{plain}-{number}", number + 1
+        names.append(name)
+    return [Source(name, one.build(), one.weight) for name, one in zip(names, datasets, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _EXAMPLES = """
   eval.py --from-predictions results.json --truth instances.json        COCO's own files, no images needed
 """
 _NEEDS_NETWORK = ("save_predictions", "tta", "report", "batch_size", "limit_batches")
-_NEEDS_DATA = ("checkpoint", "overrides", "split", "protocol", "depth_units")
+_NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "depth_units")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -30,6 +30,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the run")
     p.add_argument("--split", help="read this split of the run's data.val; default: as configured")
+    p.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME", help="only these of the run's data.val, and what they judge"
+    )
     p.add_argument("--protocol", metavar="NAME", help=f"a benchmark's rules: {', '.join(PROTOCOLS)}")
     p.add_argument("--tta", choices=["flip"], help="predict from each image and its mirror image together")
     p.add_argument("--save-predictions", type=Path, metavar="DIR", help="write official submission files there")

@@ -12,14 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from visionmtl.datasets import Reader
+from visionmtl.datasets import Source
 from visionmtl.model import MultiTaskNet
-from visionmtl.spaces import Spaces, supervises
+from visionmtl.spaces import Spaces, supervises, task_of
 from visionmtl.tasks.base import Meter, Task
 from visionmtl.types import Batch, Frame, Sample
 
 Results = dict[str, dict[str, Any]]
-"""By task: what its meter computed, and "images" counted; only {"images": 0} where the split has no label for it."""
+"""By task ("depth"), or by task and data set ("depth@nyuv2") where several judge it: what its meter computed, and
+"images" counted; only {"images": 0} where the split has no label for it."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +38,8 @@ def evaluate(
     """Measure a split at original resolution. All ranks return the same numbers; the mode of `net` is left as it was.
 
     loader: each image once over all ranks; `labelled` decides whether a task's meter sees it.
-    meters: by task, fresh; only these tasks are measured. None: every task with its own meter.
+    meters: fresh, by task or by "task@data set" (see `spaces.judged`); only these are measured. None: every task with
+    its own meter, over all data sets.
     flip: predict from each image and its mirror image together; the protocol says so.
     on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
     """
@@ -54,7 +56,7 @@ def evaluate(
 
             size = batch.image.shape[2], batch.image.shape[3]
             predictions: dict[str, list[Any]] = {}
-            for name in meters:
+            for name in dict.fromkeys(map(task_of, meters)):
                 task, labelled = net.tasks[name], batch.labelled[name].tolist()
                 if not any(labelled) and on_image is None:
                     continue
@@ -63,10 +65,11 @@ def evaluate(
                 else:  # whoever else looks at the predictions wants arrays; a meter need not wait for them
                     predict = task.predict_for_meter if on_image is None else task.predict
                     predictions[name] = predict(raw[name], batch.frames, size)
-                for known, prediction, sample in zip(labelled, predictions[name], batch.samples, strict=True):
-                    if known:
-                        meters[name].update(prediction, sample)
-                counts[name] += sum(labelled)
+                for i, (prediction, sample) in enumerate(zip(predictions[name], batch.samples, strict=True)):
+                    judge = name if name in meters else f"{name}@{batch.sources[i]}"
+                    if labelled[i] and judge in meters:
+                        meters[judge].update(prediction, sample)
+                        counts[judge] += 1
 
             if on_image is not None:
                 for i, sample in enumerate(batch.samples):
@@ -79,24 +82,25 @@ def evaluate_files(
     meters: Mapping[str, Meter],
     tasks: Mapping[str, Task],
     spaces: Spaces,
-    readers: Sequence[Reader],
+    sources: Sequence[Source],
     rank: int = 0,
     world: int = 1,
 ) -> Results:
     """Measure predictions that were made elsewhere, as `evaluate` does those of a network.
 
-    reads: by task, the prediction for a sample; meters: for these tasks, fresh.
+    reads: by task, the prediction for a sample; meters: for these tasks, fresh, named as in `evaluate`.
     """
-    counts = dict.fromkeys(reads, 0)
-    for reader in readers:
-        taught = [name for name in reads if supervises(reader, tasks[name], spaces[name])]
-        for index in range(rank, len(reader) if taught else 0, world):
-            sample = reader.read(index)
+    counts = dict.fromkeys(meters, 0)
+    for source in sources:
+        judges = {name: name if name in meters else f"{name}@{source.name}" for name in reads}
+        taught = [name for name in reads if judges[name] in meters and supervises(source, tasks[name], spaces[name])]
+        for index in range(rank, len(source) if taught else 0, world):
+            sample = source.read(index)
             for name in taught:
                 if getattr(sample, tasks[name].field) is not None:
-                    meters[name].update(reads[name](sample), sample)
-                    counts[name] += 1
-    return joined({name: meters[name] for name in reads}, counts)
+                    meters[judges[name]].update(reads[name](sample), sample)
+                    counts[judges[name]] += 1
+    return joined(meters, counts)
 
 
 def mirror_contents(image: Tensor, frames: Sequence[Frame]) -> Tensor:
@@ -143,34 +147,40 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 def headline(
     results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
 ) -> dict[str, tuple[str, float | None]]:
-    """By task: its headline metric's name and value; None where the split could not tell."""
-    return {name: (task.headline[0], results[name].get(task.headline[0])) for name, task in tasks.items()}
+    """By name of results: the headline metric's name and value; None where the split could not tell."""
+    metrics = {name: tasks[task_of(name)].headline[0] for name in results}
+    return {name: (metric, results[name].get(metric)) for name, metric in metrics.items()}
 
 
 def score(results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], rule: str = "mean") -> float:
     """One number, higher is better, by which the best checkpoint is chosen.
 
     rule "mean": the mean over tasks of the headline value where more is better (these lie in 0..1), and of
-    1 / (1 + value) where less is better; tasks that the split cannot judge are left out. "task/metric": that metric,
-    turned round as the task's headline says.
+    1 / (1 + value) where less is better; a task judged by several data sets counts with their mean, one that the split
+    cannot judge is left out. "task/metric" or "task@data set/metric": that metric, turned round as the task's headline
+    says.
     Raises ValueError when the rule names nothing that was measured.
     """
     if rule == "mean":
-        values = {name: value for name, (_, value) in headline(results, tasks).items() if value is not None}
-        if not values:
+        of_task: dict[str, list[float]] = {}
+        for name, (_, value) in headline(results, tasks).items():
+            if value is not None:
+                task = task_of(name)
+                of_task.setdefault(task, []).append(value if tasks[task].headline[1] == "max" else 1 / (1 + value))
+        if not of_task:
             raise ValueError(
                 f"none of the tasks {', '.join(tasks)} has labels in this split; at least one is needed to choose the "
                 "best checkpoint; add a validation data set with labels"
             )
-        turned = [value if tasks[name].headline[1] == "max" else 1 / (1 + value) for name, value in values.items()]
-        return sum(turned) / len(turned)
+        means = [sum(values) / len(values) for values in of_task.values()]
+        return sum(means) / len(means)
 
     name, _, metric = rule.partition("/")
     found = results.get(name, {}).get(metric)
     if not isinstance(found, int | float):
-        known = [f"{task}/{key}" for task in tasks for key, value in results[task].items() if isinstance(value, float)]
+        known = [f"{one}/{key}" for one, row in results.items() for key, value in row.items() if type(value) is float]
         raise ValueError(f"{rule!r} is {found}; the best checkpoint needs a number; choose mean or {', '.join(known)}")
-    return float(found) if tasks[name].headline[1] == "max" else -float(found)
+    return float(found) if tasks[task_of(name)].headline[1] == "max" else -float(found)
 
 
 def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any]) -> None:

@@ -135,5 +135,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         labelled={task: move(v) for task, v in batch.labelled.items()},
         frames=batch.frames,
         samples=batch.samples,
+        sources=batch.sources,
         colour=None if batch.colour is None else move(batch.colour),
     )

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.datasets import Reader
+from visionmtl.datasets import Reader, Source
 from visionmtl.meters.depth import DepthMeter
 from visionmtl.meters.detection import DetectionMeter
 from visionmtl.meters.disparity import DisparityMeter
@@ -51,12 +52,12 @@ class Protocol:
     size: tuple[int, int] | None = None
     """(H, W) px to which image and truth are brought before anything else; None: as they are."""
 
-    def meters(self, tasks: Mapping[str, Task], spaces: Spaces) -> dict[str, Meter]:
-        """By task, for the tasks that this protocol scores; their `protocol` begins with its name.
+    def makers(self, tasks: Mapping[str, Task], spaces: Spaces) -> dict[str, Callable[[], Meter]]:
+        """By task that this protocol scores: what makes a fresh meter, whose `protocol` begins with its name.
 
         Raises ValueError when a task learns the right thing in another label space, or no task learns any.
         """
-        meters: dict[str, Meter] = {}
+        makers: dict[str, Callable[[], Meter]] = {}
         for part in self.parts:
             learners = [name for name, task in tasks.items() if task.field == part.field]
             fitting = [name for name in learners if _name(spaces[name]) in (part.spaces or (None,))]
@@ -67,17 +68,22 @@ class Protocol:
                     "must be those of the protocol; choose another protocol, or a checkpoint that learnt this one"
                 )
             for name in fitting:
-                meters[name] = _Named(self.name, part.meter(spaces[name]))
-        if not meters:
+                makers[name] = partial(self._meter, part, spaces[name])
+        if not makers:
             raise ValueError(
                 f"protocol {self.name!r} scores {', '.join(part.field for part in self.parts)}, but the tasks learn "
                 f"{', '.join(task.field for task in tasks.values())}; one of them is needed; choose another protocol"
             )
-        return meters
+        return makers
 
-    def readers(self, readers: Sequence[Reader]) -> list[Reader]:
+    def _meter(self, part: Part, space: LabelSpace | None) -> Meter:
+        return _Named(self.name, part.meter(space))
+
+    def sources(self, sources: Sequence[Source]) -> list[Source]:
         """The data as this protocol wants it."""
-        return [reader if self.size is None else Resized(reader, self.size) for reader in readers]
+        if self.size is None:
+            return list(sources)
+        return [replace(source, reader=Resized(source.reader, self.size)) for source in sources]
 
 
 class _Named:

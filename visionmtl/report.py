@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from visionmtl.config import load
 from visionmtl.ops.chart import NUM_COLOURS, Points, line_chart
+from visionmtl.spaces import task_of
 
 Titled = tuple[str, NDArray[np.uint8]]
 Headlines = Mapping[str, tuple[str, str]]
@@ -32,7 +33,7 @@ def write_report(
     """
     config, environment = _text(run_dir / "config.yaml"), _text(run_dir / "env.json")
     tasks = load(run_dir / "config.yaml").tasks if config else {}
-    headlines = {name: tasks[name].headline for name in results if name in tasks}
+    headlines = {name: tasks[task_of(name)].headline for name in results if task_of(name) in tasks}
     rows = read_rows(run_dir / "metrics.jsonl")
     missing = [name for name in ("config.yaml", "env.json", "metrics.jsonl") if not (run_dir / name).is_file()]
 

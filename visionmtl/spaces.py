@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from visionmtl.datasets import Reader
+from visionmtl.datasets import Source
 from visionmtl.spec import did_you_mean
 from visionmtl.tasks.base import Task
 from visionmtl.types import LabelSpace
@@ -11,15 +11,22 @@ Spaces = Mapping[str, LabelSpace | None]
 """By task: the label space it learns, or None for tasks without classes."""
 
 
-def resolve_spaces(tasks: Mapping[str, Task], readers: Sequence[Reader]) -> dict[str, LabelSpace | None]:
+def resolve_spaces(tasks: Mapping[str, Task], sources: Sequence[Source]) -> dict[str, LabelSpace | None]:
     """The label space each task learns: the one it names in `space`, else the only one the data sets offer."""
     spaces: dict[str, LabelSpace | None] = {}
+    known = [source.name for source in sources]
     for name, task in tasks.items():
-        offers = _offers(task, readers)
-        if not offers:
-            fields = sorted({field for reader in readers for field in reader.provides})
+        if strange := [one for one in task.learns_from or () if one not in known]:
             raise ValueError(
-                f"task {name!r} learns from {task.field!r}, which no training data set provides; they provide "
+                f"tasks.{name}.learns_from names {strange[0]!r}{did_you_mean(strange[0], known)}; the training data "
+                f"sets are {', '.join(known)}; correct it, or give a data set that name with `name:`"
+            )
+        offers = _offers(task, sources)
+        if not offers:
+            fields = sorted({field for source in sources if _may_teach(source, task) for field in source.provides})
+            raise ValueError(
+                f"task {name!r} learns from {task.field!r}, which no training data set provides"
+                f"{' among ' + ', '.join(task.learns_from) if task.learns_from else ''}; they provide "
                 f"{', '.join(fields)}; add a data set that has it, or remove the task"
             )
         spaces[name] = _choose_space(name, task, offers)
@@ -47,27 +54,48 @@ def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) ->
     return named[wanted] if wanted is not None else next(iter(named.values()), None)
 
 
-def supervises(reader: Reader, task: Task, space: LabelSpace | None) -> bool:
-    """Whether labels of this data set are of the kind the task learns."""
-    if task.field not in reader.provides:
+def supervises(source: Source, task: Task, space: LabelSpace | None) -> bool:
+    """Whether labels of this data set are of the kind the task learns, and it may learn from them."""
+    if task.field not in source.provides or not _may_teach(source, task):
         return False
-    offer = reader.provides[task.field]
+    offer = source.provides[task.field]
     return (offer and (offer.name, offer.classes)) == (space and (space.name, space.classes))
 
 
-def check_validation(tasks: Mapping[str, Task], spaces: Spaces, readers: Sequence[Reader]) -> None:
-    """Raises ValueError for a task whose labels the validation data sets give in other spaces only."""
+def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]) -> dict[str, str]:
+    """Names of results, and the task of each: "depth" where one data set judges the task, else "depth@nyuv2" for each.
+
+    Figures of different data sets are never mixed: they have their own protocols and tables.
+    Raises ValueError for a task whose labels the validation data sets give in other spaces only, or that is judged by
+    none of those it learns from.
+    """
+    names: dict[str, str] = {}
     for name, task in tasks.items():
-        offers = _offers(task, readers)
-        if offers and not any(supervises(reader, task, spaces[name]) for reader in readers):
+        judges = [source.name for source in sources if supervises(source, task, spaces[name])]
+        unfit = [source for source in sources if task.field in source.provides]
+        if unfit and not judges:
+            others = ", ".join(f"{source.name} ({_name(source.provides[task.field])})" for source in unfit)
+            only = f" from {', '.join(task.learns_from)}" if task.learns_from else ""
             raise ValueError(
-                f"task {name!r} learns {_name(spaces[name])}, but the validation data sets label {task.field!r} with "
-                f"{', '.join(_name(offer) for offer in offers)}; the two must agree; set both to one label space"
+                f"task {name!r} learns {_name(spaces[name])}{only}, but the validation data sets label {task.field!r} "
+                f"with {others}; the two must agree; set both to one label space and one name"
             )
+        names |= {f"{name}@{judge}": name for judge in judges} if len(judges) > 1 else {name: name}
+    return names
 
 
-def _offers(task: Task, readers: Sequence[Reader]) -> list[LabelSpace | None]:
-    return [reader.provides[task.field] for reader in readers if task.field in reader.provides]
+def task_of(name: str) -> str:
+    """The task behind a name of results (see `judged`)."""
+    return name.partition("@")[0]
+
+
+def _offers(task: Task, sources: Sequence[Source]) -> list[LabelSpace | None]:
+    fitting = [source for source in sources if task.field in source.provides and _may_teach(source, task)]
+    return [source.provides[task.field] for source in fitting]
+
+
+def _may_teach(source: Source, task: Task) -> bool:
+    return task.learns_from is None or source.name in task.learns_from
 
 
 def _name(space: LabelSpace | None) -> str:

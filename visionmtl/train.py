@@ -4,8 +4,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from torch import Tensor
 from visionmtl import checkpoint, distributed
 from visionmtl.augment import Augment
 from visionmtl.config import Run, dump
-from visionmtl.data import TrainLoader, ValLoader, open_readers, val_loader
-from visionmtl.datasets import Reader, Repeated
+from visionmtl.data import TrainLoader, ValLoader, val_loader
+from visionmtl.datasets import Repeated, Source, open_sources
 from visionmtl.distributed import Ranks
 from visionmtl.evaluate import evaluate, save_json, score
 from visionmtl.log import RunLog
 from visionmtl.model import MultiTaskNet, build_model
 from visionmtl.optim import lr_factor, set_lr
 from visionmtl.pace import Pace
-from visionmtl.spaces import resolve_spaces
+from visionmtl.spaces import resolve_spaces, supervises
 from visionmtl.state import RunState
 from visionmtl.types import Batch, Sample
 from visionmtl.weights import load_strictly
@@ -66,11 +66,11 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
     torch.use_deterministic_algorithms(run.train.deterministic)
     if options.overfit:
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
-    readers, val_readers = _readers(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, readers)
-    loader = TrainLoader(run.data, run.tasks, spaces, readers, run.train.batch_size, run.seed, ranks.rank, ranks.world)
+    sources, val_sources = _sources(run, options.overfit)
+    spaces = resolve_spaces(run.tasks, sources)
+    loader = TrainLoader(run.data, run.tasks, spaces, sources, run.train.batch_size, run.seed, ranks.rank, ranks.world)
     val = val_loader(
-        run.data, run.tasks, spaces, val_readers, run.train.batch_size, ranks.rank, ranks.world,
+        run.data, run.tasks, spaces, val_sources, run.train.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
     )  # fmt: skip
 
@@ -93,10 +93,8 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
     writes = ranks.first and not options.dry_run
     with RunLog.open(folder, writes, resume_step=state.step if resumed else None, show=ranks.first) as log:
         log.config(dump(run))
-        for line in _introduction(run, net, loader, val, spaces, ranks, resumed, state.step):
+        for line in _introduction(run, net, loader, val, sources, val_sources, ranks, resumed, state.step):
             log.line(line)
-        for note in (note for reader in (*readers, *val_readers) for note in getattr(reader, "notes", ())):
-            log.line(f"note      {note}")
         return _loop(state, loader, val, log, options, steps_per_epoch, total_steps, folder)
 
 
@@ -184,7 +182,8 @@ def _evaluate(
         if ranks.first and len(drawn) < run.train.sample_pictures:
             drawn.append((sample, predictions))
 
-    results = evaluate(net, val, ranks.device, precision=run.train.precision, on_image=collect)
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in val.judged.items()}
+    results = evaluate(net, val, ranks.device, precision=run.train.precision, meters=meters, on_image=collect)
     log.val(step=state.step, epoch=epochs_done, results=results)
     if dry_run:
         return results
@@ -203,12 +202,15 @@ def _evaluate(
     return results
 
 
-def _readers(run: Run, overfit: int | None) -> tuple[list[Reader], list[Reader]]:
-    readers = open_readers(run.data.train)
+def _sources(run: Run, overfit: int | None) -> tuple[list[Source], list[Source]]:
+    sources = open_sources(run.data.train)
     if overfit is None:
-        return readers, open_readers(run.data.val)
-    count = min(overfit, len(readers[0]))
-    return [Repeated(readers[0], count, len(readers[0]))], [Repeated(readers[0], count, count)]
+        return sources, open_sources(run.data.val)
+    few = [(source, min(overfit, len(source))) for source in sources]
+    return (
+        [replace(source, reader=Repeated(source.reader, count, len(source))) for source, count in few],
+        [replace(source, reader=Repeated(source.reader, count, count)) for source, count in few],
+    )
 
 
 def _start_from(net: MultiTaskNet, path: Path) -> None:
@@ -255,16 +257,23 @@ def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str
 
 
 def _introduction(
-    run: Run, net: MultiTaskNet, loader: TrainLoader, val: ValLoader, spaces: Mapping[str, Any], ranks: Ranks,
-    resumed: bool, step: int,
+    run: Run, net: MultiTaskNet, loader: TrainLoader, val: ValLoader, sources: Sequence[Source],
+    val_sources: Sequence[Source], ranks: Ranks, resumed: bool, step: int,
 ) -> Iterator[str]:  # fmt: skip
     """What a person wants to know before the first step."""
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
     for name, task in run.tasks.items():
-        space = spaces[name]
+        space = net.spaces[name]
         yield f"task      {name}: {task.type}" + (f", {len(space.classes)} classes of {space.name}" if space else "")
     yield f"data      {len(loader)} batches of {run.train.batch_size} a rank, {len(val)} to validate, {run.data.size}"
+    for source, count in zip(sources, loader.counts, strict=True):
+        taught = ", ".join(name for name, task in run.tasks.items() if supervises(source, task, net.spaces[name]))
+        yield f"train on  {source.name}: {len(source)} images, {count} drawn an epoch; teaches {taught}"
+    for source in val_sources:
+        yield f"judge on  {source.name}: {len(source)} images"
+    for source in (*sources, *val_sources):
+        yield from (f"note      {source.name}: {note}" for note in source.notes)
     yield f"loading   {loader.workers} workers ({loader.workers_reason})"
     yield f"device    {ranks.device}, {ranks.world} process(es), {run.train.precision}, balance {run.balance.type}"
     if resumed:

@@ -107,4 +107,5 @@ class Batch:
     labelled: dict[str, Tensor]  # by task: bool [B]
     frames: list[Frame] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)  # the originals; filled for evaluation only
+    sources: list[str] = field(default_factory=list)  # names of their data sets; as above
     colour: Tensor | None = None  # float32 [B, 3, 4] for `ops.colour.apply_matrices`; None = leave the colours alone

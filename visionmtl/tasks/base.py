@@ -46,6 +46,8 @@ class Task(Kind, home="visionmtl.tasks"):
 
     weight: float = Field(1.0, gt=0)
     """Factor on this task's loss under fixed weighting."""
+    learns_from: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the data sets that teach and judge it; None: all whose labels are of its kind."""
 
     @property
     @abstractmethod
