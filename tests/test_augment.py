@@ -200,3 +200,10 @@ def test_each_image_gets_its_own_matrix_in_full_precision_under_autocast():
     assert out.dtype == torch.float32
     torch.testing.assert_close(out[0], image[0].float(), atol=1e-3, rtol=0)
     torch.testing.assert_close(out[1], (2 * image[1].float()).clamp(max=255), atol=1e-3, rtol=0)
+
+
+def test_a_larger_input_than_in_training_is_a_zoom_that_the_frame_tells():
+    image = np.zeros((100, 200, 3), np.uint8)
+    assert fit(image, (50, 100))[1].zoom == 1
+    assert fit(image, (100, 200), train_size=(50, 100))[1].zoom == 2
+    assert fit(image, (60, 60), train_size=(50, 100))[1].zoom == pytest.approx(0.3 / 0.5)

@@ -181,3 +181,14 @@ def test_an_expectation_out_of_grammar_is_refused_before_anything_runs(saved, te
     with pytest.raises(SystemExit):
         evaluated(saved, "--expect", text)
     assert "is no expectation; allowed are TASK/METRIC>=X" in capsys.readouterr().err
+
+
+def test_whole_images_after_training_on_crops_are_another_input_size(saved, capsys):
+    assert evaluated(saved, "data.eval_size=[128,192]") == 0
+    assert "input (128, 192)" in capsys.readouterr().out
+    assert evaluated(saved, "data.eval_size=[100,192]") == 2
+    assert "data.eval_size is 100x192 px, but encoder 'resnet10t' needs multiples of" in capsys.readouterr().err
+    assert evaluated(saved, "data.size=[128,192]") == 2
+    assert "trained at (64, 96), and its depth is relative to that; another is not allowed; set" in (
+        capsys.readouterr().err
+    )

@@ -1,5 +1,8 @@
 """Tasks: what the contract promises, for every task on disk and every loss it can choose."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +166,14 @@ def test_depth_under_bfloat16_is_not_rounded_to_bfloat16():
         raw = module(random_maps(Depth().levels, 1))
     assert raw.dtype == torch.float32
     assert len(raw.unique()) > raw.numel() // 2, "bfloat16 has 64 values between 1 and 2"
+
+
+def test_depth_of_an_input_twice_as_large_as_in_training_is_doubled():
+    task, frame = Depth(max_depth_m=100), Frame(size=SIZE, content_size=SIZE)
+    raw = torch.full((1, 1, SIZE[0] // 4, SIZE[1] // 4), math.log(3))
+    for predict in (task.predict, lambda raw, *rest: task.predict_mirrored(raw, raw, *rest)):
+        assert predict(raw, [frame], SIZE)[0].mean() == pytest.approx(3, rel=1e-5)
+        assert predict(raw, [replace(frame, zoom=2.0)], SIZE)[0].mean() == pytest.approx(6, rel=1e-5)
 
 
 def test_predicted_normals_have_unit_length():

@@ -87,11 +87,11 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     file = args.json or folder / "eval" / f"{'-'.join([path.stem, *(word for word in words if word)])}.json"
     header = {
         "checkpoint": args.checkpoint, "step": opened.step, "epoch": opened.epoch, "split": split,
-        "overrides": args.overrides, "limit_batches": args.limit_batches, "size": run.data.size,
+        "overrides": args.overrides, "limit_batches": args.limit_batches, "size": run.data.input_size,
         "protocol": args.protocol, "tta": args.tta,
         "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    title = f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.size}, {run.train.precision}"
+    title = f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.input_size}, {run.train.precision}"
     _print(title, args, results, header, file)
     if args.save_predictions:
         print(f"written: {args.save_predictions}")
@@ -249,7 +249,7 @@ def _pictures(opened: Opened, tasks: Mapping[str, Task], sources: Sequence[Sourc
     first = val_loader(run.data, tasks, net.spaces, sources, NUM_PICTURES, workers=0, limit=1)
     pictures: list[Titled] = []
     for batch in first:
-        predictions = predict(net, [sample.image for sample in batch.samples], run.data.size)
+        predictions = predict(net, [sample.image for sample in batch.samples], run.data.input_size)
         for i, (sample, prediction) in enumerate(zip(batch.samples, predictions, strict=True)):
             truth = {name: task.truth(sample) for name, task in tasks.items() if batch.labelled[name][i]}
             rows = {"prediction": prediction, "truth": truth}

@@ -176,7 +176,7 @@ def _predicted(opened: Opened, show: Show, files: Sequence[Path]) -> Iterator[tu
 
 def _shown(opened: Opened, show: Show, images: Iterator[tuple[str, Picture]]) -> Iterator[tuple[str, Picture]]:
     for name, image in images:
-        prediction = predict(opened.net, [image], opened.run.data.size)[0]
+        prediction = predict(opened.net, [image], opened.run.data.input_size)[0]
         yield name, show.picture(image, {"prediction": prediction})
 
 
@@ -190,7 +190,7 @@ def _compared(opened: Opened, show: Show, num: int) -> Iterator[tuple[str, Pictu
     for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int)):
         source, index = places[at]
         sample = source.read(index)
-        prediction = predict(opened.net, [sample.image], opened.run.data.size)[0]
+        prediction = predict(opened.net, [sample.image], opened.run.data.input_size)[0]
         rows = {"prediction": prediction, "truth": show.truths(sample, source)}
         yield sample.image_id, show.picture(sample.image, rows)
 

@@ -21,13 +21,16 @@ Size = tuple[int, int]
 Value = TypeVar("Value", bound=np.generic)
 
 
-def fit(image: NDArray[np.uint8], size: Size) -> tuple[NDArray[np.uint8], Frame]:
+def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) -> tuple[NDArray[np.uint8], Frame]:
     """The whole image [H, W, 3] resized without distortion (to the rounding of a pixel) to fit into `size`.
 
     The result is at most `size` and touches it on one side; padding to `size` is the loader's.
+    train_size: that of training, where it is another: the frame says how much larger everything looks.
     """
-    window = _Window.whole(image.shape[:2], size)
-    return window.image(image), Frame(size=(image.shape[0], image.shape[1]), content_size=window.out)
+    height, width = image.shape[:2]
+    window = _Window.whole((height, width), size)
+    scale, trained = (min(h / height, w / width) for h, w in (size, train_size or size))
+    return window.image(image), Frame(size=(height, width), content_size=window.out, zoom=scale / trained)
 
 
 class Augment(Spec):

@@ -1,6 +1,8 @@
 """Everything needed to continue a run or to use its network: plain data, written atomically."""
 
+import errno
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from visionmtl.types import LabelSpace
 from visionmtl.weights import load_strictly
 
 FORMAT = 1
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV}
+"""What the system answers where a file cannot have a second name (FAT, some network file systems)."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -28,9 +32,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     if path.exists():
-        previous = path.with_name(path.name + ".previous")
-        previous.unlink(missing_ok=True)
-        os.link(path, previous)
+        _name_too(path, path.with_name(path.name + ".previous"))
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -45,11 +47,23 @@ def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
     save(path, state)
     if keep:
         named = path.with_name(f"step-{state['step']:07d}.pt")
-        named.unlink(missing_ok=True)
-        os.link(path, named)
+        _name_too(path, named)
         # by time, not by name: after going back to an earlier step, later ones lie there that are older
         for old in sorted(path.parent.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns)[:-keep]:
             old.unlink()
+
+
+def _name_too(path: Path, other: Path) -> None:
+    """Make `other` the same file as `path`; a copy where the file system has no hard links."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        temporary = other.with_name(other.name + ".writing")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, other)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -106,10 +120,17 @@ def open_model(
     if before and after and before != after:
         plain["data"] = moved(plain["data"], before, after)
     run = Run.model_validate(plain)
+    trained = tuple(state["run"]["data"]["size"])
+    if run.data.size != trained:
+        raise ValueError(
+            f"data.size is {run.data.size}, but {path} was trained at {trained}, and its depth is relative to that; "
+            f"another is not allowed; set data.eval_size=[{run.data.size[0]},{run.data.size[1]}] to evaluate so"
+        )
     # the weights come from the file; fetching the pretrained ones first would be idle
     encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
     spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
     net = build_model(run.model.model_copy(update={"encoder": encoder}), run.tasks, spaces, run.data.size)
+    net.check_size(run.data.input_size, "data.eval_size")
     load_strictly(net, best_weights(state), path)
     net.to(device).eval()
     return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)

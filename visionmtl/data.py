@@ -39,12 +39,19 @@ class Data(Spec):
     """Each is judged by itself."""
     sampling: Sampling = Sampling()
     size: tuple[int, int]
-    """(H, W) of the padded network input, pixels."""
+    """(H, W) of the padded network input in training, pixels."""
+    eval_size: tuple[int, int] | None = None
+    """The same in evaluation and prediction, e.g. whole images after training on crops; None: `size`."""
     augment: Augment = Augment()
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes per training process; 0 loads in the training process itself."""
     prefetch: int = Field(default=2, ge=1)
     """Batches each worker prepares ahead."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the padded network input in evaluation and prediction, pixels."""
+        return self.eval_size or self.size
 
     @model_validator(mode="after")
     def _sampling_has_an_effect(self) -> Self:
@@ -145,7 +152,7 @@ def val_loader(
     mine = [(index, 0) for index in range(rank, sum(len(source) for source in sources), world)]
     jobs = [(0, mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][:limit]
     count = choose_workers(data.workers, world)[0] if workers is None else workers
-    work = _ValWork(data.size, tasks, spaces, sources)
+    work = _ValWork(data, tasks, spaces, sources)
     return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=True), names)
 
 
@@ -234,9 +241,15 @@ class _TrainWork(_Work):
 
 
 class _ValWork(_Work):
+    def __init__(self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]) -> None:
+        super().__init__(data.input_size, tasks, spaces, sources)
+        self._train_size = data.size
+
     def __getitem__(self, job: _Job) -> dict[str, Any]:
         samples, taught, names = zip(*(self._read(index) for index, _ in job[1]), strict=True)
-        fitted: list[tuple[NDArray[np.uint8], Frame]] = [fit(sample.image, self._size) for sample in samples]
+        fitted: list[tuple[NDArray[np.uint8], Frame]] = [
+            fit(sample.image, self._size, self._train_size) for sample in samples
+        ]
         return {
             "image": pad([image for image, _ in fitted], self._size),
             "targets": {},

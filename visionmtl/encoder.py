@@ -176,7 +176,7 @@ class _TimmMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Maps:
         """See the class."""
-        self._check_size(image.shape[-2], image.shape[-1])
+        self.check_size(image.shape[-2], image.shape[-1])
         if self._patch != self.size_multiple:
             height, width = (side // self.size_multiple * self._patch for side in image.shape[-2:])
             image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)
@@ -186,7 +186,8 @@ class _TimmMaps(nn.Module):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return dict(zip(self.levels, features, strict=True))
 
-    def _check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for an input of (height, width) pixels that the model cannot take."""
         if self.fixed_size is not None and (height, width) != tuple(self.fixed_size):
             raise ValueError(
                 f"image is {height}x{width} px, but encoder {self.name} was built for "

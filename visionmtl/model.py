@@ -36,18 +36,14 @@ class MultiTaskNet(nn.Module):
         super().__init__()
         self.tasks = dict(tasks)
         self.spaces = dict(spaces)
+        self.size = size
         self.encoder_origin: str
         levels = {name: task.levels for name, task in tasks.items()}
         wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
         encoder = spec.encoder.build(size, coarsest=wanted[-1])
         self.size_multiple = int(encoder.size_multiple)
-        if size[0] % self.size_multiple or size[1] % self.size_multiple:
-            multiple = self.size_multiple
-            up = [-(-side // multiple) * multiple for side in size]
-            raise ValueError(
-                f"data.size is {size[0]}x{size[1]} px, but encoder {spec.encoder.name!r} needs multiples of "
-                f"{multiple}; choose {up[0]}x{up[1]}"
-            )
+        self._encoder_name = spec.encoder.name
+        self._check_multiple(size, "data.size")
         self.encoder_origin = encoder.origin
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -57,6 +53,20 @@ class MultiTaskNet(nn.Module):
         self.decoders = nn.ModuleDict(
             {name: task.build(self.trunk.out_channels, spaces[name]) for name, task in tasks.items()}
         )
+
+    def _check_multiple(self, size: tuple[int, int], setting: str) -> None:
+        multiple = self.size_multiple
+        if size[0] % multiple or size[1] % multiple:
+            up = [-(-side // multiple) * multiple for side in size]
+            raise ValueError(
+                f"{setting} is {size[0]}x{size[1]} px, but encoder {self._encoder_name!r} needs multiples of "
+                f"{multiple}; choose {up[0]}x{up[1]}"
+            )
+
+    def check_size(self, size: tuple[int, int], setting: str) -> None:
+        """Raises ValueError when inputs of `size` = (H, W) cannot be evaluated; `setting` is where it comes from."""
+        self._check_multiple(size, setting)
+        self.encoder.check_size(*size)  # type: ignore[operator]
 
     @property
     def encoder(self) -> nn.Module:

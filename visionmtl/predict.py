@@ -22,7 +22,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Each image's predictions by task, at the image's own resolution.
 
-    images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input, that of training (`run.data.size`).
+    images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`).
     The images are resized and padded as validation does it. Runs where the network's weights are, in evaluation mode,
     and leaves the network in the mode it was in.
     """
@@ -45,7 +45,7 @@ def predict(
 def _predict_batch(
     net: MultiTaskNet, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    fitted = [fit(image, size) for image in images]
+    fitted = [fit(image, size, net.size) for image in images]
     batch = pad([image for image, _ in fitted], size).to(net.mean.device)
     frames = [frame for _, frame in fitted]
     raws = net(batch)

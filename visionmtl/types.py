@@ -87,6 +87,7 @@ class Frame:
 
     size: tuple[int, int]  # (H, W) of the original, pixels
     content_size: tuple[int, int]  # (H, W) it was resized to
+    zoom: float = 1.0  # how much larger than at the size of training: everything looks that much nearer
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,17 +88,19 @@ class Depth(Task, frozen=True):
         return [depth_m.cpu().numpy() for depth_m in self.predict_for_meter(raw, frames, size)]
 
     def predict_for_meter(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Tensor]:
-        return [self._metres(one) for one in each_to_original(raw, size, frames)]
+        return [
+            self._metres(one, frame) for one, frame in zip(each_to_original(raw, size, frames), frames, strict=True)
+        ]
 
     def predict_mirrored(
         self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
     ) -> list[NDArray[np.float32]]:
         """The geometric mean of the two depths."""
-        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
-        return [self._metres((one + other.flip(-1)) / 2).cpu().numpy() for one, other in views]
+        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), frames, strict=True)
+        return [self._metres((one + other.flip(-1)) / 2, frame).cpu().numpy() for one, other, frame in views]
 
-    def _metres(self, log_depth: Tensor) -> Tensor:
-        return log_depth[0].exp().clamp(self.min_depth_m, self.max_depth_m)
+    def _metres(self, log_depth: Tensor, frame: Frame) -> Tensor:
+        return (log_depth[0].exp() * frame.zoom).clamp(self.min_depth_m, self.max_depth_m)
 
     def meter(self, space: LabelSpace | None) -> Meter:
         return DepthMeter(self.protocol, self.min_depth_m, self.max_depth_m)
