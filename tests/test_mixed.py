@@ -182,8 +182,17 @@ def test_who_learns_from_one_name_is_not_judged_under_another(run: Run):
     renamed = [*sources[:2], replace(sources[2], name="rooms")]
     spaces = resolve_spaces(tasks, sources)
     assert judged(tasks, spaces, sources).keys() == JUDGED
-    with pytest.raises(ValueError, match=r"task 'room_depth' learns no classes from nyuv2, but .* one name"):
+    with pytest.raises(
+        ValueError, match=r"task 'room_depth' learns from nyuv2, but .* coco, cityscapes, rooms; .*"
+    ):
         judged(tasks, spaces, renamed)
+
+
+def test_a_task_that_its_data_set_cannot_judge_keeps_a_result_of_no_images(run: Run):
+    tasks = {"depth": run.tasks["depth"].model_copy(update={"learns_from": ("cityscapes",)})}
+    streets = run.data.val[1].model_copy(update={"labels": ("boxes", "segmentation")})
+    sources = open_sources([streets, run.data.val[2]])
+    assert judged(tasks, {"depth": None}, sources) == {"depth": "depth"}
 
 
 def test_a_data_set_that_teaches_nobody_or_is_never_drawn_is_an_error(run: Run):

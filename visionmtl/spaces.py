@@ -65,20 +65,24 @@ def supervises(source: Source, task: Task, space: LabelSpace | None) -> bool:
 def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]) -> dict[str, str]:
     """Names of results, and the task of each: "depth" where one data set judges the task, else "depth@nyuv2" for each.
 
-    Figures of different data sets are never mixed: they have their own protocols and tables.
-    Raises ValueError for a task whose labels the validation data sets give in other spaces only, or that is judged by
-    none of those it learns from.
+    Figures of different data sets are never mixed: they have their own protocols and tables. A task for which no data
+    set has labels keeps its name, and a result of no images.
+    Raises ValueError for a task whose labels they give in other spaces only, or that learns from names they lack.
     """
     names: dict[str, str] = {}
     for name, task in tasks.items():
-        judges = [source.name for source in sources if supervises(source, task, spaces[name])]
-        unfit = [source for source in sources if task.field in source.provides]
-        if unfit and not judges:
-            others = ", ".join(f"{source.name} ({_name(source.provides[task.field])})" for source in unfit)
-            only = f" from {', '.join(task.learns_from)}" if task.learns_from else ""
+        asked = [source for source in sources if _may_teach(source, task)]
+        if not asked:
             raise ValueError(
-                f"task {name!r} learns {_name(spaces[name])}{only}, but the validation data sets label {task.field!r} "
-                f"with {others}; the two must agree; set both to one label space and one name"
+                f"task {name!r} learns from {', '.join(task.learns_from or ())}, but the validation data sets are "
+                f"{', '.join(source.name for source in sources)}; one of one name is needed to judge it; set `name`"
+            )
+        judges = [source.name for source in asked if supervises(source, task, spaces[name])]
+        others = [f"{one.name} ({_name(one.provides[task.field])})" for one in asked if task.field in one.provides]
+        if others and not judges:
+            raise ValueError(
+                f"task {name!r} learns {_name(spaces[name])}, but the validation data sets label {task.field!r} with "
+                f"{', '.join(others)}; the two must agree; set both to one label space"
             )
         names |= {f"{name}@{judge}": name for judge in judges} if len(judges) > 1 else {name: name}
     return names
