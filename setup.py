@@ -51,6 +51,7 @@ setup(
     entry_points={"console_scripts": ["visionmtl = visionmtl.cli:main"]},
     install_requires=[
         "albumentations>=2.0",
+        "filelock>=3.12",
         "numpy>=1.26",
         "omegaconf>=2.3",
         # the headless build: albumentations requires it, and `opencv-python` beside it overwrites its files

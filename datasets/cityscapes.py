@@ -9,10 +9,9 @@ Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", 
 after registration at https://www.cityscapes-dataset.com. 2975 training, 500 validation and 1525 test images.
 """
 
-import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
 import cv2
 import numpy as np
@@ -20,15 +19,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from visionmtl.datasets import Dataset
+from visionmtl.ops.coco_entries import read_json
 from visionmtl.ops.disparity import depth_from_codes
 from visionmtl.ops.instances import outlines
 from visionmtl.ops.photos import read_map, read_photo
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19, THING_OF_CODE, THINGS8, UNKNOWN, class_table
-from visionmtl.types import Boxes, LabelSpace, Sample
+from visionmtl.ops.street_panoptic import PanopticBoxes
+from visionmtl.types import EVERYTHING, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
 _HIDDEN_IDS = (1, 2, 3)  # ego vehicle, rectification border, out of region of interest: stereo means nothing there
+
+_MAX_BASELINE_M = 10.0  # official ones are 0.21 and 0.22; above, it was written in another unit
+_MAX_FOCAL_PX = 1e6  # official ones are about 2260
 
 _FILES = {  # by part: folder, ending
     "image": ("leftImg8bit", "_leftImg8bit.png"),
@@ -71,11 +75,11 @@ class CityscapesReader:
     def __init__(self, spec: Cityscapes) -> None:
         self._root, self._split = Path(spec.root), spec.split
         self._stems = _find_images(self._root / "leftImg8bit" / spec.split)
+        self.notes: list[str] = []
         self._have = {part: self._find(part) for part in _FILES if part != "image"}
         space = CITYSCAPES19 if spec.classes == 19 else CITYSCAPES7
         self._table = class_table(space)
-        self._panoptic: _PanopticBoxes | None = None
-        self.notes: list[str] = []
+        self._panoptic: PanopticBoxes | None = None
         self.provides: dict[str, LabelSpace | None] = {}
         self._labelled: dict[str, NDArray[np.bool_]] = {}
 
@@ -103,11 +107,19 @@ class CityscapesReader:
     def __len__(self) -> int:
         return len(self._stems)
 
+    def file(self, index: int) -> Path:
+        """Where the image lies."""
+        return self._file("image", index)
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
+        return self.read_part(index, EVERYTHING)
+
+    def read_part(self, index: int, part: Wanted) -> Sample:
+        """As `read`; see `visionmtl.datasets.FrugalReader`. PNGs are not reduced."""
         image = read_photo(self._file("image", index))
         size = image.shape[:2]
-        wanted = {label: bool(known[index]) for label, known in self._labelled.items()}
+        wanted = {label: bool(known[index]) for label, known in self._labelled.items() if label in part.fields}
         depth = wanted.get("depth_m", False)
         boxes_here = wanted.get("boxes", False) and bool(self._have["instanceIds"][index])
 
@@ -117,13 +129,13 @@ class CityscapesReader:
         if boxes_here or (depth and label_ids is None and self._have["instanceIds"][index]):
             instance_ids = self._read_codes("instanceIds", index, size, np.uint16)
 
-        boxes = segmentation = depth_m = None
+        boxes = segmentation = depth_m = disparity_px_metre = None
         if boxes_here:
             assert instance_ids is not None
             boxes = find_boxes(instance_ids)
         elif wanted.get("boxes"):
             assert self._panoptic is not None
-            boxes = self._panoptic.of(index)
+            boxes = self._panoptic.of(index, self._file("image", index), size)
         if wanted.get("segmentation"):
             assert label_ids is not None
             segmentation = self._to_classes(label_ids, index)
@@ -133,12 +145,14 @@ class CityscapesReader:
             baseline_m, focal_px = _read_camera(self._file("camera", index))
             hidden = None if ids is None else (ids >= _HIDDEN_IDS[0]) & (ids <= _HIDDEN_IDS[-1])
             depth_m = depth_from_codes(codes, baseline_m, focal_px, hidden)
+            disparity_px_metre = baseline_m * focal_px
         return Sample(
             image=image,
             image_id=str(self._stems[index]).partition("/")[2],
             boxes=boxes,
             segmentation=segmentation,
             depth_m=depth_m,
+            disparity_px_metre=disparity_px_metre,
         )
 
     def _file(self, part: str, index: int) -> Path:
@@ -146,12 +160,19 @@ class CityscapesReader:
         return self._root / folder / self._split / f"{self._stems[index]}{ending}"
 
     def _find(self, part: str) -> NDArray[np.bool_]:
-        """bool [N]: which images have this file."""
+        """bool [N]: which images have this file. Files that have no image are counted."""
         folder, ending = _FILES[part]
         base = self._root / folder / self._split
-        cities = sorted({str(stem).partition("/")[0] for stem in self._stems})
-        present = {f"{city}/{name}" for city in cities if (base / city).is_dir() for name in os.listdir(base / city)}
-        return np.array([f"{stem}{ending}" in present for stem in self._stems], np.bool_)
+        cities = [city for city in os.listdir(base) if (base / city).is_dir()] if base.is_dir() else []
+        present = {f"{city}/{name}" for city in cities for name in os.listdir(base / city) if name.endswith(ending)}
+        wanted = [f"{stem}{ending}" for stem in self._stems]
+        alone = sorted(present.difference(wanted))
+        if alone:
+            self.notes.append(
+                f"cityscapes {self._split}: {len(alone)} *{ending} have no image and are not read, the first is "
+                f"{base / alone[0]} (see {_PACKAGE['image']})"
+            )
+        return np.array([name in present for name in wanted], np.bool_)
 
     def _find_boxes(self) -> tuple[NDArray[np.bool_], str]:
         """Which images have boxes, from their instanceIds or else from the panoptic json; and why the others have not.
@@ -160,12 +181,10 @@ class CityscapesReader:
         known = self._have["instanceIds"]
         json_file = self._root / "gtFine" / f"cityscapes_panoptic_{self._split}.json"
         why = f"no *_instanceIds.png, see gtFine_trainvaltest.zip, and no entry in {json_file.name}"
-        if known.all() or self._split == "test" or not json_file.is_file():
+        if known.all() or self._split == "test" or not json_file.exists():
             return known, why
-        self._panoptic = _PanopticBoxes(json_file, [str(stem).partition("/")[2] for stem in self._stems])
-        dropped = self._panoptic.num_dropped
-        if dropped:
-            self.notes.append(f"cityscapes {self._split}, boxes: dropped {dropped} without width or height")
+        self._panoptic = PanopticBoxes(json_file, [str(stem).partition("/")[2] for stem in self._stems])
+        self.notes += self._panoptic.notes
         return known | self._panoptic.listed, why
 
     def _note(self, label: str, what: str, where: NDArray[np.bool_], why: str) -> None:
@@ -201,45 +220,6 @@ def find_boxes(instance_ids: NDArray[np.uint16]) -> Boxes:
     )
 
 
-class _PanopticBoxes:
-    """The things of a panoptic json in flat arrays: Python objects per box would be copied into every worker."""
-
-    def __init__(self, file: Path, image_ids: list[str]) -> None:
-        content = _read_json(file)
-        ours = dict(zip(THINGS8.ids, THINGS8.classes, strict=True))
-        theirs = {category["id"]: category["name"] for category in content.get("categories", ())}
-        if any(theirs.get(number) != name for number, name in ours.items()):
-            raise ValueError(
-                f"{file} calls categories {sorted(ours)} {[theirs.get(number) for number in sorted(ours)]}; needed are "
-                "the official ids, not train ids; make it with csCreatePanopticImgs without --use-train-id"
-            )
-        index_of = {image_id: index for index, image_id in enumerate(image_ids)}
-        listed = [one for one in content["annotations"] if one["image_id"] in index_of]
-        rows = [
-            (index_of[one["image_id"]], *segment["bbox"], segment["category_id"], segment["iscrowd"], segment["area"])
-            for one in listed
-            for segment in one["segments_info"]
-            if segment["category_id"] in ours
-        ]
-        table = np.array(rows, np.float64).reshape(-1, 8)
-        sound = np.isfinite(table).all(axis=1) & (table[:, 3] > 0) & (table[:, 4] > 0)
-        table = table[sound]
-        table = table[np.argsort(table[:, 0], kind="stable")]
-
-        self.num_dropped = int((~sound).sum())
-        self.listed = np.zeros(len(image_ids), np.bool_)
-        self.listed[[index_of[one["image_id"]] for one in listed]] = True
-        self._start = np.searchsorted(table[:, 0], np.arange(len(image_ids) + 1))
-        self._xyxy = np.concatenate([table[:, 1:3], table[:, 1:3] + table[:, 3:5]], axis=1).astype(np.float32)
-        self._labels = THING_OF_CODE[table[:, 5].astype(np.int64)].astype(np.int64)
-        self._crowd = table[:, 6] > 0
-        self._area = table[:, 7].astype(np.float32)
-
-    def of(self, index: int) -> Boxes:
-        part = slice(self._start[index], self._start[index + 1])
-        return Boxes(self._xyxy[part], self._labels[part], self._crowd[part], self._area[part])
-
-
 def _find_images(folder: Path) -> NDArray[np.str_]:
     """[N] "city/stem" of every image, in one array: it is sent to all workers."""
     ending = _FILES["image"][1]
@@ -254,21 +234,18 @@ def _find_images(folder: Path) -> NDArray[np.str_]:
 
 def _read_camera(file: Path) -> tuple[float, float]:
     """Baseline in metres and horizontal focal length in pixels."""
-    camera = _read_json(file)
-    values = camera.get("extrinsic", {}).get("baseline"), camera.get("intrinsic", {}).get("fx")
-    if not all(isinstance(value, int | float) and value > 0 for value in values):
+    camera = read_json(file)
+    parts = [camera.get(name) if isinstance(camera, dict) else None for name in ("extrinsic", "intrinsic")]
+    names, limits = ("baseline", "fx"), (_MAX_BASELINE_M, _MAX_FOCAL_PX)
+    values = [part.get(name) if isinstance(part, dict) else None for part, name in zip(parts, names, strict=True)]
+    sound = [float(v) for v, limit in zip(values, limits, strict=True) if _is_number(v) and 0 < v < limit]
+    if len(sound) < 2:
         raise ValueError(
-            f"{file} has extrinsic.baseline {values[0]} and intrinsic.fx {values[1]}; both must be numbers above 0; "
-            f"unpack {_PACKAGE['camera']} again"
+            f"{file} has extrinsic.baseline {values[0]} and intrinsic.fx {values[1]}; both must be numbers above 0, in "
+            f"metres (below {_MAX_BASELINE_M:g}) and pixels; unpack {_PACKAGE['camera']} again"
         )
-    return float(values[0]), float(values[1])
+    return sound[0], sound[1]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a cut multi-byte character and cut json are both ValueErrors
-        raise ValueError(f"{file} is no readable json: {error}; a whole file is needed; unpack it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; an object with names is needed; unpack it again")
-    return content
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,7 +9,6 @@ Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; Kirillov et 
 Flickr's users licensed them.
 """
 
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +24,8 @@ from visionmtl.ops.coco_entries import Packed, look_up
 from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_map, read_photo
-from visionmtl.types import IGNORE, Boxes, LabelSpace, Sample
+from visionmtl.ops.photos import read_map, read_reduced
+from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation"]
 Maps = Literal["panoptic", "stuffthingmaps", "instances", "instances_and_background"]
@@ -142,7 +141,7 @@ class Reader:
             if packed is not None and not len(packed):
                 raise ValueError(f"{packed.file} lists no images; a split needs at least one; {_GET_IT}")
         self.provides: dict[str, LabelSpace | None] = {}
-        self.notes: list[str] = boxes.report() if boxes is not None and "boxes" in spec.labels else []
+        self.notes: list[str] = boxes.report() if boxes is not None else []
         """What is worth knowing about the labels, a sentence each."""
         self._spec, self._images, self._boxes, self._segments = spec, images, boxes, segments
         self._folder = _one_of(root / name, root / "images" / name)
@@ -156,8 +155,6 @@ class Reader:
             self.notes.append(f"segmentation: {_SPACES[spec.maps].name} from {spec.maps}")
             if labelled < len(self):
                 self.notes.append(f"{len(self) - labelled} of {len(self)} images have no class map: not labelled")
-        if boxes is not None and boxes.report():
-            warnings.warn("\n".join(boxes.report()), stacklevel=3)
 
     def _find_maps(self, root: Path, name: str) -> int:
         """Where the class map of each image is; returns how many have one. Raises ValueError when none has."""
@@ -188,24 +185,37 @@ class Reader:
     def __len__(self) -> int:
         return len(self._images)
 
-    def boxes_of(self, index: int) -> Boxes | None:
-        """The boxes alone, without opening a file."""
-        return self._boxes.of(index) if self._boxes is not None and "boxes" in self._spec.labels else None
+    def boxes_of(self, index: int, size: tuple[int, ...] | None = None) -> Boxes | None:
+        """The boxes alone, without opening a file. size: (H, W) of the image, where it was read, for a check."""
+        return self._boxes.of(index, size) if self._boxes is not None and "boxes" in self._spec.labels else None
+
+    def file(self, index: int) -> Path:
+        """Where the image lies."""
+        return self._folder / self._images.name(index)
 
     def read(self, index: int) -> Sample:
         """The sample at full size; `image_id` is COCO's number. A broken file raises ValueError with its name."""
-        file = self._folder / self._images.name(index)
-        image, declared = read_photo(file), self._images.size(index)
-        if image.shape[:2] != declared and 0 not in declared:
+        return self.read_part(index, EVERYTHING)
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+        file = self.file(index)
+        photo, declared = read_reduced(file, wanted.shrink), self._images.size(index)
+        size = photo.full_size
+        if size != declared and 0 not in declared:
             raise ValueError(
-                f"{file} is {image.shape[:2]}, {self._images.file} says {declared} (height, width, as stored: without "
+                f"{file} is {size}, {self._images.file} says {declared} (height, width, as stored: without "
                 "EXIF rotation); boxes would not fit; fetch the official file"
             )
         return Sample(
-            image=image,
+            image=photo.pixels,
             image_id=str(self._images.image_ids[index]),
-            boxes=self.boxes_of(index),
-            segmentation=self._read_classes(index, image.shape[:2]) if self._spec.maps else None,
+            boxes=self.boxes_of(index, size) if "boxes" in wanted.fields else None,
+            segmentation=self._read_classes(index, size)
+            if self._spec.maps and "segmentation" in wanted.fields
+            else None,
+            full_size=size,
+            shrunk=photo.shrunk,
         )
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:

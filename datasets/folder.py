@@ -9,56 +9,28 @@ In paths, all relative to `root`, {split} stands for the field `split`, {stem} f
 ending, and {path} for the same with the folders that the wildcards of `images` matched. Licence: that of your images.
 """
 
-import re
-import warnings
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
 from visionmtl.ops import file_names
 from visionmtl.ops.coco_json import read_boxes
-from visionmtl.ops.depth_values import range_complaint, read_array, to_metres
-from visionmtl.ops.images import SUFFIXES, read_image
+from visionmtl.ops.depth_values import range_complaint, read_array, spread, to_metres
+from visionmtl.ops.images import SUFFIXES, read_upright
 from visionmtl.ops.label_values import class_file, label_table, to_classes
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_photo, read_png
+from visionmtl.ops.path_patterns import FilePerImage, RelativePath
+from visionmtl.ops.photos import read_png, read_reduced
 from visionmtl.spec import Spec
-from visionmtl.types import IGNORE, Boxes, LabelSpace, Sample
+from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
-_NUM_LOOKED_AT = 4  # depth files read at the start, to see whether the unit can be meant
-
-
-def _check_path(text: str) -> str:
-    unknown = set(re.findall(r"{([^}]*)}", text)) - {"split", "stem", "path"}
-    if unknown or not file_names.stays_inside(text):
-        what = f"has {{{'}, {'.join(sorted(unknown))}}}" if unknown else "leads out of `root`"
-        raise PydanticCustomError(
-            "path",
-            "{text}",
-            {
-                "text": f"path {text!r} {what}; allowed are paths relative to `root`, with / and without '..', and the "
-                "words {split}, {stem} and {path}; correct it, or set `root` higher up"
-            },
-        )
-    return text
-
-
-def _check_per_image(text: str) -> str:
-    if "{stem}" not in text and "{path}" not in text:
-        raise PydanticCustomError(
-            "path", "{text}", {"text": f"path {text!r} is one file for all images; write {{stem}} where names differ"}
-        )
-    return text
-
-
-RelativePath = Annotated[str, AfterValidator(_check_path)]
-FilePerImage = Annotated[RelativePath, AfterValidator(_check_per_image)]
 Missing = Literal["error", "unlabelled"]
 
 
@@ -103,7 +75,7 @@ class Folder(Dataset):
     type: Literal["folder"] = "folder"
     root: str
     images: RelativePath
-    """Glob pattern; ** matches any number of folders."""
+    """Glob pattern; ** matches any number of folders, but none that is a link."""
     split: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
     list_file: RelativePath | None = None
     """Text file that names the images of the split, one a line; default: all that `images` matches."""
@@ -153,8 +125,7 @@ class FolderReader:
             ids = tuple(number for number, _ in self._boxes.categories)
             names = tuple(name for _, name in self._boxes.categories)
             self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)
-            for line in self._boxes.report():
-                self._note(line)
+            self.notes += self._boxes.report()
         if spec.segmentation:
             self._find_partners("segmentation", spec.segmentation, images)
             classes, values = spec.segmentation.classes, spec.segmentation.values
@@ -174,25 +145,34 @@ class FolderReader:
     def __len__(self) -> int:
         return len(self._images)
 
+    def file(self, index: int) -> Path:
+        """Where the image lies."""
+        return self._root / self._name(index)
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
-        file = self._root / self._name(index)
-        image = read_image(file) if self._spec.upright else read_photo(file)
-        size = image.shape[:2]
-        known = {label for label, labelled in self._labelled.items() if labelled[index]}
+        return self.read_part(index, EVERYTHING)
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+        photo = (read_upright if self._spec.upright else read_reduced)(self.file(index), wanted.shrink)
+        size = photo.full_size
+        known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
         return Sample(
-            image=image,
+            image=photo.pixels,
             image_id=self._partner("{path}", self._name(index)),
             boxes=self._read_boxes(index, size) if "boxes" in known else None,
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
+            full_size=size,
+            shrunk=photo.shrunk,
         )
 
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
         row = int(self._rows[index])
         if self._boxes.size(row) != (0, 0):
             self._same_size(self._boxes.file, self._boxes.size(row), index, size)
-        return self._boxes.of(row)
+        return self._boxes.of(row, size)
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
         file = self._file("segmentation", index)
@@ -241,6 +221,17 @@ class FolderReader:
                 f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(SUFFIXES)} is "
                 "needed; correct `root`, `images` or `split`"
             )
+        if strange := [image for image in images if not file_names.is_unicode(image)]:
+            raise ValueError(
+                f"{len(strange)} of {len(images)} images have names that are not in UTF-8, the first is "
+                f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
+            )
+        others = set(self._root.glob(file_names.any_case(pattern))).difference(files)
+        if left := sorted(file for file in others if not file.name.startswith(".")):
+            self.notes.append(
+                f"{len(left)} files match {pattern!r} but for the case of their ending and are not read, the first is "
+                f"{left[0]}"
+            )
         return images
 
     def _match(self, images: list[str]) -> NDArray[np.int64]:
@@ -259,7 +250,7 @@ class FolderReader:
             else:
                 rows[position] = row
         if others:
-            self._note(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
+            self.notes.append(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
         return rows
 
     def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
@@ -281,17 +272,14 @@ class FolderReader:
                 f"{text}; in {self._root} every image needs its label; add what is missing, correct the path, or set "
                 "missing: unlabelled to take those images as not labelled"
             )
-        self._note(f"{text}; they are not labelled")
+        self.notes.append(f"{text}; they are not labelled")
 
     def _check_range(self) -> None:
         assert self._spec.depth is not None
         labelled = np.flatnonzero(self._labelled["depth_m"])
-        chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, _NUM_LOOKED_AT).astype(int))]
+        chosen = labelled[spread(len(labelled))]
         looked_at = [self._read_depth(int(index)) for index in chosen]
-        complaint = range_complaint(looked_at, self._spec.depth.metres_per_unit)
+        guess = "1 for metres, 0.01 for centimetres, 0.001 for millimetres"
+        complaint = range_complaint(looked_at, f"metres_per_unit {self._spec.depth.metres_per_unit:g} ({guess})")
         if complaint:
-            self._note(f"{self._file('depth_m', int(chosen[0]))} and {len(chosen) - 1} others: {complaint}")
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        warnings.warn(text, stacklevel=2)
+            self.notes.append(f"{self._file('depth_m', int(chosen[0]))} and {len(chosen) - 1} others: {complaint}")

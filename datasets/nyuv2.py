@@ -8,10 +8,8 @@ Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", 
 795 training and 654 test images: https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html
 """
 
-import json
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +20,13 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
-from visionmtl.ops.coco_json import read_boxes
+from visionmtl.ops import file_names
+from visionmtl.ops.coco_by_stem import BoxesByStem
+from visionmtl.ops.coco_entries import read_json
+from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_map, read_photo
-from visionmtl.types import Boxes, LabelSpace, Sample
+from visionmtl.ops.photos import read_map, read_png, read_reduced
+from visionmtl.types import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
@@ -42,6 +43,7 @@ CLASSES = {
 }
 NO_THINGS = ("wall", "floor", "ceiling")
 _DEPTH_FOLDERS = {"inpainted": "depth", "raw": "depth_raw"}
+_MAX_UNITS = 1e6  # a micrometre
 _GET_IT = "make the folder with `python tools/prepare.py nyuv2 SRC DST`, or correct `root`"
 
 
@@ -79,11 +81,14 @@ class NYUv2(Dataset):
         suffix = _image_suffix(root / "image" / self.split)
         _check_files(root / "image" / self.split, stems, suffix)
         if "boxes" in self.labels:
-            boxes = _BoxTable(_annotation_file(root, self.split), stems)
-            provides["boxes"] = boxes.space
+            boxes = BoxesByStem(_annotation_file(root, self.split), stems, _GET_IT)
+            provides["boxes"] = LabelSpace(
+                f"nyu_things{len(boxes.ids)}", boxes.names, palette(len(boxes.ids)), boxes.ids
+            )
         if "segmentation" in self.labels:
             segmentation = f"seg{self.classes}"
             _check_files(root / segmentation / self.split, stems, ".png")
+            _check_classes(root / "meta.json", self.classes)
             provides["segmentation"] = class_space(self.classes)
         if "depth_m" in self.labels:
             _check_files(root / _DEPTH_FOLDERS[self.depth] / self.split, stems, ".png")
@@ -100,7 +105,7 @@ class _Reader:
         stems: list[str],
         suffix: str,
         provides: dict[str, LabelSpace | None],
-        boxes: "_BoxTable | None",
+        boxes: BoxesByStem | None,
         segmentation: str | None,
         units_per_metre: float | None,
     ) -> None:
@@ -108,22 +113,41 @@ class _Reader:
         self._spec, self._root, self._split, self._stems = spec, Path(spec.root), spec.split, stems
         self._suffix, self._boxes, self._segmentation = suffix, boxes, segmentation
         self._units_per_metre = units_per_metre
+        self.notes = list(boxes.notes) if boxes else []
+        """What is worth knowing about the labels, a sentence each."""
+        if units_per_metre:
+            looked_at = [self._read_depth(stems[index], None, units_per_metre) for index in spread(len(stems))]
+            usual = "units per metre: 25.5 in 8 bits, 1000 for millimetres in 16 bits"
+            if complaint := range_complaint(looked_at, f"depth_scale {units_per_metre:g} in meta.json ({usual})"):
+                self.notes.append(f"{self._root / _DEPTH_FOLDERS[spec.depth] / spec.split}: {complaint}")
 
     def __len__(self) -> int:
         return len(self._stems)
 
+    def file(self, index: int) -> Path:
+        """Where the image lies."""
+        return self._root / "image" / self._split / f"{self._stems[index]}{self._suffix}"
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
-        stem = self._stems[index]
-        image = read_photo(self._root / "image" / self._split / f"{stem}{self._suffix}")
-        if self._spec.black_border:
-            blacken_border(image)
+        return self.read_part(index, EVERYTHING)
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+        file, stem, border = self.file(index), self._stems[index], self._spec.black_border
+        photo = read_reduced(file, at_full_size if border else wanted.shrink)  # the border ends at odd pixels
+        if border:
+            blacken_border(photo.pixels, file)
+        size, units = photo.full_size, self._units_per_metre
+        boxes, segmentation, depth = (name in wanted.fields for name in ("boxes", "segmentation", "depth_m"))
         return Sample(
-            image=image,
+            image=photo.pixels,
             image_id=stem,
-            boxes=self._boxes.of(index) if self._boxes else None,
-            segmentation=self._read_segmentation(stem, image.shape[:2]) if self._segmentation else None,
-            depth_m=self._read_depth(stem, image.shape[:2], self._units_per_metre) if self._units_per_metre else None,
+            boxes=self._boxes.of(index, size, file) if boxes and self._boxes else None,
+            segmentation=self._read_segmentation(stem, size) if segmentation and self._segmentation else None,
+            depth_m=self._read_depth(stem, size, units) if depth and units else None,
+            full_size=size,
+            shrunk=photo.shrunk,
         )
 
     def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -136,30 +160,30 @@ class _Reader:
             )
         return codes - np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
 
-    def _read_depth(self, stem: str, size: tuple[int, ...], units_per_metre: float) -> NDArray[np.float32]:
+    def _read_depth(self, stem: str, size: tuple[int, ...] | None, units_per_metre: float) -> NDArray[np.float32]:
         file = self._root / _DEPTH_FOLDERS[self._spec.depth] / self._split / f"{stem}.png"
-        codes = read_map(file, size)
+        codes = read_png(file) if size is None else read_map(file, size)
         # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
         expected = np.uint8 if units_per_metre < 256 else np.uint16
         if codes.dtype != expected:
             raise ValueError(
-                f"{file} is {codes.dtype}, but meta.json declares {units_per_metre:g} units per metre, which goes with "
-                f"{np.dtype(expected)}; correct `depth_scale` there or prepare the folder again"
+                f"{file} is {codes.dtype}, but meta.json declares {units_per_metre:g} units per metre; "
+                f"{np.dtype(expected)} goes with that; correct `depth_scale` there or prepare the folder again"
             )
         return metres(codes, units_per_metre)
 
 
 def metres(codes: NDArray[np.integer], units_per_metre: float) -> NDArray[np.float32]:
     """Stored depth in metres; 0 = not measured stays 0."""
-    return codes.astype(np.float32) / np.float32(units_per_metre)
+    return np.divide(codes, np.float32(units_per_metre), dtype=np.float32)  # one pass over fresh memory, not two
 
 
-def blacken_border(image: NDArray[np.uint8]) -> None:
+def blacken_border(image: NDArray[np.uint8], file: Path) -> None:
     """Set the image [480, 640, 3] to 0, in place, where the undistorted photograph has no content."""
     if image.shape != (480, 640, 3):
         raise ValueError(
-            f"the image is {list(image.shape)}, but the black border is defined for [480, 640, 3]; set black_border: "
-            "false for images of another size"
+            f"{file}: the image is {list(image.shape)}, but the black border is defined for [480, 640, 3]; set "
+            "black_border: false for images of another size"
         )
     for border in (np.s_[:7], np.s_[474:], np.s_[:, :7], np.s_[:, 632:]):
         image[border] = 0
@@ -181,31 +205,13 @@ def things_space() -> LabelSpace:
     return LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
 
 
-class _BoxTable:
-    """The boxes of an annotation file, in the order of the split."""
-
-    def __init__(self, file: Path, stems: list[str]) -> None:
-        self._packed = read_boxes(file)
-        for line in self._packed.report():
-            warnings.warn(line, stacklevel=2)
-        ids = tuple(number for number, _ in self._packed.categories)
-        names = tuple(name for _, name in self._packed.categories)
-        self.space = LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
-        row_of = {Path(self._packed.name(row)).stem: row for row in range(len(self._packed))}
-        self._rows = np.array([row_of.get(stem, -1) for stem in stems])
-
-    def of(self, index: int) -> Boxes | None:
-        """None for an image that the file does not list: nobody looked."""
-        row = int(self._rows[index])
-        return self._packed.of(row) if row >= 0 else None
-
-
 def _stems(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"found no {file}; it lists the images of the split, one number a line; {_GET_IT}")
-    stems = file.read_text().split()
+    stems = [word for line in file_names.read_lines(file) for word in line.split()]
     if not stems:
         raise ValueError(f"{file} is empty; it lists the images of the split, one number a line; {_GET_IT}")
+    file_names.check_distinct(stems, str(file), "list it once")
     return stems
 
 
@@ -236,13 +242,31 @@ def _annotation_file(root: Path, split: str) -> Path:
     return files[0]
 
 
+def _read_meta(file: Path) -> dict[str, Any]:
+    content: Any = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {str(content)[:50]!r}; an object {{...}} is needed; {_GET_IT}")
+    return content
+
+
+def _check_classes(meta: Path, classes: int) -> None:
+    """Where the folder says what its values mean, that must be what this file says."""
+    expected, found = ["void", *CLASSES[classes]], _read_meta(meta).get(f"seg{classes}")
+    if found not in (None, expected):
+        raise ValueError(
+            f"{meta} lists seg{classes} as {str(found)[:100]} ...; officially 0 is void, 1 {expected[1]}, 2 "
+            f"{expected[2]} ...; {_GET_IT}"
+        )
+
+
 def _units_per_metre(meta: Path) -> float:
     """`depth_scale` of meta.json: a number (units per metre) or a text that ends the formula with "/ NUMBER"."""
-    declared: Any = json.loads(meta.read_text()).get("depth_scale") if meta.is_file() else None
+    declared = _read_meta(meta).get("depth_scale")
     if isinstance(declared, str):
-        formula = re.search(r"/\s*([0-9.]*[0-9])", declared)
+        formula = re.search(r"/\s*([0-9]+(\.[0-9]+)?|\.[0-9]+)(?![0-9.])", declared)
         declared = float(formula.group(1)) if formula else None
-    if not isinstance(declared, (int, float)) or not declared > 0:
+    # True is an int, and no unit
+    if not isinstance(declared, int | float) or isinstance(declared, bool) or not 0 < declared < _MAX_UNITS:
         raise ValueError(
             f"{meta} declares no depth scale; allowed is `depth_scale`: units per metre (25.5 for 8 bits, 1000 for "
             f"millimetres in 16 bits); add it, or {_GET_IT}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
+from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.instances import outlines
 from visionmtl.types import Boxes, LabelSpace, Sample
 
@@ -28,6 +29,7 @@ _13_OF_40 = "0 12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7
 SEG40_TO_13 = np.array(_13_OF_40.split(), np.uint8)
 _WANTED = {"images": "u", "labels": "u", "instances": "u", "depths": "f", "rawDepths": "f"}  # kinds: unsigned, float
 _DEPTHS = {"inpainted": "depths", "raw": "rawDepths"}
+_DAMAGED = (OSError, RuntimeError, KeyError)  # what h5py raises where the file's own structure is wrong
 _GET_IT = "get it as datasets/README.md says, or correct `root`"
 
 
@@ -58,16 +60,27 @@ class _Reader:
             raise ValueError(
                 f"splits.mat in {spec.root} has no {spec.split} images; choose the other split or {_GET_IT}"
             )
+        self.notes: list[str] = []
+        """What is worth knowing about the labels, a sentence each."""
+        if "depth_m" in provides:
+            chosen = [int(self._numbers[index]) for index in spread(len(self._numbers))]
+            looked_at = [metres(official.millimetres(number, spec.depth), UNITS_PER_METRE) for number in chosen]
+            if complaint := range_complaint(looked_at, "metres, which the official file has"):
+                self.notes.append(f"{official.file}, {_DEPTHS[spec.depth]}: {complaint}")
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def file(self, index: int) -> Path:
+        """Where all images lie."""
+        return self._official.file
 
     def read(self, index: int) -> Sample:
         """The sample at full size."""
         number, official = int(self._numbers[index]), self._official
         image = official.image(number)
         if self._spec.black_border:
-            blacken_border(image)
+            blacken_border(image, official.file)
 
         boxes = segmentation = depth_m = None
         if "boxes" in self.provides:
@@ -135,7 +148,12 @@ class Official:
     def names(self) -> list[str]:
         """What the labels 1, 2, ... are called; the file holds references to arrays of character codes."""
         arrays = self._arrays()
-        return ["".join(map(chr, np.asarray(arrays[one]).ravel())) for one in np.asarray(arrays["names"]).ravel()]
+        try:
+            return ["".join(map(chr, np.asarray(arrays[one]).ravel())) for one in np.asarray(arrays["names"]).ravel()]
+        except (*_DAMAGED, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{self.file}: names cannot be read: {error}; the official file has references to texts; {_GET_IT}"
+            ) from error
 
     def _labels(self, number: int) -> NDArray[np.uint16]:
         labels = self._read("labels", number).T
@@ -149,8 +167,11 @@ class Official:
     def _read(self, name: str, number: int) -> NDArray:
         try:
             return np.asarray(self._arrays()[name][number - 1])
-        except OSError as error:
-            raise ValueError(f"{self.file}: {name} of image {number} cannot be read: {error}; {_GET_IT}") from error
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{self.file}: {name} of image {number} cannot be read: {error}; the official file is complete HDF5; "
+                f"{_GET_IT}"
+            ) from error
 
     def _arrays(self) -> Any:
         if self._open is None:
@@ -159,13 +180,18 @@ class Official:
 
     def _check_arrays(self) -> None:
         arrays = self._arrays()
-        missing = sorted({*_WANTED, "names"} - set(arrays))
+        try:
+            missing = sorted(name for name in (*_WANTED, "names") if not hasattr(arrays.get(name), "shape"))
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{self.file} cannot be read: {error}; the official file is complete HDF5; {_GET_IT}"
+            ) from error
         if missing:
             raise ValueError(
                 f"{self.file} has no {', '.join(missing)}; wanted are {', '.join(_WANTED)} and names; it is not the "
                 f"labelled set of NYUv2: {_GET_IT}"
             )
-        count, *size = arrays["labels"].shape
+        count, *size = arrays["labels"].shape or (0,)
         for name, kind in _WANTED.items():
             shape, dtype = arrays[name].shape, arrays[name].dtype
             expected = (count, 3, *size) if name == "images" else (count, *size)
@@ -208,18 +234,26 @@ def _load(file: Path, key: str) -> Any:
     try:
         content = scipy.io.loadmat(file, simplify_cells=True)
     except (ValueError, TypeError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise ValueError(f"{file} is no complete MATLAB 5 file: {error}; get it again") from error
+        raise ValueError(f"{file} cannot be read: {error}; a complete MATLAB 5 file is needed; get it again") from error
     if key not in content:
         known = ", ".join(name for name in content if not name.startswith("__"))
         raise ValueError(f"{file} has no {key}, only {known}; it is not the official file of this name; get it again")
     return content[key]
 
 
+def _whole(file: Path, key: str) -> NDArray[np.int64]:
+    """[N] whole numbers of one variable."""
+    values = np.ravel(_load(file, key))
+    if values.dtype.kind not in "uif" or not np.isfinite(values).all() or (values != np.rint(values)).any():
+        raise ValueError(
+            f"{file}: {key} holds {values.dtype} {values[:3].tolist()}; whole numbers are needed; it is not the "
+            "official file of this name: get it again"
+        )
+    return values.astype(np.int64)
+
+
 def _splits(file: Path, num_images: int) -> dict[str, NDArray[np.int64]]:
-    splits = {
-        "train": np.atleast_1d(_load(file, "trainNdxs")).astype(np.int64).ravel(),
-        "test": np.atleast_1d(_load(file, "testNdxs")).astype(np.int64).ravel(),
-    }
+    splits = {name: _whole(file, key) for name, key in (("train", "trainNdxs"), ("test", "testNdxs"))}
     both = np.concatenate(list(splits.values()))
     if both.size == 0 or both.min() < 1 or both.max() > num_images or len(np.unique(both)) < len(both):
         raise ValueError(
@@ -232,7 +266,7 @@ def _splits(file: Path, num_images: int) -> dict[str, NDArray[np.int64]]:
 
 def _label_mapping(file: Path, names: list[str]) -> NDArray[np.uint8]:
     """uint8 [1 + labels]: which of the 40 classes, from 1, a label belongs to; 0 for unlabelled."""
-    mapping = np.atleast_1d(_load(file, "mapClass")).ravel()
+    mapping = _whole(file, "mapClass")
     wrong = ""
     if len(mapping) != len(names):
         wrong = f"maps {len(mapping)} labels, but {MAT} names {len(names)}"
@@ -251,8 +285,9 @@ def _label_mapping(file: Path, names: list[str]) -> NDArray[np.uint8]:
 def _compare_13(root: Path) -> None:
     """The 13 classes are written down here; a file that says otherwise is not ignored."""
     for file in _candidates(root, "class13Mapping.mat"):
-        found = np.ravel(_load(file, "classMapping13")["labels13"])
-        if not np.array_equal(found, SEG40_TO_13[1:]):
+        content = _load(file, "classMapping13")
+        found = content.get("labels13") if isinstance(content, dict) else None
+        if not np.array_equal(np.ravel(np.asarray(found)), SEG40_TO_13[1:]):
             raise ValueError(
                 f"{file} differs from the official 13 classes; allowed is labels13 = 12 5 6 1 4 9 10 12 ...; get the "
                 "official file, or delete this one"

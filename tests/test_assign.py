@@ -6,16 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionmtl.ops.assign import Assignment, fcos, task_aligned
 from visionmtl.ops.boxes import cells
 
 SHAPES = [(3, 8, 8), (4, 4, 4), (5, 2, 2)]
 CENTRES, STRIDES = cells(SHAPES, torch.zeros(()))
-RANGES = torch.cat([
-    torch.tensor([low, high]).expand(h * w, 2)
-    for (_, h, w), (low, high) in zip(SHAPES, [(0, 24), (24, 48), (48, math.inf)], strict=True)
-])  # fmt: skip
+RANGES = [(0.0, 24.0), (24.0, 48.0), (48.0, math.inf)]
 NUM_CLASSES = 3
 
 
@@ -37,12 +35,12 @@ def random_labels(seed: int) -> dict[str, Tensor]:
 
 
 def by_fcos(known: dict[str, Tensor]) -> Assignment:
-    return fcos(CENTRES, STRIDES, RANGES, **known, radius=1.5)
+    return fcos(SHAPES, RANGES, **known, radius=1.5)
 
 
 def by_alignment(known: dict[str, Tensor], seed: int = 0) -> Assignment:
     scores, predicted = guesses(seed)
-    return task_aligned(scores, predicted, CENTRES, STRIDES, **known, topk=4, alpha=1.0, beta=6.0)
+    return task_aligned(scores, predicted, SHAPES, **known, topk=4, alpha=1.0, beta=6.0)
 
 
 def guesses(seed: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +53,8 @@ def guesses(seed: int) -> tuple[Tensor, Tensor]:
 def plain_fcos(known: dict[str, Tensor]) -> list[tuple[int, float] | None]:
     """By cell: (box, centre-ness)."""
     boxes, found = known["boxes"][0].double().tolist(), []
-    for (x, y), stride, (low, high) in zip(CENTRES.tolist(), STRIDES.tolist(), RANGES.tolist(), strict=True):
+    ranges = [RANGES[int(math.log2(stride)) - 3] for stride in STRIDES.tolist()]
+    for (x, y), stride, (low, high) in zip(CENTRES.tolist(), STRIDES.tolist(), ranges, strict=True):
         best: tuple[float, int, float] | None = None
         for i, (x1, y1, x2, y2) in enumerate(boxes):
             if not known["valid"][0, i] or known["crowd"][0, i]:
@@ -170,6 +169,56 @@ def test_padding_is_inert_even_when_it_holds_rubbish(assign: Any):
 def test_an_image_without_boxes_is_background_everywhere(assign: Any):
     target = assign(labels_of([]))
     assert not target.positive.any() and not target.ignored.any() and not target.quality.any()
+
+
+def test_a_cell_that_two_boxes_overlap_alike_goes_to_the_first():
+    known = labels_of([[0.0, 0, 40, 40], [0, 0, 40, 40], [8, 8, 50, 50]])
+    target = by_alignment(known)
+    assert not (target.labels[0][target.positive[0]] == 1).any()
+    assert (target.labels[0][target.positive[0]] == 0).any()
+
+
+def test_maps_need_not_be_square():
+    shapes = [(3, 4, 12), (4, 2, 6)]
+    centres, strides = cells(shapes, torch.zeros(()))
+    box = [34.0, 3, 90, 29]
+    generator = torch.Generator().manual_seed(0)
+    reach = torch.rand(1, len(centres), 4, generator=generator) * 3 * strides[:, None]
+    predicted = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
+    within = ((centres >= torch.tensor(box[:2])) & (centres <= torch.tensor(box[2:]))).all(dim=1)
+
+    known = labels_of([box])
+    every = task_aligned(torch.ones(1, len(centres), 3), predicted, shapes, **known, topk=100, alpha=1.0, beta=0.0)
+    assert torch.equal(every.positive[0], within)
+    wide = fcos(shapes, [(0.0, math.inf), (0.0, math.inf)], **known, radius=100.0)
+    assert torch.equal(wide.positive[0], within)
+
+    known["crowd"][:] = True
+    crowd = fcos(shapes, [(0.0, math.inf), (0.0, math.inf)], **known, radius=100.0)
+    assert torch.equal(crowd.ignored[0], within)
+
+
+class Pairs(TorchDispatchMode):
+    """Counts the tensors of numbers that are made anew for all pairs of a box and a cell: what time goes with."""
+
+    def __init__(self, num_pairs: int) -> None:
+        super().__init__()
+        self.num_pairs, self.made = num_pairs, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        anew = not any(result.alias_info for result in func._schema.returns)  # neither a view nor in place
+        for one in out if isinstance(out, tuple) else (out,):
+            self.made += anew and isinstance(one, Tensor) and one.dtype != torch.bool and one.numel() == self.num_pairs
+        return out
+
+
+@pytest.mark.parametrize(("assign", "most"), [(by_fcos, 1), (by_alignment, 8)])
+def test_few_values_are_computed_for_every_pair_of_a_box_and_a_cell(assign: Any, most: int):
+    known = labels_of([[3.0, 5, 29, 31]] * 30)
+    with Pairs(32 * len(CENTRES)) as pairs:
+        assign(known)
+    assert 0 < pairs.made <= most
 
 
 def fields(target: Assignment) -> list[Tensor]:

@@ -115,8 +115,10 @@ def test_depth_is_metric_by_the_camera_of_the_image(root):
     assert cv2.imwrite(str(first(root, "labelIds")), np.full(SIZE, 7, np.uint8))
     first(root, "camera").write_text('{"extrinsic": {"baseline": 0.25}, "intrinsic": {"fx": 2000}}')
 
-    depth = opened(root).read(0).depth_m
-    assert depth.dtype == np.float32
+    sample = opened(root).read(0)
+    depth = sample.depth_m
+    assert depth.dtype == np.float32 and sample.disparity_px_metre == 500
+    assert sample.disparity_px_metre / depth[1, 0] == 10  # px, as stored
     assert depth[0, :4].tolist() == [0, 0, 128_000, np.float32(500 / (65_534 / 256))]
     assert (depth[1:] == 50).all()
 
@@ -199,7 +201,7 @@ def test_a_panoptic_json_counts_what_it_does_not_list_and_what_has_no_size(root,
 
     reader = opened(root, labels=("boxes",))
     assert reader.read(0).boxes is None and reader.read(1).boxes.xyxy.tolist() == [[1, 2, 4, 6]]
-    assert reader.notes[0] == "cityscapes train, boxes: dropped 1 without width or height"
+    assert reader.notes[0] == f"{file}: dropped 1 of 8 boxes without width or height; correct or remove them"
     assert "boxes: 1 of 3 images not labelled" in reader.notes[1]
 
 
@@ -229,8 +231,8 @@ def test_a_reader_survives_the_way_to_a_worker_and_holds_no_object_per_image(dra
         ("instanceIds", np.full(SIZE, 7, np.uint8), "is uint8; the official file has uint16"),
         ("instanceIds", np.zeros((9, 9), np.uint16), "one value a pixel"),
         ("disparity", np.full(SIZE, 7, np.uint8), "is uint8; the official file has uint16; unpack disparity"),
-        ("camera", b'{"extrinsic": {"base', "camera.json is no readable json"),
-        ("camera", b"[]", "holds a list; an object with names is needed"),
+        ("camera", b'{"extrinsic": {"base', "camera.json is no complete JSON"),
+        ("camera", b"[]", "extrinsic.baseline None and intrinsic.fx None; both must be"),
         ("camera", b'{"extrinsic": {"baseline": 0.2}}', "extrinsic.baseline 0.2 and intrinsic.fx None; both must be"),
     ],
 )
@@ -264,5 +266,5 @@ def test_a_panoptic_json_of_train_ids_is_refused(root, capsys):
     with pytest.raises(ValueError, match="official ids, not train ids"):
         opened(root)
     file.write_text(json.dumps(content)[:100])
-    with pytest.raises(ValueError, match=r"panoptic_train\.json is no readable json"):
+    with pytest.raises(ValueError, match=r"panoptic_train\.json is no complete JSON"):
         opened(root)

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as rle
 
 from visionmtl.ops import index_cache
-from visionmtl.ops.coco_json import read_boxes
+from visionmtl.ops.coco_json import _covers, read_boxes
 from visionmtl.ops.coco_panoptic import read_segments
 
 SIZE = 40, 60  # H, W
@@ -101,6 +101,13 @@ def test_sizes_may_be_absent_and_limit_nothing_then(packed):
     assert found.of(0).xyxy[0, 0] == 900 and found.size(0) == (0, 0)
 
 
+def test_a_box_outside_an_image_whose_size_only_the_image_tells_is_refused(packed):
+    found = packed(content(box(2, [1, 1, 2, 2]), box(2, [900, 1, 20, 2]), images=[{"id": 2, "file_name": "2.jpg"}]))
+    assert len(found.of(0, (40, 901)).labels) == 2
+    with pytest.raises(ValueError, match=r"a box of '2.jpg' is \[900.0, 1.0, 920.0, 3.0\] .*, the image \(40, 60\)"):
+        found.of(0, SIZE)
+
+
 def image(**more) -> list[dict]:
     return [{"id": 2, "file_name": "2.jpg", "height": 40, "width": 60}, {"id": 3, "file_name": "3.jpg", **more}]
 
@@ -155,6 +162,16 @@ def test_polygons_and_run_lengths_of_both_kinds_give_the_same_mask(packed):
         assert mask.dtype == bool and (mask == pixels).all() and mask[10:20, 10:20].all() and mask.sum() == 100
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (40, 60), (300, 500)])
+def test_compressed_run_lengths_are_sound_whole_and_not_when_cut(shape):
+    rng = np.random.default_rng(0)
+    for share in (0, 0.02, 0.5, 1):
+        code = rle.encode(np.asfortranarray(rng.random(shape) < share).astype(np.uint8))["counts"]
+        pixels = shape[0] * shape[1]
+        assert _covers(code, pixels) and not _covers(code, pixels + 1)
+        assert not any(_covers(code[:length], pixels) for length in range(0, len(code), max(1, len(code) // 50)))
+
+
 def test_masks_keep_to_their_boxes_when_some_are_dropped(packed):
     dropped = box(2, [0, 0, 0, 0], segmentation=[[0, 0, 60, 0, 60, 40]])
     found = packed(content(dropped, box(2, [10, 10, 10, 10], segmentation=SQUARE)), masks=True)
@@ -169,7 +186,9 @@ def test_a_polygon_of_two_points_covers_nothing(packed):
 @pytest.mark.parametrize(
     "segmentation",
     [None, "text", [[1, 2, float("nan"), 4, 5, 6]], [[1e9, 2, 3, 4, 5, 6]], {"size": [1, 2], "counts": [2]},
-     {"size": [*SIZE], "counts": [7]}, [1, 2, 3, 4, 5, 6]],
+     {"size": [*SIZE], "counts": [7]}, [1, 2, 3, 4, 5, 6], {"size": [*SIZE], "counts": [True, 2399]},
+     {"size": [*SIZE], "counts": ""}, {"size": [*SIZE], "counts": "0000"}, {"size": [*SIZE], "counts": "é"},
+     {"size": [*SIZE], "counts": "o" * 99}, {"size": [*SIZE], "counts": "\x01\x02"}],
 )  # fmt: skip
 def test_a_mask_that_cannot_be_meant_is_named_when_masks_are_wanted(packed, segmentation):
     what = content(box(2, [10, 10, 10, 10], segmentation=segmentation))

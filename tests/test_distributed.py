@@ -1,17 +1,15 @@
 """Two processes compute what one does on the doubled batch, whatever is labelled where, and evaluate alike."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import tiny
+import torch
 
 from visionmtl import checkpoint
 from visionmtl.config import Run
@@ -26,6 +24,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "upgrad": {"type": "upgrad"},
     "upgrad-weighted": {"type": "upgrad", "heads": "weighted"},
 }
+SHARDED = ("fixed", "upgrad", "upgrad-weighted")
+SHARD = {"shard": True}
 STEPS = 3
 GROUP = {"norm": "group"}  # no layer looks at a whole batch
 
@@ -51,7 +51,7 @@ def settings(folder: Path, method: str, world: int, pyramid: dict[str, Any] = GR
     )
 
 
-def one_of_two(folder: Path) -> None:
+def one_of_two(groups: Iterator[None], folder: Path) -> None:
     """What each of the two processes runs."""
     on_cpu = Options(device="cpu")
     runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
@@ -59,31 +59,20 @@ def one_of_two(folder: Path) -> None:
     runs.append((settings(folder / "statistics", "fixed", world=2, pyramid={"norm": "batch"}), on_cpu))
     again = settings(folder / "resumed", "upgrad", world=2)
     runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
-
-    del os.environ["TORCHELASTIC_USE_AGENT_STORE"]  # torchrun's own store serves one group; these are several
-    for (run, options), port in zip(runs, (folder / "ports").read_text().split(), strict=False):
-        os.environ["MASTER_PORT"] = port
+    for method in SHARDED:
+        runs.append((settings(folder / "sharded", method, world=2, distributed=SHARD), on_cpu))
+    again = settings(folder / "sharded and resumed", "upgrad", world=2, distributed=SHARD)
+    runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
+    for run, options in runs:
+        next(groups)
         train(run, options)
-
-
-def free_ports(count: int) -> list[int]:
-    """All are held until all are found, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "ports").write_text(" ".join(map(str, free_ports(10))))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    importable = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([*torchrun, __file__, folder], env=importable, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    processes.run(2, one_of_two, folder, num_groups=13)
     return folder
 
 
@@ -118,6 +107,48 @@ def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method:
         assert max(apart.values()) < 1e-5, {name: far for name, far in apart.items() if far >= 1e-5}
     for name, value in ours["balancer"].items():
         assert (value - theirs["balancer"][name]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", SHARDED)
+def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(one: Path, two: Path, method: str):
+    whole, spread = last(one / method), last(two / "sharded" / method)
+
+    assert kinds(spread) == kinds(whole)
+    for ours, theirs in ((whole["net"], spread["net"]), (whole["ema"]["module"], spread["ema"]["module"])):
+        apart = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
+        assert max(apart.values()) < 1e-5, {name: far for name, far in apart.items() if far >= 1e-5}
+    for moments, of_spread in zip(
+        whole["optimizer"]["state"].values(), spread["optimizer"]["state"].values(), strict=True
+    ):
+        torch.testing.assert_close(of_spread, moments, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(tiny.rows(one / method), tiny.rows(two / "sharded" / method), strict=True):
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+
+
+def kinds(value: Any) -> Any:
+    """What a checkpoint holds, by name: types, and shapes of tensors."""
+    if isinstance(value, dict):
+        return {key: kinds(inner) for key, inner in value.items()}
+    return (value.shape, value.dtype, type(value)) if isinstance(value, torch.Tensor) else type(value)
+
+
+def test_a_spread_network_resumes_exactly(two: Path):
+    assert tiny.differences(last(two / "sharded and resumed" / "upgrad"), last(two / "sharded" / "upgrad")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"compile": True}, "train.compile is True"),
+        ({"precision": "fp16"}, "train.precision is 'fp16'"),
+        ({"distributed": SHARD | {"bucket_mb": 1.0}}, "train.distributed.bucket_mb is set"),
+    ],
+)
+def test_what_does_not_go_with_spreading_is_refused(tmp_path: Path, changes: dict[str, Any], wrong: str):
+    run = settings(tmp_path, "fixed", world=1, **{"distributed": SHARD} | changes)
+
+    with pytest.raises(ValueError, match=f"{wrong}, which does not go with .*shard; .*, or do not shard"):
+        tiny.state(run)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,7 +203,3 @@ def test_what_the_ranks_measured_is_what_their_checkpoint_gives(two: Path):
 
 def test_two_processes_resume_exactly(two: Path):
     assert tiny.differences(last(two / "resumed" / "upgrad"), last(two / "upgrad")) == []
-
-
-if __name__ == "__main__":
-    one_of_two(Path(sys.argv[1]))

@@ -2,7 +2,17 @@
 
 import pytest
 
-from visionmtl.ops.file_names import ABSENT, AMBIGUOUS, Names, fixed_part, present, stays_inside, without_ending
+from visionmtl.ops.file_names import (
+    ABSENT,
+    AMBIGUOUS,
+    Names,
+    any_case,
+    fixed_part,
+    present,
+    read_lines,
+    stays_inside,
+    without_ending,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +26,7 @@ def test_an_image_goes_by_every_name_that_only_it_can_have(name, position):
     assert Names(["images/x/a.jpg", "images/y/a.jpg", "images/b.png"], "images/").find(name) == position
 
 
-@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "./a", "a//b", "a\\b", "c:/a", "a\0"])
+@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "./a", "a//b", "a\\b", "c:/a", "a\0", "\ud800.jpg"])
 def test_a_name_that_may_lead_elsewhere_does_not_stay_inside(name):
     assert not stays_inside(name)
 
@@ -29,6 +39,19 @@ def test_dots_within_names_are_names():
 def test_the_fixed_part_of_a_pattern_ends_before_its_first_wildcard():
     patterns = ["images/x/*.jpg", "images/*/x/*.jpg", "*.jpg", "images/a[0-9].png"]
     assert [fixed_part(pattern) for pattern in patterns] == ["images/x/", "images/", "", "images/"]
+
+
+def test_only_a_plain_ending_is_taken_in_any_case():
+    patterns = ["a/*.jpg", "a/*.mp4", "a/*", "a/*.[jp]*g", "a.b/c"]
+    assert [any_case(one) for one in patterns] == ["a/*.[jJ][pP][gG]", "a/*.[mM][pP]4", *patterns[2:4], "a.b/c"]
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone \r\n\ntwo")
+    assert read_lines(tmp_path / "a.txt") == ["one", "", "two"]
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read: .*; a text file in UTF-8 is needed; write it again"):
+        read_lines(tmp_path / "a.txt")
 
 
 def test_files_are_found_where_they_are(tmp_path):

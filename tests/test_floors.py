@@ -18,6 +18,9 @@ FLOORS: dict[str, float] = {
     "visionmtl/ops/*.py": 1,
     "visionmtl/datasets.py": 1,
     "visionmtl/layers.py": 1,
+    "visionmtl/unread.py": 1,
+    "visionmtl/sync_batchnorm.py": 1.5,  # a layer that asks ranks
+    "visionmtl/environment.py": 1,
     "datasets/*.py": 1.5,
     "visionmtl/photometric.py": 1.5,  # a pipeline of albumentations; applied by augment
     "visionmtl/weights.py": 1.5,  # a state dict for a timm model; read by the encoder
@@ -32,6 +35,9 @@ FLOORS: dict[str, float] = {
     "visionmtl/balance/*.py": 3,
     "visionmtl/sharing/*.py": 3,
     "visionmtl/workers.py": 1,  # processes that load; started by data
+    "visionmtl/window.py": 1.5,  # the geometry of a view; drawn by augment
+    "visionmtl/packed.py": 1.5,  # samples as bytes; written by the data cache
+    "visionmtl/data_cache.py": 2,
     "visionmtl/sampling.py": 1,  # a part of the data's settings
     "visionmtl/spaces.py": 3.5,  # asks tasks what they learn; read by data
     "visionmtl/model.py": 4,
@@ -44,6 +50,10 @@ FLOORS: dict[str, float] = {
     "visionmtl/log.py": 5,
     "visionmtl/pace.py": 5,
     "visionmtl/distributed.py": 5,
+    "visionmtl/shard.py": 5,
+    "visionmtl/feed.py": 5,
+    "visionmtl/plan.py": 6,
+    "visionmtl/resume.py": 6.5,  # looks for what an evaluation found
     "visionmtl/state.py": 5.5,  # a step of a run, which ranks share
     "visionmtl/protocols.py": 5,
     "visionmtl/evaluate.py": 6,
@@ -53,8 +63,22 @@ FLOORS: dict[str, float] = {
     "visionmtl/eval_options.py": 6.5,  # names protocols, expectations and units of submissions
     "visionmtl/predict.py": 6,
     "visionmtl/export.py": 6,
-    "visionmtl/benchmark.py": 6,
+    "visionmtl/benchmark/base.py": 5,
+    "visionmtl/benchmark/measure.py": 5.6,
+    "visionmtl/benchmark/workload.py": 5.6,  # the state of a run, and batches for it
+    "visionmtl/benchmark/works.py": 5.7,
+    "visionmtl/benchmark/peers.py": 5.7,
+    "visionmtl/benchmark/plain_loader.py": 5.7,
+    "visionmtl/benchmark/gpu.py": 6.5,  # runs several verbs
+    "visionmtl/benchmark/*.py": 6,
     "visionmtl/report.py": 6,
+    "visionmtl/data_check/base.py": 5,
+    "visionmtl/data_check/survey.py": 5.5,  # reads with what stands below it in its folder
+    "visionmtl/data_check/statistics.py": 6,
+    "visionmtl/data_check/verdict.py": 6,
+    "visionmtl/data_check/tables.py": 6,
+    "visionmtl/data_check/sheet.py": 6.5,  # its lines are those of the tables
+    "visionmtl/data_check/*.py": 5,
     "visionmtl/train.py": 7,
     "visionmtl/cli.py": 8,
     "tools/*.py": 8,
@@ -64,6 +88,10 @@ FLOORS: dict[str, float] = {
 MAY_MEET: dict[str, dict[str, str]] = {
     "datasets/nyuv2_mat.py": {"datasets/nyuv2.py": "one data set in two layouts: classes and settings are said once"},
     "visionmtl/ops/assign.py": {"visionmtl/ops/boxes.py": "cells are assigned by distances and overlaps of boxes"},
+    "visionmtl/ops/coco_by_stem.py": {
+        "visionmtl/ops/coco_json.py": "boxes of an instances file, in another order",
+        "visionmtl/ops/file_names.py": "a name stands for one image",
+    },
     "visionmtl/ops/coco_entries.py": {
         "visionmtl/ops/file_names.py": "a file name in an annotation file stays inside its folder",
         "visionmtl/ops/index_cache.py": "what is parsed is kept",
@@ -79,6 +107,11 @@ MAY_MEET: dict[str, dict[str, str]] = {
     },
     "visionmtl/ops/dense.py": {"visionmtl/ops/ranks.py": "losses are divided by what all ranks labelled"},
     "visionmtl/ops/fused.py": {"visionmtl/ops/resize.py": "the gradient of upsampled rows goes back to their cells"},
+    "visionmtl/ops/path_patterns.py": {"visionmtl/ops/file_names.py": "a path in the settings stays inside its folder"},
+    "visionmtl/ops/street_panoptic.py": {
+        "visionmtl/ops/coco_entries.py": "Cityscapes' panoptic json is COCO's, with texts for ids of images",
+        "visionmtl/ops/street_labels.py": "categories have the ids of labelIds",
+    },
     "visionmtl/pyramids/pafpn.py": {"visionmtl/pyramids/fpn.py": "a PAFPN is an FPN with a bottom-up path after it"},
 }
 

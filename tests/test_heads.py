@@ -120,9 +120,8 @@ def test_quality_focal_loss_is_that_of_the_paper():
     raw = blank_raw(head, logit=-1.0)
     known = targets([BOX])
     boxes, scores = head.decode(raw)
-    centres, strides = cells(raw["shapes"], raw["logits"])
     labels = {k: v for k, v in known.items() if k != "labelled"}
-    target = assign.task_aligned(scores, boxes, centres, strides, **labels, topk=13, alpha=1.0, beta=6.0)
+    target = assign.task_aligned(scores, boxes, raw["shapes"], **labels, topk=13, alpha=1.0, beta=6.0)
 
     share = 1 / (1 + math.exp(1.0))
     total = 0.0

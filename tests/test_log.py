@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visionmtl.log import PACKAGES, RunLog, environment, results_table
+from visionmtl.environment import PACKAGES, environment
+from visionmtl.log import RunLog, results_table
 
 RESULTS = {
     "segmentation": {"miou": 0.5, "per_class": {"wall": {"iou": 0.5}}, "pixels": 12, "protocol": "all pixels"},

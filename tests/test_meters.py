@@ -42,6 +42,7 @@ def labelled(number, rng):
         segmentation=rng.choice([0, 1, 2, 3, 255], (9, 11)).astype(np.uint8),
         depth_m=rng.uniform(0, 11, (9, 11)).astype(np.float32),
         normals=rng.normal(size=(9, 11, 3)).astype(np.float32),
+        disparity_px_metre=400 + number,
     )
     return sample, {
         "detection": Detections(xyxy + rng.normal(0, 3, xyxy.shape).astype(np.float32), scores, classes),
@@ -111,21 +112,27 @@ def test_what_is_wrong_in_a_tensor_is_found_at_the_end():
         depth.state()
 
 
-def disparity_metered(predicted, true, **limits):
+def disparity_metered(predicted, true, camera=500.0, **limits):
+    """camera: 0.25 m apart, 2000 px."""
     meter = DisparityMeter(**{"min_m": 1e-3, "max_m": 80.0, **limits})
-    meter.update(np.float32(predicted), Sample(image=PIXEL, image_id="a", depth_m=np.float32(true)))
+    sample = Sample(image=PIXEL, image_id="a", depth_m=np.float32(true), disparity_px_metre=camera)
+    meter.update(np.float32(predicted), sample)
     return meter.compute()
 
 
-def test_inverse_depth_by_hand():
-    result = disparity_metered([[2, 5, 1]], [[4, 0, 1]])
+def test_disparity_by_hand():
+    result = disparity_metered([[10, 5, 50]], [[20, 0, 50]])  # 50 px for 25 px, not measured, 10 px for 10 px
 
-    assert result["abs_err_per_m"] == 0.125  # |1/2 - 1/4| on one of two measured pixels
-    assert result["rel_err"] == 0.5
+    assert result["abs_err_px"] == 12.5  # 25 px on one of two measured pixels
+    assert result["abs_err"] == pytest.approx(12.5 * 256 / 65535)  # as in the official files, brought to 0..1
+    assert result["rel_err"] == pytest.approx(25 * 256 / (25 * 256 + 1) / 2)
     assert result["pixels"] == 2
+    assert "(256 px + 1) / 65535, px of the whole image" in result["protocol"]
     assert disparity_metered([[1]], [[0]])["rel_err"] is None
     with pytest.raises(ValueError, match="1 predicted depths are not positive"):
         disparity_metered([[0, 1]], [[1, 1]])
+    with pytest.raises(ValueError, match=r"image 'a' has depth, but no stereo camera; .*; score this data set with"):
+        disparity_metered([[1]], [[1]], camera=None)
 
 
 def angled(*degrees):

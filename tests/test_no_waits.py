@@ -1,10 +1,12 @@
 """The training step never waits for the device: no operator in it needs a value, or copies one across, to go on."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import tiny
 import torch
 from kit import found
 from small_run import FIXED, NARROW, small_batch, small_run, small_state, small_tasks
@@ -17,10 +19,12 @@ from visionmtl.heads.aligned import Aligned
 from visionmtl.heads.base import Head
 from visionmtl.heads.fcos import FCOS
 from visionmtl.ops import fused
+from visionmtl.state import RunState
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.train import Options, train
 
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
 HEADS += [pytest.param(Aligned(num_convs=1, bins=4), id="aligned with bins")]
@@ -102,8 +106,10 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
     Autograd itself needs a real one; its operators are those of the other check, and here it answers with zeros.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
-        # the average looks at its weights once, when it is made; its update is part of the other check
-        state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
+        # the average looks at its weights once, when it is made; its update is part of the other check; and what no
+        # output depends on is found once by a real forward and backward
+        with patch("visionmtl.state.freeze_unread", return_value=[]):
+            state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
 
         def backward(*args: Any) -> None:
@@ -161,6 +167,24 @@ def test_the_fused_cross_entropy_does_not_wait_inside(device: str, monkeypatch: 
         with Waits() as waits:
             fused.value_and_gradient(logits, classes, weights, 255, 0.1)
     assert waits.seen > 100 and waits.found == []
+
+
+def test_the_loop_waits_for_nothing_between_the_steps_it_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Loading, schedule, step, pace and prefetch together, for as long as nothing is logged."""
+    right, at = RunState.advance, []
+
+    def advance(self: RunState, *arguments: Any) -> Any:
+        at.append(len(waits.found))
+        return right(self, *arguments)
+
+    monkeypatch.setattr(RunState, "advance", advance)
+    run = tiny.run(tmp_path / "run", data={"train": [tiny.scenes(12)]}, train={"log_every_steps": 3})
+    with Waits() as waits:
+        train(run, Options(max_steps=6))
+
+    assert len(at) == 6
+    assert waits.found[at[0] : at[2]] == [] == waits.found[at[3] : at[5]], "steps 1, 2, 4 and 5 with what lies between"
+    assert waits.found[at[2] : at[3]], "step 3 is read for the log"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

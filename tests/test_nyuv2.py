@@ -63,6 +63,27 @@ def test_no_boxes_and_nobody_looked_are_told_apart(root):
     assert reader.read(2).boxes is None
 
 
+def test_images_that_nobody_looked_at_and_entries_of_other_images_are_noted(root):
+    annotate(root, [2, 5, 7, 8], [(5, 7, [1, 2, 3, 4])])
+    missing, others = NYUv2(root=str(root)).build().notes
+    assert (
+        "does not list 1 of 3 images: boxes not labelled there" in missing and "2 of its 4 images are not in" in others
+    )
+    annotate(root, [7], [])
+    with pytest.raises(ValueError, match="lists none of the 3 images of the split"):
+        NYUv2(root=str(root)).build()
+
+
+@pytest.mark.parametrize(("scale", "word"), [(25.5e3, "below"), (0.025, "beyond")])
+def test_a_depth_scale_that_cannot_be_meant_is_noted_with_a_histogram(root, scale, word):
+    (root / "meta.json").write_text(json.dumps({"depth_scale": scale}))
+    if scale > 256:
+        for number in (2, 5, 9):
+            write_pixels(root / f"depth/train/{number:04}.png", np.full((H, W), 51, np.uint16))
+    note = NYUv2(root=str(root)).build().notes[-1]
+    assert word in note and f"depth_scale {scale:g} in meta.json" in note and " m |###" in note
+
+
 def test_boxes_reach_their_image_in_whatever_order_the_file_lists_them(root):
     annotate(root, [9, 5, 2], [(9, 3, [9, 0, 1, 1]), (2, 3, [2, 0, 1, 1]), (9, 7, [8, 0, 1, 1]), (5, 3, [5, 0, 1, 1])])
     reader = NYUv2(root=str(root)).build()
@@ -97,8 +118,8 @@ def test_sixteen_bit_depth_is_read_as_declared(root):
 
 def test_boxes_without_extent_are_dropped_and_counted(root):
     annotate(root, [2, 5, 9], [(5, 7, [1, 2, 0, 4]), (5, 7, [1, 2, 3, 4]), (2, 3, [0, 0, float("nan"), 1])])
-    with pytest.warns(UserWarning, match="dropped 2 of 3 boxes"):
-        reader = NYUv2(root=str(root)).build()
+    reader = NYUv2(root=str(root)).build()
+    assert "dropped 2 of 3 boxes" in reader.notes[0]
     assert [len(reader.read(index).boxes.labels) for index in range(3)] == [0, 1, 0]
 
 

@@ -135,7 +135,7 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
     write_official(tmp_path, drawn_frames(1))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"{name} (cannot be opened|is no complete)"):
+    with pytest.raises(ValueError, match=f"{name} cannot be (opened|read)"):
         NYUv2Mat(root=str(tmp_path)).build()
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=f"found no .*{name}"):
@@ -172,6 +172,40 @@ def test_another_mapping_to_13_classes_is_refused(tmp_path):
     write_official(tmp_path, drawn_frames(1))
     scipy.io.savemat(tmp_path / "class13Mapping.mat", {"classMapping13": {"labels13": np.arange(1, 41)[None]}})
     with pytest.raises(ValueError, match="differs from the official 13 classes"):
+        NYUv2Mat(root=str(tmp_path)).build()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("splits.mat", {"trainNdxs": "text", "testNdxs": [1]}),
+        ("splits.mat", {"trainNdxs": [[1.5]], "testNdxs": [1]}),
+        ("splits.mat", {"trainNdxs": [[np.nan]], "testNdxs": [1]}),
+        ("splits.mat", {"trainNdxs": {"a": 1}, "testNdxs": [1]}),
+        ("classMapping40.mat", {"mapClass": np.array(["wall"] * 42, object)}),
+        ("class13Mapping.mat", {"classMapping13": 3}),
+        ("class13Mapping.mat", {"classMapping13": {"labels": [1]}}),
+    ],
+)
+def test_variables_of_other_types_are_refused(tmp_path, file, content):
+    write_official(tmp_path, drawn_frames(1))
+    scipy.io.savemat(tmp_path / file, content)
+    with pytest.raises(ValueError, match=rf"{file}:? .* official .*get"):
+        NYUv2Mat(root=str(tmp_path)).build()
+
+
+@pytest.mark.parametrize("name", ["names", "labels"])
+def test_a_group_or_numbers_where_something_else_is_meant_are_refused(tmp_path, name):
+    write_official(tmp_path, drawn_frames(1))
+    with h5py.File(tmp_path / MAT, "a") as file:
+        del file[name]
+        file.create_group(name)
+    with pytest.raises(ValueError, match=f"has no {name}; wanted are"):
+        NYUv2Mat(root=str(tmp_path)).build()
+    with h5py.File(tmp_path / MAT, "a") as file:
+        del file[name]
+        file[name] = np.float32(3)
+    with pytest.raises(ValueError, match=r"names cannot be read|labels"):
         NYUv2Mat(root=str(tmp_path)).build()
 
 

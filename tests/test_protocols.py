@@ -31,6 +31,7 @@ def street(height=4, width=6):
         image_id="street",
         segmentation=np.tile(np.array([0, 1, 13, 14, 2, 255], np.uint8), (height, width // 6)),
         depth_m=np.full((height, width), 4, np.float32),
+        disparity_px_metre=400.0,
     )
 
 
@@ -72,7 +73,7 @@ def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
     assert result["protocol"].startswith("cityscapes: per_image: 0.001 < truth < 80 m")
 
 
-def test_disparity_protocol_scores_categories_and_inverse_depth():
+def test_disparity_protocol_scores_categories_and_disparity_in_the_units_of_the_files():
     spaces = {"classes": CITYSCAPES19, "depth": None}
     makers = find_protocol("cityscapes_disparity_128x256").makers(DENSE, spaces)
     meters = {name: make() for name, make in makers.items()}
@@ -84,8 +85,9 @@ def test_disparity_protocol_scores_categories_and_inverse_depth():
 
     assert meters["classes"].compute()["miou"] == 1
     assert meters["classes"].compute()["per_class"]["flat"]["pixels"] == 8
-    assert meters["depth"].compute()["abs_err_per_m"] == 0.25
-    assert meters["depth"].compute()["rel_err"] == 1
+    result = meters["depth"].compute()  # 200 px for 100 px
+    assert (result["abs_err_px"], result["abs_err"]) == (100, 100 * 256 / 65535)
+    assert result["rel_err"] == pytest.approx(1, rel=1e-4)
 
 
 def test_categories_are_those_of_the_seven_class_space():
@@ -112,6 +114,7 @@ def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labe
     assert one.segmentation.shape == one.depth_m.shape == (128, 256)
     assert set(np.unique(one.segmentation)) <= {0, 1, 2, 13, 14, 255}
     assert one.boxes is None
+    assert one.disparity_px_metre == 400, "disparity stays that of the whole image"
     assert set(resized.provides) == {"segmentation", "depth_m"}
     assert find_protocol("nyu40").sources([Source("streets", Reader())])[0].provides is Reader.provides
 

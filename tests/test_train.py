@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from visionmtl import checkpoint, config
 from visionmtl.evaluate import score
 from visionmtl.tasks.depth import Depth
-from visionmtl.train import Options, train
+from visionmtl.train import NotFinite, Options, train
 
 EVERY = (*tiny.TASKS, "normals")
 
@@ -93,7 +93,7 @@ def test_the_best_checkpoint_is_the_best_by_the_rule(folder: Path, finished: Any
     best = checkpoint.load(folder / "checkpoints" / "best.pt")
 
     assert best["step"] == max(scores, key=scores.__getitem__)
-    assert best["best"] == checkpoint.load(folder / "checkpoints" / "last.pt")["best"] == max(scores.values())
+    assert best["best"] == max(scores.values())
 
 
 def test_the_rule_can_be_one_metric(tmp_path: Path):
@@ -141,10 +141,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(
         return {part: value * math.nan for part, value in right(self, *arguments).items()}
 
     monkeypatch.setattr(Depth, "loss", wrong)
-    with pytest.raises(RuntimeError, match=r"losses are not finite at step \d: .*depth/silog nan"):
+    with pytest.raises(NotFinite, match=r"losses are not finite at step \d: .*depth/silog nan"):
         train(tiny.run(tmp_path / "run", train={"log_every_steps": log_every_steps}))
 
-    assert "ended by RuntimeError: losses are not finite" in (tmp_path / "run" / "train.log").read_text()
+    assert "ended by NotFinite: losses are not finite" in (tmp_path / "run" / "train.log").read_text()
     assert not list(tmp_path.rglob("*.pt"))
 
 

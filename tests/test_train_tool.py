@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
+import visionmtl.cli.train as tool
 from visionmtl import checkpoint, config
 from visionmtl.cli import main
+from visionmtl.train import NotFinite
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,11 +69,13 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
         (["train.epochs=0"], "train.epochs"),
         (["balance.type=fixd"], "did you mean 'fixed'?"),
         (["train.best=dept/rmse_m"], "did you mean 'depth'?"),
-        (["train.batch_size=9"], "the training data has 8 images, but one step takes 9"),
+        (["train.batch_size=9"], "an epoch has 8 images, but one step takes 9 x 1 process"),
         (["data.size=[40,64]"], "needs multiples of 16; choose 48x64"),
         (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["--init-from", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (["--resume", "train.epochs=2"], "which is no file but looks like a setting"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "gpu"], "device is 'gpu'; allowed are auto, cpu, cuda and cuda:N"),
     ],
 )
 def test_what_is_wrong_is_said_on_stderr(
@@ -82,6 +87,25 @@ def test_what_is_wrong_is_said_on_stderr(
 
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and said in printed
+
+
+@pytest.mark.parametrize("cured", [True, False])
+def test_only_what_a_setting_can_cure_becomes_one_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cured: bool
+):
+    """Out of memory, or a bug, keeps its traceback."""
+    kind = NotFinite if cured else torch.OutOfMemoryError
+
+    def end(*_: object) -> None:
+        raise kind("so it is")
+
+    monkeypatch.setattr(tool, "train", end)
+    if cured:
+        assert main(["train", str(file)]) == 1
+        assert capsys.readouterr().err == "error: so it is\n"
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="so it is"):
+            main(["train", str(file)])
 
 
 @pytest.mark.parametrize(
@@ -100,6 +124,4 @@ def test_an_option_out_of_grammar_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("45m", 2700), ("1.5h", 5400)])
 def test_durations_have_a_unit(text: str, seconds: float):
-    import visionmtl.cli.train as tool
-
     assert tool.duration_s(text) == seconds

@@ -1,213 +1,207 @@
-"""Measure speed and memory, as a table and JSON: `benchmark.py data` for start-up and the memory of loader workers."""
+"""Measure speed and memory: a training step, loading, balancing, predictions, evaluation, or all a GPU can be asked."""
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+from pydantic import ValidationError
 
-from visionmtl.datasets.coco import COCO, COCO80
+from visionmtl.benchmark.balance import Methods
+from visionmtl.benchmark.base import Figure, Note
+from visionmtl.benchmark.environment import header
+from visionmtl.benchmark.evaluation import Evaluation
+from visionmtl.benchmark.gpu import Gpu
+from visionmtl.benchmark.infer import Infer
+from visionmtl.benchmark.loading import Loading
+from visionmtl.benchmark.memory import Memory
+from visionmtl.benchmark.report import Report
+from visionmtl.benchmark.step import Step
+from visionmtl.benchmark.workload import Workload
 
-MEMORY = Path("/proc/self/smaps_rollup")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured figure; `limit` is the most it may be."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def kept(self) -> bool:
-        """Whether it is within its limit."""
-        return self.limit is None or self.value <= self.limit
+Arguments = argparse.ArgumentParser
+Measure = Callable[[argparse.Namespace], Iterator[Figure]]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """The command line; every verb is a function below with its own arguments."""
     p = argparse.ArgumentParser(prog="benchmark", description=__doc__)
     verbs = p.add_subparsers(dest="verb", required=True)
     for name, (measure, add_arguments) in VERBS.items():
         verb = verbs.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+        verb.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there too")
         add_arguments(verb)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0, 1 when a limit is exceeded, 2 for an error."""
+    """Run the command; returns 0, 1 when a limit is missed, 2 for an error."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
+    settings = {name: str(value) for name, value in vars(args).items() if name not in ("verb", "json", "markdown")}
+    report = Report(header(f"benchmark.py {' '.join(argv)}", args.verb, settings), args.json, args.markdown)
     try:
-        rows = list(VERBS[args.verb][0](args))
+        for figure in VERBS[args.verb][0](args):
+            report.add(figure)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        print("error: " + "; ".join(problems), file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-    table = Table("figure", "value", "limit", "")
-    for row in rows:
-        limit = "" if row.limit is None else f"{row.limit:g} {row.unit}"
-        table.add_row(row.name, f"{row.value:,.2f} {row.unit}", limit, "" if row.kept else "EXCEEDED")
-    Console(markup=False, width=None if sys.stdout.isatty() else 120).print(table)
-    if args.json:
-        settings = {name: str(value) for name, value in vars(args).items() if name not in ("verb", "json")}
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
-        content = {"verb": args.verb, "settings": settings, "machine": machine, "rows": [asdict(row) for row in rows]}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
-        print(f"written: {args.json}")
-    return 0 if all(row.kept for row in rows) else 1
+    return 0 if report.kept else 1
 
 
-# ---- data ----
+# ---- what several verbs take ----
 
 
-def data(args: argparse.Namespace) -> Iterator[Row]:
-    """Start-up of a COCO-sized data set, and how much memory of its own a worker takes over an epoch of look-ups."""
-    if not MEMORY.is_file():
-        raise ValueError(f"there is no {MEMORY}; memory is measured on Linux 4.14 or newer; run it there")
-    if min(args.images, args.boxes, args.workers) < 1:
-        raise ValueError("--images, --boxes and --workers must be at least 1; correct them")
-    with tempfile.TemporaryDirectory() as folder:
-        root = args.folder or Path(folder)
-        file = _write_annotations(root, args.images, args.boxes)
-        yield Row("annotation file", file.stat().st_size / 1e6, "MB")
-        yield from _measure_data(root, args.workers)
+def _workload_arguments(verb: Arguments, batch: bool = True) -> None:
+    verb.add_argument("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
+    verb.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
+    verb.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    verb.add_argument("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
+    if batch:
+        verb.add_argument("--batch", type=int, default=16, metavar="N", help="images; default: 16")
+        verb.add_argument("--boxes", type=int, default=30, metavar="N", help="boxes an image on average; default: 30")
 
 
-def _data_arguments(verb: argparse.ArgumentParser) -> None:
+def _timing_arguments(verb: Arguments, rounds: int, clock: bool = True) -> None:
+    verb.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"turns of each; default: {rounds}")
+    verb.add_argument("--seconds", type=float, default=0.25, help="of a turn, one step at least; default: 0.25")
+    if not clock:
+        return
+    verb.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of this process alone, for a busy machine"
+    )
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    of_batch = {"batch": args.batch, "boxes": args.boxes} if hasattr(args, "batch") else {"batch": 1}
+    return Workload(
+        encoder=args.encoder, size=tuple(args.size), precision=args.precision, device=args.device,
+        overrides=tuple(args.set), **of_batch,
+    )  # fmt: skip
+
+
+# ---- the verbs ----
+
+
+def step(args: argparse.Namespace) -> Iterator[Figure]:
+    """A training step: the encoder alone, the joint step, each task's share, and the networks it replaces."""
+    return Step(
+        workload=_workload(args), modes=tuple(args.modes), without=args.without, peers=args.peers,
+        compare_boxes=tuple(args.compare_boxes), rounds=args.rounds, seconds=args.seconds, clock=args.clock,
+    ).measure()  # fmt: skip
+
+
+def _step_arguments(verb: Arguments) -> None:
+    _workload_arguments(verb)
+    _timing_arguments(verb, rounds=7)
+    verb.add_argument(
+        "--modes", nargs="+", choices=("eager", "compiled", "cuda_graph"), default=["eager"], help="default: eager"
+    )
+    verb.add_argument("--without", action="store_true", help="each task's share: the step without it, too")
+    verb.add_argument("--peers", action="store_true", help="torchvision FCOS and two FPNs of smp, in turns with ours")
+    verb.add_argument("--compare-boxes", type=int, nargs="+", default=(), metavar="N", help="e.g. 1 100")
+
+
+def gpu(args: argparse.Namespace) -> Iterator[Figure]:
+    """Everything a GPU can be asked, in one go and within a budget; what does not fit is named."""
+    return Gpu(workload=_workload(args), budget_s=args.budget, rounds=args.rounds, seconds=args.seconds).measure()
+
+
+def _gpu_arguments(verb: Arguments) -> None:
+    _workload_arguments(verb)
+    _timing_arguments(verb, rounds=7, clock=False)
+    verb.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="default: 480")
+
+
+def data(args: argparse.Namespace) -> Iterator[Figure]:
+    """Loading: start-up and worker memory of a data set of COCO's size; images a second of one core on real files."""
+    for part in [args.only] if args.only else DATA_PARTS:
+        yield from DATA_PARTS[part](args)
+
+
+def _memory(args: argparse.Namespace) -> Iterator[Figure]:
+    return Memory(images=args.images, boxes=args.boxes, workers=args.workers, folder=args.folder).measure()
+
+
+def _loading(args: argparse.Namespace) -> Iterator[Figure]:
+    if args.config is None:
+        yield Note("loading is not measured: it needs real files, named by --config CONFIG data.root=DIR")
+        return
+    yield from Loading(config=args.config, overrides=tuple(args.overrides), clock=args.clock).measure()
+
+
+DATA_PARTS: dict[str, Measure] = {"memory": _memory, "loading": _loading}
+
+
+def _data_arguments(verb: Arguments) -> None:
+    verb.add_argument("--only", choices=DATA_PARTS, help="one part; default: all")
+    verb.add_argument("--config", type=Path, help="whose training data to load (nyuv2, or coco with boxes)")
+    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
+    verb.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
     verb.add_argument("--images", type=int, default=118_287, metavar="N", help="default: COCO's 118287")
     verb.add_argument("--boxes", type=int, default=860_001, metavar="N", help="default: COCO's 860001")
     verb.add_argument("--workers", type=int, default=2, metavar="N", help="processes; each looks up every image")
     verb.add_argument("--folder", type=Path, metavar="DIR", help="keep the drawn data set there, and use it again")
 
 
-def _measure_data(root: Path, workers: int) -> Iterator[Row]:
-    spec, own = COCO(root=str(root)), os.environ.get("VISIONMTL_CACHE")
-    os.environ["VISIONMTL_CACHE"] = str(root / "cache" / str(time.time_ns()))  # empty: the first start parses
-    try:
-        for name, limit in (("first start (parses)", None), ("start from the cache", 3.0)):
-            begin = time.perf_counter()
-            reader = spec.build()
-            yield Row(name, time.perf_counter() - begin, "s", limit)
-    finally:
-        del os.environ["VISIONMTL_CACHE"]
-        if own is not None:
-            os.environ["VISIONMTL_CACHE"] = own
-
-    # what is sent is the worker's own before the first look-up, so it counts apart
-    yield Row("reader, as sent to a worker", len(ForkingPickler.dumps(reader)) / 1e6, "MB", 5.0)
-    num_boxes = _visit(reader)  # this process maps every page too: a single worker then shares them as several do
-    grown = _memory_of_workers(reader, workers, num_boxes)
-    yield Row("look-ups per second of a worker", min(one["rate"] for one in grown), "images")
-    for kind in ("Private_Dirty", "Private_Clean", "Uss"):
-        yield Row(f"growth of a worker, {kind}", max(one[kind] for one in grown), "MB", 5.0)
+def balance(args: argparse.Namespace) -> Iterator[Figure]:
+    """Each balancing method's step against that of fixed weights."""
+    return Methods(
+        workload=_workload(args), methods=tuple(args.methods), peers=args.peers, rounds=args.rounds,
+        seconds=args.seconds, clock=args.clock,
+    ).measure()  # fmt: skip
 
 
-def _memory_of_workers(reader: Any, workers: int, num_boxes: int) -> list[dict[str, float]]:
-    """What every worker's own memory grew by, MB, when all of them had visited every image."""
-    methods = multiprocessing.get_all_start_methods()
-    forkserver = "forkserver" in methods
-    context = multiprocessing.get_context("forkserver") if forkserver else multiprocessing.get_context("spawn")
-    barrier, ends, processes = context.Barrier(workers), [], []
-    for number in range(workers):
-        end, far_end = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(reader, number, far_end, barrier))
-        process.start()
-        far_end.close()
-        ends.append(end)
-        processes.append(process)
-    try:
-        grown = [end.recv() for end in ends]
-    except EOFError:
-        raise ValueError("a worker ended early; its own message is above; free memory or lower --workers") from None
-    finally:
-        for process in processes:
-            process.join()
-    for one in grown:
-        assert one.pop("boxes") == num_boxes  # all of them looked at everything
-    return grown
+def _balance_arguments(verb: Arguments) -> None:
+    _workload_arguments(verb)
+    _timing_arguments(verb, rounds=5)
+    verb.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
+    verb.add_argument(
+        "--peers", action="store_true", help="TorchJD's MGDA, a backward through the trunk for each task, too"
+    )
 
 
-def _work(reader: Any, number: int, end: Connection, barrier: Barrier) -> None:
-    reader.boxes_of(0)
-    before, begin = _private_mb(), time.perf_counter()
-    num_boxes = _visit(reader, number)
-    seconds = time.perf_counter() - begin
-    barrier.wait()  # as long as another process maps a page, it is nobody's own
-    grown = {kind: value - before[kind] for kind, value in _private_mb().items()}
-    barrier.wait()
-    end.send({**grown, "boxes": num_boxes, "rate": len(reader) / seconds})
+def infer(args: argparse.Namespace) -> Iterator[Figure]:
+    """Predictions: latency at batch 1 and images a second, joint and by task, with suppression and without."""
+    batches = tuple(args.batches)
+    return Infer(
+        workload=_workload(args), batches=batches, rounds=args.rounds, seconds=args.seconds, clock=args.clock
+    ).measure()
 
 
-def _visit(reader: Any, start: int = 0) -> int:
-    """Look up all boxes in a scattered order that takes no memory; returns their number."""
-    length = len(reader)
-    step = next(step for step in range(length * 5 // 8 + 1, 2 * length + 2) if np.gcd(step, length) == 1)
-    return sum(len(reader.boxes_of((start + number * step) % length).labels) for number in range(length))
+def _infer_arguments(verb: Arguments) -> None:
+    _workload_arguments(verb, batch=False)
+    _timing_arguments(verb, rounds=40)
+    verb.add_argument("--batches", type=int, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
 
-def _private_mb() -> dict[str, float]:
-    """This process's own memory: written pages, read pages nobody else maps, and both (the unique set size)."""
-    lines = [line.split() for line in MEMORY.read_text().splitlines()[1:]]
-    kb = {line[0].rstrip(":"): int(line[1]) for line in lines}
-    own = {kind: kb[kind] / 1024 for kind in ("Private_Dirty", "Private_Clean")}
-    return {**own, "Uss": sum(own.values())}
+def evaluation(args: argparse.Namespace) -> Iterator[Figure]:
+    """Evaluation by stage: network, predictions, meters."""
+    return Evaluation(workload=_workload(args), batches=args.batches).measure()
 
 
-def _write_annotations(root: Path, num_images: int, num_boxes: int) -> Path:
-    """COCO's layout with empty photographs: random boxes, and polygons that make the file as large as the real one."""
-    file = root / "annotations" / "instances_train2017.json"
-    if file.is_file():
-        return file
-    rng, photos = np.random.default_rng(0), root / "train2017"
-    photos.mkdir(parents=True, exist_ok=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    names = [f"{5 * number + 9:012d}.jpg" for number in range(num_images)]
-    for name in names:
-        (photos / name).touch()
-
-    outlines = [json.dumps([np.round(rng.uniform(0, 480, 44), 2).tolist()]) for _ in range(256)]
-    low, extent = np.round(rng.uniform(0, 300, (num_boxes, 2)), 2), np.round(rng.uniform(1, 170, (num_boxes, 2)), 2)
-    xywh = np.concatenate([low, extent], axis=1).tolist()
-    places, labels = rng.integers(num_images, size=num_boxes), rng.integers(80, size=num_boxes)
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("w") as out:
-        images = [{"id": int(name[:12]), "file_name": name, "height": 480, "width": 640} for name in names]
-        categories = [{"id": i, "name": name} for i, name in zip(COCO80.ids, COCO80.classes, strict=True)]
-        out.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')
-        for number, (box, place, label) in enumerate(zip(xywh, places.tolist(), labels.tolist(), strict=True)):
-            outline, area, category = outlines[number % 256], round(box[2] * box[3] / 2, 4), COCO80.ids[label]
-            out.write(
-                f'{"," if number else ""}\n{{"segmentation": {outline}, "area": {area}, "iscrowd": 0, '
-                f'"image_id": {5 * place + 9}, "bbox": {box}, "category_id": {category}, "id": {number + 1}}}'
-            )
-        out.write("]}\n")
-    unfinished.rename(file)
-    return file
+def _evaluation_arguments(verb: Arguments) -> None:
+    _workload_arguments(verb)
+    verb.add_argument("--batches", type=int, default=4, metavar="N", help="default: 4")
 
 
-Measure = Callable[[argparse.Namespace], Iterator[Row]]
-VERBS: dict[str, tuple[Measure, Callable[[argparse.ArgumentParser], None]]] = {"data": (data, _data_arguments)}
+VERBS: dict[str, tuple[Measure, Callable[[Arguments], None]]] = {
+    "step": (step, _step_arguments),
+    "gpu": (gpu, _gpu_arguments),
+    "data": (data, _data_arguments),
+    "balance": (balance, _balance_arguments),
+    "infer": (infer, _infer_arguments),
+    "eval": (evaluation, _evaluation_arguments),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,8 @@ if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visionmtl.config import Run, print_config, read
-from visionmtl.train import Options, train
+from visionmtl.distributed import LostProcess
+from visionmtl.train import NotFinite, Options, train
 
 
 def duration_s(text: str) -> float:
@@ -38,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--init-from", metavar="PATH", help="start from a checkpoint's weights, as a new run")
     p.add_argument("--output", metavar="DIR", help="run directory; default: the config's, else runs/NAME")
     p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")
-    p.add_argument("--overfit", type=positive, metavar="N", help="learn the first N images only, and evaluate on them")
+    p.add_argument(
+        "--overfit", type=positive, metavar="N", help="learn each data set's first N images only, and evaluate on them"
+    )
     p.add_argument("--print-config", action="store_true", help="print every setting with its origin, and stop")
     p.add_argument("--limit-train-batches", type=positive, metavar="N", help="batches per epoch")
     p.add_argument("--limit-val-batches", type=positive, metavar="N")
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             args.max_time, args.max_steps, args.profile, args.dry_run, args.device,
         )  # fmt: skip
         train(_placed(loaded.run, args), options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, NotFinite, LostProcess) as error:  # what the user can cure; anything else keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

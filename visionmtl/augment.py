@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,10 +14,7 @@ from visionmtl.ops.colour import colour_matrix
 from visionmtl.photometric import open_pipeline, repaint
 from visionmtl.spec import Spec
 from visionmtl.types import Boxes, Frame, Sample
-
-Size = tuple[int, int]
-"""(H, W) in pixels."""
-Value = TypeVar("Value", bound=np.generic)
+from visionmtl.window import Framing, Size, Window
 
 
 def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) -> tuple[NDArray[np.uint8], Frame]:
@@ -28,7 +24,7 @@ def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) ->
     train_size: that of training, where it is another: the frame says how much larger everything looks.
     """
     height, width = image.shape[:2]
-    window = _Window.whole((height, width), size)
+    window = Window.whole((height, width), size)
     scale, trained = (min(h / height, w / width) for h, w in (size, train_size or size))
     return window.image(image), Frame(size=(height, width), content_size=window.out, zoom=scale / trained)
 
@@ -75,13 +71,23 @@ class Augment(Spec):
 
     def apply(self, sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
         """A view of the sample of at most `size`; labels not given stay None. Draws four numbers, or five."""
-        # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
-        # gets its own interpolation and dtype in one line
+        return self.view(sample, size, self.draw(rng), rng)
+
+    def draw(self, rng: np.random.Generator) -> Framing:
+        """What the view will show of an image that need not be known yet. Draws four numbers."""
         u_zoom, u_top, u_left, u_flip = rng.random(4)
         low, high = self.zoom
         zoom = math.exp(math.log(low) + u_zoom * (math.log(high) - math.log(low)))
-        window = _Window.cut(sample.image.shape[:2], size, zoom, u_top, u_left, mirrored=u_flip < self.flip)
-        view = self._view(sample, window, zoom)
+        return Framing(zoom, u_top, u_left, mirrored=bool(u_flip < self.flip))
+
+    def view(self, sample: Sample, size: Size, framing: Framing, rng: np.random.Generator) -> Sample:
+        """The view that `draw` chose, of an image that may be reduced by the divisor that `Window.cut` allows.
+
+        Draws a number if there is a pipeline.
+        """
+        # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
+        # gets its own interpolation and dtype in one line
+        view = self._view(sample, Window.cut(sample.size, size, framing), framing.zoom)
         return replace(view, image=repaint(view.image, self.pipeline, rng)) if self.pipeline else view
 
     def colour(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -95,21 +101,21 @@ class Augment(Spec):
             mean_rgb=cv2.mean(image)[:3],
         )
 
-    def _view(self, sample: Sample, window: "_Window", zoom: float) -> Sample:
+    def _view(self, sample: Sample, window: Window, zoom: float) -> Sample:
         normals = None if sample.normals is None else window.nearest(sample.normals)
         if normals is not None and window.mirrored:
             normals = normals * np.array([-1, 1, 1], normals.dtype)
 
         return Sample(
-            image=window.image(sample.image),
+            image=window.image(sample.image, sample.shrunk),
             image_id=sample.image_id,
-            boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.image.shape[:2]),
+            boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.size),
             segmentation=None if sample.segmentation is None else window.nearest(sample.segmentation),
             depth_m=None if sample.depth_m is None else window.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,
         )
 
-    def _boxes(self, boxes: Boxes, window: "_Window", size: Size) -> Boxes:
+    def _boxes(self, boxes: Boxes, window: Window, size: Size) -> Boxes:
         whole = _clip(boxes.xyxy, 0, 0, *size)
         seen = _clip(whole, window.top, window.left, window.top + window.size[0], window.left + window.size[1])
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN and empty boxes: dropped two lines down
@@ -125,52 +131,6 @@ class Augment(Spec):
             crowd=boxes.crowd[kept],
             area=(boxes.area[kept] * visible[kept] * math.prod(window.scale)).astype(np.float32),
         )
-
-
-class _Window:
-    """A rectangle of the original, resized to `out` and perhaps mirrored."""
-
-    def __init__(self, top: int, left: int, size: Size, out: Size, mirrored: bool) -> None:
-        self.top, self.left, self.size, self.out, self.mirrored = top, left, size, out, mirrored
-        self.scale = (out[0] / size[0], out[1] / size[1])
-
-    @staticmethod
-    def whole(original: tuple[int, ...], size: Size) -> "_Window":
-        return _Window.cut(original, size, zoom=1.0, u_top=0.0, u_left=0.0, mirrored=False)
-
-    @staticmethod
-    def cut(
-        original: tuple[int, ...], size: Size, zoom: float, u_top: float, u_left: float, mirrored: bool
-    ) -> "_Window":
-        """As much of the original (H, W) as fits into `size` at `zoom`; u in [0, 1) places it where it does not fit."""
-        h, w = original
-        scale = zoom * min(size[0] / h, size[1] / w)
-        crop = (min(h, max(1, round(size[0] / scale))), min(w, max(1, round(size[1] / scale))))
-        out = (min(size[0], max(1, round(crop[0] * scale))), min(size[1], max(1, round(crop[1] * scale))))
-        top, left = int(u_top * (h - crop[0] + 1)), int(u_left * (w - crop[1] + 1))
-        return _Window(top, left, crop, out, mirrored)
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Area averaging when shrinking (no aliasing), bilinear when growing."""
-        shrinks = self.out[0] < self.size[0] or self.out[1] < self.size[1]
-        return self._resize(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-    def nearest(self, labels: NDArray[Value]) -> NDArray[Value]:
-        """Labels are never mixed. EXACT: plain INTER_NEAREST samples up to half a pixel too far left and up."""
-        return self._resize(labels, cv2.INTER_NEAREST_EXACT)
-
-    def boxes(self, xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-        sy, sx = self.scale
-        moved = (xyxy - [self.left, self.top] * 2) * [sx, sy, sx, sy]
-        if self.mirrored:
-            moved[:, [0, 2]] = self.out[1] - moved[:, [2, 0]]
-        return moved
-
-    def _resize(self, pixels: NDArray, interpolation: int) -> NDArray:
-        cropped = pixels[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-        if self.out != self.size:
-            cropped = cv2.resize(cropped, (self.out[1], self.out[0]), interpolation=interpolation)
-        return cv2.flip(cropped, 1) if self.mirrored else np.ascontiguousarray(cropped)
 
 
 def _clip(xyxy: NDArray, top: int, left: int, bottom: int, right: int) -> NDArray[np.float64]:

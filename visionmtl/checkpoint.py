@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visionmtl.config import Run
 from visionmtl.model import MultiTaskNet, build_model
@@ -144,6 +145,40 @@ def moved(value: Any, before: str, after: str) -> Any:
         return [moved(inner, before, after) for inner in value]
     inside = isinstance(value, str) and (value == before or value.startswith(before.rstrip("/") + "/"))
     return after + value[len(before) :] if inside else value
+
+
+def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on from a checkpoint under settings that its optimiser, balancer or loss scale do not fit.
+
+    saved, fresh: as `RunState.plain` gives them, from the file and from the run that wants to go on; of one network.
+    """
+
+    def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in balancer.items()}
+
+    def groups(state: Mapping[str, Any]) -> str:
+        return "+".join(str(len(group["params"])) for group in state["optimizer"]["param_groups"])
+
+    was, now = saved["run"], fresh["run"]
+    wrong = None
+    if was["optim"]["name"] != now["optim"]["name"]:
+        wrong = f"optim.name {was['optim']['name']}, this run has {now['optim']['name']}"
+    elif shapes(saved["balancer"]) != shapes(fresh["balancer"]):
+        wrong = f"balance.type {was['balance']['type']}, this run has {now['balance']['type']}, which has another state"
+    elif fresh["scaler"] and not saved["scaler"]:
+        wrong = f"train.precision {was['train']['precision']}, this run has fp16, which needs a loss scale"
+    elif bool(fresh["ema"]) > bool(saved["ema"]):
+        wrong = f"no weight average, this run has optim.ema_decay {now['optim']['ema_decay']}"
+    elif groups(saved) != groups(fresh):
+        wrong = (
+            f"parameter groups of {groups(saved)} tensors, this run has {groups(fresh)}; groups follow from "
+            "optim.encoder_lr_factor, layer_decay, weight_decay and from what is frozen"
+        )
+    if wrong:
+        raise ValueError(
+            f"{path} was written with {wrong}; a resumed run needs what the checkpoint has; take the setting back, or "
+            f"begin a new run with its weights (--init-from {path})"
+        )
 
 
 def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
     verb = asked.replace("-", "_")
     known = verbs()
+    if verb not in known:  # `check` is short for `check_data`
+        longer = [name for name in known if name.partition("_")[0] == verb]
+        verb = longer[0] if len(longer) == 1 else verb
     if verb not in known:
         print(
             f"visionmtl: unknown verb {asked!r}{did_you_mean(verb, known)}; known are: {', '.join(known)}; "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -23,6 +23,19 @@ from visionmtl.overlay import ConfigError, Tree, dotted
 from visionmtl.spec import PYDANTIC_ERRORS, Spec, did_you_mean
 from visionmtl.tasks.base import Task
 
+_Checked = TypeVar("_Checked", bound=Spec)
+
+
+class Distributed(Spec):
+    """How the processes of a run work together; with one of them none of it matters, and it changes no result."""
+
+    timeout_s: float = Field(600.0, gt=0, description="how long a process waits for the others before the run fails")
+    static_graph: bool = Field(False, description="promise torch that every step is one backward over the same graph")
+    shard: bool = Field(
+        False, description="each process keeps a share of weights, gradients and moments (FSDP2), for large encoders"
+    )
+    bucket_mb: float | None = Field(None, gt=0, description="gradients exchanged at once; unset = torch's 25 MiB")
+
 
 class Train(Spec):
     """The loop: how long, how much at once, in which precision, and what is kept."""
@@ -35,6 +48,10 @@ class Train(Spec):
     compile: bool | Literal["cuda_graph"] = Field(
         False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"
     )
+    sync_batchnorm: bool = Field(
+        False, description="every BatchNorm takes its statistics over the images of all processes"
+    )
+    distributed: Distributed = Distributed()
     deterministic: bool = Field(False, description="the same numbers twice, at some cost of speed")
     eval_every_epochs: int = Field(1, ge=1, description="the last epoch is evaluated in any case")
     log_every_steps: int = Field(20, ge=1)
@@ -95,8 +112,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """As `load`, with the origins."""
     tree = overlay.read(path, overrides)
+    return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
+
+
+class _DataAlone(Spec, extra="ignore"):
+    data: Data
+
+
+def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
+    """`data` of a config file alone; the rest of it may be missing or not fit. Raises ConfigError like `load`."""
+    tree = overlay.read(path, overrides)
+    values = {name: value for name, value in tree.values.items() if name == "data"}
+    if isinstance(values.get("data"), dict):
+        values["data"] = tree.resolved("data")
+    return _checked(_DataAlone, values, tree, path).data
+
+
+def _checked(kind: type[_Checked], values: dict[str, Any], tree: Tree, path: str | Path) -> _Checked:
     try:
-        return Loaded(Run.model_validate(tree.resolved()), tree)
+        return kind.model_validate(values)
     except ValidationError as error:
         problems = [_problem(detail, tree) for detail in error.errors()]
         several = f"{len(problems)} problems in {path}:\n  " if len(problems) > 1 else ""

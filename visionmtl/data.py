@@ -6,7 +6,9 @@ batches it would have seen: every random number is a function of (seed, epoch, i
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +24,8 @@ from visionmtl.sampling import Draws, Sampling
 from visionmtl.spaces import Spaces, judged, supervises
 from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
-from visionmtl.types import Batch, Frame, Sample
+from visionmtl.types import Batch, Frame, Sample, Shrink, Wanted, at_full_size
+from visionmtl.window import Framing, Window
 from visionmtl.workers import begin, choose_workers, start_method
 
 _Job = tuple[int, list[tuple[int, int]]]  # epoch, then index and round (see `Draws`) of each sample of one batch
@@ -47,6 +50,9 @@ class Data(Spec):
     """Loader processes per training process; 0 loads in the training process itself."""
     prefetch: int = Field(default=2, ge=1)
     """Batches each worker prepares ahead."""
+    cache: Path | None = None
+    """A folder on a fast disk for decoded training images, written at the first start; see `data_cache`. None: decode
+    anew each time."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -194,12 +200,13 @@ class _Work:
         self._supervises = [
             {name: supervises(source, task, spaces[name]) for name, task in tasks.items()} for source in sources
         ]
+        self._fields = [frozenset(tasks[name].field for name, does in one.items() if does) for one in self._supervises]
 
-    def _read(self, index: int) -> tuple[Sample, frozenset[str], str]:
-        """The sample, the tasks it supervises, and the name of its data set."""
+    def _read(self, index: int, shrink: Shrink = at_full_size) -> tuple[Sample, frozenset[str], str]:
+        """The sample, the tasks it supervises, and the name of its data set; labels of no such task may be None."""
         which = bisect.bisect_right(self._ends, index)
         source = self._sources[which]
-        sample = source.read(index - (self._ends[which] - len(source)))
+        sample = source.read_part(index - (self._ends[which] - len(source)), Wanted(self._fields[which], shrink))
         taught = self._supervises[which]
         tasks = {name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None}
         return sample, frozenset(tasks), source.name
@@ -221,8 +228,9 @@ class _TrainWork(_Work):
         samples, taught, colours = [], [], []
         for index, again in draws:
             rng = np.random.default_rng([self._seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order
-            original, tasks, _ = self._read(index)
-            sample = self._augment.apply(original, self._size, rng)
+            framing = self._augment.draw(rng)
+            original, tasks, _ = self._read(index, partial(_shrink, size=self._size, framing=framing))
+            sample = self._augment.view(original, self._size, framing, rng)
             samples.append(sample)
             taught.append(tasks)
             if self._augment.colours:
@@ -238,6 +246,10 @@ class _TrainWork(_Work):
             "labelled": self._labelled(taught),
             "colour": torch.from_numpy(np.stack(colours)) if colours else None,
         }
+
+
+def _shrink(original: tuple[int, int], size: tuple[int, int], framing: Framing) -> int:
+    return Window.cut(original, size, framing).shrink
 
 
 class _ValWork(_Work):

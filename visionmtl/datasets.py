@@ -1,7 +1,7 @@
 """The data set contract, and the finder that makes the top-level `datasets/` importable as `visionmtl.datasets`."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +9,7 @@ from typing import Protocol
 from pydantic import Field
 
 from visionmtl.spec import Kind
-from visionmtl.types import LabelSpace, Sample
+from visionmtl.types import LabelSpace, Sample, Wanted
 
 _here = Path(__file__).resolve().parent
 # a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.
@@ -35,6 +35,14 @@ class Reader(Protocol):
 
     def read(self, index: int) -> Sample:
         """The sample at full size. The same index gives the same values in every process."""
+        ...
+
+
+class FrugalReader(Reader, Protocol):
+    """A reader that saves work where not everything is wanted; training reads through it."""
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """As `read`, but labels that are not wanted may be None, and the image may be reduced (with `full_size`)."""
         ...
 
 
@@ -69,6 +77,11 @@ class Source:
         """What the reader found worth telling, such as labels it left out."""
         return getattr(self.reader, "notes", ())
 
+    def file(self, index: int) -> str | None:
+        """The file of an image, for messages; None where the reader has no method `file` or draws its images."""
+        find = getattr(self.reader, "file", None)
+        return None if find is None else str(find(index))
+
     def __len__(self) -> int:
         return len(self.reader)
 
@@ -76,9 +89,24 @@ class Source:
         """See `Reader.read`."""
         return self.reader.read(index)
 
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """See `FrugalReader`; a reader that can only read everything does so."""
+        return read_part(self.reader, index, wanted)
+
+
+def read_part(reader: Reader, index: int, wanted: Wanted) -> Sample:
+    """What is wanted of a sample, with as little work as the reader knows how."""
+    frugal: Callable[[int, Wanted], Sample] | None = getattr(reader, "read_part", None)
+    return reader.read(index) if frugal is None else frugal(index, wanted)
+
 
 def open_sources(datasets: Sequence[Dataset]) -> list[Source]:
     """Every data set, checked, indexed and named. Raises ValueError for a name given twice."""
+    return [Source(name, one.build(), one.weight) for name, one in zip(name_all(datasets), datasets, strict=True)]
+
+
+def name_all(datasets: Sequence[Dataset]) -> list[str]:
+    """What a run calls its data sets. Raises ValueError for a name given twice."""
     given = [dataset.name for dataset in datasets if dataset.name]
     if repeated := {name for name in given if given.count(name) > 1}:
         raise ValueError(
@@ -93,7 +121,7 @@ def open_sources(datasets: Sequence[Dataset]) -> list[Source]:
         while dataset.name is None and name in taken:
             name, number = f"{plain}-{number}", number + 1
         names.append(name)
-    return [Source(name, one.build(), one.weight) for name, one in zip(names, datasets, strict=True)]
+    return names
 
 
 @dataclass(frozen=True)
@@ -115,3 +143,7 @@ class Repeated:
     def read(self, index: int) -> Sample:
         """Sample `index` modulo `count`."""
         return self.reader.read(index % self.count)
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """See `FrugalReader`."""
+        return read_part(self.reader, index % self.count, wanted)

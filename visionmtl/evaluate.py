@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from visionmtl.datasets import Source
+from visionmtl.feed import Feed
 from visionmtl.model import MultiTaskNet
 from visionmtl.spaces import Spaces, supervises, task_of
 from visionmtl.tasks.base import Meter, Task
@@ -46,13 +49,15 @@ def evaluate(
     device = torch.device(device)
     meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
     counts = dict.fromkeys(meters, 0)
+    feed = Feed(device, _with_image_there)
 
     with _evaluating(net), torch.inference_mode():
-        for batch in loader:
-            image = batch.image.to(device, non_blocking=True)
+        for (batch,) in feed.groups(loader):
+            image = batch.image.to(device)  # there already, unless the feed copies nothing
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
                 raw = net(image)
                 mirrored = net(mirror_contents(image, batch.frames)) if flip else None
+            feed.ahead()
 
             size = batch.image.shape[2], batch.image.shape[3]
             predictions: dict[str, list[Any]] = {}
@@ -101,6 +106,11 @@ def evaluate_files(
                     meters[judges[name]].update(reads[name](sample), sample)
                     counts[judges[name]] += 1
     return joined(meters, counts)
+
+
+def _with_image_there(batch: Batch, device: torch.device) -> Batch:
+    """Who is labelled is asked on the host."""
+    return replace(batch, image=batch.image.to(device, non_blocking=True))
 
 
 def mirror_contents(image: Tensor, frames: Sequence[Frame]) -> Tensor:
@@ -187,7 +197,9 @@ def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any])
     """Write {"header": ..., "results": ...}, readable by any JSON reader: what is not finite becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = _plain({"header": header, "results": results})
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary = path.with_name(path.name + ".writing")  # where the file lies, it is whole
+    temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,8 @@
 """Where a run's rows, lines and pictures go: metrics.jsonl, train.log, TensorBoard and the terminal."""
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,16 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from typing_extensions import Self
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "opencv-python-headless",
-    "albumentations",
-    "pycocotools",
-    "torchjd",
-)
+from visionmtl.environment import environment
 
 
 class RunLog:
@@ -42,14 +30,22 @@ class RunLog:
         self._files = files
 
     @classmethod
-    def open(cls, folder: Path, write: bool = True, resume_step: int | None = None, show: bool | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        write: bool = True,
+        resume_step: int | None = None,
+        show: bool | None = None,
+        evaluated: bool = True,
+    ) -> Self:
         """The log in a run directory.
 
-        resume_step: continue existing files; what was logged after this step is dropped, since it will come again.
+        resume_step: continue existing files; what was logged after this step is dropped, since it will come again;
+        so is the row of an evaluation at this step unless it was finished (`evaluated`). None: files begin anew.
         write: whether files are written; show: whether the terminal is (None: as `write`).
         """
         screen = _Screen() if (write if show is None else show) else None
-        return cls(screen, _Files(folder, resume_step) if write else None)
+        return cls(screen, _Files(folder, resume_step, evaluated) if write else None)
 
     def config(self, text: str) -> None:
         """Keep the resolved config, and what the run runs on."""
@@ -126,14 +122,17 @@ class RunLog:
 
 
 class _Files:
-    def __init__(self, folder: Path, resume_step: int | None) -> None:
+    def __init__(self, folder: Path, resume_step: int | None, evaluated: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, and only a training run needs it
 
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         rows = folder / "metrics.jsonl"
         if resume_step is not None and rows.exists():
-            _drop_rows_after(rows, resume_step)
+            _drop_rows_after(rows, resume_step, evaluated)
+        if resume_step is None:  # the other files begin anew too
+            for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+                old.unlink()
         mode = "w" if resume_step is None else "a"
         self.rows: IO[str] = rows.open(mode, encoding="utf-8")
         self.lines: IO[str] = (folder / "train.log").open(mode, encoding="utf-8")
@@ -222,10 +221,11 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
             yield f"{path}{key}", inner
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Keep the rows up to a step; a last line cut off by a crash goes too."""
+def _drop_rows_after(path: Path, step: int, evaluated: bool) -> None:
+    """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too."""
+    last = (step, "val" if evaluated else "train")  # in the order of the alphabet, and of the loop
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    kept = [line for line in whole if ((row := json.loads(line))["step"], row["kind"]) <= last]
     temporary = path.with_name(path.name + ".writing")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
@@ -253,40 +253,3 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def environment() -> dict[str, Any]:
-    """What a run runs on: versions, devices and the project's commit; no host or user names, no paths."""
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "visionmtl": _version("visionmtl"),
-        "commit": _commit(Path(__file__).resolve().parent.parent),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(root: Path) -> str | None:
-    """The commit of the checkout, "+changes" behind it if files differ; None when `root` is no checkout of ours."""
-    git = ("git", "-C", str(root))
-    try:
-        found = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    if found.returncode != 0 or Path(found.stdout.splitlines()[0]).resolve() != root:
-        return None  # an installed copy, perhaps inside somebody else's repository
-    return found.stdout.splitlines()[1] + ("+changes" if changes.stdout.strip() else "")

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from visionmtl.ops.ranks import own_share
 from visionmtl.spec import Spec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -192,10 +193,11 @@ class Ema(Generic[Net]):
     The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
     Create it when the module is on its device and in its memory format: the tensors are looked up once.
+    twin: a copy of the module to keep the average in, where it must be made elsewhere (spread over processes).
     """
 
-    def __init__(self, module: Net, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Net, decay: float, twin: Net | None = None) -> None:
+        self.module = (twin or copy.deepcopy(module)).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         averaged, sources = self._pairs(module)
@@ -206,7 +208,8 @@ class Ema(Generic[Net]):
 
     def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         ours = [*self.module.parameters(), *self.module.buffers()]
-        return [tensor.detach() for tensor in ours], [t.detach() for t in (*module.parameters(), *module.buffers())]
+        theirs = [*module.parameters(), *module.buffers()]
+        return [own_share(tensor.detach()) for tensor in ours], [own_share(tensor.detach()) for tensor in theirs]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -148,10 +148,12 @@ class Tree:
         holder = _descend(self.values, where[: split - 1])
         holder[where[split - 1]] = self._merged(holder[where[split - 1]], above, where[:split], origins)
 
-    def resolved(self) -> dict[str, Any]:
-        """The values with `${...}` filled in."""
+    def resolved(self, part: str | None = None) -> dict[str, Any]:
+        """The values with `${...}` filled in; part: only those below one top-level name."""
+        whole = OmegaConf.create(self.values)
         try:
-            plain = OmegaConf.to_container(OmegaConf.create(self.values), resolve=True, throw_on_missing=True)
+            chosen = whole if part is None else whole[part]
+            plain = OmegaConf.to_container(chosen, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             path = str(error.full_key or "").replace("[", ".").replace("]", "")
             where = tuple(int(part) if part.isdecimal() else part for part in path.split("."))

@@ -196,7 +196,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "cityscapes_disparity_128x256",
-            "multi-task tables: everything at 128x256; 7 categories; absolute and relative error of inverse depth",
+            "multi-task tables: everything at 128x256; 7 categories; errors of disparity as Cityscapes stores it, by "
+            "65535 (1 = 256 px of 2048); sky and ego vehicle, without depth, are left out",
             (
                 Part("segmentation", _categories, ("cityscapes7", "cityscapes19")),
                 Part("depth_m", lambda space: DisparityMeter(1e-3, 1e4)),

@@ -6,9 +6,13 @@ DIR/TASK/IMAGE_pred_labelIds.png    the same for Cityscapes, as its evaluation l
 DIR/TASK/IMAGE.png                  depth: 16 bit, metres x 256 as KITTI has it, or millimetres; 0 = no prediction
 DIR/TASK/IMAGE.png                  normals: 16 bit RGB, (vector + 1) / 2 x 65535
 DIR/submission.json                 by task: what its values mean
+
+Several processes write into one folder, which all must see: each the PNGs of its images, the first the rest. The files
+do not tell how many there were: boxes are in the order of image ids.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ import torch.distributed as dist
 
 from visionmtl.ops.coco_results import canonical, read_rows, rows_of
 from visionmtl.ops.dense_files import CODES
+from visionmtl.ops.file_names import present
 from visionmtl.ops.photos import read_png
 from visionmtl.spaces import Spaces
 from visionmtl.spec import did_you_mean
@@ -50,7 +55,7 @@ class SubmissionWriter:
         for task in tasks.values():
             _check_field(task)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
-        self._seen: set[str] = set()
+        self._seen: dict[str, str] = {}  # image ids, by what they mean in a results file
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field == "boxes"}
         for name in tasks.keys() - self._rows.keys():
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -58,33 +63,40 @@ class SubmissionWriter:
 
     def add(self, sample: Sample, predictions: Mapping[str, Any]) -> None:
         """Keep the predictions of one image, by task."""
-        if sample.image_id in self._seen:
-            raise ValueError(
-                f"two images are called {sample.image_id!r}; one submission holds each image once; save one data set "
-                "at a time, e.g. with ~data.val.1"
-            )
-        self._seen.add(sample.image_id)
+        if canonical(sample.image_id) in self._seen:
+            raise _twice(sample.image_id)
+        self._seen[canonical(sample.image_id)] = sample.image_id
         for name, prediction in predictions.items():
             task, space = self._tasks[name], self._spaces[name]
             if task.field == "boxes":
                 assert space is not None
                 self._rows[name] += rows_of(sample.image_id, prediction, space)
                 continue
-            file = self.folder / name / f"{_safe(sample.image_id)}{_ending(space)}.png"
+            file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(file), CODES[task.field][0](prediction, space, self._units)):
                 raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
 
     def close(self) -> None:
-        """Write the files of boxes, joined over ranks, and what the values mean."""
-        rows_by_task = self._rows
+        """Write the files of boxes, joined over ranks, and what the values mean.
+
+        Raises ValueError, on all ranks, when two of them had an image of one name, whose files would be mixed; on the
+        first, when it does not find what the others wrote.
+        """
+        mine = self._rows, list(self._seen.values())
+        parts: list[Any] = [mine]
         if dist.is_initialized():
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, self._rows)
-            if dist.get_rank() != 0:
-                return
-            rows_by_task = {name: [row for part in parts for row in part[name]] for name in self._rows}
-        for name, rows in rows_by_task.items():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, mine)
+        ids = [image_id for _, seen in parts for image_id in seen]
+        counts = Counter(map(canonical, ids))
+        if repeated := sorted(image_id for image_id in ids if counts[canonical(image_id)] > 1):
+            raise _twice(repeated[0])
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        self._check_pngs(ids)
+        for name in self._rows:
+            rows = sorted((row for of_rank, _ in parts for row in of_rank[name]), key=_by_image)
             (self.folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
 
         meaning: dict[str, Any] = {}
@@ -94,6 +106,19 @@ class SubmissionWriter:
             if task.field == "depth_m":
                 meaning[name]["units_per_metre"] = self._units
         (self.folder / MANIFEST).write_text(json.dumps(meaning, indent=1) + "\n", encoding="utf-8")
+
+    def _png(self, name: str, image_id: str) -> str:
+        """Below the folder of the submission."""
+        return f"{name}/{_safe(image_id)}{_ending(self._spaces[name])}.png"
+
+    def _check_pngs(self, ids: Sequence[str]) -> None:
+        pngs = [self._png(name, image_id) for name in self._tasks.keys() - self._rows.keys() for image_id in ids]
+        there = present(self.folder, pngs)
+        if not there.all():
+            raise ValueError(
+                f"{np.count_nonzero(~there)} of {len(there)} PNGs are not in {self.folder} as the first process sees "
+                "it; all processes must write into one folder; name one that all machines share"
+            )
 
 
 def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, Path]:
@@ -196,6 +221,19 @@ def _declared_units(folder: Path) -> float | None:
     declared = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     value: float | None = declared.get(folder.name, {}).get("units_per_metre")
     return value
+
+
+def _twice(image_id: str) -> ValueError:
+    return ValueError(
+        f"two images are called {image_id!r}; one submission holds each image once; save one data set at a time, e.g. "
+        "with ~data.val.1"
+    )
+
+
+def _by_image(row: Mapping[str, Any]) -> tuple[bool, int, str]:
+    """Sorts rows by image: numbers first, by value; within an image, rows stay as they come, best first."""
+    image_id = row["image_id"]
+    return (False, image_id, "") if isinstance(image_id, int) else (True, 0, image_id)
 
 
 def _last(image_id: str) -> str:

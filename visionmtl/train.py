@@ -5,61 +5,49 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visionmtl import checkpoint, distributed
+from visionmtl import checkpoint, distributed, resume
 from visionmtl.augment import Augment
 from visionmtl.config import Run, dump
 from visionmtl.data import TrainLoader, ValLoader, val_loader
+from visionmtl.data_cache import with_cache
 from visionmtl.datasets import Repeated, Source, open_sources
 from visionmtl.distributed import Ranks
-from visionmtl.evaluate import evaluate, save_json, score
-from visionmtl.log import RunLog
+from visionmtl.evaluate import Results, evaluate, save_json, score
+from visionmtl.feed import Feed
+from visionmtl.log import RunLog, results_table
 from visionmtl.model import MultiTaskNet, build_model
 from visionmtl.optim import lr_factor, set_lr
-from visionmtl.pace import Pace
+from visionmtl.pace import Advice, Pace
+from visionmtl.plan import PROFILE_WARMUP, Options, Plan, plan_steps
 from visionmtl.spaces import resolve_spaces, supervises
 from visionmtl.state import RunState
-from visionmtl.types import Batch, Sample
+from visionmtl.types import Sample
 from visionmtl.weights import load_strictly
-
-PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
-
-
-@dataclass(frozen=True)
-class Options:
-    """How this start differs from a plain one; none of it changes what a whole run computes."""
-
-    resume: str | None = None  # "auto" = this run's last checkpoint if there is one; or a path
-    init_from: str | None = None  # weights to start from, nothing else
-    overfit: int | None = None  # learn these first N images only, and evaluate on them
-    limit_train_batches: int | None = None  # per epoch
-    limit_val_batches: int | None = None
-    max_time_s: float | None = None  # stop with a checkpoint
-    max_steps: int | None = None  # stop with a checkpoint
-    profile: int | None = None  # write a trace of so many steps, and stop
-    dry_run: bool = False  # one step, one validation batch, nothing written
-    device: str = "auto"
+from visionmtl.workers import choose_workers, num_cores
 
 
-def train(run: Run, options: Options = Options()) -> dict[str, dict[str, Any]]:
+class NotFinite(RuntimeError):
+    """A loss became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
+
+
+def train(run: Run, options: Options | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, RuntimeError when the loss stops being finite.
+    Raises ValueError for what does not fit together, NotFinite when a loss stops being finite.
     """
-    ranks = distributed.start(options.device)
-    try:
+    options = options or Options()
+    with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
         return _train(run, options, ranks)
-    finally:
-        distributed.stop()
 
 
-def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]]:
+def _train(run: Run, options: Options, ranks: Ranks) -> Results:
     torch.manual_seed(run.seed)
     if run.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not reproducible without it
@@ -74,7 +62,9 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
         limit=1 if options.dry_run else options.limit_val_batches,
     )  # fmt: skip
 
+    resume.check_best(run, spaces, val.judged, val_sources)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
+    net.check_size(run.data.input_size, "data.eval_size")
     if options.init_from:
         _start_from(net, Path(options.init_from))
     state = RunState(run, net.to(ranks.device), ranks)
@@ -85,41 +75,55 @@ def _train(run: Run, options: Options, ranks: Ranks) -> dict[str, dict[str, Any]
             f"an epoch has {batches} batches, but train.accumulate is {run.train.accumulate}; one step takes that many "
             "batches; lower train.accumulate or train.batch_size"
         )
-    total_steps = 1 if options.dry_run else run.train.epochs * steps_per_epoch
 
     folder = Path(run.output or "runs/unnamed")
-    resumed = _resume(state, folder, options)
-    distributed.barrier()  # all ranks have looked into the folder before the first one writes there
-    writes = ranks.first and not options.dry_run
-    with RunLog.open(folder, writes, resume_step=state.step if resumed else None, show=ranks.first) as log:
+    path = resume.find(folder, options.resume, options.dry_run)
+    found = resume.go_on(state, path, set(val.judged)) if path else None
+    # all ranks have looked into the folder before the first one writes there
+    remedy = "let all machines see one run folder, or copy it to each"
+    distributed.check_same((state.step, found is not None), "the resumed step, and whether it was evaluated,", remedy)
+    plan = plan_steps(run.train, options, state.step, steps_per_epoch)
+    writes, resume_step = ranks.first and not options.dry_run, state.step if path else None
+    with RunLog.open(folder, writes, resume_step, show=ranks.first, evaluated=found is not None) as log:
         log.config(dump(run))
-        for line in _introduction(run, net, loader, val, sources, val_sources, ranks, resumed, state.step):
+        for line in _introduction(run, net, loader, val, sources, val_sources, ranks, path is not None, state.step):
             log.line(line)
-        return _loop(state, loader, val, log, options, steps_per_epoch, total_steps, folder)
+        return _loop(state, loader, val, log, options, plan, folder, found)
 
 
 def _loop(
-    state: RunState, loader: TrainLoader, val: ValLoader, log: RunLog, options: Options, steps_per_epoch: int,
-    total_steps: int, folder: Path,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    state: RunState, loader: TrainLoader, val: ValLoader, log: RunLog, options: Options, plan: Plan, folder: Path,
+    found: Results | None,
+) -> Results:  # fmt: skip
+    """found: results at the step resumed from, where it was evaluated."""
     run, ranks = state.run, state.ranks
-    settings = run.train
-    results: dict[str, dict[str, Any]] = {}
+    settings, steps_per_epoch = run.train, plan.steps_per_epoch
+    total_steps, last_step = plan.total_steps, plan.last_step
+    results = found or {}
     started = time.monotonic()
-    last_step = min(total_steps, options.max_steps or total_steps)
-    profiler = _profiler(options.profile, folder) if options.profile and ranks.first else None
-    if options.profile:
-        last_step = min(last_step, state.step + PROFILE_WARMUP + options.profile)
-    meter = Pace(settings.batch_size * settings.accumulate * ranks.world)
 
+    if found is None and plan.evaluates(state.step) and not options.dry_run:
+        log.line(f"step {state.step} was saved, but not evaluated to the end; that comes first")
+        results = _evaluate(state, val, log, folder, state.step // steps_per_epoch, options.dry_run)
+    if state.step >= last_step:
+        log.line(f"nothing is left to train: step {state.step} of {last_step} is done")
+        if found:
+            log.line(f"its evaluation gave\n{results_table(found)}")
+
+    profiler = _profiler(options.profile, folder, log) if options.profile and ranks.first else None
+    feed = Feed(ranks.device)
+    meter = Pace(settings.batch_size * settings.accumulate * ranks.world, feed.waited_s)
+    advice = Advice(run.data, loader.workers, num_cores(), ranks.world)
     while state.step < last_step:
         epoch, done = divmod(state.step, steps_per_epoch)
         stream = itertools.islice(
             loader.epoch(epoch, start=done * settings.accumulate), (steps_per_epoch - done) * settings.accumulate
         )
-        for micro_batches in _groups(meter.timed(stream), settings.accumulate):
+        for micro_batches in feed.groups(stream, settings.accumulate):
             set_lr(state.optimizer, lr_factor(run.optim, state.step, total_steps, steps_per_epoch))
             losses, weights, norm = state.advance(micro_batches)
+            if state.step < last_step:
+                feed.ahead()
             while state.news:
                 log.line(state.news.pop(0))
             meter.step()
@@ -127,11 +131,14 @@ def _loop(
                 profiler.step()
             if state.step % settings.log_every_steps == 0 or state.step == last_step:
                 values = _read(losses, state.step)
+                pace = meter.read(total_steps - state.step)
                 log.train(
                     step=state.step, epoch=epoch, losses=values, weights={k: float(w) for k, w in weights.items()},
                     grad_norm=float(norm), lr=state.optimizer.param_groups[-1]["lr"], total_steps=total_steps,
-                    **meter.read(total_steps - state.step),
+                    **pace,
                 )  # fmt: skip
+                if line := advice.line(pace["data_wait_share"], settings.log_every_steps):
+                    log.line(line)
             late = options.max_time_s is not None and time.monotonic() - started > options.max_time_s
             stopping = distributed.agree(late, ranks.device) if options.max_time_s is not None else False
             if stopping or state.step >= last_step:
@@ -141,41 +148,47 @@ def _loop(
         ended = state.step % steps_per_epoch == 0
         finished = state.step >= total_steps
         epochs_done = state.step // steps_per_epoch
-        if finished or (ended and epochs_done % settings.eval_every_epochs == 0):
+        stopping = stopping or state.step >= last_step
+        saves = stopping or finished or (ended and epochs_done % settings.checkpoint_every_epochs == 0)
+        if saves and not options.dry_run:  # whatever evaluation comes to
+            state.hand_to_first(epochs_done, lambda plain: checkpoint.save_step(folder, plain, settings.keep))
+        if plan.evaluates(state.step):
             results = _evaluate(state, val, log, folder, epochs_done, options.dry_run)
             meter.restart()
         if options.dry_run:
             return results
-        stopping = stopping or state.step >= last_step
-        if ranks.first and (stopping or finished or (ended and epochs_done % settings.checkpoint_every_epochs == 0)):
-            checkpoint.save_step(folder, state.plain(epochs_done), settings.keep)
         if stopping and not finished:
             log.line(f"stopped after step {state.step} of {total_steps}; continue with --resume")
             break
     if profiler:
         profiler.stop()
-        log.line(f"trace of {options.profile} steps: {folder / 'profile.json'}, for chrome://tracing or perfetto.dev")
     distributed.barrier()
     return results
 
 
-def _profiler(num_steps: int, folder: Path) -> torch.profiler.profile:
-    """A running profiler that traces `num_steps` steps after PROFILE_WARMUP."""
+def _profiler(num_steps: int, folder: Path, log: RunLog) -> torch.profiler.profile:
+    """A running profiler that traces `num_steps` steps after PROFILE_WARMUP, fewer where time is up before."""
+    file = folder / "profile.json"
+
+    def keep(trace: torch.profiler.profile) -> None:
+        trace.export_chrome_trace(str(file))
+        log.line(f"trace of {num_steps} steps: {file}, for chrome://tracing or perfetto.dev")
+
     profiler = torch.profiler.profile(
         schedule=torch.profiler.schedule(wait=0, warmup=PROFILE_WARMUP, active=num_steps, repeat=1),
-        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "profile.json")),
+        on_trace_ready=keep,
     )
     profiler.start()
     return profiler
 
 
-def _evaluate(
-    state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs_done: int, dry_run: bool
-) -> dict[str, dict[str, Any]]:
-    """Results of the averaged weights where there are any; keeps best.pt and a few pictures."""
+def _evaluate(state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs_done: int, dry_run: bool) -> Results:
+    """Results of the averaged weights where there are any; keeps best.pt and a few pictures.
+
+    The file of results is written last: where it lies, a resumed run takes the evaluation as done.
+    """
     run, ranks = state.run, state.ranks
-    net = state.ema.module if state.ema else state.net
-    distributed.share_statistics(net)
+    net = state.judged()
     drawn: list[tuple[Sample, dict[str, Any]]] = []
 
     def collect(sample: Sample, predictions: dict[str, Any]) -> None:
@@ -186,6 +199,8 @@ def _evaluate(
     results = evaluate(net, val, ranks.device, precision=run.train.precision, meters=meters, on_image=collect)
     log.val(step=state.step, epoch=epochs_done, results=results)
     if dry_run:
+        if results.get(run.train.best.partition("/")[0], {}).get("images"):
+            score(results, run.tasks, run.train.best)  # a metric that does not exist is found now
         return results
     for i, (sample, predictions) in enumerate(drawn):
         for name, prediction in predictions.items():
@@ -193,18 +208,23 @@ def _evaluate(
             log.picture(f"{name}/{i}", picture, state.step)
 
     value = score(results, run.tasks, run.train.best)
+    if value > state.best:
+        state.best = value
+        state.hand_to_first(epochs_done, lambda plain: checkpoint.save(folder / "checkpoints" / "best.pt", plain))
+        log.line(f"best so far by rule {run.train.best!r}: {value:.4f}")
     if ranks.first:
-        save_json(results, folder / "eval" / f"step-{state.step:07d}.json", {"step": state.step, "epoch": epochs_done})
-        if value > state.best:
-            state.best = value
-            checkpoint.save(folder / "checkpoints" / "best.pt", state.plain(epochs_done))
-            log.line(f"best so far by rule {run.train.best!r}: {value:.4f}")
+        save_json(results, resume.results_file(folder, state.step), {"step": state.step, "epoch": epochs_done})
     return results
 
 
 def _sources(run: Run, overfit: int | None) -> tuple[list[Source], list[Source]]:
     sources = open_sources(run.data.train)
     if overfit is None:
+        if run.data.cache is not None:
+            fields, (number, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
+            sources = with_cache(
+                sources, run.data.train, run.data.cache, fields, run.data.size, run.data.augment.zoom[1], number
+            )
         return sources, open_sources(run.data.val)
     few = [(source, min(overfit, len(source))) for source in sources]
     return (
@@ -217,28 +237,6 @@ def _start_from(net: MultiTaskNet, path: Path) -> None:
     load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
 
 
-def _resume(state: RunState, folder: Path, options: Options) -> bool:
-    """Continue where a checkpoint left off. An existing run is never overwritten silently."""
-    last = folder / "checkpoints" / "last.pt"
-    if options.resume is None:
-        if not options.dry_run and (folder / "metrics.jsonl").exists():
-            raise ValueError(
-                f"{folder} already holds a run; one folder holds one run; continue it with --resume, "
-                "choose another with --output DIR, or delete it"
-            )
-        return False
-    path = last if options.resume == "auto" else Path(options.resume)
-    if options.resume == "auto" and not last.exists():
-        return False
-    state.restore(checkpoint.load(path), path)
-    return True
-
-
-def _groups(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
-    while group := list(itertools.islice(batches, count)):
-        yield group
-
-
 def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str, float]]:
     """Loss parts of all ranks as numbers: the one place of the loop that waits for the device."""
     names = [(task, part) for task, parts in losses.items() for part in parts]
@@ -248,7 +246,7 @@ def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str
     for (task, part), value in zip(names, mean.tolist(), strict=True):
         values[task][part] = value
     if bad := [f"{task}/{part} {values[task][part]}" for task, part in names if not math.isfinite(values[task][part])]:
-        raise RuntimeError(
+        raise NotFinite(
             f"losses are not finite at step {step}: {', '.join(bad)}; finite ones are needed; lower optim.lr, set "
             "optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one task spoilt the "
             "others, train.log_every_steps=1 shows the first"

@@ -5,6 +5,7 @@ Arrays (numpy) live on the CPU side of the loader, tensors after it.
 A *level* l is a feature map of stride 2**l pixels; maps travel as dict[level, float [B, C, h, w]].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +77,50 @@ class Sample:
     segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
     depth_m: NDArray[np.float32] | None = None  # [H, W] metres along the optical axis, 0 = not measured
     normals: NDArray[np.float32] | None = None  # [H, W, 3] unit vectors, x right, y down, z forward; 0 0 0 = unknown
+    disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
+    # in px is this / depth_m; None = no stereo camera
+    full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
+    shrunk: int = 1  # by which divisor, see `Wanted`
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels, to which boxes and maps refer."""
+        return self.full_size or (self.image.shape[0], self.image.shape[1])
 
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
+
+Shrink = Callable[[tuple[int, int]], int]
+"""From the (H, W) of an image to the divisor, 1, 2, 4 or 8, at which it is still large enough."""
+
+
+def at_full_size(size: tuple[int, int]) -> int:
+    """The `Shrink` that never reduces."""
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded photograph, perhaps reduced (see `Wanted`)."""
+
+    pixels: NDArray[np.uint8]  # [h, w, 3] RGB
+    full_size: tuple[int, int]  # (H, W) of the whole one
+    shrunk: int  # h = H / shrunk, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is needed of a sample; what is not need not be read.
+
+    Of an image that is reduced by k, pixel (y, x) shows the square of k x k pixels at (k*y, k*x) of the whole one;
+    where k does not divide a side, the last row or column may be there or not.
+    """
+
+    fields: frozenset[str]  # of LABEL_FIELDS
+    shrink: Shrink = at_full_size
+
+
+EVERYTHING = Wanted(frozenset(LABEL_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,15 @@ def choose_workers(workers: int | Literal["auto"], world: int = 1) -> tuple[int,
     """Loader processes per training process, and why that many."""
     if workers != "auto":
         return workers, f"data.workers={workers}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     chosen = max(0, min(MAX_AUTO_WORKERS, cores // world - 1))
     shared = f" for {world} processes" if world > 1 else ""
     return chosen, f"auto: {cores} cores{shared}, one left to each training process, at most {MAX_AUTO_WORKERS}"
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_method() -> multiprocessing.context.BaseContext:

@@ -66,7 +66,7 @@ class Aligned(Head, frozen=True):
         predicted = from_distances(distances, centres)
         with torch.no_grad():
             target = task_aligned(
-                logits.sigmoid(), predicted, centres, strides, boxes, labels, valid & labelled[:, None], crowd,
+                logits.sigmoid(), predicted, raw["shapes"], boxes, labels, valid & labelled[:, None], crowd,
                 topk=self.topk, alpha=self.alpha, beta=self.beta,
             )  # fmt: skip
             normaliser = per_rank(target.quality.sum())  # at least 1, or one poor box would blow up all negatives

@@ -1,5 +1,6 @@
 """The FCOS detection head: size ranges a level, focal loss, GIoU and centre-ness; the simple verified baseline."""
 
+import math
 from typing import Literal
 
 import torch
@@ -25,15 +26,12 @@ class FCOS(Head, frozen=True):
     def build(self, channels: int, num_classes: int) -> nn.Module:
         return Towers(self, channels, num_classes, 4, prior=0.01, with_quality=True)
 
-    def _ranges(self, raw: RawBoxes) -> Tensor:
-        """float [A, 2] px: a level of stride s handles 8s..16s, the finest from 0, the coarsest to infinity."""
-        ranges = []
-        for i, (level, height, width) in enumerate(raw["shapes"]):
-            low = 0.0 if i == 0 else 8.0 * 2 ** (level - 1)
-            high = torch.inf if i == len(raw["shapes"]) - 1 else 8.0 * 2**level
-            bounds = [raw["logits"].new_full((height * width,), bound, dtype=torch.float32) for bound in (low, high)]
-            ranges.append(torch.stack(bounds, dim=-1))  # not torch.tensor([low, high]): its copy makes the host wait
-        return torch.cat(ranges)
+    def _ranges(self) -> list[tuple[float, float]]:
+        """Pixels, by level: a level of stride s handles 4s..8s, the finest from 0, the coarsest to infinity."""
+        ranges = [(8.0 * 2 ** (level - 1), 8.0 * 2**level) for level in self.levels]
+        ranges[0] = (0.0, ranges[0][1])
+        ranges[-1] = (ranges[-1][0], math.inf)
+        return ranges
 
     def _boxes(self, raw: RawBoxes, centres: Tensor, strides: Tensor) -> Tensor:
         return from_distances(F.relu(raw["distances"].float() + 1.0) * strides[:, None], centres)
@@ -54,7 +52,7 @@ class FCOS(Head, frozen=True):
         predicted = self._boxes(raw, centres, strides)
         with torch.no_grad():
             target = fcos(
-                centres, strides, self._ranges(raw), boxes, labels, valid & labelled[:, None], crowd, radius=self.radius
+                raw["shapes"], self._ranges(), boxes, labels, valid & labelled[:, None], crowd, radius=self.radius
             )
             num_positive = per_rank(target.positive.sum().float())
             sum_quality = per_rank(target.quality.sum(), least=1e-6)

@@ -1,4 +1,4 @@
-"""Errors of inverse depth, which is disparity up to the camera's constant, pooled over all pixels of a split."""
+"""Errors of stereo disparity in the units of Cityscapes' files, pooled over all pixels of a split."""
 
 import math
 from typing import Any
@@ -9,12 +9,16 @@ from torch import Tensor
 
 from visionmtl.types import Sample
 
+_CODES_PER_PX = 256
+_MAX_CODE = 65535
+
 
 class DisparityMeter:
-    """Mean absolute and mean relative error of 1 / depth, over all pixels with min_m < truth < max_m.
+    """Mean absolute and mean relative error of disparity, over all pixels with min_m < truth < max_m.
 
-    Disparity in pixels is baseline x focal length / depth. Samples carry metres, so the absolute error is in 1/m: times
-    baseline x focal length of the images as they are scored, it is in pixels. The relative error has no unit.
+    Disparity in pixels of the whole image is `Sample.disparity_px_metre` / depth, at whatever size it is scored.
+    Multi-task papers call inverse depth, or depth, what Cityscapes' 16-bit files hold brought to 0..1:
+    (256 x disparity + 1) / 65535. `abs_err` is in that unit (1 is about 256 px of 2048), `abs_err_px` in pixels.
     """
 
     def __init__(self, min_m: float, max_m: float) -> None:
@@ -28,6 +32,11 @@ class DisparityMeter:
         truth = sample.depth_m
         if truth is None:
             return
+        if sample.disparity_px_metre is None:
+            raise ValueError(
+                f"image {sample.image_id!r} has depth, but no stereo camera; disparity needs its baseline and focal "
+                "length, as Cityscapes has them; score this data set with another protocol"
+            )
         if isinstance(prediction, Tensor):
             prediction = prediction.cpu().numpy()
         if prediction.shape != truth.shape:
@@ -36,14 +45,15 @@ class DisparityMeter:
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
         valid = (truth > self.min_m) & (truth < self.max_m)
-        guess, true = prediction[valid].astype(np.float64), 1 / truth[valid].astype(np.float64)
+        guess, true = prediction[valid].astype(np.float64), truth[valid].astype(np.float64)
         if not (guess > 0).all():
             raise ValueError(
-                f"image {sample.image_id!r}: {int((~(guess > 0)).sum())} predicted depths are not positive; inverse "
-                "depth needs metres > 0; predict a depth for every pixel"
+                f"image {sample.image_id!r}: {int((~(guess > 0)).sum())} predicted depths are not positive; disparity "
+                "needs metres > 0; predict a depth for every pixel"
             )
-        difference = np.abs(1 / guess - true)
-        self._rows.append((true.size, float(difference.sum()), float((difference / true).sum())))
+        codes, true_codes = (_CODES_PER_PX * sample.disparity_px_metre / metres + 1 for metres in (guess, true))
+        difference = np.abs(codes - true_codes)
+        self._rows.append((true.size, float(difference.sum()), float((difference / true_codes).sum())))
 
     def state(self) -> list[tuple[int, float, float]]:
         """One row an image."""
@@ -54,11 +64,14 @@ class DisparityMeter:
         self._rows.extend(state)
 
     def compute(self) -> dict[str, Any]:
-        """abs_err_per_m, rel_err; None without valid pixels. Also: pixels, protocol."""
+        """abs_err, abs_err_px, rel_err; None without valid pixels. Also: pixels, protocol."""
         pixels = sum(row[0] for row in self._rows)
+        in_codes = math.fsum(row[1] for row in self._rows) / pixels if pixels else None
         return {
-            "abs_err_per_m": math.fsum(row[1] for row in self._rows) / pixels if pixels else None,
+            "abs_err": None if in_codes is None else in_codes / _MAX_CODE,
+            "abs_err_px": None if in_codes is None else in_codes / _CODES_PER_PX,
             "rel_err": math.fsum(row[2] for row in self._rows) / pixels if pixels else None,
             "pixels": pixels,
-            "protocol": f"pooled inverse depth in 1/m, {self.min_m:g} < truth < {self.max_m:g} m",
+            "protocol": f"pooled disparity as stored, (256 px + 1) / 65535, px of the whole image, "
+            f"{self.min_m:g} < truth < {self.max_m:g} m",
         }

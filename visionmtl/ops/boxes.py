@@ -37,14 +37,16 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every pair: [B, M, 4], [B, A, 4] -> [B, M, A]; 0 where the union is empty."""
-    # axis by axis: a last axis of two would leave the processor's vectors nearly empty
-    width, height = (
-        (torch.minimum(a[:, :, None, i + 2], b[:, None, :, i + 2]) - torch.maximum(a[:, :, None, i], b[:, None, :, i]))
-        for i in (0, 1)
-    )
-    overlap = width.clamp(min=0) * height.clamp(min=0)
-    union = box_area(a)[:, :, None] + box_area(b)[:, None, :] - overlap
-    return overlap / union.clamp(min=1e-6)
+    # axis by axis, each contiguous, or the processor's vectors stay nearly empty; in place: fresh memory costs more
+    # than the arithmetic
+    one, other = a.unsqueeze(2).unbind(-1), b.transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
+    sides = []
+    for i in (0, 1):
+        end = torch.minimum(one[i + 2], other[i + 2])
+        sides.append(end.sub_(torch.maximum(one[i], other[i])).clamp_(min=0))
+    overlap = sides[0].mul_(sides[1])
+    union = (box_area(a)[:, :, None] + box_area(b)[:, None, :]).sub_(overlap).clamp_(min=1e-6)
+    return overlap.div_(union)
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ What cannot be meant is an error that names the entry; a box that could teach no
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from visionmtl.ops.coco_entries import Entry, Packed, bad, found, integers, load, look_up, pack_labels
+from visionmtl.ops.coco_entries import (
+    Entry,
+    Packed,
+    areas,
+    bad,
+    corners,
+    crowds,
+    found,
+    integers,
+    load,
+    look_up,
+    pack_labels,
+)
 from visionmtl.ops.index_cache import cached
 from visionmtl.types import Boxes
 
@@ -34,10 +45,20 @@ _MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 woul
 class PackedBoxes(Packed):
     """Boxes of an instances file; `arrays` hold xyxy, labels, crowd and area of all images, one after the other."""
 
-    def of(self, row: int) -> Boxes:
-        """Boxes of image `row`, in the file's order; none means that the image was looked at and shows none."""
+    def of(self, row: int, size: tuple[int, ...] | None = None) -> Boxes:
+        """Boxes of image `row`, in the file's order; none means that the image was looked at and shows none.
+
+        size: (H, W) of the image as it was read; where the file gave none, a box outside it raises ValueError.
+        """
         part, arrays = self.part(row), self.arrays
-        return Boxes(*(arrays[name][part].copy() for name in ("xyxy", "labels", "crowd", "area")))
+        boxes = Boxes(*(arrays[name][part].copy() for name in ("xyxy", "labels", "crowd", "area")))
+        if size is not None and self.size(row) == (0, 0) and (outside := boxes.xyxy[:, :2] >= size[::-1]).any():
+            first = boxes.xyxy[int(np.argmax(outside.any(axis=1)))].tolist()
+            raise ValueError(
+                f"{self.file}: a box of {self.name(row)!r} is {first} (xyxy), the image {size} (height, width); boxes "
+                "lie in their image; correct it, or add height and width to `images`: such boxes are dropped then"
+            )
+        return boxes
 
     def masks(self, row: int) -> list[NDArray[np.bool_]]:
         """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
@@ -50,6 +71,8 @@ class PackedBoxes(Packed):
         """What was dropped and what is odd, a sentence each; empty for a sound file."""
         dropped, noted = np.split(self.arrays["counts"], [len(_DROPPED)])
         lines = []
+        if not dropped.any() and not len(self.arrays["labels"]):
+            lines.append(f"{self.file} lists no box at all; all {len(self)} images count as looked at and empty")
         if dropped.any():
             reasons = ", ".join(f"{count} {why}" for count, why in zip(dropped, _DROPPED, strict=True) if count)
             total = dropped.sum() + len(self.arrays["labels"])
@@ -63,7 +86,7 @@ def read_boxes(file: Path, masks: bool = False) -> PackedBoxes:
     Raises ValueError naming the entry for: no file, incomplete JSON, an entry without what it needs, an id of an image
     or category given twice, a category that is not listed, a file name that leaves the folder of the images.
     """
-    kind = "boxes+masks-1" if masks else "boxes-1"
+    kind = "boxes+masks-2" if masks else "boxes-2"
     return PackedBoxes(file, cached(found(file), kind, lambda: _pack(file, masks)))
 
 
@@ -73,7 +96,7 @@ def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
     rows = look_up(columns["image_ids"], integers(file, "annotations", entries, "image_id"))
     sizes = np.concatenate([columns["sizes"], [[0, 0]]])[rows]  # [A, 2]; the last for images that are not listed
 
-    xyxy = _corners(file, entries)
+    xyxy, crowd = corners(file, "annotations", entries), crowds(file, "annotations", entries)
     edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
     reasons = (
         ~np.isfinite(xyxy).all(axis=1),
@@ -88,7 +111,7 @@ def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
 
     boxes = xyxy[order]
     beyond = (boxes[:, :2] < -1).any(axis=1) | (boxes[:, 2:] > edges[order] + 1).any(axis=1)
-    area, wrong = _areas(kept, boxes)
+    area, wrong = areas(kept, boxes)
     ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), int | str)]
     noted = (np.count_nonzero(beyond), wrong, len(ids) - len(set(ids)), ids.count(0))
     packed = {
@@ -96,7 +119,7 @@ def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
         "start": np.searchsorted(rows[order], np.arange(len(columns["image_ids"]) + 1)),
         "xyxy": boxes,
         "labels": labels[order],
-        "crowd": np.array([bool(entry.get("iscrowd")) for entry in kept], bool),
+        "crowd": crowd[order],
         "area": area,
         "counts": np.array([*(np.count_nonzero(reason == n) for n in range(len(reasons))), *noted], np.int64),
     }
@@ -107,27 +130,6 @@ def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
     return packed
 
 
-def _corners(file: Path, entries: Sequence[Entry]) -> NDArray[np.float32]:
-    """xyxy [A, 4]; in float32, so that what has no extent there counts as having none."""
-    given = [entry.get("bbox") for entry in entries]
-    for number, box in enumerate(given):
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-            raise bad(file, "annotations", number, entries, "four numbers x, y, width, height as bbox")
-    xywh = np.array(given, np.float64).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
-        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-
-
-def _areas(entries: Sequence[Entry], xyxy: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """The areas given, or the box's where there is none; and how many were given but cannot be meant."""
-    given = [entry.get("area") for entry in entries]
-    area = np.array([value if isinstance(value, int | float) else math.nan for value in given], np.float32)
-    sound = np.isfinite(area) & (area >= 0)
-    absent = sum(value is None for value in given)
-    own = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
-    return np.where(sound, area, own).astype(np.float32), int(np.count_nonzero(~sound)) - absent
-
-
 def _encode(file: Path, number: int, entries: Sequence[Entry], size: list[int]) -> bytes:
     """The mask of an annotation as COCO's compressed run lengths."""
     given = entries[number].get("segmentation")
@@ -136,22 +138,43 @@ def _encode(file: Path, number: int, entries: Sequence[Entry], size: list[int]) 
         raise bad(file, "annotations", number, entries, needed)
 
     if isinstance(given, dict) and given.get("size") == size:
-        counts = given.get("counts")
-        if isinstance(counts, str):
+        counts, pixels = given.get("counts"), size[0] * size[1]
+        if isinstance(counts, str) and counts.isascii() and _covers(counts.encode(), pixels):
             return counts.encode()
-        if isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts):
-            fits = sum(counts) == size[0] * size[1]
-            if fits:
-                return bytes(rle.frPyObjects(given, *size)["counts"])
+        if isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels:
+            return bytes(rle.frPyObjects(given, *size)["counts"])
     elif isinstance(given, list) and all(map(_is_polygon, given)):
         polygons = [one for one in given if len(one) >= 6]  # pycocotools would take four numbers for a box
         if polygons:
             return bytes(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
-        return bytes(rle.encode(np.zeros(size, np.uint8, order="F"))["counts"])
+        return bytes(rle.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)["counts"])
     raise bad(file, "annotations", number, entries, needed)
+
+
+def _covers(code: bytes, pixels: int) -> bool:
+    """Whether compressed run lengths are sound: pycocotools leaves pixels that none covers as the memory was.
+
+    The format (cocoapi, maskApi.c, rleToString): five bits a character from '0' on, the sixth says that the number goes
+    on, the fifth of its last character is the sign; from the fourth number on, differences to the one two before.
+    """
+    signs = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    goes_on = (signs & 32) > 0
+    if not len(signs) or (signs < 0).any() or (signs > 63).any() or goes_on[-1]:
+        return False
+    first = np.flatnonzero(np.concatenate([[True], ~goes_on[:-1]]))
+    place = np.arange(len(signs)) - np.repeat(first, np.diff(first, append=len(signs)))
+    if place.max() > 6:  # 35 bits: more than an image has pixels
+        return False
+    numbers = np.add.reduceat((signs & 31) << 5 * place, first)
+    last = np.append(first[1:], len(signs)) - 1
+    numbers -= np.where(signs[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    runs = numbers.copy()
+    for start in (1, 2):
+        runs[start::2] = np.cumsum(numbers[start::2])
+    return bool((runs >= 0).all()) and int(runs.sum()) == pixels
 
 
 def _is_polygon(given: object) -> bool:
     if not isinstance(given, list):
         return False
-    return all(isinstance(value, int | float) and abs(value) < _MAX_COORDINATE for value in given)  # False for NaN
+    return all(type(value) in (int, float) and abs(value) < _MAX_COORDINATE for value in given)  # False for NaN

@@ -57,7 +57,7 @@ class PackedSegments(Packed):
 
 def read_segments(file: Path) -> PackedSegments:
     """A panoptic file. Raises ValueError naming the entry, as `read_boxes` does."""
-    return PackedSegments(file, cached(found(file), "segments-1", lambda: _pack(file)))
+    return PackedSegments(file, cached(found(file), "segments-2", lambda: _pack(file)))
 
 
 def _pack(file: Path) -> dict[str, NDArray]:
@@ -68,14 +68,28 @@ def _pack(file: Path) -> dict[str, NDArray]:
     of_row = dict(zip(rows.tolist(), zip(file_names(file, "annotations", entries), entries, strict=True), strict=True))
     empty: tuple[str, Entry] = ("", {"segments_info": []})
     ordered = [of_row.get(row, empty) for row in range(len(columns["image_ids"]))]
+    counts = [len(entry["segments_info"]) for _, entry in ordered]
     segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
+    ids = integers(file, "segments_info", segments, "id")
+    _check_ids(file, segments, ids, np.repeat(np.arange(len(ordered)), counts))
     return {
         **columns,
         "pngs": packed_text([name for name, _ in ordered]),
-        "start": np.cumsum([0, *(len(entry["segments_info"]) for _, entry in ordered)]),
-        "segment_ids": integers(file, "segments_info", segments, "id").astype(np.int32),
+        "start": np.cumsum([0, *counts]),
+        "segment_ids": ids.astype(np.int32),
         "labels": pack_labels(file, "segments_info", segments, columns["category_ids"]).astype(np.uint8),
     }
+
+
+def _check_ids(file: Path, segments: Sequence[Entry], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    """What three channels of 8 bits can hold, without void, and once an image."""
+    wrong = np.flatnonzero((ids <= 0) | (ids >= 2**24))
+    if len(wrong):
+        raise bad(file, "segments_info", int(wrong[0]), segments, "an id of 1 to 16777215; 0 is void")
+    first = np.unique(np.stack([rows, ids]), axis=1, return_index=True)[1]
+    if len(first) < len(ids):
+        again = np.setdiff1d(np.arange(len(ids)), first)[0]
+        raise bad(file, "segments_info", int(again), segments, "its own id, which no other segment of its image has")
 
 
 def _check_rows(file: Path, entries: Sequence[Entry], rows: NDArray[np.int64]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionmtl.ops.ranks import per_rank
+from visionmtl.ops.ranks import joint_sum, per_rank
 from visionmtl.types import Frame
 
 
@@ -19,7 +19,7 @@ def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
 def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
     """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
 
-    values: >= 0. At least one is kept where one is counted.
+    values: >= 0. At least one is kept where one is counted. Each rank looks among its own values.
     """
     flat = torch.where(counts, values, -1.0).flatten()
     top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
@@ -28,21 +28,26 @@ def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
 
 
 def dice(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """Soft Dice loss over all counted pixels of the batch (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
+    """Soft Dice loss over all counted pixels of all ranks (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
 
-    Arguments as of `lovasz_softmax`. The denominator sums shares, not their squares, a class that is absent adds 0,
-    and the mean is over all classes: that is the form of segmentation_models_pytorch (0.6).
+    Arguments as of `lovasz_softmax`; 0 when nothing counts on any rank. The denominator sums shares, not their
+    squares, a class that is absent adds 0, and the mean is over all classes: that is the form of
+    segmentation_models_pytorch (0.6).
     """
     shares = torch.where(counts[:, None], logits.softmax(dim=1), 0.0).flatten(2)
     of_class = torch.arange(logits.shape[1], device=logits.device)[:, None]
     wanted = ((classes.flatten(1)[:, None] == of_class) & counts.flatten(1)[:, None]).to(shares.dtype)  # [B, K, N]
-    overlap, total = (shares * wanted).sum((0, 2)), (shares + wanted).sum((0, 2))
-    present = wanted.sum((0, 2)) > 0
+    sums = torch.stack([(shares * wanted).sum((0, 2)), (shares + wanted).sum((0, 2)), wanted.sum((0, 2))])
+    overlap, total, here = joint_sum(sums)
+    present = here > 0
     return torch.where(present, 1 - 2 * overlap / total.clamp(min=1e-7), 0.0).mean()
 
 
 def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     """Lovasz-Softmax over all counted pixels, mean over the classes present (arXiv:1705.08790, eq. 11 and alg. 1).
+
+    It ranks pixels, so that the loss of two ranks is not that of their common batch: each rank that has labels gives
+    its own, and theirs are averaged.
 
     logits: [B, K, H, W]; classes: int64 [B, H, W], anything where not counted; counts: bool [B, H, W]
     Fixed shapes: a pixel that does not count has error 0, so it adds nothing wherever it is sorted to.
@@ -58,7 +63,8 @@ def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     jaccard = 1 - (total - wanted.cumsum(dim=1)) / (total + (1 - wanted).cumsum(dim=1))
     steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
     present = total.squeeze(1) > 0
-    return torch.where(present, (errors * steps).sum(dim=1), 0.0).sum() / present.sum().clamp(min=1)
+    mean = torch.where(present, (errors * steps).sum(dim=1), 0.0).sum() / present.sum().clamp(min=1)
+    return mean / per_rank(present.any().to(mean.dtype))
 
 
 def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 PLAUSIBLE_M = (0.1, 300.0)
 """Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
 
+_NUM_LOOKED_AT = 4
 _BAR = 40  # characters
+# what numpy raises on a damaged header: also when it promises more values than memory holds
+_UNREADABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError)
 
 
 def to_metres(
@@ -26,34 +30,43 @@ def to_metres(
             "colour picture has three: it shows depth, it does not hold it); write it again as 16-bit grey PNG or .npy"
         )
     measured = np.isfinite(stored) & (stored > 0) & ~np.isin(stored, np.asarray(invalid))
-    metres = np.where(measured, stored, 0).astype(np.float64) * metres_per_unit
-    return metres.astype(np.float32)
+    with np.errstate(over="ignore"):
+        metres = (np.where(measured, stored, 0).astype(np.float64) * metres_per_unit).astype(np.float32)
+    metres[np.isinf(metres)] = 0  # finite as stored, in float64, and beyond float32 in metres
+    return metres
 
 
 def read_array(file: Path) -> NDArray:
     """A file of `numpy.save`; what would run code is refused. Raises ValueError naming a damaged file."""
     try:
-        array: NDArray = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with file.open("rb") as stream:  # np.load would also take a .npz under this name, and give no array
+            array: NDArray = np.lib.format.read_array(stream, allow_pickle=False)
+    except _UNREADABLE as error:
         raise ValueError(
             f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
         ) from error
     return array
 
 
-def range_complaint(depth_m: Sequence[NDArray[np.float32]], metres_per_unit: float) -> str:
-    """What is odd about the measured depths of some images, with their histogram; "" when they can be metres."""
+def spread(total: int) -> NDArray[np.int64]:
+    """Positions of the few files, of `total`, that are read at the start to see whether the unit can be meant."""
+    return np.unique(np.linspace(0, total - 1, _NUM_LOOKED_AT).astype(np.int64))
+
+
+def range_complaint(depth_m: Sequence[NDArray[np.float32]], unit: str) -> str:
+    """What is odd about the measured depths of some images, with their histogram; "" when they can be metres.
+
+    unit: the setting that says what the stored values mean, its value, and usual ones
+    """
     measured = np.concatenate([one[one > 0].ravel() for one in depth_m]) if depth_m else np.zeros(0, np.float32)
     if not len(measured):
         return f"{len(depth_m)} depth files looked at hold no measured pixel; positive values are expected"
     middle, (low, high) = float(np.median(measured)), PLAUSIBLE_M
     if low <= middle <= high:
         return ""
-    guess = "1 for metres, 0.01 for centimetres, 0.001 for millimetres"
     return (
-        f"half of the measured depths are {'beyond' if middle > high else 'below'} {middle:.4g} m with metres_per_unit "
-        f"{metres_per_unit:g}; {low:g} to {high:g} m is usual; correct metres_per_unit ({guess}), or leave it if this "
-        f"is meant\n{histogram(measured)}"
+        f"half of the measured depths are {'beyond' if middle > high else 'below'} {middle:.4g} m with {unit}; "
+        f"{low:g} to {high:g} m is usual; correct the unit, or leave it if this is meant\n{histogram(measured)}"
     )
 
 

@@ -34,7 +34,7 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
     """Positions in `images` of those that a text file names, one a line. Raises ValueError for what cannot be meant."""
     if not file.is_file():
         raise ValueError(f"found no {file}; it names an image a line; write it, or read all images")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(file)
     wanted = [line.removeprefix("./") for line in lines if line]  # `find .` writes ./
     if not wanted:
         raise ValueError(f"{file} is empty; it names an image a line, at least one; write it, or read all images")
@@ -50,6 +50,14 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
         )
     check_distinct([images[position] for position in found], str(file), "list it once")
     return found
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark, stripped; empty ones too."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; a text file in UTF-8 is needed; write it again") from error
 
 
 def check_distinct(names: Sequence[str], what: str, advice: str) -> None:
@@ -81,9 +89,25 @@ def fixed_part(pattern: str) -> str:
     return "".join(f"{folder}/" for folder in folders[:wild])
 
 
+def is_unicode(text: str) -> bool:
+    """False for halves of a character: JSON can hold them, and so do names of files that are not in UTF-8."""
+    return text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def any_case(pattern: str) -> str:
+    """A glob pattern whose ending may have letters of either case: "a/*.jpg" gives "a/*.[jJ][pP][gG]".
+
+    The pattern itself where the ending has wildcards of its own.
+    """
+    start, dot, ending = pattern.rpartition(".")
+    if not ending.isalnum():
+        return pattern
+    return start + dot + "".join(f"[{sign.lower()}{sign.upper()}]" if sign.isalpha() else sign for sign in ending)
+
+
 def stays_inside(name: str) -> bool:
     """Whether a relative path with / names something inside its folder, in one way only: no `..`, `.` or `//`."""
-    if any(sign in name for sign in "\\:\0"):
+    if any(sign in name for sign in "\\:\0") or not is_unicode(name):
         return False
     return not any(part in ("", ".", "..") for part in name.split("/"))
 
@@ -95,6 +119,7 @@ def present(root: Path, names: Sequence[str]) -> NDArray[np.bool_]:
     for i, name in enumerate(names):
         folder, _, last = name.rpartition("/")
         if folder not in listings:
-            listings[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+            # os.path: for a name that is too long for any disk, pathlib raises
+            listings[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
         there[i] = last in listings[folder]
     return there

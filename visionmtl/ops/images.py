@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
+
+from visionmtl.types import Photo, Shrink, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
+_TURNED = range(2, 9)  # EXIF orientations
+_LYING = range(5, 9)  # those that exchange height and width
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -18,11 +22,19 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Grey is repeated over the channels, CMYK and palettes are converted, transparency shows white, 16 bit keeps its
     high byte, animations give their first frame. Raises ValueError naming the file that is missing or damaged.
     """
-    path = Path(path)
+    return read_upright(Path(path), at_full_size).pixels
+
+
+def read_upright(path: Path, shrink: Shrink) -> Photo:
+    """As `read_image`, but a JPEG is decoded at the fraction of its size that `shrink` allows; see `ops.photos`.
+
+    shrink: is asked about the upright (H, W)
+    """
     if not path.is_file():
         raise ValueError(f"{path} is no file; an image file is needed ({' '.join(SUFFIXES)}); check the path")
     try:
         with Image.open(path) as opened:
+            size, shrunk = _reduce(opened, shrink)
             image = ImageOps.exif_transpose(opened)
             image.load()
     except _UNREADABLE as error:
@@ -31,6 +43,25 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             "file; fetch or convert it again, or leave it out"
         ) from error
 
+    return Photo(_to_rgb(image, path), size, shrunk)
+
+
+def _reduce(opened: ImageFile.ImageFile, shrink: Shrink) -> tuple[tuple[int, int], int]:
+    """Have a JPEG decoded at a fraction; returns the (H, W) of the whole image, upright, and the divisor."""
+    width, height = opened.size
+    orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    size = (width, height) if orientation in _LYING else (height, width)
+    shrunk = shrink(size) if isinstance(opened, JpegImagePlugin.JpegImageFile) else 1
+    # turning would move the incomplete pixels at the right and lower edge to the others, and everything by their part
+    while orientation in _TURNED and (height % shrunk or width % shrunk):
+        shrunk //= 2
+    if shrunk > 1:
+        opened.draft("RGB", (width // shrunk, height // shrunk))
+        assert opened.size == (-(-width // shrunk), -(-height // shrunk))
+    return size, shrunk
+
+
+def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):

@@ -4,6 +4,7 @@ What is parsed from a large file once is written as plain .npy files into one fo
 $VISIONMTL_CACHE, else $XDG_CACHE_HOME/visionmtl, else ~/.cache/visionmtl; never into the data set, which may be
 read-only or shared. Deleting the cache is always safe. The folder's name holds a hash of the *whole* source file:
 450 MB take 0.4 s (blake2b, one core), while a size or a date can lie. All processes of a machine map the same pages.
+Of processes that start together one parses, and the others wait for it.
 """
 
 import hashlib
@@ -12,14 +13,19 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 MIN_BYTES = 16_000_000
 """Smaller sources are parsed at every start: that takes under a second, and their arrays a few MB at most."""
+
+WAIT_S = 600.0
+"""How long a process waits for another that parses; full COCO takes 20 s where the disk is fast."""
 
 _NAMES = "names.txt"  # written last: the arrays that belong to the folder
 
@@ -53,7 +59,11 @@ def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -
     if source.stat().st_size < MIN_BYTES:
         return Arrays(make())
     folder = cache_folder() / f"{source.stem}-{kind}-{content_key(source)}"
-    if not folder.is_dir():
+    if folder.is_dir():
+        return open_arrays(folder)
+    with _alone(folder):
+        if folder.is_dir():  # by the process that was waited for
+            return open_arrays(folder)
         arrays = make()
         try:
             save_arrays(folder, arrays)
@@ -65,6 +75,30 @@ def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -
             )
             return Arrays(arrays)
     return open_arrays(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time is inside for the same `folder`; one that dies there lets the next in at once.
+
+    One that takes longer than WAIT_S is not waited for any more: two may parse, but none hangs.
+    """
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=WAIT_S)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        warnings.warn(
+            f"another process has been making {folder} for {WAIT_S:g} s; it is made here as well, which needs its "
+            f"memory twice; end what holds {lock.lock_file} if nothing should",
+            stacklevel=4,
+        )
+    except (OSError, NotImplementedError):
+        pass  # a disk without locks, where each parses for itself; or one that cannot be written, which saving will say
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder() -> Path:

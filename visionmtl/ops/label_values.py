@@ -15,19 +15,32 @@ _UNKNOWN = -1
 def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     """Names, and the class of each pixel value where the file gives it: a YAML or JSON list, or mapping value: name."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; a YAML or JSON file with class names is needed") from error
-    if isinstance(content, dict):
-        values = {int(key): name for key, name in content.items() if str(key).isdigit() and isinstance(name, str)}
+        text = file.read_text(encoding="utf-8-sig")
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
+    # ValueError: no UTF-8, or a date that does not exist; RecursionError: brackets in brackets
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{file} cannot be read: {error}; a YAML or JSON file with class names is needed; write it, or correct the "
+            "path"
+        ) from error
+    if isinstance(content, dict) and isinstance(node, yaml.MappingNode):
+        if len(node.value) > len(content):  # YAML would take the last
+            raise ValueError(f"{file} names a pixel value twice; each has one class; correct it")
+        values = {int(key): name for key, name in content.items() if _is_value(key) and isinstance(name, str)}
         if content and len(values) == len(content):
             return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
     if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
         return tuple(content), None
     raise ValueError(
-        f"{file} is no list of class names, and no mapping from pixel values to names; write for instance "
-        "[floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers"
+        f"{file} is no list of class names, and no mapping from pixel values 0 to 255 to names; one is needed; write "
+        "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers"
     )
+
+
+def _is_value(key: object) -> bool:
+    """Whether a key is a pixel value of 8 bits, as a number or (in JSON) as text."""
+    digits = str(key) if type(key) is int or isinstance(key, str) else ""
+    return digits.isascii() and digits.isdigit() and len(digits) < 4 and int(digits) <= 255
 
 
 def label_table(classes: Sequence[str], values: Mapping[int, str] | None, ignore: Iterable[int]) -> NDArray[np.int16]:
@@ -46,8 +59,8 @@ def label_table(classes: Sequence[str], values: Mapping[int, str] | None, ignore
         wrong = f"classes and values do not name the same: {', '.join(strange)}"
     elif both:
         wrong = f"pixel value {both[0]} is class {chosen[both[0]]!r} and ignored as well"
-    elif max(chosen) > 255:
-        wrong = f"pixel value {max(chosen)} does not occur in 8 bits"
+    elif not 0 <= min(chosen) <= max(chosen) <= 255:
+        wrong = f"pixel value {max(chosen) if max(chosen) > 255 else min(chosen)} does not occur in 8 bits"
     if wrong:
         raise ValueError(
             f"{wrong}; every class needs its own name and at least one pixel value 0 to 255 that is not ignored; "

@@ -99,8 +99,7 @@ class Segmentation(Task, frozen=True):
 
         if self.region_loss is not None:
             region_loss = lovasz_softmax if self.region_loss == "lovasz" else dice
-            value = region_loss(logits, target, counts)
-            parts[self.region_loss] = (self.region_weight or 1.0) * torch.where(counts.any(), value, 0.0)
+            parts[self.region_loss] = (self.region_weight or 1.0) * region_loss(logits, target, counts)
         return parts
 
     def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -1,0 +1,97 @@
+"""The comparison of loaders: the other one does the same work, and every figure that is promised comes."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import write_nyuv2
+import yaml
+
+from visionmtl.augment import Augment
+from visionmtl.benchmark.base import Note, Row, Table
+from visionmtl.benchmark.loading import Loading
+from visionmtl.benchmark.plain_loader import PlainLoader, files_of
+from visionmtl.datasets import open_sources
+from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.window import Framing, Window
+
+SIZE = (48, 64)
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_nyuv2.write_prepared(tmp_path / "data", write_nyuv2.drawn_frames(8, (96, 128)))
+    return tmp_path / "data"
+
+
+def config_of(tmp_path, **data):
+    """A config file with these settings under `data`."""
+    spec = {"type": "nyuv2", "root": str(tmp_path / "data")}
+    plain = {
+        "model": {"encoder": {"name": "test_convnext"}},
+        "tasks": {name: {"type": name} for name in ("detection", "segmentation", "depth")},
+        "data": {
+            "train": [spec],
+            "val": [spec],
+            "size": list(SIZE),
+            "augment": {"flip": 0.5, "hue_turns": 0.1},
+            **data,
+        },
+    }
+    (tmp_path / "run.yaml").write_text("# A run.\n" + yaml.safe_dump(plain))
+    return tmp_path / "run.yaml"
+
+
+def test_both_loaders_show_the_same_view(root):
+    augment, spec = Augment(zoom=(1.0, 1.5), flip=0.5), NYUv2(root=str(root))
+    source = open_sources([spec])[0]
+    samples = [source.read(index) for index in range(8)]
+    plain = PlainLoader(files_of(source, spec), [sample.boxes for sample in samples], augment, SIZE, 2)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for index, sample in enumerate(samples):
+        image, (classes, depth), boxes = plain._load(index, np.random.default_rng(index))
+        view = augment.apply(sample, SIZE, np.random.default_rng(index))
+
+        theirs = ((image * std + mean) * 255).permute(1, 2, 0).numpy()
+        # the frames are noise, and the filter is a triangle instead of a box
+        assert np.corrcoef(theirs.ravel(), view.image.ravel())[0, 1] > 0.9 > 2 * _one_pixel_beside(view.image)
+        assert classes.shape == depth.shape == (1, *SIZE) and depth.dtype == torch.float32
+        codes = sample.segmentation + np.uint8(1)  # in the file 0 is void
+        np.testing.assert_array_equal(
+            np.asarray(classes)[0], nearest(codes, augment.draw(np.random.default_rng(index)))
+        )
+        corners = boxes["boxes"].numpy()  # ours leaves out what is hardly visible
+        assert all(np.abs(corners - box).sum(axis=1).min() < 0.1 for box in view.boxes.xyxy)
+
+    images, maps, _ = next(plain.epoch(0))
+    assert images.shape == (2, 3, *SIZE) and images.dtype == torch.float32 and len(maps) == 2
+
+
+def nearest(labels: np.ndarray, framing: Framing) -> np.ndarray:
+    """As torchvision samples: up to half a pixel beside the centre, where ours does not."""
+    window = Window.cut(labels.shape, SIZE, framing)
+    rows, columns = slice(window.top, window.top + window.size[0]), slice(window.left, window.left + window.size[1])
+    resized = cv2.resize(labels[rows, columns], window.out[::-1], interpolation=cv2.INTER_NEAREST)
+    return resized[:, ::-1] if window.mirrored else resized
+
+
+def _one_pixel_beside(image: np.ndarray) -> float:
+    return float(np.corrcoef(image[:, 1:].ravel(), image[:, :-1].ravel())[0, 1])
+
+
+def test_every_figure_comes(root, tmp_path):
+    figures = list(Loading(config=config_of(tmp_path), batch=2, rounds=1).measure())
+    rows = {figure.name: figure for figure in figures if isinstance(figure, Row)}
+    assert all(rows[f"{name}: images/s per core"].value > 0 for name in ("decoding", "packed cache", "straightforward"))
+    assert rows["decoding against straightforward"].least == 2.5
+    assert rows["packed cache against straightforward"].least == 5
+    assert any(isinstance(figure, Table) and len(figure.rows) == 6 for figure in figures)
+    assert "8 images to 48x64" in next(figure.text for figure in figures if isinstance(figure, Note))
+
+
+def test_what_cannot_be_compared_is_an_error(root, tmp_path):
+    scenes = {"type": "scenes", "num_images": 8, "size": list(SIZE)}
+    with pytest.raises(ValueError, match=r"scenes is of type scenes; .* reads nyuv2, and coco with boxes; choose"):
+        list(Loading(config=config_of(tmp_path, train=[scenes], val=[scenes])).measure())
+    with pytest.raises(ValueError, match=r"trains on 2 data sets; loaders are compared on one; set data.train"):
+        list(Loading(config=config_of(tmp_path, train=[scenes, scenes], val=[scenes])).measure())

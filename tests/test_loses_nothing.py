@@ -1,0 +1,188 @@
+"""What goes wrong after a step costs no finished step, and what cannot go on is refused with its reason."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from visionmtl import checkpoint, resume
+from visionmtl import train as loop
+from visionmtl.config import Run
+from visionmtl.train import Options, train
+
+TWO_EPOCHS: dict[str, Any] = {"data": {"train": [tiny.scenes(4)]}, "train": {"epochs": 2, "best": "depth/rmse_m"}}
+
+
+def settings(folder: Path, **changes: Any) -> Run:
+    """Two epochs of two steps."""
+    return tiny.run(folder, ["depth"], **tiny.merged(TWO_EPOCHS, changes))
+
+
+def plain(folder: Path) -> dict[str, Any]:
+    """The last checkpoint without the settings, which know their folder."""
+    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(settings(folder))
+    return folder
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise OSError("no space left")
+
+
+@pytest.mark.parametrize("where", ["evaluate", "save_json", "score"])
+def test_a_failing_evaluation_costs_no_step_and_is_made_up_for(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, where, fail)
+        with pytest.raises(OSError, match="no space left"):
+            train(settings(folder))
+    assert plain(folder)["step"] == 2 and not list((folder / "eval").glob("*.json"))
+
+    results = train(settings(folder), Options(resume="auto"))
+
+    assert "step 2 was saved, but not evaluated to the end; that comes first" in (folder / "train.log").read_text()
+    assert tiny.rows(folder, "val") == tiny.rows(whole, "val")
+    assert tiny.differences(plain(folder), plain(whole)) == []
+    assert results["depth"]["rmse_m"] == tiny.rows(whole, "val")[-1]["results"]["depth"]["rmse_m"]
+
+
+def test_the_best_value_of_the_evaluation_after_the_checkpoint_is_known_to_a_resumed_run(whole: Path):
+    state = tiny.state(settings(whole))
+    path = whole / "checkpoints" / "last.pt"
+
+    results = resume.go_on(state, path, {"depth"})
+
+    errors = [row["results"]["depth"]["rmse_m"] for row in tiny.rows(whole, "val")]
+    assert results and results["depth"]["rmse_m"] == errors[-1]
+    assert state.best == -min(errors)
+    assert checkpoint.load(path)["best"] == -errors[0], "the file itself is older than the last evaluation"
+
+
+def test_values_by_another_rule_or_on_other_data_are_not_compared(whole: Path):
+    path = whole / "checkpoints" / "last.pt"
+    state = tiny.state(settings(whole, train={"best": "depth/abs_rel"}))
+    resume.go_on(state, path, {"depth"})
+    assert state.best == -tiny.rows(whole, "val")[-1]["results"]["depth"]["abs_rel"]
+
+    assert resume.go_on(tiny.state(settings(whole)), path, {"depth@a", "depth@b"}) is None
+
+
+def test_a_finished_run_says_what_it_found(whole: Path, capsys: pytest.CaptureFixture[str]):
+    results = train(settings(whole), Options(resume="auto"))
+
+    last = tiny.rows(whole, "val")[-1]["results"]["depth"]
+    assert results["depth"]["rmse_m"] == last["rmse_m"]
+    shown = capsys.readouterr().out
+    assert "nothing is left to train: step 4 of 4 is done" in shown
+    assert re.search(rf"rmse_m +{last['rmse_m']:.4f}", shown)
+
+
+def test_a_rule_for_the_best_that_cannot_be_answered_is_refused_before_the_first_step(tmp_path: Path):
+    for best in ("depth@nowhere/rmse_m", "mean"):
+        val = {"data": {"val": [tiny.scenes(4, labels=["boxes"])]}} if best == "mean" else {}
+        with pytest.raises(ValueError, match=rf"train.best is '{best}', but the validation data judge .*; correct it"):
+            train(settings(tmp_path / "run", **tiny.merged(val, {"train": {"best": best}})))
+    with pytest.raises(ValueError, match=r"'depth/rmse' is None; .* choose mean or depth/"):
+        train(settings(tmp_path / "run", train={"best": "depth/rmse"}), Options(dry_run=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_longer_than_the_run_is_refused_and_one_that_fits_is_written(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--profile 3 needs 5 steps, .* and this start has 4; lower"):
+        train(settings(tmp_path / "run"), Options(profile=3))
+    assert list(tmp_path.iterdir()) == []
+
+    train(settings(tmp_path / "run"), Options(profile=1))
+    assert json.loads((tmp_path / "run" / "profile.json").read_text())["traceEvents"]
+    assert "trace of 1 steps: " in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_run_out_of_time_announces_no_trace(tmp_path: Path):
+    train(settings(tmp_path / "run"), Options(profile=1, max_time_s=0.0))
+    assert "trace of" not in (tmp_path / "run" / "train.log").read_text()
+    assert not (tmp_path / "run" / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim": {"name": "sgd"}}, "optim.name adamw, this run has sgd"),
+        ({"balance": {"type": "uncertainty"}}, "balance.type fixed, this run has uncertainty"),
+        ({"train": {"precision": "fp16"}}, "train.precision fp32, this run has fp16"),
+        ({"optim": {"encoder_lr_factor": 0.1}}, r"parameter groups of \d+\+\d+ tensors, this run has \d+\+\d+\+\d+"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_the_setting(whole: Path, changes: dict[str, Any], said: str):
+    path = whole / "checkpoints" / "last.pt"
+    state = tiny.state(settings(whole, **changes))
+    with pytest.raises(ValueError, match=rf"last.pt was written with {said}.*; .* needs what .* has; .*--init-from"):
+        state.restore(checkpoint.load(path), path)
+
+
+def test_a_checkpoint_without_an_average_is_refused_where_one_is_kept(whole: Path):
+    path = whole / "checkpoints" / "last.pt"
+    state = tiny.state(settings(whole))
+    with pytest.raises(ValueError, match=r"no weight average, this run has optim.ema_decay 0.9"):
+        state.restore(checkpoint.load(path) | {"ema": None}, path)
+
+
+def test_a_start_from_nothing_in_an_old_folder_leaves_no_old_curve(tmp_path: Path):
+    folder = tmp_path / "run"
+    train(settings(folder), Options(max_steps=2))
+    for file in (folder / "checkpoints").iterdir():
+        file.unlink()
+
+    train(settings(folder), Options(resume="auto", max_steps=1))
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/lr")] == [1]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.ENOSPC])
+def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    if number == errno.ENOSPC:  # nothing that a copy would help against
+        with pytest.raises(OSError, match=os.strerror(number)):
+            checkpoint.save_step(tmp_path, {"step": 1}, keep=2)
+        return
+    for step in (1, 2, 3):
+        checkpoint.save_step(tmp_path, {"step": step}, keep=2)
+
+    found = {path.name: checkpoint.load(path)["step"] for path in (tmp_path / "checkpoints").iterdir()}
+    assert found == {"last.pt": 3, "last.pt.previous": 2, "step-0000002.pt": 2, "step-0000003.pt": 3}
+
+
+def test_a_setting_given_to_resume_is_not_taken_for_a_path(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--resume is given 'optim.lr=1', which is no file .*\(optim.lr=1 --resume\)"):
+        train(settings(tmp_path / "run"), Options(resume="optim.lr=1"))
+
+    odd = tmp_path / "lr=1.pt"
+    checkpoint.save(odd, {"step": 1})
+    assert resume.find(tmp_path, str(odd)) == odd
+
+
+def test_overfitting_takes_images_of_every_data_set(tmp_path: Path):
+    two = [tiny.scenes(8, labels=["boxes"]), tiny.scenes(8, labels=["depth_m"], name="far")]
+    run = tiny.run(tmp_path / "run", ["detection", "depth"], data={"train": two})
+
+    results = train(run, Options(overfit=3, max_steps=8))
+
+    assert {task: of_task["images"] for task, of_task in results.items()} == {"detection": 3, "depth": 3}

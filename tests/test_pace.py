@@ -1,0 +1,92 @@
+"""Pace and advice: figures by hand, and a word about waiting for data when there is something to gain."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from visionmtl import pace as module
+from visionmtl.data import Data
+from visionmtl.pace import Advice, Pace
+
+
+def data(**settings: Any) -> Data:
+    plain = {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": [512, 640]}
+    return Data.model_validate(plain | settings)
+
+
+def advice(workers: int = 3, cores: int = 16, world: int = 1, **settings: Any) -> Advice:
+    """Warmed up."""
+    warm = Advice(data(**settings), workers, cores, world)
+    assert warm.line(0.9, 10) is None, "start-up is no news"
+    return warm
+
+
+def test_figures_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch):
+    now, waited = [0.0], [0.5]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    pace = Pace(8, lambda: waited.pop() if waited else 0.0)
+    assert waited == [], "what was waited for before does not count"
+
+    for _ in range(5):
+        now[0] += 2.0
+        pace.step()
+    waited.append(1.0)
+    assert pace.read(steps_left=3) == {"images_per_s": 4.0, "data_wait_share": 0.1, "eta_s": 6.0}
+
+    now[0], waited[:] = now[0] + 100.0, [7.0]
+    pace.restart()  # an evaluation
+    now[0] += 1.0
+    pace.step()
+    assert pace.read(steps_left=1) == {"images_per_s": 8.0, "data_wait_share": 0.0, "eta_s": 1.0}
+
+
+def test_advice_names_what_to_try_in_order_with_numbers():
+    line = advice(workers=3, cores=16).line(0.25, 20)
+    assert line == (
+        "advice    waiting for data 25% of the time, more than 5%; try in this order: "
+        "1. data.workers=4 instead of 3 (16 cores); "
+        "2. data.cache=FOLDER, so that images are decoded once; "
+        "3. a data.size below 512x640"
+    )
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "world", "said"),
+    [
+        (0, 2, 1, "1. data.workers=1 instead of 0 (2 cores)"),
+        (3, 16, 1, "1. data.workers=6 instead of 3 (16 cores)"),  # 3 workers at half the pace wanted
+        (7, 16, 2, "more cores: 7 workers a process take the 16 there are"),
+        (6, 16, 2, "1. data.workers=7 instead of 6 (16 cores)"),
+    ],
+)
+def test_workers_are_advised_as_far_as_there_are_cores(workers: int, cores: int, world: int, said: str):
+    line = advice(workers, cores, world).line(0.5, 20)
+    assert line and said in line
+    assert ("data.workers=" in line) != ("more cores" in line)
+
+
+def test_only_what_is_not_done_yet_is_advised(tmp_path: Path):
+    plain = advice(augment={"zoom": [0.5, 2.0]}).line(0.5, 20)
+    cached = advice(augment={"zoom": [0.5, 2.0]}, cache=str(tmp_path)).line(0.5, 20)
+    assert plain and "data.cache=" in plain and "data.augment.zoom up to less than 2" in plain
+    assert cached and "data.cache" not in cached and "zoom" not in cached
+
+
+def test_advice_comes_once_and_again_when_it_got_much_worse():
+    shares = [0.03, 0.05, 0.10, 0.12, 0.24, 0.26, 0.30, 0.04, 0.10]
+    one = advice()
+    assert [share for share in shares if one.line(share, 20)] == [0.10, 0.26]
+
+
+def test_a_run_that_waits_says_so_in_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Scenes are drawn in the training process itself here, which takes longer than so small a step."""
+    monkeypatch.setattr(module, "WARMUP_STEPS", 1)
+    folder = tmp_path / "run"
+    from visionmtl.train import Options, train
+
+    train(tiny.run(folder, ["depth"]), Options(max_steps=3))
+
+    said = [line for line in (folder / "train.log").read_text().splitlines() if "advice    waiting for data" in line]
+    assert said and "data.cache=FOLDER" in said[0]

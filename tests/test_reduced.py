@@ -1,0 +1,136 @@
+"""Images decoded at a fraction of their size show what whole ones show, in the same place; labels stay untouched."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionmtl.augment import Augment
+from visionmtl.datasets import read_part
+from visionmtl.datasets.folder import Folder
+from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.ops.images import read_image, read_upright
+from visionmtl.ops.photos import read_photo, read_reduced
+from visionmtl.types import EVERYTHING, Sample, Wanted
+from visionmtl.window import Framing, Window
+
+ORIENTATION = 0x0112
+SIZE = (96, 128)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture without fine detail, different everywhere: what moves, by however little, changes."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    channels = [128 + 100 * np.sin(x / 31 + y / 53), 128 + 100 * np.cos(y / 37), 255 * x / width]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def save(path, pixels: np.ndarray, orientation: int = 1, mode: str = "RGB", **options):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).convert(mode).save(path, quality=97, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(512, 768), (513, 771), (250, 333)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "L"}, {"mode": "CMYK"}])
+def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor, options):
+    file = save(tmp_path / "a.jpg", smooth(*size), **options)
+    seen = []
+    for read, read_whole in ((read_reduced, read_photo), (read_upright, read_image)):
+        photo = read(file, lambda full: seen.append(full) or divisor)
+        assert (photo.full_size, photo.shrunk) == (size, divisor) and seen.pop() == size
+        assert photo.pixels.shape == (*(-(-side // divisor) for side in size), 3)
+
+        h, w = (side // divisor * divisor for side in size)
+        squares = read_whole(file)[:h, :w].reshape(h // divisor, divisor, w // divisor, divisor, 3).mean(axis=(1, 3))
+        difference = np.abs(photo.pixels[: h // divisor, : w // divisor] - squares)
+        assert difference.mean() < 1 and difference.max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("size", [(512, 768), (516, 772), (513, 768)])
+def test_upright_photos_are_reduced_where_turning_moves_nothing(tmp_path, orientation, size):
+    file = save(tmp_path / "a.jpg", smooth(*size), orientation)
+    whole = read_image(file)
+    photo = read_upright(file, lambda full: 8 if full == whole.shape[:2] else 0)
+
+    allowed = 8 if orientation in (0, 1, 9) else {512: 8, 516: 4, 513: 1}[size[0]]
+    assert photo.shrunk == allowed and photo.full_size == whole.shape[:2]
+    h, w = (side // allowed for side in photo.full_size)
+    squares = whole[: h * allowed, : w * allowed].reshape(h, allowed, w, allowed, 3).mean(axis=(1, 3))
+    assert np.abs(photo.pixels[:h, :w] - squares).mean() < 1
+
+
+def test_a_png_is_read_whole_and_nobody_asks(tmp_path):
+    Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
+    for read in (read_reduced, read_upright):
+        photo = read(tmp_path / "a.png", lambda full: pytest.fail("asked"))
+        assert photo.shrunk == 1 and photo.pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("read", [read_reduced, read_upright])
+def test_a_damaged_jpeg_is_named_when_reduced_too(tmp_path, read):
+    whole = save(tmp_path / "a.jpg", smooth(256, 256)).read_bytes()
+    for content in (whole[:-40], whole[:100], b"\xff\xd8\xff"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.jpg (is|cannot)"):
+            read(tmp_path / "a.jpg", lambda full: 2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_window_on_the_grid_moves_by_less_than_a_pixel_of_the_view(seed):
+    rng = np.random.default_rng(seed)
+    original, zoom = tuple(int(side) for side in rng.integers(60, 1500, 2)), float(rng.uniform(0.7, 2))
+    framing = Framing(zoom, rng.random(), rng.random())
+    fine, window = Window._cut(original, SIZE, framing), Window.cut(original, SIZE, framing)
+
+    k = window.shrink
+    assert all(value % k == 0 for value in (window.top, window.left, *window.size)) and window.out == fine.out
+    assert k == 1 or all(side // k >= out - 1 for side, out in zip(window.size, window.out, strict=True))  # rounding
+    smaller = Framing(zoom * float(rng.uniform(0.3, 1)), rng.random(), rng.random())
+    assert Window.cut(original, SIZE, smaller).shrink % k == 0
+    for moved in (window.top - fine.top, window.left - fine.left, *np.subtract(window.size, fine.size)):
+        assert -k < moved <= 0 and abs(moved) * max(window.scale) < 1
+    if max(window.scale) > 0.51:
+        assert k == 1 and (window.top, window.left, window.size) == (fine.top, fine.left, fine.size)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_view_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    size = tuple(int(side) for side in rng.integers(400, 1300, 2))
+    file, augment = save(tmp_path / "a.jpg", smooth(*size)), Augment(zoom=(1.0, 2.0), flip=0.5)
+    framing = augment.draw(rng)
+    whole = Sample(image=read_photo(file), image_id="")
+    photo = read_reduced(file, lambda full: Window.cut(full, SIZE, framing).shrink)
+    part = Sample(image=photo.pixels, image_id="", full_size=photo.full_size, shrunk=photo.shrunk)
+
+    one, other = (augment.view(sample, SIZE, framing, rng).image for sample in (whole, part))
+    assert photo.shrunk > 1 and one.shape == other.shape
+    assert np.abs(one.astype(int) - other).mean() < 1.5  # a grey level; the picture changes by up to 7 in a pixel
+    (x, y), _ = cv2.phaseCorrelate(one[..., 0].astype(np.float64), other[..., 0].astype(np.float64))
+    assert abs(x) < 0.1 and abs(y) < 0.1
+
+
+def test_labels_that_are_not_wanted_are_not_opened(tmp_path):
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images" / "a.jpg", smooth(64, 64))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    spec = {"files": "{stem}.png", "classes": ["floor"]}
+    reader = Folder(root=str(tmp_path), images="images/*.jpg", segmentation=spec).build()
+
+    assert read_part(reader, 0, Wanted(frozenset({"boxes"}))).segmentation is None
+    with pytest.raises(ValueError, match=r"a.png is missing or no readable image"):
+        read_part(reader, 0, EVERYTHING)
+
+
+def test_a_reduced_image_keeps_the_labels_of_the_whole_one(real_data):
+    reader = NYUv2(root=str(real_data / "nyuv2")).build()
+    whole = reader.read(3)
+    part = read_part(reader, 3, Wanted(EVERYTHING.fields, lambda size: 4))
+    assert part.image.shape == (120, 160, 3) and part.size == whole.size == (480, 640)
+    np.testing.assert_array_equal(part.segmentation, whole.segmentation)
+    np.testing.assert_array_equal(part.depth_m, whole.depth_m)
+    np.testing.assert_array_equal(part.boxes.xyxy, whole.boxes.xyxy)

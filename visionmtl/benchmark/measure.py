@@ -1,0 +1,137 @@
+"""Time and memory of pieces of work, in alternation, so that what else the machine does falls on all of them."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from typing_extensions import Self
+
+Work = Callable[[], object]
+"""One call does the whole piece; on a GPU it may return before that is done."""
+Clock = Literal["wall", "cpu"]
+"""cpu: the time that the process itself computed, which other processes on a busy machine lengthen less."""
+
+
+def check_clock(clock: Clock, device: torch.device) -> None:
+    """Raises ValueError where the clock of the process would not tell how long something takes."""
+    if clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
+        raise ValueError(
+            f"the clock is 'cpu', the device {device} with {torch.get_num_threads()} threads; that clock adds up the "
+            "time of all threads, and sees none of a GPU's; set OMP_NUM_THREADS=1 and --device cpu, or --clock wall"
+        )
+
+
+def milliseconds(work: Work, device: torch.device, calls: int = 1, clock: Clock = "wall") -> float:
+    """Mean time of a call over `calls` of them in a row."""
+    if device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        begin.record()
+        for _ in range(calls):
+            work()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(begin.elapsed_time(end)) / calls
+
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    start = now()
+    for _ in range(calls):
+        work()
+    return (now() - start) * 1e3 / calls
+
+
+def alternate(
+    works: Mapping[str, Work], device: torch.device, rounds: int, seconds: float = 0.25, clock: Clock = "wall"
+) -> dict[str, list[float]]:
+    """Milliseconds a call, by name, one mean for each round. A round takes every work in turn, after a warm-up.
+
+    seconds: about how long a work's turn takes; one call at least.
+    """
+    calls = {}
+    for name, work in works.items():
+        work()
+        calls[name] = max(1, math.ceil(seconds * 1e3 / max(milliseconds(work, device), 1e-3)))
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds):
+        # every other round backwards, so that nobody always follows the same neighbour
+        for name in list(works)[:: 1 if number % 2 == 0 else -1]:
+            times[name].append(milliseconds(works[name], device, calls[name], clock))
+    return times
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(low), float(middle), float(high)
+
+
+def ratio(ours: Sequence[float], *theirs: Sequence[float]) -> float:
+    """The median over rounds of ours / the sum of theirs: each round sees one state of the machine."""
+    return float(np.median(np.divide(ours, np.sum(theirs, axis=0))))
+
+
+def count_flops(work: Work) -> float:
+    """Floating-point operations of one call in matrix products and convolutions, a multiply-add as two."""
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops}
+    ) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _backward_flops(
+    grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], _bias: Any, _stride: Any, _padding: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: Sequence[bool], out_shape: Any,
+) -> int:  # fmt: skip
+    """The gradients of input and weights cost one forward each; torch's own formula forgets the groups of the second.
+
+    Takes what `aten.convolution_backward` takes, shapes in place of tensors.
+    """
+    return sum(wanted[:2]) * int(conv_flop_count(list(x), list(weight), list(grad_out), transposed))
+
+
+class PeakMemory:
+    """`with PeakMemory(device) as peak`: `peak.mib` is the most that tensors made inside held at one time.
+
+    As the allocator of a CUDA device counts; None on others, whose allocators do not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self.mib: float | None = None
+
+    def __enter__(self) -> Self:
+        self._before = torch.cuda.memory_allocated(self._device) if self._device else 0
+        self.restart()
+        return self
+
+    def restart(self) -> None:
+        """Forget the peaks so far (compiling, choosing kernels), but not what is held."""
+        if self._device:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def __exit__(self, *error: object) -> None:
+        if self._device:
+            torch.cuda.synchronize(self._device)
+            self.mib = (torch.cuda.max_memory_allocated(self._device) - self._before) / 2**20
+
+
+class Budget:
+    """The seconds that a benchmark may take. What does not fit is left out, and whoever asks says so."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Infinite without a budget."""
+        return math.inf if self._end is None else self._end - time.monotonic()
+
+    def fits(self, seconds: float) -> bool:
+        """Whether something that takes about so long would end in time."""
+        return seconds <= self.left_s

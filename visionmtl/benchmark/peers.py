@@ -1,0 +1,137 @@
+"""Three single-task networks that people train instead of a joint one: torchvision's FCOS, and FPNs of smp."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import FCOS, fcos_resnet50_fpn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+
+from visionmtl.benchmark.measure import Work
+from visionmtl.benchmark.workload import SPACES, Workload
+from visionmtl.types import IGNORE, Sample
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def peers(workload: Workload, samples: Sequence[Sample], compiled: bool = False) -> dict[str, Callable[[], Work]]:
+    """By name, what builds a whole training step of each: copy to the device, forward, loss, backward, AdamW.
+
+    The images and labels are those of the joint net. What a user might do without is left out in their favour: no
+    clipping, no moving average, no colour jitter, and torchvision does not resize images that have the right size.
+    compiled: without FCOS, whose targets of varying number make a graph of every few operations.
+    """
+    of_detection = {} if compiled else {"torchvision FCOS": lambda: _fcos(workload, samples)}
+    return {
+        **of_detection,
+        "smp FPN, segmentation": lambda: _dense(workload, samples, _segmentation_loss, "segmentation", compiled),
+        "smp FPN, depth": lambda: _dense(workload, samples, _depth_loss, "depth_m", compiled),
+    }
+
+
+class _Pyramid(nn.Module):
+    """A timm encoder under torchvision's FPN, levels 3 to 7, as `torchvision.models.detection.FCOS` takes it."""
+
+    out_channels = 256
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        body: Any = timm.create_model(name, features_only=True, out_indices=(2, 3, 4))
+        self.body: nn.Module = body
+        channels = body.feature_info.channels()
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, LastLevelP6P7(channels[-1], self.out_channels))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(OrderedDict((str(i), one) for i, one in enumerate(self.body(x))))
+        return maps
+
+
+def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
+    space = SPACES["detection"]
+    assert space is not None
+    height, width = workload.size
+    settings: dict[str, Any] = {
+        "min_size": min(height, width), "max_size": max(height, width), "num_classes": len(space.classes),
+        "_skip_resize": True,
+    }  # fmt: skip
+    if workload.encoder == "resnet50":
+        net = fcos_resnet50_fpn(weights=None, weights_backbone=None, **settings)
+    else:
+        net = FCOS(_Pyramid(workload.encoder), **settings)
+    targets = [
+        {"boxes": workload.pinned(torch.from_numpy(one.boxes.xyxy)),
+         "labels": workload.pinned(torch.from_numpy(one.boxes.labels))}
+        for one in samples if one.boxes is not None
+    ]  # fmt: skip
+    assert len(targets) == len(samples)
+    net, step, image = _trained(workload, net, samples)
+
+    def work() -> None:
+        there = [{key: one.to(workload.on, non_blocking=True) for key, one in target.items()} for target in targets]
+        images = image.to(workload.on, non_blocking=True) / 255
+        with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+            parts: dict[str, Tensor] = net(list(images), there)
+        step(torch.stack(list(parts.values())).sum())
+
+    return work
+
+
+def _dense(
+    workload: Workload, samples: Sequence[Sample], loss: Callable[[Tensor, Tensor], Tensor], field: str, compiled: bool
+) -> Work:
+    space = SPACES["segmentation"]
+    assert space is not None
+    own = workload.encoder in smp.encoders.get_encoder_names()
+    net = smp.FPN(
+        workload.encoder if own else f"tu-{workload.encoder}",
+        encoder_weights=None,
+        classes=len(space.classes) if field == "segmentation" else 1,
+    )
+    target = workload.pinned(torch.stack([torch.from_numpy(getattr(one, field)) for one in samples]))
+    net, step, image = _trained(workload, net, samples)
+    mean, std = (torch.tensor(one, device=workload.on).view(1, 3, 1, 1) for one in (MEAN, STD))
+
+    def losses(images: Tensor, labels: Tensor) -> Tensor:
+        images = ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+            raw = net(images)
+        return loss(raw.float(), labels)
+
+    run = torch.compile(losses) if compiled else losses
+
+    def work() -> None:
+        step(run(image.to(workload.on, non_blocking=True), target.to(workload.on, non_blocking=True)))
+
+    return work
+
+
+def _trained(
+    workload: Workload, net: nn.Module, samples: Sequence[Sample]
+) -> tuple[nn.Module, Callable[[Tensor], None], Tensor]:
+    """The net on the device in training mode, what a loss does to it, and the uint8 images."""
+    net = net.to(workload.on).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step(loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    image = torch.stack([torch.from_numpy(one.image.transpose(2, 0, 1).copy()) for one in samples])
+    return net, step, workload.pinned(image)
+
+
+def _segmentation_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    return F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
+
+
+def _depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
+    """Mean absolute error of log depth where it was measured."""
+    valid = depth_m > 0
+    error = (log_depth[:, 0] - torch.where(valid, depth_m, 1.0).log()).abs()
+    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)

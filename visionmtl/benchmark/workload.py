@@ -1,0 +1,127 @@
+"""What is measured: the joint network with three tasks as a run would train it, and random labelled images for it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from pydantic import Field
+from torch import Tensor
+
+from visionmtl.balance.base import Balance
+from visionmtl.balance.fixed import Fixed
+from visionmtl.config import Run
+from visionmtl.datasets.coco import COCO80
+from visionmtl.distributed import Ranks, choose_device
+from visionmtl.model import MultiTaskNet, build_model
+from visionmtl.ops.street_labels import CITYSCAPES19
+from visionmtl.spec import Spec
+from visionmtl.state import DTYPES, RunState
+from visionmtl.types import IGNORE, Batch, Boxes, LabelSpace, Sample
+
+FIXED = Fixed()
+TASKS = ("detection", "segmentation", "depth")
+SPACES: dict[str, LabelSpace | None] = {"detection": COCO80, "segmentation": CITYSCAPES19, "depth": None}
+Mode = Literal["eager", "compiled", "cuda_graph"]
+COMPILE = {"eager": False, "compiled": True, "cuda_graph": "cuda_graph"}  # the values of train.compile
+
+
+class Workload(Spec):
+    """80 detection classes, 19 segmentation classes and depth, with the settings that a config has by default."""
+
+    encoder: str = "resnet50"
+    batch: int = Field(16, ge=1)
+    size: tuple[int, int] = (512, 512)
+    """(H, W) of the input."""
+    boxes: int = Field(30, ge=1, description="mean number of boxes an image: 1 to 2 * boxes - 1, all equally likely")
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="None: bf16 on CUDA devices, else fp32")
+    device: str = "auto"
+    overrides: tuple[str, ...] = Field((), description="further settings of the run, as on train.py's command line")
+
+    @property
+    def on(self) -> torch.device:
+        """The device that is measured."""
+        return choose_device(self.device)
+
+    @property
+    def cast_to(self) -> torch.dtype:
+        """What autocast computes in."""
+        return DTYPES[self._precision]
+
+    @property
+    def _precision(self) -> str:
+        return self.precision or ("bf16" if self.on.type == "cuda" else "fp32")
+
+    def run(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
+        """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
+        settings: dict[str, Any] = {
+            "model": {"encoder": {"name": self.encoder}},
+            "tasks": {name: {"type": name} for name in TASKS},
+            "data": {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": list(self.size)},  # not read
+            "optim": {"clip_norm": 10.0, "ema_decay": 0.998},
+            "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
+        }
+        if self.overrides:  # they may reach into what is there by default
+            default = Run.model_validate(settings).model_dump(mode="json", include={"model", "tasks"})
+            given = OmegaConf.from_dotlist(list(self.overrides))
+            merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create({**settings, **default}), given))
+            settings = merged
+        settings["tasks"] = {name: settings["tasks"][name] for name in tasks}
+        return Run.model_validate({**settings, "balance": balance})
+
+    def net(self, tasks: Sequence[str] = TASKS) -> MultiTaskNet:
+        """The network of `run`, with the same random weights at each call, on the device."""
+        run = self.run(tasks)
+        torch.manual_seed(0)
+        net = build_model(run.model, run.tasks, {name: SPACES[name] for name in tasks}, self.size).to(self.on)
+        return net.to(memory_format=torch.channels_last) if run.train.channels_last else net
+
+    def state(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> RunState:
+        """The run before its first step."""
+        return RunState(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
+
+    def samples(self, boxes: int | None = None, seed: int = 0) -> list[Sample]:
+        """As many random images as a batch has, each of the input's size. boxes: exactly so many in each."""
+        rng = np.random.default_rng(seed)
+        counts = rng.integers(1, 2 * self.boxes, self.batch) if boxes is None else [boxes] * self.batch
+        return [_sample(rng, self.size, int(count)) for count in counts]
+
+    def batch_of(self, samples: Sequence[Sample], tasks: Sequence[str] = TASKS) -> Batch:
+        """What the loader hands over: uint8 images, targets and colour matrices, pinned where there is a GPU."""
+        run = self.run(tasks)
+        image = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
+        targets = {name: task.collate(samples, self.size) for name, task in run.tasks.items()}
+        labelled = {name: torch.ones(len(samples), dtype=torch.bool) for name in tasks}
+        return Batch(
+            image=self.pinned(image),
+            targets={name: {key: self.pinned(one) for key, one in values.items()} for name, values in targets.items()},
+            labelled={name: self.pinned(one) for name, one in labelled.items()},
+            colour=self.pinned(torch.eye(3, 4).repeat(len(samples), 1, 1)),
+        )
+
+    def pinned(self, x: Tensor) -> Tensor:
+        """Where a GPU can fetch it without the host waiting."""
+        return x.pin_memory() if self.on.type == "cuda" else x
+
+
+def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> Sample:
+    """Boxes from 8 px to half the image, patches of classes and depths of 16 px, some of both missing."""
+    height, width = size
+    sides = rng.uniform(8, max(9, min(size) / 2), (num_boxes, 2))
+    low = rng.uniform(0, 1, (num_boxes, 2)) * (np.array([width, height]) - sides)
+    boxes = Boxes(
+        np.concatenate([low, low + sides], axis=1).astype(np.float32),
+        rng.integers(0, len(COCO80.classes), num_boxes),
+        np.zeros(num_boxes, np.bool_),
+        sides.prod(axis=1).astype(np.float32),
+    )
+
+    patches = -(-height // 16), -(-width // 16)
+    classes = rng.integers(0, len(CITYSCAPES19.classes), patches).astype(np.uint8)
+    classes[rng.uniform(size=patches) < 0.05] = IGNORE
+    depth_m = rng.uniform(0.5, 9.5, patches).astype(np.float32)
+    depth_m[rng.uniform(size=patches) < 0.05] = 0
+    spread = [np.repeat(np.repeat(one, 16, axis=0), 16, axis=1)[:height, :width].copy() for one in (classes, depth_m)]
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Sample(image=image, image_id="random", boxes=boxes, segmentation=spread[0], depth_m=spread[1])
