@@ -12,7 +12,7 @@ from typing import Any
 from visionmtl.workers import start_method
 
 
-def run(world: int, work: Callable[..., None], *args: Any, num_groups: int = 1, timeout_s: float = 300) -> None:
+def run(world: int, work: Callable[..., None], *args: Any, num_groups: int = 1, timeout_s: float = 900) -> None:
     """Let `world` processes call work(groups, *args) to the end; `next(groups)` readies each of `num_groups` groups.
 
     work: a function of a module, since it is found by its name. What fails or takes longer is an error with its texts.

@@ -55,11 +55,9 @@ def test_both_loaders_show_the_same_view(root):
         theirs = ((image * std + mean) * 255).permute(1, 2, 0).numpy()
         # the frames are noise, and the filter is a triangle instead of a box
         assert np.corrcoef(theirs.ravel(), view.image.ravel())[0, 1] > 0.9 > 2 * _one_pixel_beside(view.image)
-        assert classes.shape == depth.shape == (1, *SIZE) and depth.dtype == torch.float32
+        assert classes.shape == depth.shape == SIZE and depth.dtype == torch.float32
         codes = sample.segmentation + np.uint8(1)  # in the file 0 is void
-        np.testing.assert_array_equal(
-            np.asarray(classes)[0], nearest(codes, augment.draw(np.random.default_rng(index)))
-        )
+        np.testing.assert_array_equal(np.asarray(classes), nearest(codes, augment.draw(np.random.default_rng(index))))
         corners = boxes["boxes"].numpy()  # ours leaves out what is hardly visible
         assert all(np.abs(corners - box).sum(axis=1).min() < 0.1 for box in view.boxes.xyxy)
 

@@ -153,9 +153,15 @@ def val_loader(
     workers: int | None = None,
     limit: int | None = None,
 ) -> ValLoader:
-    """limit: batches per rank, from the first image on. The last batch may be smaller. Targets stay empty."""
+    """limit: batches per rank, which take images of all data sets in turn, each from its first image on.
+
+    The last batch may be smaller. Targets stay empty.
+    """
     names = judged(tasks, spaces, sources)
-    mine = [(index, 0) for index in range(rank, sum(len(source) for source in sources), world)]
+    order = np.arange(sum(len(source) for source in sources))
+    if limit is not None:
+        order = np.argsort(np.concatenate([np.arange(len(source)) for source in sources]), kind="stable")
+    mine = [(index, 0) for index in order.tolist()[rank::world]]
     jobs = [(0, mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][:limit]
     count = choose_workers(data.workers, world)[0] if workers is None else workers
     work = _ValWork(data, tasks, spaces, sources)

@@ -36,8 +36,7 @@ class Evaluation(Spec):
             frames = [Frame(workload.size, workload.size)] * workload.batch
             clock = _Stages(workload.on)
             with torch.inference_mode():
-                cast = torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32)
-                with cast:
+                with workload.autocast()():
                     raw = net(image.to(workload.on, non_blocking=True))
                 clock.ends("network")
                 for name, task in net.tasks.items():

@@ -74,11 +74,12 @@ class Infer(Spec):
         images = np.stack([one.image for one in workload.model_copy(update={"batch": batch}).samples()])
         image = workload.pinned(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
         frames = [Frame(workload.size, workload.size)] * batch
+        device, autocast = workload.on, workload.autocast()
 
         @torch.inference_mode()
         def raw() -> dict[str, object]:
-            there = image.to(workload.on, non_blocking=True)
-            with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+            there = image.to(device, non_blocking=True)
+            with autocast():
                 return net(there)
 
         works: dict[str, Work] = {RAW: raw}

@@ -70,11 +70,12 @@ def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
     ]  # fmt: skip
     assert len(targets) == len(samples)
     net, step, image = _trained(workload, net, samples)
+    device, autocast = workload.on, workload.autocast()
 
     def work() -> None:
-        there = [{key: one.to(workload.on, non_blocking=True) for key, one in target.items()} for target in targets]
-        images = image.to(workload.on, non_blocking=True) / 255
-        with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+        there = [{key: one.to(device, non_blocking=True) for key, one in target.items()} for target in targets]
+        images = image.to(device, non_blocking=True) / 255
+        with autocast():
             parts: dict[str, Tensor] = net(list(images), there)
         step(torch.stack(list(parts.values())).sum())
 
@@ -94,18 +95,19 @@ def _dense(
     )
     target = workload.pinned(torch.stack([torch.from_numpy(getattr(one, field)) for one in samples]))
     net, step, image = _trained(workload, net, samples)
-    mean, std = (torch.tensor(one, device=workload.on).view(1, 3, 1, 1) for one in (MEAN, STD))
+    device, autocast = workload.on, workload.autocast()
+    mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
 
     def losses(images: Tensor, labels: Tensor) -> Tensor:
         images = ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+        with autocast():
             raw = net(images)
         return loss(raw.float(), labels)
 
     run = torch.compile(losses) if compiled else losses
 
     def work() -> None:
-        step(run(image.to(workload.on, non_blocking=True), target.to(workload.on, non_blocking=True)))
+        step(run(image.to(device, non_blocking=True), target.to(device, non_blocking=True)))
 
     return work
 

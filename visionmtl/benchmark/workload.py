@@ -1,6 +1,7 @@
 """What is measured: the joint network with three tasks as a run would train it, and random labelled images for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,10 @@ class Workload(Spec):
     def cast_to(self) -> torch.dtype:
         """What autocast computes in."""
         return DTYPES[self._precision]
+
+    def autocast(self) -> Callable[[], torch.autocast]:
+        """What makes the context of a forward pass; looked up once, for asking for the device takes its time."""
+        return partial(torch.autocast, self.on.type, self.cast_to, enabled=self.cast_to != torch.float32)
 
     @property
     def _precision(self) -> str:

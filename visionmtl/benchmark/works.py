@@ -53,8 +53,10 @@ def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     image = torch.randn(workload.batch, 3, *workload.size, device=workload.on)
     image = image.contiguous(memory_format=torch.channels_last)
 
+    autocast = workload.autocast()
+
     def loss() -> torch.Tensor:
-        with torch.autocast(workload.on.type, workload.cast_to, enabled=workload.cast_to != torch.float32):
+        with autocast():
             maps = encoder(image)
         return torch.stack([one.float().mean() for level, one in maps.items() if level >= 2]).sum()
 
