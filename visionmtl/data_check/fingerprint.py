@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 THUMB_PX = 16
 # 1111 photographs of NYUv2, COCO and Cityscapes, saved anew as JPEG of quality 20, at 0.37 times the size, or 8 levels
-# brighter, stay below both limits in 99.5 %; the two most alike of different photographs are 7 bits or 13 levels apart
+# brighter, stay below both limits in at least 99.3 %; different photographs are at least 7 bits, or 13 levels, apart
 MAX_BITS = 4  # of 64 that may differ
 MAX_DIFFERENCE = 4.0  # grey levels, mean over the thumbnail, whatever its brightness
 MIN_CONTRAST = 4.0  # grey levels, standard deviation: flatter images all look alike at this size
