@@ -50,6 +50,7 @@ def _work(
     rank: int, world: int, ports: list[int], text: Path, work: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     with text.open("w") as file:
+        os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1")
     work(_groups(ports), *args)

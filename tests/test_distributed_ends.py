@@ -81,13 +81,22 @@ def ending(groups: Iterator[None], folder: Path) -> None:
     notes(folder.parent / f"unreadable-{rank}", settings(folder / "unreadable"))
 
     next(groups)
-    started = time.monotonic()
     try:
         with distributed.group("cpu", timeout_s=5):
+            differing(rank, folder.parent / f"differing-{rank}")
+            started = time.monotonic()
             time.sleep(9 if rank else 0)
             distributed.barrier()
     except LostProcess as error:
         (folder.parent / f"late-{rank}").write_text(f"{time.monotonic() - started}\n{error}")
+
+
+def differing(rank: int, file: Path) -> None:
+    distributed.check_same("alike", "what is alike", "do nothing")
+    try:
+        distributed.check_same((3 - rank, True), "the resumed step", "use one folder")
+    except ValueError as error:
+        file.write_text(str(error))
 
 
 def changed(event: str, arguments: Any, folder: Path) -> Iterator[str]:
@@ -160,6 +169,16 @@ def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(ended: Pat
     assert "ValueError image frame_17.png is damaged" in failed
     assert "LostProcess process 0 of 2 lost another one" in lost and "continue with --resume" in lost
     assert float(lost.split()[0]) < 60, "it would wait for 600 s for one that stays away"
+
+
+def test_processes_that_resume_from_unlike_folders_all_say_so(ended: Path):
+    for rank in (0, 1):
+        text = (ended.parent / f"differing-{rank}").read_text()
+
+        assert text == (
+            "the resumed step differs between the processes: (3, True) in process 0, (2, True) in process 1; all need "
+            "the same; use one folder"
+        )
 
 
 def test_a_process_that_stays_away_is_given_up_after_the_timeout(ended: Path):

@@ -142,6 +142,8 @@ class _Work:
         file, sample = source.file(index), None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            for of_code in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # they tell of no file
+                warnings.simplefilter("ignore", of_code)
             try:
                 sample = source.read(index)
                 problems = find_problems(sample, source.provides)
