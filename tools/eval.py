@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     opened = _open(args, ranks)
     run, spaces = opened.run, opened.net.spaces
-    meters, sources = _rules(args, run.tasks, spaces, _sources(args, run))
+    meters, sources = _rules(args, run.tasks, spaces, _sources(args, run, ranks))
     tasks = {name: run.tasks[name] for name in map(task_of, meters)}
     loader = val_loader(
         run.data, tasks, spaces, sources, args.batch_size or run.train.batch_size,
@@ -109,7 +109,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         run, known = _load(args), None
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
-    sources = _sources(args, run)
+    sources = _sources(args, run, ranks)
     spaces = known or resolve_spaces(tasks, sources)
     meters, sources = _rules(args, tasks, spaces, sources)
 
@@ -171,8 +171,8 @@ def _rules(
     return meters, sources
 
 
-def _sources(args: argparse.Namespace, run: Run) -> list[Source]:
-    """The validation data sets, or those of --data."""
+def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[Source]:
+    """The validation data sets, or those of --data; what their readers found worth telling is printed."""
     sources = open_sources(run.data.val)
     names = [source.name for source in sources]
     if strange := [name for name in args.data if name not in names]:
@@ -180,7 +180,11 @@ def _sources(args: argparse.Namespace, run: Run) -> list[Source]:
             f"--data {strange[0]}{did_you_mean(strange[0], names)}: the validation data sets are {', '.join(names)}; "
             "choose among them, or add one as data.val.N"
         )
-    return [source for source in sources if not args.data or source.name in args.data]
+    chosen = [source for source in sources if not args.data or source.name in args.data]
+    for source in chosen if ranks.first else ():
+        for note in source.notes:
+            print(f"note: {source.name}: {note}")
+    return chosen
 
 
 def _print(
