@@ -148,6 +148,16 @@ def test_the_run_trains_all_six_tasks_and_judges_every_data_set_by_itself(run: R
     assert json.loads(file.read_text())["results"].keys() == JUDGED
 
 
+def test_a_task_without_labels_in_a_batch_has_no_loss_to_log(run: Run, tmp_path: Path):
+    alone = run.model_copy(
+        update={"output": str(tmp_path / "run"), "train": run.train.model_copy(update={"batch_size": 1})}
+    )
+    train(alone)
+    rows = tiny.rows(tmp_path / "run")
+    assert len(rows) == 12
+    assert {frozenset(row["losses"]) for row in rows} == {frozenset(tasks) for tasks in TEACHES.values()}
+
+
 def test_two_heads_of_one_field_learn_two_label_spaces(run: Run):
     net = tiny.state(run).net
     assert {name: space and space.name for name, space in net.spaces.items()} == {
@@ -188,9 +198,7 @@ def test_who_learns_from_one_name_is_not_judged_under_another(run: Run):
     renamed = [*sources[:2], replace(sources[2], name="rooms")]
     spaces = resolve_spaces(tasks, sources)
     assert judged(tasks, spaces, sources).keys() == JUDGED
-    with pytest.raises(
-        ValueError, match=r"task 'room_depth' learns from nyuv2, but .* coco, cityscapes, rooms; .*"
-    ):
+    with pytest.raises(ValueError, match=r"task 'room_depth' learns from nyuv2, but .* coco, cityscapes, rooms; .*"):
         judged(tasks, spaces, renamed)
 
 

@@ -84,3 +84,11 @@ def test_an_encoder_that_ends_early_gets_coarser_levels():
     answer = FPN(channels=8).build({2: 4, 3: 4, 4: 4}, (3, 4, 5, 6))(drawn({2: 4, 3: 4, 4: 4}))
 
     assert answer[6].shape == (2, 8, 2, 4)
+
+
+def test_the_finest_level_is_smoothed_only_when_asked():
+    def weights(**settings: int) -> int:
+        return sum(p.numel() for p in FPN(channels=8, **settings).build(CHANNELS, (2, 3, 4)).parameters())
+
+    assert weights(smooth_from=2) - weights() == 8 * 8 * 9 + 2 * 8  # a 3x3 convolution and its norm
+    assert weights(smooth_from=3) == weights() and weights(smooth_from=4) < weights()

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from visionmtl.state import RunState
 from visionmtl.types import Sample
 from visionmtl.weights import load_strictly
 from visionmtl.workers import choose_workers, num_cores
+
+Losses = dict[str, dict[str, Tensor]]
 
 
 class NotFinite(RuntimeError):
@@ -130,7 +132,7 @@ def _loop(
             if profiler:
                 profiler.step()
             if state.step % settings.log_every_steps == 0 or state.step == last_step:
-                values = _read(losses, state.step)
+                values = _read(losses, micro_batches[-1].labelled, state.step)
                 pace = meter.read(total_steps - state.step)
                 log.train(
                     step=state.step, epoch=epoch, losses=values, weights={k: float(w) for k, w in weights.items()},
@@ -144,7 +146,9 @@ def _loop(
             if stopping or state.step >= last_step:
                 break
 
-        _read(losses, state.step)  # between logged steps too, nothing spoilt is evaluated or saved
+        _read(
+            losses, micro_batches[-1].labelled, state.step
+        )  # between logged steps too, nothing spoilt is evaluated or saved
         ended = state.step % steps_per_epoch == 0
         finished = state.step >= total_steps
         epochs_done = state.step // steps_per_epoch
@@ -237,14 +241,20 @@ def _start_from(net: MultiTaskNet, path: Path) -> None:
     load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
 
 
-def _read(losses: dict[str, dict[str, Tensor]], step: int) -> dict[str, dict[str, float]]:
-    """Loss parts of all ranks as numbers: the one place of the loop that waits for the device."""
+def _read(losses: Losses, labelled: Mapping[str, Tensor], step: int) -> dict[str, dict[str, float]]:
+    """Loss parts of all ranks as numbers, of tasks with a label in the batch: a 0 that means "nobody looked" is none.
+
+    The one place of the loop that waits for the device.
+    """
     names = [(task, part) for task, parts in losses.items() for part in parts]
+    flags = [labelled[task].any().to(losses[task][part].dtype) for task, part in names]
     # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
-    mean = distributed.mean(torch.stack([losses[task][part] for task, part in names]))
-    values: dict[str, dict[str, float]] = {task: {} for task in losses}
-    for (task, part), value in zip(names, mean.tolist(), strict=True):
-        values[task][part] = value
+    mean = distributed.mean(torch.stack([*(losses[task][part] for task, part in names), *flags])).tolist()
+    values: dict[str, dict[str, float]] = {}
+    for (task, part), value, flag in zip(names, mean[: len(names)], mean[len(names) :], strict=True):
+        if flag or not math.isfinite(value):
+            values.setdefault(task, {})[part] = value
+    names = [(task, part) for task, parts in values.items() for part in parts]
     if bad := [f"{task}/{part} {values[task][part]}" for task, part in names if not math.isfinite(values[task][part])]:
         raise NotFinite(
             f"losses are not finite at step {step}: {', '.join(bad)}; finite ones are needed; lower optim.lr, set "

@@ -28,7 +28,7 @@ class Head(Kind, home="visionmtl.heads"):
     """Frozen settings of one dense detection head; its weights are shared by all levels."""
 
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
-    num_convs: int = Field(4, ge=0, description="convolutions in each tower")
+    num_convs: int = Field(2, ge=0, description="convolutions in each tower; papers have 4, at twice the cost")
     channels: int = Field(0, ge=0, description="channels of the towers; 0 = those of the pyramid")
     norm: Norm = "group"
     separable: bool = False

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +16,9 @@ class FPN(Pyramid):
     """Lin et al. 2017, arXiv:1612.03144, sec. 3; with normalisation, and coarse levels as in FCOS (P6 from P5)."""
 
     type: Literal["fpn"] = "fpn"
+    smooth_from: int = Field(3, ge=0, description="finest level with a 3x3 convolution after the sum")
+    """The paper has one at every level. At stride 4 it is a sixth of the arithmetic of a whole step with ResNet-50, and
+    nothing but a norm lies between it and the 3x3 convolution with which a dense decoder begins."""
 
     def build(self, channels: Mapping[int, int], levels: tuple[int, ...]) -> PyramidMaps:
         """See the base."""
@@ -31,7 +35,10 @@ class _TopDown(PyramidMaps):
             ConvBlock(channels[level], width, 1, norm=spec.norm, activate=False) for level in self.used
         )
         self.smooth = nn.ModuleList(
-            ConvBlock(width, width, norm=spec.norm, separable=spec.separable, activate=False) for _ in self.used
+            ConvBlock(width, width, norm=spec.norm, separable=spec.separable, activate=False)
+            if level >= spec.smooth_from
+            else nn.Identity()
+            for level in self.used
         )
         self.coarser = nn.ModuleList(
             ConvBlock(width, width, stride=2, norm=spec.norm, separable=spec.separable, activate=False)

@@ -25,7 +25,7 @@ class PAFPN(Pyramid):
 class _BottomUp(PyramidMaps):
     def __init__(self, spec: PAFPN, channels: Mapping[int, int], levels: tuple[int, ...]) -> None:
         super().__init__()
-        top_down = FPN(channels=spec.channels, norm=spec.norm, separable=spec.separable)
+        top_down = FPN(channels=spec.channels, norm=spec.norm, separable=spec.separable, smooth_from=0)
         self.top_down = top_down.build(channels, levels)
         self.out_channels = width = spec.channels
         self.down = nn.ModuleList(
