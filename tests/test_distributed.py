@@ -20,11 +20,8 @@ from visionmtl.train import Options, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "fixed": {"type": "fixed"},
-    "uncertainty": {"type": "uncertainty"},
     "upgrad": {"type": "upgrad"},
-    "upgrad-weighted": {"type": "upgrad", "heads": "weighted"},
 }
-SHARDED = ("fixed", "upgrad")
 SHARD = {"shard": True}
 STEPS = 3
 GROUP = {"norm": "group"}  # no layer looks at a whole batch
@@ -55,13 +52,9 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
     """What each of the two processes runs."""
     on_cpu = Options(device="cpu")
     runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
-    runs.append((settings(folder / "accumulating", "upgrad", world=2, accumulate=3), on_cpu))
     runs.append((settings(folder / "statistics", "fixed", world=2, pyramid={"norm": "batch"}), on_cpu))
-    again = settings(folder / "resumed", "upgrad", world=2)
-    runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
-    for method in SHARDED:
-        runs.append((settings(folder / "sharded", method, world=2, distributed=SHARD), on_cpu))
-    again = settings(folder / "sharded and resumed", "upgrad", world=2, distributed=SHARD)
+    runs.append((settings(folder / "sharded", "fixed", world=2, distributed=SHARD), on_cpu))
+    again = settings(folder / "sharded", "upgrad", world=2, distributed=SHARD)  # in two parts
     runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
     for run, options in runs:
         next(groups)
@@ -72,7 +65,7 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    processes.run(2, one_of_two, folder, num_groups=12)
+    processes.run(2, one_of_two, folder, num_groups=6)
     return folder
 
 
@@ -105,12 +98,11 @@ def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method:
     for of_one, of_two in ((ours["net"], theirs["net"]), (ours["ema"]["module"], theirs["ema"]["module"])):
         apart = {name: float((value - of_two[name]).abs().max()) for name, value in of_one.items()}
         assert max(apart.values()) < 1e-5, {name: far for name, far in apart.items() if far >= 1e-5}
-    for name, value in ours["balancer"].items():
-        assert (value - theirs["balancer"][name]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("method", SHARDED)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(one: Path, two: Path, method: str):
+    """That of upgrad was stopped and resumed."""
     whole, spread = last(one / method), last(two / "sharded" / method)
 
     assert kinds(spread) == kinds(whole)
@@ -130,10 +122,6 @@ def kinds(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: kinds(inner) for key, inner in value.items()}
     return (value.shape, value.dtype, type(value)) if isinstance(value, torch.Tensor) else type(value)
-
-
-def test_a_spread_network_resumes_exactly(two: Path):
-    assert tiny.differences(last(two / "sharded and resumed" / "upgrad"), last(two / "sharded" / "upgrad")) == []
 
 
 @pytest.mark.parametrize(
@@ -179,15 +167,6 @@ def test_the_first_process_alone_writes_and_logs_the_loss_of_all(one: Path, two:
             assert theirs["losses"][task] == pytest.approx(parts, rel=1e-3, abs=1e-6)
 
 
-def test_accumulated_batches_are_summed_before_the_ranks_meet(two: Path, tmp_path: Path):
-    train(settings(tmp_path, "upgrad", world=1, accumulate=3), Options(device="cpu"))
-
-    ours, theirs = last(tmp_path / "upgrad"), last(two / "accumulating" / "upgrad")
-
-    assert theirs["step"] == 1
-    assert max(float((value - theirs["net"][name]).abs().max()) for name, value in ours["net"].items()) < 1e-5
-
-
 def test_what_the_ranks_measured_is_what_their_checkpoint_gives(two: Path):
     """Each rank's BatchNorm saw other images; all measure the network that is saved."""
     folder = two / "statistics" / "fixed"
@@ -199,7 +178,3 @@ def test_what_the_ranks_measured_is_what_their_checkpoint_gives(two: Path):
     measured = json.loads((folder / "eval" / f"step-{STEPS:07d}.json").read_text())["results"]
     assert again["depth"]["rmse_m"] == pytest.approx(measured["depth"]["rmse_m"], rel=1e-6)
     assert again["segmentation"]["miou"] == pytest.approx(measured["segmentation"]["miou"], rel=1e-3)
-
-
-def test_two_processes_resume_exactly(two: Path):
-    assert tiny.differences(last(two / "resumed" / "upgrad"), last(two / "upgrad")) == []

@@ -26,9 +26,9 @@ GROUP = {"norm": "group"}
 UPGRAD = {"balance": {"type": "upgrad"}}
 CASES: dict[str, dict[str, Any]] = {
     "fixed": {},
-    "upgrad": UPGRAD,
+    "uncertainty": {"balance": {"type": "uncertainty"}},
+    "upgrad, weighted": {"balance": {"type": "upgrad", "heads": "weighted"}},
     "dice": {"tasks": {"segmentation": {"region_loss": "dice"}}},
-    "batchnorm": {"train": {"sync_batchnorm": True}},
     "batchnorm, upgrad": {"train": {"sync_batchnorm": True}} | UPGRAD,
     "static graph": {"train": {"accumulate": 1, "distributed": {"static_graph": True}}},
     "small buckets": {"train": {"distributed": {"bucket_mb": 0.02}}},
@@ -86,7 +86,7 @@ def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, A
         seen["losses"].append({task: {k: distributed.mean(v) for k, v in of.items()} for task, of in losses.items()})
         seen["weights"].append(dict(weights))
         seen["norms"].append(norm)
-    return state, seen | {"net": state.net.state_dict()}
+    return state, seen | {"net": {**state.net.state_dict(), **state.balancer.state_dict()}}
 
 
 def one_of_two(groups: Iterator[None], folder: Path) -> None:
