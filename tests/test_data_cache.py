@@ -113,12 +113,13 @@ def test_images_are_kept_as_large_as_the_largest_zoom_needs_them(tmp_path):
     assert small.read(0, frozenset()).image.shape == (40, 50, 3)
     large = cached(data, max_zoom=2.0)[0].reader.packed
     assert large.sizes[0].tolist() == [160, 200, 2] and large.folder != small.folder
-    assert cached(data, max_zoom=1.0)[0].reader.packed.folder in (small.folder, large.folder)  # both hold enough
+    assert cached(data, max_zoom=1.0)[0].reader.packed.folder == small.folder  # both hold enough
 
     data = data.model_copy(update={"augment": Augment(zoom=(0.4, 1.0), flip=0.5)})
     pairs = zip(batches(data, open_sources(data.train)), batches(data, cached(data)), strict=True)
     for one, other in pairs:
-        assert (one.image.int() - other.image.int()).abs().float().mean() < 1  # averaged twice instead of once
+        # averaged twice instead of once, which changes pictures by 1 to 4 levels (`data_cache`)
+        assert (one.image.int() - other.image.int()).abs().float().mean() < 4
         assert torch.equal(one.targets["segmentation"]["classes"], other.targets["segmentation"]["classes"])
 
 

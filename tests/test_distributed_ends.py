@@ -61,7 +61,12 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, start_method="forkserver", monitor_interval=0.1,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id=folder.name, local_addr="127.0.0.1",
     )  # fmt: skip
-    elastic_launch(config, dying)(str(folder))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        elastic_launch(config, dying)(str(folder))
+    finally:
+        for number, handler in handlers.items():  # the agent sets its own, and leaves them
+            signal.signal(number, handler)
     return folder
 
 

@@ -118,14 +118,15 @@ def _open(
 
 
 def _find(folder: Path, stem: str, fields: frozenset[str], shrink: Shrink) -> Packed | None:
-    """A cache of this data set that holds the labels and enough of every image."""
+    """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
+    fitting: list[Packed] = []
     for found in sorted(folder.glob(f"{stem}-*/index")):
         packed = Packed(found.parent)
         sizes = np.unique(packed.sizes, axis=0)
         enough = all(shrink((height, width)) % shrunk == 0 for height, width, shrunk in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
-            return packed
-    return None
+            fitting.append(packed)
+    return max(fitting, key=lambda packed: int(packed.sizes[:, 2].sum()), default=None)
 
 
 def _check_unchanged(packed: Packed, source: Source) -> None:
