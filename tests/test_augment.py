@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
-from torchvision.transforms import functional as reference
 
 from visionmtl.augment import Augment, fit
-from visionmtl.ops.colour import apply_matrices, colour_matrix
 from visionmtl.types import Boxes, Sample
 
 SEEDS = range(30)
@@ -163,44 +160,6 @@ def test_unlabelled_stays_unlabelled_and_empty_stays_empty():
 def test_zoom_that_is_no_range_is_refused():
     with pytest.raises(ValueError, match=r"0 < low <= high; write e.g. zoom"):
         Augment(zoom=(1.5, 1.0))
-
-
-def test_colour_factors_mean_what_torchvision_means():
-    pixels = torch.randint(60, 190, (3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
-    mean = tuple(pixels.mean((1, 2)).tolist())
-
-    def ours(**factors: float) -> torch.Tensor:
-        return apply_matrices(pixels[None], torch.from_numpy(colour_matrix(mean_rgb=mean, **factors))[None])[0]
-
-    tolerance = {"atol": 0.1, "rtol": 0}  # torchvision rounds the luma weights to four digits
-    torch.testing.assert_close(ours(), pixels, atol=1e-3, rtol=0)
-    for name in ("brightness", "contrast", "saturation"):
-        expected = getattr(reference, f"adjust_{name}")(pixels / 255, 1.2) * 255
-        torch.testing.assert_close(ours(**{name: 1.2}), expected, **tolerance)
-    both = reference.adjust_contrast(reference.adjust_brightness(pixels / 255, 0.8), 1.2) * 255
-    torch.testing.assert_close(ours(brightness=0.8, contrast=1.2), both, **tolerance)
-
-
-def test_hue_turns_colours_at_equal_luma_and_leaves_grey_alone():
-    matrix = torch.from_numpy(colour_matrix(hue_turns=0.1))
-    luma = torch.tensor([0.299, 0.587, 0.114])
-    colour = torch.tensor([150.0, 100.0, 90.0])
-
-    torch.testing.assert_close(matrix[:, :3].sum(1), torch.ones(3), atol=1e-4, rtol=0)
-    turned = matrix[:, :3] @ colour
-    torch.testing.assert_close(luma @ turned, luma @ colour, atol=1e-3, rtol=0)
-    assert (turned - colour).abs().max() > 5
-
-
-def test_each_image_gets_its_own_matrix_in_full_precision_under_autocast():
-    image = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 1, 1)  # [2, 3, 1, 256]
-    matrices = torch.from_numpy(np.stack([colour_matrix(), colour_matrix(brightness=2.0)]))
-    with torch.autocast("cpu", torch.bfloat16):
-        out = apply_matrices(image, matrices)
-
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out[0], image[0].float(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(out[1], (2 * image[1].float()).clamp(max=255), atol=1e-3, rtol=0)
 
 
 def test_a_larger_input_than_in_training_is_a_zoom_that_the_frame_tells():

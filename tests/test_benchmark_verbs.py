@@ -11,6 +11,7 @@ import torch
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.gpu import Gpu
 from visionmtl.benchmark.measure import Budget
+from visionmtl.benchmark.peers import THREE
 from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Workload
 from visionmtl.cli import main
@@ -22,7 +23,7 @@ OVERRIDES = (
 )  # fmt: skip
 SMALL = ["--encoder", "test_resnet", "--size", "64", "64", "--set", *OVERRIDES]
 BATCH = ["--batch", "2", "--boxes", "3"]
-PEERS = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
+PEERS = ("torchvision FCOS", "torchvision RetinaNet", "smp FPN, segmentation", "smp FPN, depth")
 
 
 def measure(folder: Path, *command: str) -> tuple[int, dict[str, Any]]:
@@ -58,7 +59,7 @@ def test_a_step_is_timed_beside_its_parts_and_its_peers(tmp_path):
     assert column(content, 0, "% of matrix peak")["joint, eager"] == pytest.approx(share)
     together = rows["joint, eager / sum of the three peers"]["value"]
     assert together == pytest.approx(1 / rows["sum of the three peers / joint, eager"]["value"])
-    assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in PEERS))  # one round: no medians
+    assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in THREE))  # one round: no medians
     assert rows["joint, eager, 40 boxes / 1"]["limit"] == 1.05
     assert "share of depth in the step (eager)" in rows
     assert content["machine"]["cpu"] and content["date"]

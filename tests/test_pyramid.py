@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visionmtl.pyramids.base import Pyramid
+from visionmtl.pyramids.base import Pyramid, fitting_width
 from visionmtl.pyramids.bifpn import BiFPN
 from visionmtl.pyramids.fpn import FPN
 from visionmtl.pyramids.pafpn import PAFPN
@@ -32,6 +32,30 @@ def test_pyramid_gives_every_level_and_teaches_every_weight(member: str, levels,
     assert pyramid.out_channels == 8 and tuple(answer) == levels
     assert {k: tuple(m.shape) for k, m in answer.items()} == {k: (2, 8, 128 >> k, 256 >> k) for k in levels}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in pyramid.parameters())
+
+
+@pytest.mark.parametrize(
+    ("channels", "width"),
+    [
+        ({1: 64, 2: 256, 3: 512, 4: 1024, 5: 2048}, 256),  # ResNet-50
+        ({2: 64, 3: 128, 4: 256, 5: 512}, 256),  # ResNet-18
+        ({1: 16, 2: 24, 3: 40, 4: 112, 5: 960}, 128),  # MobileNetV3-Large: the last map is no measure
+        ({1: 16, 2: 24, 3: 32, 4: 96}, 96),  # MobileNetV2 where nobody reads level 5
+        ({2: 24, 3: 40}, 64),  # no map of stride 16
+        ({5: 70}, 96),  # nor anything finer
+    ],
+)
+def test_a_pyramid_is_no_wider_than_its_encoder_at_stride_16(channels: dict[int, int], width: int):
+    assert fitting_width(channels) == width
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if Pyramid.find(m)().channels is None])
+def test_the_width_that_nobody_sets_comes_from_the_encoder(member: str):
+    channels = {4: 40} if member == "simple" else {3: 20, 4: 40, 5: 80}
+    pyramid = Pyramid.find(member)().build(channels, (3, 4, 5))
+
+    assert pyramid.out_channels == 64
+    assert {m.shape[1] for m in pyramid(drawn(channels)).values()} == {64}
 
 
 def test_fpn_adds_the_coarse_map_to_the_fine_one():

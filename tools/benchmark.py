@@ -107,7 +107,9 @@ def _step_arguments(verb: Arguments) -> None:
         "--modes", nargs="+", choices=("eager", "compiled", "cuda_graph"), default=["eager"], help="default: eager"
     )
     verb.add_argument("--without", action="store_true", help="each task's share: the step without it, too")
-    verb.add_argument("--peers", action="store_true", help="torchvision FCOS and two FPNs of smp, in turns with ours")
+    verb.add_argument(
+        "--peers", action="store_true", help="torchvision FCOS and RetinaNet and two FPNs of smp, in turns with ours"
+    )
     verb.add_argument("--compare-boxes", type=int, nargs="+", default=(), metavar="N", help="e.g. 1 100")
 
 

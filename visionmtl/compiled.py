@@ -62,7 +62,10 @@ class Graphs:
             return None
         self.count += made
         if not old:
-            return f"compiled  {_graphs(made)} in {seconds:.1f} s; kept in {_cache()} for the next start"
+            return (
+                f"compiled  {_graphs(made)} in {seconds:.1f} s, kept in {_cache()} for the next start; what that saves "
+                "in a step: tools/benchmark.py step --modes eager compiled"
+            )
         why = "though no shape changed; TORCH_LOGS=recompiles names the reason"
         if changed := [name for name, shape in shapes.items() if old[name] != shape]:
             why = f"because {changed[0]} is {shapes[changed[0]]} instead of {old[changed[0]]}"

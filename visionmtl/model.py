@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionmtl import device_decode
 from visionmtl.encoder import Encoder
+from visionmtl.ops.colour import normalise
 from visionmtl.pyramids.base import Pyramid
 from visionmtl.pyramids.fpn import FPN
 from visionmtl.sharing.base import Sharing
@@ -74,9 +76,9 @@ class MultiTaskNet(nn.Module):
         encoder: nn.Module = self.trunk.encoder  # type: ignore[assignment]
         return encoder
 
-    def shared(self, image: Tensor) -> Maps:
-        """uint8 or float [B, 3, H, W] of 0..255 -> the shared maps."""
-        maps: Maps = self.trunk((image - self.mean) / self.std)
+    def shared(self, image: Tensor, colour: Tensor | None = None) -> Maps:
+        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colours -> the shared maps."""
+        maps: Maps = self.trunk(normalise(image, self.mean, self.std, colour))
         return maps
 
     def decode(self, shared: Maps) -> dict[str, Raw]:
@@ -105,18 +107,22 @@ class LossNet(nn.Module):
         self.cut = cut
 
     def forward(
-        self, image: Tensor, targets: Mapping[str, Mapping[str, Tensor]], labelled: Mapping[str, Tensor]
+        self,
+        image: Tensor,
+        targets: Mapping[str, Mapping[str, Tensor]],
+        labelled: Mapping[str, Tensor],
+        colour: Tensor | None = None,
     ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
-        """Loss parts by task, the shared maps, and their cut copies (the same tensors without a cut)."""
-        shared = self.shared(image)
+        """From what a `Batch` holds: loss parts by task, shared maps, cut copies (the same tensors without a cut)."""
+        shared = self.shared(image, colour)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps = self.net.trunk.split(leaves)
         parts = {name: self.of_task(name, maps[name], targets[name], labelled[name]) for name in self.net.tasks}
         return parts, list(shared.values()), list(leaves.values())
 
-    def shared(self, image: Tensor) -> Maps:
+    def shared(self, image: Tensor, colour: Tensor | None) -> Maps:
         """The part before the cut."""
-        return self.net.shared(image)
+        return self.net.shared(image, colour)
 
     def of_task(self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
         """One task behind the cut: what its decoder reads -> its loss parts."""
@@ -134,17 +140,25 @@ class LossNet(nn.Module):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The tensors of a batch moved without waiting (from pinned memory)."""
+    """The tensors of a batch moved without waiting (from pinned memory).
+
+    Images that are not decoded are decoded there, which waits: see `device_decode.decode`.
+    """
 
     def move(x: Tensor) -> Tensor:
         return x.to(device, non_blocking=True)
 
+    # first, as it waits for what was begun before
+    image = move(batch.image) if batch.encoded is None else device_decode.decode(batch.encoded, device)
+    colour = None if batch.colour is None else move(batch.colour)
+    if colour is not None and batch.encoded is not None:
+        colour = device_decode.with_mean_grey(colour, image, batch.encoded.views)
     return Batch(
-        image=move(batch.image),
+        image=image,
         targets={task: {k: move(v) for k, v in values.items()} for task, values in batch.targets.items()},
         labelled={task: move(v) for task, v in batch.labelled.items()},
         frames=batch.frames,
         samples=batch.samples,
         sources=batch.sources,
-        colour=None if batch.colour is None else move(batch.colour),
+        colour=colour,
     )

@@ -19,7 +19,6 @@ from visionmtl.compiled import Graphs, compile_losses
 from visionmtl.config import Run
 from visionmtl.distributed import Ranks
 from visionmtl.model import LossNet, MultiTaskNet, to_device
-from visionmtl.ops.colour import apply_matrices
 from visionmtl.optim import Ema, build_optimizer
 from visionmtl.shard import check_shard, gathered, shard, spread, spread_moments
 from visionmtl.sync_batchnorm import synchronise
@@ -76,14 +75,14 @@ class RunState:
         scale = self.scaler.scale(torch.ones((), device=device)) / settings.accumulate
         for i, batch in enumerate(micro_batches):
             batch = to_device(batch, device)
-            image = batch.image if batch.colour is None else apply_matrices(batch.image, batch.colour)
+            image = batch.image
             if settings.channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
             if settings.compile == "cuda_graph":
                 torch.compiler.cudagraph_mark_step_begin()
             with self._synchronised(last=i == len(micro_batches) - 1):
                 with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-                    parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled)
+                    parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled, batch.colour)
                 losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
                 weights = self.balancer.backward(Step(losses, shared, leaves, scale))
             if self.graphs and (line := self.graphs.news(batch.targets)):

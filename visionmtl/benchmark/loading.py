@@ -20,7 +20,7 @@ from visionmtl.config import Run
 from visionmtl.data import TrainLoader
 from visionmtl.data_cache import with_cache
 from visionmtl.datasets import Repeated, Source, open_sources
-from visionmtl.ops.colour import apply_matrices
+from visionmtl.ops.colour import normalise
 from visionmtl.spaces import resolve_spaces
 from visionmtl.spec import Spec
 from visionmtl.types import Batch, Sample, Wanted
@@ -137,5 +137,5 @@ def _stages(run: Run, source: Source, cached: Source, batch: int) -> dict[str, C
 
 
 def _on_device(batch: Batch) -> torch.Tensor:
-    image = batch.image.float() if batch.colour is None else apply_matrices(batch.image, batch.colour)
-    return image.sub_(120.0).div_(58.0)
+    mean, std = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 58.0)
+    return normalise(batch.image, mean, std, batch.colour)

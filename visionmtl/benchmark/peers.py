@@ -1,4 +1,4 @@
-"""Three single-task networks that people train instead of a joint one: torchvision's FCOS, and FPNs of smp."""
+"""Single-task networks that people train instead of a joint one: torchvision's FCOS and RetinaNet, and FPNs of smp."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,13 +9,15 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FCOS, fcos_resnet50_fpn
+from torchvision.models.detection import FCOS, RetinaNet, fcos_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from visionmtl.benchmark.measure import Work
 from visionmtl.benchmark.workload import SPACES, Workload
 from visionmtl.types import IGNORE, Sample
 
+THREE = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
+"""Those that a joint network is compared with together; RetinaNet is another choice for the first."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -24,18 +26,21 @@ def peers(workload: Workload, samples: Sequence[Sample], compiled: bool = False)
 
     The images and labels are those of the joint net. What a user might do without is left out in their favour: no
     clipping, no moving average, no colour jitter, and torchvision does not resize images that have the right size.
-    compiled: without FCOS, whose targets of varying number make a graph of every few operations.
+    compiled: without the detectors, whose targets of varying number make a graph of every few operations.
     """
-    of_detection = {} if compiled else {"torchvision FCOS": lambda: _fcos(workload, samples)}
+    detectors: dict[str, Callable[[], Work]] = {
+        "torchvision FCOS": lambda: _detector(workload, samples, fcos_resnet50_fpn, FCOS),
+        "torchvision RetinaNet": lambda: _detector(workload, samples, retinanet_resnet50_fpn, RetinaNet),
+    }
     return {
-        **of_detection,
+        **({} if compiled else detectors),
         "smp FPN, segmentation": lambda: _dense(workload, samples, _segmentation_loss, "segmentation", compiled),
         "smp FPN, depth": lambda: _dense(workload, samples, _depth_loss, "depth_m", compiled),
     }
 
 
 class _Pyramid(nn.Module):
-    """A timm encoder under torchvision's FPN, levels 3 to 7, as `torchvision.models.detection.FCOS` takes it."""
+    """A timm encoder under torchvision's FPN, levels 3 to 7, as torchvision's one-stage detectors take it."""
 
     out_channels = 256
 
@@ -51,7 +56,9 @@ class _Pyramid(nn.Module):
         return maps
 
 
-def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
+def _detector(
+    workload: Workload, samples: Sequence[Sample], of_resnet50: Callable[..., nn.Module], of_any: type[nn.Module]
+) -> Work:
     space = SPACES["detection"]
     assert space is not None
     height, width = workload.size
@@ -60,9 +67,9 @@ def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
         "_skip_resize": True,
     }  # fmt: skip
     if workload.encoder == "resnet50":
-        net = fcos_resnet50_fpn(weights=None, weights_backbone=None, **settings)
+        net = of_resnet50(weights=None, weights_backbone=None, **settings)
     else:
-        net = FCOS(_Pyramid(workload.encoder), **settings)
+        net = of_any(_Pyramid(workload.encoder), **settings)
     targets = [
         {"boxes": workload.pinned(torch.from_numpy(one.boxes.xyxy)),
          "labels": workload.pinned(torch.from_numpy(one.boxes.labels))}

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Budget, Clock, Work, alternate, check_clock, quartiles, ratio
-from visionmtl.benchmark.peers import peers
+from visionmtl.benchmark.peers import THREE, peers
 from visionmtl.benchmark.workload import TASKS, Mode, Workload
 from visionmtl.benchmark.works import Built, build, encoder_step, joint_step, matrix_product
 from visionmtl.spec import Spec
@@ -33,7 +33,7 @@ class Step(Spec):
     modes: tuple[Mode, ...] = Field(("eager",), min_length=1)
     without: bool = Field(False, description="the joint step without each task in turn, too")
     compare_boxes: tuple[int, ...] = Field((), description="the joint step with exactly so many boxes in every image")
-    peers: bool = Field(False, description="the three single-task networks that a joint one replaces")
+    peers: bool = Field(False, description="single-task networks that a joint one replaces")
     rounds: int = Field(7, ge=1)
     seconds: float = Field(0.25, gt=0, description="a work's turn in each round; one step at least")
     clock: Clock = "wall"
@@ -97,6 +97,11 @@ class _Measurement:
             yield self._table(times, gflops_peak)
         yield Row("matrix peak", gflops_peak, "GFLOP/s")
         yield from self._ratios(times)
+        if "joint, eager" in times:
+            for mode in ("compiled", "cuda_graph"):
+                if (name := f"joint, {mode}") in times:
+                    medians = quartiles(times["joint, eager"])[1], quartiles(times[name])[1]
+                    yield Note(what_compiling_gives(mode, self.built[name].seconds, *medians))
 
     def _add(self, name: str, make: Callable[[], Work], mode: Mode, kind: str) -> Iterator[Note]:
         """Build one more, if it fits into the time that the measurement itself leaves."""
@@ -166,9 +171,8 @@ class _Measurement:
                 limit = 1.8 if on_gpu and mode == "compiled" else None
                 yield Row(f"{best} / {alone}", ratio(times[best], times[alone]), "", limit)
 
-        names = list(peers(workload, ()))
-        if all(name in times for name in names):
-            together = ratio(times[best], *(times[name] for name in names))
+        if all(name in times for name in THREE):
+            together = ratio(times[best], *(times[name] for name in THREE))
             yield Row(f"{best} / sum of the three peers", together, "", 0.45 if on_cpu else None)
             yield Row(f"sum of the three peers / {best}", 1 / together, "", least=4.9 if on_gpu else None)
         for mode in self.spec.modes:
@@ -180,6 +184,17 @@ class _Measurement:
             if (less := f"joint without {task}") in times and f"joint, {first}" in times:
                 share = 1 - ratio(times[less], times[f"joint, {first}"])
                 yield Row(f"share of {task} in the step ({first})", 100 * share, "%")
+
+
+def what_compiling_gives(mode: str, seconds: float, eager_ms: float, compiled_ms: float) -> str:
+    """A sentence about what it cost to build and warm up the step, and what it saves in each."""
+    saved_ms = eager_ms - compiled_ms
+    if saved_ms <= 0:
+        return f"{mode}: {seconds:.0f} s to build, and a step takes {-saved_ms:.3g} ms more than eager: do without."
+    return (
+        f"{mode}: {seconds:.0f} s to build, less where torch's cache on disk has it, saves {saved_ms:.3g} of "
+        f"{eager_ms:.4g} ms a step: worth it from {seconds * 1e3 / saved_ms:,.0f} steps on."
+    )
 
 
 class _Later:

@@ -25,8 +25,8 @@ class PyramidMaps(nn.Module):
 class Pyramid(Kind, home="visionmtl.pyramids"):
     """Frozen settings of one pyramid. Inputs must be multiples of the coarsest wanted stride."""
 
-    channels: int = Field(256, ge=1)
-    """Channels of every level."""
+    channels: int | None = Field(None, ge=1)
+    """Channels of every level; None: as `fitting_width` says, 256 for all but small encoders."""
     norm: Norm = "batch"
     separable: bool = False
     """Depthwise + pointwise instead of full 3x3 convolutions: about 8 times less arithmetic."""
@@ -34,6 +34,17 @@ class Pyramid(Kind, home="visionmtl.pyramids"):
     @abstractmethod
     def build(self, channels: Mapping[int, int], levels: tuple[int, ...]) -> PyramidMaps:
         """channels: the encoder's, by level; levels: wanted ones, a run without gaps, finest first."""
+
+
+def fitting_width(channels: Mapping[int, int]) -> int:
+    """256, the width of the papers, but no wider than the encoder's own map of stride 16, rounded up to 32 channels.
+
+    A wider pyramid adds nothing to what that map knows, and costs more than all of a small encoder: MobileNetV3-Large
+    has 112 channels there and gets 128. Without such a map the next finer one counts, or else the finest.
+    channels: the encoder's, by level
+    """
+    level = max((level for level in channels if level <= 4), default=min(channels))
+    return min(256, -(-channels[level] // 32) * 32)
 
 
 def used_levels(channels: Mapping[int, int], levels: tuple[int, ...], who: str) -> tuple[int, ...]:

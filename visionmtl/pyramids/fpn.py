@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionmtl.layers import ConvBlock
-from visionmtl.pyramids.base import Pyramid, PyramidMaps, used_levels
+from visionmtl.pyramids.base import Pyramid, PyramidMaps, fitting_width, used_levels
 from visionmtl.types import Maps
 
 
@@ -28,7 +28,7 @@ class FPN(Pyramid):
 class _TopDown(PyramidMaps):
     def __init__(self, spec: FPN, channels: Mapping[int, int], levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.out_channels = width = spec.channels
+        self.out_channels = width = spec.channels or fitting_width(channels)
         self.used = used_levels(channels, levels, "fpn")
         self.added = levels[len(self.used) :]
         self.lateral = nn.ModuleList(

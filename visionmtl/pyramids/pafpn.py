@@ -27,7 +27,7 @@ class _BottomUp(PyramidMaps):
         super().__init__()
         top_down = FPN(channels=spec.channels, norm=spec.norm, separable=spec.separable, smooth_from=0)
         self.top_down = top_down.build(channels, levels)
-        self.out_channels = width = spec.channels
+        self.out_channels = width = self.top_down.out_channels
         self.down = nn.ModuleList(
             ConvBlock(width, width, stride=2, norm=spec.norm, separable=spec.separable) for _ in levels[1:]
         )

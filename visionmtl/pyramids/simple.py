@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from visionmtl.layers import ConvBlock, norm_layer
-from visionmtl.pyramids.base import Pyramid, PyramidMaps
+from visionmtl.pyramids.base import Pyramid, PyramidMaps, fitting_width
 from visionmtl.types import Maps
 
 
@@ -25,16 +25,17 @@ class Simple(Pyramid):
                 f"the simple pyramid reads one map, but the encoder gives levels {tuple(channels)}; "
                 "allowed is a plain ViT; set pyramid: {type: fpn}"
             )
-        return _Branches(self, *next(iter(channels.items())), levels)
+        width = self.channels or fitting_width(channels)
+        return _Branches(self, *next(iter(channels.items())), width, levels)
 
 
 class _Branches(PyramidMaps):
-    def __init__(self, spec: Simple, source: int, c_source: int, levels: tuple[int, ...]) -> None:
+    def __init__(self, spec: Simple, source: int, c_source: int, width: int, levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.out_channels = spec.channels
+        self.out_channels = width
         self.source = source
         self.levels = levels
-        self.branches = nn.ModuleList(_branch(spec, c_source, source - level) for level in levels)
+        self.branches = nn.ModuleList(_branch(spec, c_source, width, source - level) for level in levels)
 
     def forward(self, maps: Maps) -> Maps:
         """See the base."""
@@ -42,14 +43,14 @@ class _Branches(PyramidMaps):
         return {level: branch(source) for level, branch in zip(self.levels, self.branches, strict=True)}
 
 
-def _branch(spec: Simple, c_source: int, num_doublings: int) -> nn.Sequential:
+def _branch(spec: Simple, c_source: int, width: int, num_doublings: int) -> nn.Sequential:
     """Negative doublings halve."""
     layers: list[nn.Module] = []
-    width = c_source
+    c_map = c_source
     for i in range(num_doublings):
         if i:
-            layers += [norm_layer(spec.norm, width), nn.GELU()]
-        layers.append(nn.ConvTranspose2d(width, width := max(width // 2, 1), 2, 2))
+            layers += [norm_layer(spec.norm, c_map), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(c_map, c_map := max(c_map // 2, 1), 2, 2))
     layers += [nn.MaxPool2d(2) for _ in range(-num_doublings)]
-    smooth = ConvBlock(spec.channels, spec.channels, norm=spec.norm, separable=spec.separable, activate=False)
-    return nn.Sequential(*layers, ConvBlock(width, spec.channels, 1, norm=spec.norm, activate=False), smooth)
+    smooth = ConvBlock(width, width, norm=spec.norm, separable=spec.separable, activate=False)
+    return nn.Sequential(*layers, ConvBlock(c_map, width, 1, norm=spec.norm, activate=False), smooth)
