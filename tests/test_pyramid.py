@@ -58,6 +58,14 @@ def test_the_width_that_nobody_sets_comes_from_the_encoder(member: str):
     assert {m.shape[1] for m in pyramid(drawn(channels)).values()} == {64}
 
 
+@pytest.mark.parametrize("member", MEMBERS)
+def test_levels_beyond_32_are_rounded_up_where_the_image_is_no_multiple(member: str):
+    channels = {4: 12} if member == "simple" else CHANNELS
+    pyramid = Pyramid.find(member)(channels=8).build(channels, (3, 4, 5, 6, 7))
+    sizes = {level: tuple(m.shape[2:]) for level, m in pyramid(drawn(channels, (480, 672))).items()}
+    assert sizes == {3: (60, 84), 4: (30, 42), 5: (15, 21), 6: (8, 11), 7: (4, 6)}
+
+
 def test_fpn_adds_the_coarse_map_to_the_fine_one():
     pyramid = FPN(channels=1).build({3: 1, 4: 1}, (3, 4)).eval()
     for block in [*pyramid.lateral, *pyramid.smooth]:

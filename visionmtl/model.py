@@ -43,7 +43,8 @@ class MultiTaskNet(nn.Module):
         levels = {name: task.levels for name, task in tasks.items()}
         wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
         encoder = spec.encoder.build(size, coarsest=wanted[-1])
-        self.size_multiple = int(encoder.size_multiple)
+        # decoders double maps up to level 5; what is coarser is for detection, and may be rounded up
+        self.size_multiple = max(int(encoder.size_multiple), 2 ** min(5, wanted[-1]))
         self._encoder_name = spec.encoder.name
         self._check_multiple(size, "data.size")
         self.encoder_origin = encoder.origin
@@ -61,8 +62,8 @@ class MultiTaskNet(nn.Module):
         if size[0] % multiple or size[1] % multiple:
             up = [-(-side // multiple) * multiple for side in size]
             raise ValueError(
-                f"{setting} is {size[0]}x{size[1]} px, but encoder {self._encoder_name!r} needs multiples of "
-                f"{multiple}; choose {up[0]}x{up[1]}"
+                f"{setting} is {size[0]}x{size[1]} px, but the network on encoder {self._encoder_name!r} needs "
+                f"multiples of {multiple}; choose {up[0]}x{up[1]}"
             )
 
     def check_size(self, size: tuple[int, int], setting: str) -> None:

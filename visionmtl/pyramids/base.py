@@ -23,7 +23,10 @@ class PyramidMaps(nn.Module):
 
 
 class Pyramid(Kind, home="visionmtl.pyramids"):
-    """Frozen settings of one pyramid. Inputs must be multiples of the coarsest wanted stride."""
+    """Frozen settings of one pyramid.
+
+    Inputs are multiples of 32, or of the coarsest stride up to 32; maps coarser than that are rounded up.
+    """
 
     channels: int | None = Field(None, ge=1)
     """Channels of every level; None: as `fitting_width` says, 256 for all but small encoders."""

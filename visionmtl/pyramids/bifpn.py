@@ -61,7 +61,7 @@ class _Layer(nn.Module):
         """Finest first."""
         middle = list(inputs)
         for i in range(len(inputs) - 2, -1, -1):
-            middle[i] = self.top_down[i]([inputs[i], F.interpolate(middle[i + 1], scale_factor=2.0, mode="nearest")])
+            middle[i] = self.top_down[i]([inputs[i], _double(middle[i + 1], inputs[i])])
 
         outputs = middle[:1]
         for i, fuse in enumerate(self.bottom_up, start=1):
@@ -83,6 +83,11 @@ class _Fuse(nn.Module):
         weight = (weight / (weight.sum() + 1e-4)).to(inputs[0].dtype)
         fused = sum((x * w for x, w in zip(inputs[1:], weight[1:], strict=True)), inputs[0] * weight[0])
         return self.out(F.silu(fused))
+
+
+def _double(x: Tensor, like: Tensor) -> Tensor:
+    """As large as `like`: where halving rounded up, the last row or column is left out again."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., : like.shape[-2], : like.shape[-1]]
 
 
 def _halve(x: Tensor) -> Tensor:

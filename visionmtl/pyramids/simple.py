@@ -51,6 +51,6 @@ def _branch(spec: Simple, c_source: int, width: int, num_doublings: int) -> nn.S
         if i:
             layers += [norm_layer(spec.norm, c_map), nn.GELU()]
         layers.append(nn.ConvTranspose2d(c_map, c_map := max(c_map // 2, 1), 2, 2))
-    layers += [nn.MaxPool2d(2) for _ in range(-num_doublings)]
+    layers += [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-num_doublings)]
     smooth = ConvBlock(width, width, norm=spec.norm, separable=spec.separable, activate=False)
     return nn.Sequential(*layers, ConvBlock(c_map, width, 1, norm=spec.norm, activate=False), smooth)
