@@ -187,7 +187,8 @@ def test_whole_images_after_training_on_crops_are_another_input_size(saved, caps
     assert evaluated(saved, "data.eval_size=[128,192]") == 0
     assert "input (128, 192)" in capsys.readouterr().out
     assert evaluated(saved, "data.eval_size=[100,192]") == 2
-    assert "data.eval_size is 100x192 px, but the network on encoder 'resnet10t' needs multiples of" in capsys.readouterr().err
+    wrong = "data.eval_size is 100x192 px, but the network on encoder 'resnet10t' needs multiples of"
+    assert wrong in capsys.readouterr().err
     assert evaluated(saved, "data.size=[128,192]") == 2
     assert "trained at (64, 96), and its depth is relative to that; another is not allowed; set" in (
         capsys.readouterr().err
