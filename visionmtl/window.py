@@ -5,7 +5,9 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 Size = tuple[int, int]
 """(H, W) in pixels."""
@@ -62,15 +64,16 @@ class Window:
         return Window(top, left, crop, out, framing.mirrored)
 
     def image(self, image: NDArray[np.uint8], shrunk: int = 1) -> NDArray[np.uint8]:
-        """Area averaging when shrinking (no aliasing), bilinear when growing.
+        """Bilinear; when shrinking, over as many pixels as become one (no aliasing).
 
         shrunk: the divisor by which `image` has been reduced; it divides `shrink`
         """
         assert self.shrink % shrunk == 0, f"reduced by {shrunk}, but only {self.shrink} leaves enough"
         top, left, height, width = (value // shrunk for value in (self.top, self.left, *self.size))
         cropped = image[top : top + height, left : left + width]
-        shrinks = self.out[0] < height or self.out[1] < width
-        return self._resize(cropped, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        if self.out[0] < height or self.out[1] < width:
+            return self._mirror(_shrunk(cropped, self.out))
+        return self._resize(cropped, cv2.INTER_LINEAR)
 
     def nearest(self, labels: NDArray[Value]) -> NDArray[Value]:
         """Labels are never mixed. EXACT: plain INTER_NEAREST samples up to half a pixel too far left and up."""
@@ -90,4 +93,14 @@ class Window:
             cropped = cv2.resize(cropped, (self.out[1], self.out[0]), interpolation=interpolation)
         elif not self.mirrored:
             return cropped.copy()  # never a part of what was given, which may be a file mapped into memory
-        return cv2.flip(cropped, 1) if self.mirrored else cropped
+        return self._mirror(cropped)
+
+    def _mirror(self, resized: NDArray) -> NDArray:
+        return cv2.flip(resized, 1) if self.mirrored else resized
+
+
+def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:
+    """uint8 [*out, 3] of [H, W, 3]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
+    whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # a copy: what was given may not be written to
+    small = F.interpolate(whole, out, mode="bilinear", antialias=True)
+    return small[0].permute(1, 2, 0).numpy()

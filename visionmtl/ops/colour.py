@@ -56,12 +56,12 @@ def normalise(image: Tensor, mean: Tensor, std: Tensor, matrices: Tensor | None 
     """
     with torch.autocast(image.device.type, enabled=False):
         if matrices is None:
-            return (image - mean) / std
+            return (image - mean).div_(std)
         linear = (matrices[:, :, :3] / std[:, :, 0])[..., None, None]  # [B, 3, 3, 1, 1]
         out = (matrices[:, :, 3:, None] - mean) / std  # [B, 3, 1, 1]
         # not a matrix product, which no compiler merges with the conversions before and after
         for source in range(3):
             out = torch.addcmul(out, linear[:, :, source], image[:, source : source + 1].float())
-        out = out.clamp(-mean / std, (255 - mean) / std)
+        out.clamp_(-mean / std, (255 - mean) / std)
     lies = torch.channels_last if image.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return out.contiguous(memory_format=lies)
