@@ -67,20 +67,22 @@ def reference(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float, k
     return boxes[cell][kept], scores[cell, label][kept], label[kept]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("keep", [5, 1000])
-def test_suppression_of_a_batch_equals_torchvision_image_by_image(keep: int):
+def test_suppression_of_a_batch_equals_torchvision_image_by_image(keep: int, together: bool):
     torch.manual_seed(0)
     boxes, scores = random_boxes(3, 80), torch.rand(3, 80, 4)
     scores[2] *= 0.1  # an image in which little is sure
 
-    found = suppress(boxes, scores, max_iou=0.5, min_score=0.09, candidates=320, keep=keep)
+    found = suppress(boxes, scores, max_iou=0.5, min_score=0.09, candidates=320, keep=keep, together=together)
 
     for i in range(3):
         for ours, theirs in zip(found[i], reference(boxes[i], scores[i], 0.5, 0.09, keep), strict=True):
             torch.testing.assert_close(ours, theirs)
 
 
-def test_many_classes_and_images_do_not_blur_the_boxes():
+@pytest.mark.parametrize("together", [False, True])
+def test_many_classes_and_images_do_not_blur_the_boxes(together: bool):
     """The last of 64 x 500 groups is shifted by 20 million pixels, where float32 knows even numbers only."""
     pair = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [639, 0, 640, 1]])  # IoU of the first two: 0.818
     scores = torch.zeros(64, 3, 500)
@@ -88,19 +90,25 @@ def test_many_classes_and_images_do_not_blur_the_boxes():
     boxes = pair.expand(64, 3, 4)
 
     for max_iou, expected in ((0.8, 2), (0.83, 3)):
-        last = suppress(boxes, scores, max_iou=max_iou, min_score=0.1, candidates=100, keep=10)[-1]
-        assert len(last[1]) == expected
+        found = suppress(boxes, scores, max_iou=max_iou, min_score=0.1, candidates=100, keep=10, together=together)
+        assert len(found[-1][1]) == expected
 
 
-def test_other_classes_and_other_images_suppress_nothing():
+@pytest.mark.parametrize("together", [False, True])
+def test_other_classes_and_other_images_suppress_nothing(together: bool):
     same = torch.tensor([0.0, 0, 10, 10]).expand(2, 3, 4)
-    found = suppress(same, torch.full((2, 3, 2), 0.5), max_iou=0.5, min_score=0.1, candidates=100, keep=100)
+    half = torch.full((2, 3, 2), 0.5)
+    found = suppress(same, half, max_iou=0.5, min_score=0.1, candidates=100, keep=100, together=together)
     assert [sorted(labels.tolist()) for _, _, labels in found] == [[0, 1], [0, 1]]
 
 
-def test_an_image_without_candidates_has_no_detections():
+@pytest.mark.parametrize("together", [False, True])
+def test_an_image_without_candidates_has_no_detections(together: bool):
     boxes, scores = random_boxes(2, 10), torch.zeros(2, 10, 3)
     scores[1, 4, 2] = 0.7
-    empty, one = suppress(boxes, scores, max_iou=0.5, min_score=0.1, candidates=100, keep=100)
+    settings = {"max_iou": 0.5, "min_score": 0.1, "candidates": 100, "keep": 100}
+    nothing = suppress(boxes, torch.zeros_like(scores), **settings, together=together)
+    empty, one = suppress(boxes, scores, **settings, together=together)
+    assert [len(labels) for _, _, labels in nothing] == [0, 0]
     assert [len(x) for x in empty] == [0, 0, 0] and empty[0].shape == (0, 4)
     assert (one[0].tolist(), one[2].tolist()) == ([boxes[1, 4].tolist()], [2])

@@ -59,11 +59,19 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def suppress(
-    boxes: Tensor, scores: Tensor, *, max_iou: float, min_score: float, candidates: int, keep: int
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    max_iou: float,
+    min_score: float,
+    candidates: int,
+    keep: int,
+    together: bool | None = None,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per-class non-maximum suppression, once for the whole batch on a fixed number of candidates an image.
+    """Per-class non-maximum suppression of a fixed number of candidates an image.
 
     boxes: float [B, A, 4]; scores: float [B, A, K]. Every (cell, class) pair is a candidate of its own, as COCO wants.
+    together: all images in one go; None: on a GPU. A CPU compares every pair, and would compare B times as many.
     Returns for each image (boxes [D, 4], scores [D], labels [D]), best first, D <= keep.
     """
     batch, num_cells, num_classes = scores.shape
@@ -72,20 +80,30 @@ def suppress(
     labels = index % num_classes
     top_boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
 
-    # one NMS for all images and classes: shift every (image, class) group to a place of its own
-    group = torch.arange(batch, device=boxes.device)[:, None] * num_classes + labels
-    # double: with many groups the shift grows past what float32 can hold to a pixel
-    exact = top_boxes.double()
-    extent = exact.max() - exact.min() + 1
-    shifted = exact - exact.min() + (group * extent)[..., None]
     good = top > min_score
-    flat_scores = torch.where(good, top, -torch.ones_like(top)).flatten()
-    kept = torchvision.ops.nms(shifted.flatten(0, 1), flat_scores.double(), max_iou)
-    survives = torch.zeros_like(flat_scores, dtype=torch.bool)
-    survives[kept] = True
-    survives = survives.view(batch, -1) & good
+    if boxes.device.type != "cpu" if together is None else together:
+        group = torch.arange(batch, device=boxes.device)[:, None] * num_classes + labels
+        flat = top_boxes.flatten(0, 1), top.flatten(), group.flatten(), good.flatten()
+        survives = _survivors(*flat, max_iou).view(batch, -1)
+    else:
+        each = zip(top_boxes, top, labels, good, strict=True)
+        survives = torch.stack([_survivors(*of_image, max_iou) for of_image in each])
 
     return [
         (top_boxes[i][survives[i]][:keep], top[i][survives[i]][:keep], labels[i][survives[i]][:keep])
         for i in range(batch)
     ]
+
+
+def _survivors(boxes: Tensor, scores: Tensor, group: Tensor, good: Tensor, max_iou: float) -> Tensor:
+    """Bool [N]: the good ones that no better one of their group overlaps.
+
+    boxes: float [N, 4]; scores: float [N]; group: int64 [N]; good: bool [N]
+    """
+    places = good.nonzero().squeeze(1)
+    # double: every group is shifted to a place of its own, past what float32 can hold to a pixel where they are many
+    exact = boxes[places].double()
+    low = exact.amin() if len(places) else exact.new_zeros(())
+    extent = exact.amax() - low + 1 if len(places) else low
+    kept = torchvision.ops.nms(exact - low + (group[places] * extent)[:, None], scores[places].double(), max_iou)
+    return torch.zeros_like(good).index_fill_(0, places[kept], True)
