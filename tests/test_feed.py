@@ -1,5 +1,6 @@
 """The feed: batches arrive in order, copies run beside the step and are waited for, and waiting is measured right."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -160,6 +161,24 @@ def test_a_pass_broken_off_leaves_nothing_to_the_next(monkeypatch: pytest.Monkey
     gpu.notes.clear()
     next(feed.groups(map(batch, range(7, 9))))
     assert "copy 7" in gpu.notes and "1 used on main" not in gpu.notes
+
+
+def test_batches_do_not_outlive_their_step_though_nobody_asks_how_long_they_took(monkeypatch: pytest.MonkeyPatch):
+    class Watched(Batch):
+        __slots__ = ("__weakref__",)
+
+    Imagined(monkeypatch)
+    watched: list[weakref.ref[Watched]] = []
+
+    def moved(one: Batch, device: torch.device) -> Batch:
+        there = Watched(one.image, {}, {})
+        watched.append(weakref.ref(there))
+        return there
+
+    feed = Feed(CUDA, moved)
+    for group in feed.groups(map(batch, range(5))):
+        feed.ahead()
+        assert len(group) == 1 and sum(one() is not None for one in watched) <= 2, "this one and the next"
 
 
 def pinned(one: Batch) -> Batch:

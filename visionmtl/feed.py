@@ -13,6 +13,10 @@ from visionmtl.model import to_device
 from visionmtl.types import Batch
 
 
+MOST_PAUSES = 4096
+"""Pauses kept for `Feed.waited_s`, which somebody who does not ask never takes out."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Copied:
     """Batches on the device, or on their way there."""
@@ -34,7 +38,8 @@ class Feed:
         self._source: Iterator[Batch] = iter(())
         self._size = 1
         self._next: _Copied | None = None
-        self._pauses: deque[_Copied] = deque()
+        # events alone: what was copied must not outlive its step
+        self._pauses: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque(maxlen=MOST_PAUSES)
         self._waited_s = 0.0
 
     def groups(self, batches: Iterable[Batch], size: int = 1) -> Iterator[list[Batch]]:
@@ -58,9 +63,9 @@ class Feed:
         Elsewhere than on CUDA that is the time spent in taking batches. A CUDA device may be busy meanwhile: there it
         is the time from the end of its work to the end of the copy; what lies ahead of it counts in a later call.
         """
-        while self._pauses and self._pauses[0].asked.query() and self._pauses[0].done.query():
-            pause = self._pauses.popleft()
-            self._waited_s += max(pause.asked.elapsed_time(pause.done), 0.0) / 1000
+        while self._pauses and all(event.query() for event in self._pauses[0]):
+            asked, done = self._pauses.popleft()
+            self._waited_s += max(asked.elapsed_time(done), 0.0) / 1000
         waited, self._waited_s = self._waited_s, 0.0
         return waited
 
@@ -77,7 +82,7 @@ class Feed:
         for tensor in itertools.chain.from_iterable(map(_tensors, copied.batches)):
             tensor.record_stream(stream)  # its memory was taken on the side: not to be used there again before the step
         if copied.batches:
-            self._pauses.append(copied)
+            self._pauses.append((copied.asked, copied.done))
         return copied.batches
 
     def _copy(self, side: torch.cuda.Stream) -> _Copied:

@@ -114,11 +114,13 @@ class LossNet(nn.Module):
         labelled: Mapping[str, Tensor],
         colour: Tensor | None = None,
     ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
-        """From what a `Batch` holds: loss parts by task, shared maps, cut copies (the same tensors without a cut)."""
+        """From what a `Batch` holds: loss parts by task, and where it is cut the shared maps and their copies."""
         shared = self.shared(image, colour)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps = self.net.trunk.split(leaves)
         parts = {name: self.of_task(name, maps[name], targets[name], labelled[name]) for name in self.net.tasks}
+        if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
+            return parts, [], []
         return parts, list(shared.values()), list(leaves.values())
 
     def shared(self, image: Tensor, colour: Tensor | None) -> Maps:

@@ -17,8 +17,8 @@ class Step:
     """What a balancer may look at. The graph is cut between `shared` and `leaves`, which hold the same values."""
 
     losses: Mapping[str, Tensor]  # by task: float32 scalar, already divided over ranks
-    shared: Sequence[Tensor]  # the trunk's output, attached to the trunk's graph
-    leaves: Sequence[Tensor]  # what the decoders read; empty when the balancer does not need the cut
+    shared: Sequence[Tensor]  # the trunk's output, attached to its graph; empty when the balancer needs no cut
+    leaves: Sequence[Tensor]  # what the decoders read; empty likewise
     scale: Tensor | float = 1.0  # fp16 loss scale times 1/accumulation; multiplies every gradient
 
 
