@@ -24,7 +24,7 @@ from visionmtl.ops.coco_entries import Packed, look_up
 from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_map, read_reduced
+from visionmtl.ops.photos import read_encoded, read_map, read_reduced
 from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation"]
@@ -200,8 +200,8 @@ class Reader:
     def read_part(self, index: int, wanted: Wanted) -> Sample:
         """As `read`; see `visionmtl.datasets.FrugalReader`."""
         file = self.file(index)
-        photo, declared = read_reduced(file, wanted.shrink), self._images.size(index)
-        size = photo.full_size
+        photo = read_encoded(file) if wanted.encoded else read_reduced(file, wanted.shrink)
+        size, declared = photo.full_size, self._images.size(index)
         if size != declared and 0 not in declared:
             raise ValueError(
                 f"{file} is {size}, {self._images.file} says {declared} (height, width, as stored: without "
@@ -216,6 +216,7 @@ class Reader:
             else None,
             full_size=size,
             shrunk=photo.shrunk,
+            jpeg=photo.jpeg,
         )
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:

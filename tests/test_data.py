@@ -217,5 +217,5 @@ def test_too_little_data_for_one_step_is_an_error():
 
 def test_workers_are_chosen_with_a_reason():
     assert choose_workers(3) == (3, "data.workers=3")
-    number, reason = choose_workers("auto", world=1000)
+    number, reason = choose_workers("auto", processes=1000)
     assert number == 0 and "cores for 1000 processes" in reason

@@ -38,6 +38,7 @@ FLOORS: dict[str, float] = {
     "visionmtl/window.py": 1.5,  # the geometry of a view; drawn by augment
     "visionmtl/packed.py": 1.5,  # samples as bytes; written by the data cache
     "visionmtl/data_cache.py": 2,
+    "visionmtl/device_decode.py": 2,  # images of a batch; asked for by data, done by model
     "visionmtl/sampling.py": 1,  # a part of the data's settings
     "visionmtl/spaces.py": 3.5,  # asks tasks what they learn; read by data
     "visionmtl/model.py": 4,

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
+from visionmtl import device_decode
 from visionmtl.augment import Augment, fit
 from visionmtl.datasets import Dataset, Source
 from visionmtl.sampling import Draws, Sampling
@@ -26,7 +27,7 @@ from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, Frame, Sample, Shrink, Wanted, at_full_size
 from visionmtl.window import Framing, Window
-from visionmtl.workers import begin, choose_workers, start_method
+from visionmtl.workers import choose_workers, load, num_processes_here
 
 _Job = tuple[int, list[tuple[int, int]]]  # epoch, then index and round (see `Draws`) of each sample of one batch
 
@@ -53,6 +54,9 @@ class Data(Spec):
     cache: Path | None = None
     """A folder on a fast disk for decoded training images, written at the first start; see `data_cache`. None: decode
     anew each time."""
+    decode: Literal["workers", "device"] = "workers"
+    """Where training images are decoded. device: JPEGs only, as they are on disk (nvJPEG on CUDA); frees the workers of
+    most of their work, see `device_decode`. Validation images are decoded by workers in any case."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -63,15 +67,22 @@ class Data(Spec):
     def _sampling_has_an_effect(self) -> Self:
         weighted = [f"data.train.{i}.weight" for i, one in enumerate(self.train) if one.weight != 1]
         judged = [f"data.val.{i}.weight" for i, one in enumerate(self.val) if one.weight != 1]
-        plain = Sampling()
-        rules = [f"data.sampling.{k}" for k in ("by", "temperature") if getattr(self.sampling, k) != getattr(plain, k)]
-        without = judged if len(self.train) > 1 else [*judged, *weighted, *rules]
-        if self.sampling.by == "equal" and self.sampling.temperature != 1:
-            without.append("data.sampling.temperature")
+        rules = [f"data.sampling.{name}" for name in self.sampling.without_effect(len(self.train))]
+        without = [*judged, *(weighted if len(self.train) == 1 else []), *rules]
         if without:
             raise ValueError(
                 f"{', '.join(without)} would have no effect; shares are of several training data sets, and temperature "
                 "is for amounts that differ; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pixels_are_where_they_are_needed(self) -> Self:
+        needs = [name for name, value in (("cache", self.cache), ("augment.pipeline", self.augment.pipeline)) if value]
+        if needs and self.decode == "device":
+            raise ValueError(
+                f"data.decode: device leaves loader workers without pixels, which data.{needs[0]} needs; one of the "
+                f"two is allowed; set data.decode: workers, or data.{needs[0]} to null"
             )
         return self
 
@@ -99,9 +110,11 @@ class TrainLoader:
             )
         self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         self._jobs: list[_Job] = []  # what the DataLoader hands to its workers; set anew each epoch
-        self.workers, self.workers_reason = choose_workers(data.workers, world)
+        self.workers, self.workers_reason = choose_workers(data.workers, num_processes_here())
         work = _TrainWork(data, tasks, spaces, sources, seed)
-        self._loader = _loader(work, self._jobs, self.workers, data.prefetch, persistent=True)
+        if data.decode == "device":
+            device_decode.check_sources(sources)
+        self._loader = load(work, self._jobs, self.workers, data.prefetch, persistent=True)
 
     def __len__(self) -> int:
         """Batches per epoch; the remainder is dropped (other images each epoch)."""
@@ -163,9 +176,9 @@ def val_loader(
         order = np.argsort(np.concatenate([np.arange(len(source)) for source in sources]), kind="stable")
     mine = [(index, 0) for index in order.tolist()[rank::world]]
     jobs = [(0, mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][:limit]
-    count = choose_workers(data.workers, world)[0] if workers is None else workers
+    count = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
     work = _ValWork(data, tasks, spaces, sources)
-    return ValLoader(_loader(work, jobs, count, data.prefetch, persistent=True), names)
+    return ValLoader(load(work, jobs, count, data.prefetch, persistent=True), names)
 
 
 def _draws(
@@ -198,6 +211,8 @@ def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Ten
 class _Work:
     """Runs in the workers: indices in, the fields of one `Batch` out (a dict, which DataLoader knows how to pin)."""
 
+    _encoded = False  # whether images stay as their files hold them
+
     def __init__(
         self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]
     ) -> None:
@@ -212,7 +227,8 @@ class _Work:
         """The sample, the tasks it supervises, and the name of its data set; labels of no such task may be None."""
         which = bisect.bisect_right(self._ends, index)
         source = self._sources[which]
-        sample = source.read_part(index - (self._ends[which] - len(source)), Wanted(self._fields[which], shrink))
+        wanted = Wanted(self._fields[which], shrink, self._encoded)
+        sample = source.read_part(index - (self._ends[which] - len(source)), wanted)
         taught = self._supervises[which]
         tasks = {name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None}
         return sample, frozenset(tasks), source.name
@@ -226,31 +242,35 @@ class _TrainWork(_Work):
         self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
     ) -> None:
         super().__init__(data.size, tasks, spaces, sources)
-        self._augment, self._seed = data.augment, seed
+        self._augment, self._seed, self._encoded = data.augment, seed, data.decode == "device"
         self._augment.check()
 
     def __getitem__(self, job: _Job) -> dict[str, Any]:
         epoch, draws = job
-        samples, taught, colours = [], [], []
+        samples, taught, colours, windows, jpegs = [], [], [], [], []
         for index, again in draws:
             rng = np.random.default_rng([self._seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order
             framing = self._augment.draw(rng)
-            original, tasks, _ = self._read(index, partial(_shrink, size=self._size, framing=framing))
+            original, tasks, name = self._read(index, partial(_shrink, size=self._size, framing=framing))
             sample = self._augment.view(original, self._size, framing, rng)
+            if self._encoded:
+                jpegs.append(device_decode.jpeg_of(original, name))
+                windows.append(Window.cut(original.size, self._size, framing))
             samples.append(sample)
             taught.append(tasks)
             if self._augment.colours:
-                colours.append(self._augment.colour(sample.image, rng))
+                colours.append(self._augment.colour(None if self._encoded else sample.image, rng))
 
         targets = {}
         for name, task in self._tasks.items():
             known = [sample if name in tasks else None for sample, tasks in zip(samples, taught, strict=True)]
             targets[name] = task.collate(known, self._size)
         return {
-            "image": pad([sample.image for sample in samples], self._size),
+            "image": pad([sample.image for sample in samples], (0, 0) if self._encoded else self._size),
             "targets": targets,
             "labelled": self._labelled(taught),
             "colour": torch.from_numpy(np.stack(colours)) if colours else None,
+            "encoded": device_decode.encoded(jpegs, windows, self._size) if self._encoded else None,
         }
 
 
@@ -276,18 +296,3 @@ class _ValWork(_Work):
             "samples": list(samples),
             "sources": list(names),
         }
-
-
-def _loader(work: Any, jobs: list[_Job], workers: int, prefetch: int, persistent: bool) -> "DataLoader[Any]":
-    return DataLoader(
-        work,
-        batch_size=None,  # one job is one batch already
-        sampler=jobs,
-        num_workers=workers,
-        worker_init_fn=begin,
-        prefetch_factor=prefetch if workers else None,
-        persistent_workers=persistent and workers > 0,
-        multiprocessing_context=start_method() if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
-    )

@@ -45,9 +45,9 @@ class Pace:
 class Advice:
     """A line on what to try when the run waits for data: said once after warming up, and when it became much worse."""
 
-    def __init__(self, data: Data, workers: int, cores: int, world: int) -> None:
-        """workers: loader processes of each of the `world` training processes; cores: those all of them share."""
-        self._data, self._workers, self._cores, self._world = data, workers, cores, world
+    def __init__(self, data: Data, workers: int, cores: int, processes: int) -> None:
+        """workers: loader processes of each of the `processes` that train here; cores: those of the machine."""
+        self._data, self._workers, self._cores, self._processes = data, workers, cores, processes
         self._steps, self._said = 0, 0.0
 
     def line(self, share: float, steps: int) -> str | None:
@@ -61,15 +61,16 @@ class Advice:
 
     def _tries(self, share: float) -> list[str]:
         data, found = self._data, []
-        room = max(self._cores // self._world - 1, 1)  # workers a process, beside itself
+        room = max(self._cores // self._processes - 1, 1)  # workers a process, beside itself
         if self._workers < room:
             # so many would feed the device at their present pace
             wanted = math.ceil(max(self._workers, 1) / (1 - min(share, 0.99)))
             found.append(f"data.workers={min(wanted, room)} instead of {self._workers} ({self._cores} cores)")
-        if data.cache is None:
+        decodes = data.cache is None and data.decode == "workers"  # in the workers, each time
+        if decodes:
             found.append("data.cache=FOLDER, so that images are decoded once")
         found.append(f"a data.size below {data.size[0]}x{data.size[1]}")
-        if data.augment.zoom[1] > 1 and data.cache is None:
+        if data.augment.zoom[1] > 1 and decodes:
             found.append(f"a data.augment.zoom up to less than {data.augment.zoom[1]:g}: what it crops was decoded too")
         if data.augment.pipeline:
             found.append("no data.augment.pipeline, which runs in the workers")

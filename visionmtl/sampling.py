@@ -23,6 +23,11 @@ class Sampling(Spec):
     epoch_images: int | None = Field(default=None, ge=1)
     """Images drawn an epoch; None: as many as the data sets have together."""
 
+    def without_effect(self, num_sets: int) -> list[str]:
+        """Which of these settings are set, but would do nothing with so many training data sets."""
+        shares = ("by", "temperature") if num_sets == 1 else ("temperature",) if self.by == "equal" else ()
+        return [name for name in shares if getattr(self, name) != type(self).model_fields[name].default]
+
     def shares(
         self, sizes: Sequence[int], weights: Sequence[float], teaches: Sequence[Collection[str]]
     ) -> NDArray[np.float64]:

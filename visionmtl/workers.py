@@ -5,27 +5,36 @@ import multiprocessing.context
 import os
 import sys
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import torch
+from torch.utils.data import DataLoader
 
 MAX_AUTO_WORKERS = 16
 
 
-def choose_workers(workers: int | Literal["auto"], world: int = 1) -> tuple[int, str]:
-    """Loader processes per training process, and why that many."""
+def choose_workers(workers: int | Literal["auto"], processes: int = 1) -> tuple[int, str]:
+    """Loader processes per training process, and why that many.
+
+    processes: training processes that share this machine's cores, see `num_processes_here`.
+    """
     if workers != "auto":
         return workers, f"data.workers={workers}"
     cores = num_cores()
-    chosen = max(0, min(MAX_AUTO_WORKERS, cores // world - 1))
-    shared = f" for {world} processes" if world > 1 else ""
+    chosen = max(0, min(MAX_AUTO_WORKERS, cores // processes - 1))
+    shared = f" for {processes} processes" if processes > 1 else ""
     return chosen, f"auto: {cores} cores{shared}, one left to each training process, at most {MAX_AUTO_WORKERS}"
 
 
 def num_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_processes_here() -> int:
+    """Training processes on this machine: torchrun's LOCAL_WORLD_SIZE; all of the run where it does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -38,6 +47,22 @@ def start_method() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "visionmtl"])
     return context
+
+
+def load(work: Any, jobs: list[Any], workers: int, prefetch: int, persistent: bool) -> "DataLoader[Any]":
+    """The results of `work[job]`, each a batch, in the order of the jobs, which may be set anew before each pass."""
+    return DataLoader(
+        work,
+        batch_size=None,  # one job is one batch already
+        sampler=jobs,
+        num_workers=workers,
+        worker_init_fn=begin,
+        prefetch_factor=prefetch if workers else None,
+        persistent_workers=persistent and workers > 0,
+        multiprocessing_context=start_method() if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
+    )
 
 
 def begin(worker: int) -> None:

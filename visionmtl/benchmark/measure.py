@@ -1,5 +1,6 @@
 """Time and memory of pieces of work, in alternation, so that what else the machine does falls on all of them."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,7 @@ class PeakMemory:
         self.mib: float | None = None
 
     def __enter__(self) -> Self:
+        gc.collect()  # what an earlier piece of work left would seem to be given back by this one
         self._before = torch.cuda.memory_allocated(self._device) if self._device else 0
         self.restart()
         return self

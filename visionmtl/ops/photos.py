@@ -1,19 +1,21 @@
 """Photographs and label maps of data sets, read fast and pixel by pixel as stored; a damaged file is named."""
 
 import io
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
-from visionmtl.types import Photo, Shrink, at_full_size
+from visionmtl.types import Jpeg, Photo, Shrink, at_full_size
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = 0  # colour type in a PNG's header
 _START_OF_JPEG = b"\xff\xd8"
 _END_OF_JPEG = b"\xff\xd9"
+_LYING = range(5, 9)  # EXIF orientations that exchange height and width
 _FLAGS = {  # by divisor; a reduced image comes as BGR only
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -47,12 +49,38 @@ def read_reduced(file: Path, shrink: Shrink) -> Photo:
     if shrunk > 1:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     if is_jpeg:
-        # OpenCV paints what is lacking of a JPEG grey and says nothing; some writers pad, so only a missing end counts
-        end = content.tobytes().rstrip(b"\0")[-64:]
-        if _END_OF_JPEG not in end:
-            raise ValueError(f"{file} is cut short: its JPEG data has no end; a whole file is needed; fetch it again")
+        _check_end(file, content)
     full_size = (pixels.shape[0], pixels.shape[1]) if size is None or shrunk == 1 else size
     return Photo(np.asarray(pixels, np.uint8), full_size, shrunk)
+
+
+def read_encoded(file: Path, upright: bool = False) -> Photo:
+    """A JPEG that is not decoded, as `Photo.jpeg`: its bytes, and what its header says.
+
+    upright: have it turned as its EXIF orientation says; else pixels are as stored.
+    Raises ValueError naming a file that is missing, damaged, cut short, no JPEG, or of other colours than grey and RGB.
+    """
+    content = _content(file)
+    use = "set data.decode: workers"
+    if content[:2].tobytes() != _START_OF_JPEG:
+        raise ValueError(
+            f"{file} is no JPEG inside; data.decode: device takes JPEGs alone; convert all images, or {use}"
+        )
+    try:
+        with Image.open(io.BytesIO(content.data)) as opened:
+            size, mode = (opened.height, opened.width), opened.mode
+            found = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise _unreadable(file) from error
+    if mode not in ("L", "RGB"):
+        raise ValueError(
+            f"{file} is a JPEG in {mode}; data.decode: device takes grey ones and those in colours that become RGB, "
+            f"which is YCbCr; convert it, or {use}"
+        )
+    _check_end(file, content)
+    orientation = found if found in range(1, 9) else 1
+    turned = size[::-1] if orientation in _LYING else size
+    return Photo(np.zeros((0, 0, 3), np.uint8), turned, 1, Jpeg(content, turned, orientation, str(file)))
 
 
 def read_map(file: Path, size: tuple[int, ...]) -> NDArray:
@@ -96,6 +124,13 @@ def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
             return opened.height, opened.width
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def _check_end(file: Path, content: NDArray[np.uint8]) -> None:
+    """Decoders paint what is lacking of a JPEG grey and say nothing; some writers pad, so only a missing end counts."""
+    end = content.tobytes().rstrip(b"\0")[-64:]
+    if _END_OF_JPEG not in end:
+        raise ValueError(f"{file} is cut short: its JPEG data has no end; a whole file is needed; fetch it again")
 
 
 def _content(file: Path) -> NDArray[np.uint8]:
