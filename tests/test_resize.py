@@ -71,3 +71,10 @@ def test_the_gradient_on_a_gpu_is_reproducible():
         torch.use_deterministic_algorithms(False)
 
     assert torch.equal(first, second)
+
+
+def test_phases_keep_the_channels_last():
+    x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = by_phases(x, 2)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert by_phases(x.detach().contiguous(), 2).is_contiguous()

@@ -12,7 +12,6 @@ from torch import Tensor
 from visionmtl.model import to_device
 from visionmtl.types import Batch
 
-
 MOST_PAUSES = 4096
 """Pauses kept for `Feed.waited_s`, which somebody who does not ask never takes out."""
 

@@ -8,7 +8,7 @@ from visionmtl.ops.resize import upsample_backward
 
 CHUNK_ELEMENTS = 2**22
 """Logits upsampled at a time (16 MB in float32), in whole rows of cells; a map up to this size is done in one go."""
-MAX_CHUNKS = 16
+MAX_CHUNKS = 8
 """Larger maps are cut into this many: by then the memory is small, and more would only be more kernels to launch."""
 
 
@@ -24,6 +24,8 @@ def upsampled_cross_entropy(
     kept for the backward. For the compiler this is one opaque operator: were it taken apart, nothing would stop it
     from keeping all rows.
     """
+    if logits.device.type == "cuda":  # its log-softmax over dim 1 would copy every part of anything else
+        logits = logits.contiguous()
     total: Tensor = torch.ops.visionmtl.upsampled_cross_entropy(logits, classes, weights, ignore, label_smoothing)[0]
     return total
 
