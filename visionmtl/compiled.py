@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from visionmtl.config import Train
@@ -13,7 +14,7 @@ MANY_SHAPES = 64
 """Graphs of one function before torch gives up; its own 8 is little for tasks times padded numbers of boxes."""
 
 
-def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, backend: str = "inductor") -> None:
+def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, backend: Any = "inductor") -> None:
     """Compile `loss_net` where it stands, as `settings.compile` says, at its first call with each shape.
 
     Whatever cannot be part of the one graph is an error, not a slow piece in between. Shapes are constants: a batch
@@ -35,7 +36,14 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
     torch._dynamo.config.recompile_limit = max(MANY_SHAPES, torch._dynamo.config.recompile_limit)
 
     def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, **options)
+        compiled = torch.compile(function, **options)
+
+        def within_memory(*arguments: Any) -> Any:
+            # where forward and backward are divided, which is at the first call with each shape
+            with torch._functorch.config.patch(activation_memory_budget=settings.activation_memory):
+                return compiled(*arguments)
+
+        return within_memory
 
     loss_net.compile_with(one_graph)
 

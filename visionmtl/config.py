@@ -48,6 +48,11 @@ class Train(Spec):
     compile: bool | Literal["cuda_graph"] = Field(
         False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"
     )
+    activation_memory: float = Field(
+        0.95, gt=0, le=1, description="share of activations that compiled steps keep; the cheapest are computed again"
+    )
+    """torch's memory budget. Just below 1 it gives up what costs one pass, such as ReLU: with ResNet-50, 16 images of
+    512x512 and three tasks 2.9 GiB are kept instead of 4.7."""
     sync_batchnorm: bool = Field(
         False, description="every BatchNorm takes its statistics over the images of all processes"
     )
@@ -59,6 +64,15 @@ class Train(Spec):
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
     best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
     sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
+
+    @model_validator(mode="after")
+    def _memory_is_the_compilers(self) -> Self:
+        if not self.compile and self.activation_memory != type(self).model_fields["activation_memory"].default:
+            raise ValueError(
+                f"activation_memory is {self.activation_memory}, but compile is false, so it would have no effect: "
+                "eager steps keep everything; remove it, or set compile: true"
+            )
+        return self
 
 
 class Run(Spec):

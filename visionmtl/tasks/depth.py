@@ -128,8 +128,8 @@ class _LogDepth(nn.Module):
         features = self.decoder(maps).float()
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round depth to steps of 1.6 %
             if torch.compiler.is_compiling():  # one pass together with what stands before; cuDNN would make several
-                weight, bias = (one.view(1, -1, 1, 1) for one in (self.out.weight, self.out.bias))
-                return (features * weight).sum(dim=1, keepdim=True) + bias
+                assert self.out.bias is not None
+                return (features * self.out.weight).sum(dim=1, keepdim=True) + self.out.bias.view(1, 1, 1, 1)
             log_depth: Tensor = self.out(features)
         return log_depth
 
