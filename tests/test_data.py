@@ -156,7 +156,8 @@ def test_a_label_teaches_only_the_tasks_of_its_space():
 def test_images_are_padded_with_zeros_at_the_bottom_right():
     data = Data(train=[Drawn(first=50)], val=[Drawn(first=50)], size=(24, 30))
     batch = next(iter(val_loader(data, {}, {}, open_sources(data.val), 2, workers=0)))
-    assert batch.image.shape == (2, 3, 24, 30) and batch.image.dtype == torch.uint8 and batch.image.is_contiguous()
+    assert batch.image.shape == (2, 3, 24, 30) and batch.image.dtype == torch.uint8
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert (batch.image[1, :, :20] == 51).all() and (batch.image[:, :, 20:] == 0).all()
 
 

@@ -201,11 +201,11 @@ def _draws(
 
 
 def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Tensor:
-    """[h, w, 3] arrays at the top left of uint8 [B, 3, H, W], contiguous, 0 elsewhere."""
-    canvas = np.zeros((len(images), 3, *size), np.uint8)
+    """[h, w, 3] arrays at the top left of uint8 [B, 3, H, W], 0 elsewhere; in memory the channels come last."""
+    canvas = np.zeros((len(images), *size, 3), np.uint8)
     for place, image in zip(canvas, images, strict=True):
-        place[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-    return torch.from_numpy(canvas)
+        place[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
 
 class _Work:

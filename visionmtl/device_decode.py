@@ -77,13 +77,13 @@ def encoded(jpegs: Sequence[Jpeg], windows: Sequence[Window], size: Size) -> Enc
 
 
 def decode(batch: Encoded, device: torch.device) -> Tensor:
-    """uint8 [B, 3, H, W] on the device: each view at the top left, 0 elsewhere.
+    """uint8 [B, 3, H, W] on the device, its channels last in memory: each view at the top left, 0 elsewhere.
 
     On CUDA the host waits for the decoder, and before for what the current stream has to do: to be called on a stream
     of its own, while a step runs. Elsewhere libjpeg-turbo decodes on the CPU. Raises ValueError naming a damaged file.
     """
     photos = _photos(batch, device)
-    canvas = torch.zeros(len(photos), 3, *batch.size, dtype=torch.uint8, device=device)
+    canvas = torch.zeros(len(photos), *batch.size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     for place, photo, view in zip(canvas, photos, batch.views, strict=True):
         place[:, : view.out[0], : view.out[1]] = _shown(photo, view)
     return canvas

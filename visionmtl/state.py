@@ -72,12 +72,11 @@ class RunState:
         settings, device = self.run.train, self.ranks.device
         self.net.train()
         torch.manual_seed(self._seed())
+        lies = torch.channels_last if settings.channels_last else torch.contiguous_format
         scale = self.scaler.scale(torch.ones((), device=device)) / settings.accumulate
         for i, batch in enumerate(micro_batches):
             batch = to_device(batch, device)
-            image = batch.image
-            if settings.channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
+            image = batch.image.contiguous(memory_format=lies)  # the loader's lie channels last
             if settings.compile == "cuda_graph":
                 torch.compiler.cudagraph_mark_step_begin()
             with self._synchronised(last=i == len(micro_batches) - 1):

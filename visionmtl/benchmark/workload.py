@@ -13,6 +13,7 @@ from torch import Tensor
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config import Run
+from visionmtl.data import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.distributed import Ranks, choose_device
 from visionmtl.model import MultiTaskNet, build_model
@@ -95,7 +96,7 @@ class Workload(Spec):
     def batch_of(self, samples: Sequence[Sample], tasks: Sequence[str] = TASKS) -> Batch:
         """What the loader hands over: uint8 images, targets and colour matrices, pinned where there is a GPU."""
         run = self.run(tasks)
-        image = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
+        image = pad([sample.image for sample in samples], self.size)
         targets = {name: task.collate(samples, self.size) for name, task in run.tasks.items()}
         labelled = {name: torch.ones(len(samples), dtype=torch.bool) for name in tasks}
         return Batch(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.heads.base import Head, RawBoxes, Towers
+from visionmtl.heads.base import Head, RawBoxes, Towers, one_hot
 from visionmtl.ops.assign import task_aligned
 from visionmtl.ops.boxes import cells, from_distances, generalised_iou, to_distances
 from visionmtl.ops.ranks import per_rank
@@ -70,7 +70,7 @@ class Aligned(Head, frozen=True):
                 topk=self.topk, alpha=self.alpha, beta=self.beta,
             )  # fmt: skip
             normaliser = per_rank(target.quality.sum())  # at least 1, or one poor box would blow up all negatives
-            wanted = torch.zeros_like(logits).scatter_(2, target.labels[..., None], target.quality[..., None])
+            wanted = one_hot(target.labels, logits.shape[2]) * target.quality[..., None]
 
         # quality focal loss (arXiv:2006.04388, eq. 2): |wanted - score|^beta * cross-entropy
         counts = (labelled[:, None] & ~target.ignored)[..., None]

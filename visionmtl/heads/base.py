@@ -131,3 +131,8 @@ class Towers(nn.Module):
 def map_shapes(maps: Maps, levels: Sequence[int]) -> list[tuple[int, int, int]]:
     """(level, h, w) of the given levels."""
     return [(level, maps[level].shape[2], maps[level].shape[3]) for level in levels]
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Bool [..., K] of int64 [...]: compared instead of scattered, which a compiler merges with what reads it."""
+    return labels[..., None] == torch.arange(num_classes, device=labels.device)

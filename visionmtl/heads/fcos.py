@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from visionmtl.heads.base import Head, RawBoxes, Towers
+from visionmtl.heads.base import Head, RawBoxes, Towers, one_hot
 from visionmtl.ops.assign import fcos
 from visionmtl.ops.boxes import cells, from_distances, generalised_iou
 from visionmtl.ops.ranks import per_rank
@@ -56,7 +56,7 @@ class FCOS(Head, frozen=True):
             )
             num_positive = per_rank(target.positive.sum().float())
             sum_quality = per_rank(target.quality.sum(), least=1e-6)
-            wanted = torch.zeros_like(logits).scatter_(2, target.labels[..., None], target.positive[..., None].float())
+            wanted = (one_hot(target.labels, logits.shape[2]) & target.positive[..., None]).float()
 
         counts = (labelled[:, None] & ~target.ignored)[..., None]
         focal = sigmoid_focal_loss(logits, wanted, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none")
