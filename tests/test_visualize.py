@@ -11,7 +11,7 @@ from PIL import Image
 from visionmtl import checkpoint, config
 from visionmtl.checkpoint import open_model
 from visionmtl.cli import main
-from visionmtl.data import val_loader
+from visionmtl.data import TrainLoader, val_loader
 from visionmtl.datasets import open_sources
 from visionmtl.model import build_model
 from visionmtl.ops.images import read_image
@@ -115,6 +115,20 @@ def test_data_draws_the_batch_that_training_sees_first(saved, tmp_path):
     assert first.read_bytes() == (tmp_path / "same" / first.name).read_bytes()
     order = np.random.default_rng([0, 0]).permutation(4)
     assert first.stem.endswith(f"{order[0]}")
+
+
+def test_several_data_sets_are_drawn_in_the_shares_and_the_order_of_training(tmp_path):
+    one = "{type: scenes, split: train, num_images: %d, size: [64, 96], name: %s, weight: %d}"
+    mixed = f"data.train=[{one % (6, 'many', 1)},{one % (2, 'few', 9)}]"
+    settings = [mixed, *SMALL[3:], "data.val.0.num_images=3", "data.val.0.size=[64,96]"]
+    assert drawn("configs/quickstart.yaml", *settings, "--mode", "data", "--num", 6, "--output", tmp_path) == 0
+
+    run = config.load("configs/quickstart.yaml", settings)
+    sources = open_sources(run.data.train)
+    loader = TrainLoader(run.data, run.tasks, resolve_spaces(run.tasks, sources), sources, 1, run.seed)
+    ids = [source.read(index).image_id for source in sources for index in range(len(source))]
+    drawn_ids = [re.sub(r"[^A-Za-z0-9.-]+", "_", ids[index]) for index, _ in loader.draws(0)[:6]]
+    assert [file.stem.partition("_")[2] for file in sorted(tmp_path.glob("0*.png"))] == drawn_ids
 
 
 def test_a_setting_of_the_run_can_be_replaced(saved, tmp_path):

@@ -20,6 +20,7 @@ from PIL import Image
 from visionmtl import checkpoint
 from visionmtl.checkpoint import Opened, open_model
 from visionmtl.config import Run, load
+from visionmtl.data import TrainLoader
 from visionmtl.datasets import Source, open_sources
 from visionmtl.distributed import choose_device
 from visionmtl.drawing import Picture, contact_sheet
@@ -28,6 +29,7 @@ from visionmtl.ops.images import SUFFIXES, read_image
 from visionmtl.ops.videos import is_video, read_frames, write_video
 from visionmtl.overlay import Tree
 from visionmtl.predict import picture, predict
+from visionmtl.sampling import random_numbers
 from visionmtl.spaces import resolve_spaces, supervises
 from visionmtl.spec import did_you_mean
 from visionmtl.tasks.base import Task
@@ -200,9 +202,11 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[tuple[str, Pictur
     data, sources = run.data, open_sources(run.data.train)
     places = _places(sources)
     show = Show(_chosen(run.tasks, args.tasks), resolve_spaces(run.tasks, sources), args.score)
-    for at in np.random.default_rng([run.seed, 0]).permutation(len(places))[: args.num or 16]:
+    alone = data.model_copy(update={"workers": 0})
+    loader = TrainLoader(alone, run.tasks, resolve_spaces(run.tasks, sources), sources, batch_size=1, seed=run.seed)
+    for at, again in loader.draws(epoch=0)[: args.num or 16]:
         source, index = places[at]
-        rng = np.random.default_rng([run.seed, 0, at + 1])
+        rng = random_numbers(run.seed, 0, at, again)
         sample = data.augment.apply(source.read(index), data.size, rng)
         image = sample.image
         if data.augment.colours:

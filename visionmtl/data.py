@@ -21,12 +21,12 @@ from typing_extensions import Self
 from visionmtl import device_decode
 from visionmtl.augment import Augment, fit
 from visionmtl.datasets import Dataset, Source
-from visionmtl.sampling import Draws, Sampling
+from visionmtl.sampling import Draws, Sampling, random_numbers
 from visionmtl.spaces import Spaces, judged, supervises
 from visionmtl.spec import Spec
 from visionmtl.tasks.base import Task
 from visionmtl.types import Batch, Frame, Sample, Shrink, Wanted, at_full_size
-from visionmtl.window import Framing, Window
+from visionmtl.window import Window, divisor
 from visionmtl.workers import choose_workers, load, num_processes_here
 
 _Job = tuple[int, list[tuple[int, int]]]  # epoch, then index and round (see `Draws`) of each sample of one batch
@@ -125,10 +125,14 @@ class TrainLoader:
         """Images drawn an epoch, by data set."""
         return self._draws.counts
 
+    def draws(self, epoch: int) -> list[tuple[int, int]]:
+        """The images of an epoch in order, numbered through all data sets, each with its round; see `Draws`."""
+        images, rounds = self._draws.epoch(epoch)
+        return list(zip(images.tolist(), rounds.tolist(), strict=True))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; the same for any number of workers."""
-        images, rounds = (values.tolist() for values in self._draws.epoch(epoch))
-        draws = list(zip(images, rounds, strict=True))
+        draws = self.draws(epoch)
         step = self._batch_size * self._world
         mine = [number * step + self._rank * self._batch_size for number in range(start, len(self))]
         self._jobs[:] = [(epoch, draws[first : first + self._batch_size]) for first in mine]
@@ -249,9 +253,9 @@ class _TrainWork(_Work):
         epoch, draws = job
         samples, taught, colours, windows, jpegs = [], [], [], [], []
         for index, again in draws:
-            rng = np.random.default_rng([self._seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order
+            rng = random_numbers(self._seed, epoch, index, again)
             framing = self._augment.draw(rng)
-            original, tasks, name = self._read(index, partial(_shrink, size=self._size, framing=framing))
+            original, tasks, name = self._read(index, partial(divisor, size=self._size, framing=framing))
             sample = self._augment.view(original, self._size, framing, rng)
             if self._encoded:
                 jpegs.append(device_decode.jpeg_of(original, name))
@@ -272,10 +276,6 @@ class _TrainWork(_Work):
             "colour": torch.from_numpy(np.stack(colours)) if colours else None,
             "encoded": device_decode.encoded(jpegs, windows, self._size) if self._encoded else None,
         }
-
-
-def _shrink(original: tuple[int, int], size: tuple[int, int], framing: Framing) -> int:
-    return Window.cut(original, size, framing).shrink
 
 
 class _ValWork(_Work):

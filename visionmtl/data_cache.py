@@ -31,7 +31,7 @@ from visionmtl.datasets import Dataset, Reader, Source, read_part
 from visionmtl.ops.file_lock import locked
 from visionmtl.packed import Packed, Parts, checksum, num_bytes, pack, to_parts
 from visionmtl.types import LabelSpace, Sample, Shrink, Wanted
-from visionmtl.window import Framing, Size, Window
+from visionmtl.window import Framing, Size, divisor
 from visionmtl.workers import begin, start_method
 
 VERSION = 1
@@ -91,15 +91,11 @@ def with_cache(
     specs: the settings of each source; fields: labels that the run's tasks learn; size, max_zoom: of the network's
     input, and the largest that is drawn. Raises ValueError when a data set has changed, or the disk is too small.
     """
-    shrink = partial(_sufficient, size=size, max_zoom=max_zoom)
+    shrink = partial(divisor, size=size, framing=Framing(max_zoom))
     return [
         replace(source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), shrink, workers))
         for source, spec in zip(sources, specs, strict=True)
     ]
-
-
-def _sufficient(original: Size, size: Size, max_zoom: float) -> int:
-    return Window.cut(original, size, Framing(max_zoom)).shrink
 
 
 def _open(

@@ -89,3 +89,8 @@ class Draws:
         orders = [np.random.default_rng([self._seed, first + i, 0, which]).permutation(size) for i in numbers]
         images = np.concatenate([np.zeros(0, np.int64), *orders])[skipped : skipped + count]
         return images + self._firsts[which], np.repeat(np.array(numbers, np.int64), size)[skipped : skipped + count]
+
+
+def random_numbers(seed: int, epoch: int, index: int, again: int) -> np.random.Generator:
+    """Those of one image in one of its rounds (`again`) of an epoch."""
+    return np.random.default_rng([seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order

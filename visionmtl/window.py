@@ -99,6 +99,11 @@ class Window:
         return cv2.flip(resized, 1) if self.mirrored else resized
 
 
+def divisor(original: Size, size: Size, framing: Framing) -> int:
+    """By how much an image of `original` (H, W) may be reduced for the view that this framing gives of it."""
+    return Window.cut(original, size, framing).shrink
+
+
 def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:
     """uint8 [*out, 3] of [H, W, 3]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
     whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # a copy: what was given may not be written to
