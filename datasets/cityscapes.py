@@ -111,6 +111,11 @@ class CityscapesReader:
         """Where the image lies."""
         return self._file("image", index)
 
+    def label_files(self, index: int) -> list[Path]:
+        """What its labels come from."""
+        own = [self._file(part, index) for part, have in self._have.items() if have[index]]
+        return own if self._panoptic is None else [*own, self._panoptic.file]
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)

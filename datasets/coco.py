@@ -29,6 +29,7 @@ from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wante
 
 Label = Literal["boxes", "segmentation"]
 Maps = Literal["panoptic", "stuffthingmaps", "instances", "instances_and_background"]
+_PAINTED = ("instances", "instances_and_background")
 
 # official names and ids; _ stands for a space
 _THINGS = (
@@ -121,7 +122,7 @@ class COCO(Dataset):
         root, name = Path(self.root), f"{self.split}2017"
         boxes = segments = None
         if "boxes" in self.labels or self.maps != "panoptic":
-            masks = self.maps in ("instances", "instances_and_background")
+            masks = self.maps in _PAINTED
             boxes = read_boxes(root / "annotations" / f"instances_{name}.json", masks)
             _check_categories(boxes, COCO80)
         if self.maps == "panoptic":
@@ -193,6 +194,12 @@ class Reader:
         """Where the image lies."""
         return self._folder / self._images.name(index)
 
+    def label_files(self, index: int) -> list[Path]:
+        """What its labels come from."""
+        lists = [packed.file for packed in (self._boxes, self._segments) if packed is not None]
+        png = self._map_file(index) if self._spec.maps else None
+        return lists if png is None else [*lists, png]
+
     def read(self, index: int) -> Sample:
         """The sample at full size; `image_id` is COCO's number. A broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
@@ -219,16 +226,23 @@ class Reader:
             jpeg=photo.jpeg,
         )
 
-    def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
-        if self._boxes is not None and self._spec.maps in ("instances", "instances_and_background"):
-            return paint_masks(self._boxes, index, IGNORE if self._spec.maps == "instances" else len(COCO80.classes))
-        row = int(self._map_rows[index])
-        if row < 0:
+    def _map_file(self, index: int) -> Path | None:
+        """The PNG of class maps that are not painted; None for an image without one."""
+        if self._spec.maps in _PAINTED or self._map_rows[index] < 0:
             return None
         if self._segments is not None:
-            return self._segments.read(self._map_folder / str(self._segments.png(row)), row, size)
+            return self._map_folder / str(self._segments.png(int(self._map_rows[index])))
+        return self._map_folder / Path(self._images.name(index)).with_suffix(".png")
 
-        file = self._map_folder / Path(self._images.name(index)).with_suffix(".png")
+    def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        if self._boxes is not None and self._spec.maps in _PAINTED:
+            return paint_masks(self._boxes, index, IGNORE if self._spec.maps == "instances" else len(COCO80.classes))
+        file = self._map_file(index)
+        if file is None:
+            return None
+        if self._segments is not None:
+            return self._segments.read(file, int(self._map_rows[index]), size)
+
         codes = read_map(file, size)
         if codes.dtype != np.uint8 or (_STUFFTHING_TABLE[codes] == _NOT_A_CLASS).any():
             raise ValueError(

@@ -149,6 +149,13 @@ class FolderReader:
         """Where the image lies."""
         return self._root / self._name(index)
 
+    def label_files(self, index: int) -> list[Path]:
+        """What its labels come from."""
+        files = [self._file(label, index) for label in self._patterns if self._labelled[label][index]]
+        if self._spec.segmentation and isinstance(self._spec.segmentation.classes, str):
+            files.append(self._root / self._fill(self._spec.segmentation.classes))
+        return [*files, self._boxes.file] if self._spec.boxes else files
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)

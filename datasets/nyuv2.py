@@ -128,6 +128,13 @@ class _Reader:
         """Where the image lies."""
         return self._root / "image" / self._split / f"{self._stems[index]}{self._suffix}"
 
+    def label_files(self, index: int) -> list[Path]:
+        """What its labels come from."""
+        depth = _DEPTH_FOLDERS[self._spec.depth] if self._units_per_metre else None
+        maps = [self._root / folder / self._split for folder in (self._segmentation, depth) if folder]
+        boxes = [self._boxes.file] if self._boxes else []
+        return [*(folder / f"{self._stems[index]}.png" for folder in maps), *boxes, self._root / "meta.json"]
+
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)

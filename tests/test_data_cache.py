@@ -14,13 +14,14 @@ import pytest
 import tiny
 import torch
 import write_nyuv2
+from drawn_layouts import LAYOUTS
 from PIL import Image
 
 from visionmtl import data_cache
 from visionmtl.augment import Augment
 from visionmtl.data import Data, TrainLoader
 from visionmtl.data_cache import with_cache
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import Source, open_sources
 from visionmtl.ops.file_lock import locked
 from visionmtl.packed import Packed, pack, to_parts
 from visionmtl.spaces import resolve_spaces
@@ -159,7 +160,7 @@ def test_a_changed_data_set_is_named(tmp_path):
     fields = {"boxes", "segmentation", "depth_m"}
     file = Path(cached(data, fields)[0].file(2))
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(file)
-    with pytest.raises(ValueError, match=rf"nyuv2 is no longer .*: 1 of 4 image files changed, the first is {file}"):
+    with pytest.raises(ValueError, match=rf"nyuv2 is no longer .*: files of 1 of 4 images, .* first of {file}"):
         cached(data, fields)
 
 
@@ -167,8 +168,36 @@ def test_a_changed_label_is_named(tmp_path):
     data = nyuv2(tmp_path)
     fields = {"boxes", "segmentation", "depth_m"}
     image = Path(cached(data, fields)[0].file(3))
-    Image.fromarray(np.ones((24, 32), np.uint8)).save(tmp_path / "data" / "seg13" / "train" / f"{image.stem}.png")
+    label = tmp_path / "data" / "seg13" / "train" / f"{image.stem}.png"
+    before = label.stat()
+    Image.fromarray(np.ones((24, 32), np.uint8)).save(label)
+    with pytest.raises(ValueError, match=rf"files of 1 of 4 images, or of their labels, changed, first of {image}; "):
+        cached(data, fields)
+
+    content = label.read_bytes().ljust(before.st_size, b"\0")[: before.st_size]  # what no date and no size tells
+    label.write_bytes(content)
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(ValueError, match=rf"sample 3 \({image}\) reads otherwise now; .* delete that folder"):
+        cached(data, fields)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_every_reader_knows_the_files_that_make_a_sample(name: str, tmp_path):
+    layout = LAYOUTS[name]
+    layout.write(tmp_path)
+    source = Source(name, layout.open(tmp_path))
+    known = {Path(str(source.file(layout.index))), *source.label_files(layout.index)}
+    not_read = {"coco": {"stuff"}, "nyuv2_mat": {"names", "coarse"}}.get(name, set())  # or only for names of classes
+    others = {"list", *not_read}
+    assert {tmp_path / file for what, file in layout.files.items() if what not in others} <= known
+
+
+def test_an_edited_annotation_file_is_named(tmp_path):
+    data, fields = nyuv2(tmp_path), {"boxes"}
+    source = cached(data, fields)[0]
+    annotations = next(file for file in source.reader.reader.label_files(0) if file.suffix == ".json")
+    annotations.write_text(annotations.read_text() + " ")
+    with pytest.raises(ValueError, match="files of 4 of 4 images, or of their labels, changed"):
         cached(data, fields)
 
 

@@ -5,8 +5,8 @@ run's tasks learn, at full size. Batches are the same, bit for bit, as without t
 zoom would have decoded at a larger divisor: those are resized in two steps then instead of one, which moves nothing and
 changes photographs by one to four grey levels.
 
-A data set has changed when its settings, the number of its images, the size or date of an image file, or one of
-NUM_PROBES samples, compared byte for byte at every start, has.
+A data set has changed when its settings, the number of its images, the size or date of a file with an image or its
+labels, or one of NUM_PROBES samples, compared byte for byte at every start, has.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from visionmtl.types import LabelSpace, Sample, Shrink, Wanted
 from visionmtl.window import Framing, Size, divisor
 from visionmtl.workers import begin, start_method
 
-VERSION = 1
+VERSION = 2
 """Of the way in which samples become bytes; another one makes another cache."""
 NUM_PROBES = 8
 
@@ -130,7 +130,8 @@ def _check_unchanged(packed: Packed, source: Source) -> None:
     changed = np.arange(1)[:0] if len(kept) != len(found) else np.flatnonzero((kept != found).any(axis=1))
     what = f"{len(source)} images instead of {len(kept)}" if len(kept) != len(found) else ""
     if len(changed):
-        what = f"{len(changed)} of {len(kept)} image files changed, the first is {source.file(int(changed[0]))}"
+        first = source.file(int(changed[0]))
+        what = f"files of {len(changed)} of {len(kept)} images, or of their labels, changed, first of {first}"
     work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
     for index in () if what else _probes(len(source)):
         if checksum(work[index][0]) != packed.checksum(index):
@@ -228,10 +229,23 @@ def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
 
 
 def _stamps(source: Source) -> NDArray[np.int64]:
-    """[N, 2] bytes and time of change (ns) of each image file; 0 where an image has no file."""
-    files = [source.file(index) for index in range(len(source))]
-    found = [None if file is None else Path(file).stat() for file in files]
-    return np.array([(0, 0) if one is None else (one.st_size, one.st_mtime_ns) for one in found], np.int64)
+    """[N, 2] bytes and last change (ns) of the files of each image and of its labels; 0 where it has none."""
+    seen: dict[str, tuple[int, int]] = {}  # annotation files are those of many images
+
+    def stamp(file: str) -> tuple[int, int]:
+        if file not in seen:
+            found = Path(file).stat() if Path(file).is_file() else None
+            seen[file] = (found.st_size, found.st_mtime_ns) if found else (0, 0)  # some may be missing
+        return seen[file]
+
+    stamps = np.zeros((len(source), 2), np.int64)
+    for index in range(len(source)):
+        image = source.file(index)
+        files = [*([] if image is None else [image]), *map(str, source.label_files(index))]
+        if files:
+            sizes, times = zip(*map(stamp, files), strict=True)
+            stamps[index] = sum(sizes), max(times)
+    return stamps
 
 
 def _probes(total: int) -> list[int]:

@@ -85,6 +85,11 @@ class Source:
         find = getattr(self.reader, "file", None)
         return None if find is None else str(find(index))
 
+    def label_files(self, index: int) -> Sequence[Path]:
+        """The files that its labels come from; none where the reader has no method `label_files`."""
+        find: Callable[[int], Sequence[Path]] | None = getattr(self.reader, "label_files", None)
+        return () if find is None else find(index)
+
     def __len__(self) -> int:
         return len(self.reader)
 

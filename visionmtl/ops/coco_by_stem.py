@@ -15,7 +15,7 @@ class BoxesByStem:
 
     def __init__(self, file: Path, stems: Sequence[str], advice: str) -> None:
         """stems: file names of the images without folder and ending, each once; advice: how to get a sound file."""
-        self._packed, self._advice = read_boxes(file), advice
+        self.file, self._packed, self._advice = file, read_boxes(file), advice
         self.ids = tuple(number for number, _ in self._packed.categories)
         """Official ids of the classes."""
         self.names = tuple(name for _, name in self._packed.categories)

@@ -32,6 +32,7 @@ class PanopticBoxes:
 
         Raises ValueError naming the entry that lacks what it needs, and for a file of train ids.
         """
+        self.file = file
         lists = read_lists(file, ("images", "annotations", "categories"))
         columns = pack_categories(file, lists["categories"])
         _check_names(file, columns["category_ids"].tolist(), columns["category_names"].tolist())
