@@ -26,9 +26,9 @@ DIES_BEFORE = 4  # of 6 steps, 2 to an epoch: the last checkpoint is that of ste
 ON_CPU = Options(device="cpu", resume="auto")
 
 
-def settings(folder: Path, **changes: Any) -> Run:
+def settings(folder: Path, workers: int = 0) -> Run:
     names = ("segmentation", "depth")
-    return tiny.run(folder, names, data={"workers": 1}, train={"epochs": 3, "eval_every_epochs": 3}, **changes)
+    return tiny.run(folder, names, data={"workers": workers}, train={"epochs": 3, "eval_every_epochs": 3})
 
 
 def last(folder: Path) -> dict[str, Any]:
@@ -37,11 +37,14 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 def dying(folder: str) -> None:
-    """A process started by torchrun's agent: in its first life, number 1 is killed in the middle of an epoch."""
-    advance = RunState.advance
+    """A process started by torchrun's agent: in its first life, number 1 is killed in the middle of an epoch.
+
+    Only there are its images read in another process, which takes seconds to start; they are the same.
+    """
+    advance, first_life = RunState.advance, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
     def advance_or_die(state: RunState, *batches: Any) -> Any:
-        if state.step == DIES_BEFORE - 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if state.step == DIES_BEFORE - 1 and first_life:
             workers = [str(child.pid) for child in multiprocessing.active_children()]
             (Path(folder) / f"workers-{state.ranks.rank}").write_text("\n".join(workers))
             if state.ranks.rank == 1:
@@ -49,7 +52,7 @@ def dying(folder: str) -> None:
         return advance(state, *batches)
 
     RunState.advance = advance_or_die  # type: ignore[method-assign]
-    train(settings(Path(folder) / "run"), ON_CPU)
+    train(settings(Path(folder) / "run", workers=int(first_life)), ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,8 @@ def ending(groups: Iterator[None], folder: Path) -> None:
         with distributed.group("cpu", timeout_s=5):
             differing(rank, folder.parent / f"differing-{rank}")
             started = time.monotonic()
-            time.sleep(9 if rank else 0)
+            while rank and not (folder.parent / "late-0").exists() and time.monotonic() < started + 60:
+                time.sleep(0.1)
             distributed.barrier()
     except LostProcess as error:
         (folder.parent / f"late-{rank}").write_text(f"{time.monotonic() - started}\n{error}")
@@ -147,11 +151,17 @@ def test_no_loader_process_outlives_a_killed_run(restarted: Path):
 
 
 def alive(pid: int) -> bool:
+    """Also where nobody asks how orphans ended (a container without an init): they stay listed, as state Z."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    if not Path("/proc/self/status").exists():  # not Linux
+        return True
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_the_first_process_alone_writes(ended: Path):
@@ -172,7 +182,7 @@ def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(ended: Pat
     failed, lost = ((ended.parent / f"unreadable-{rank}").read_text() for rank in (1, 0))
 
     assert "ValueError image frame_17.png is damaged" in failed
-    assert "LostProcess process 0 of 2 lost another one" in lost and "continue with --resume" in lost
+    assert "LostProcess process 0 of 2 lost another one" in lost and "start again, a training with --resume" in lost
     assert float(lost.split()[0]) < 60, "it would wait for 600 s for one that stays away"
 
 
@@ -189,5 +199,5 @@ def test_processes_that_resume_from_unlike_folders_all_say_so(ended: Path):
 def test_a_process_that_stays_away_is_given_up_after_the_timeout(ended: Path):
     seconds, text = (ended.parent / "late-0").read_text().split("\n", 1)
 
-    assert 4 < float(seconds) < 9
+    assert 4 < float(seconds) < 60
     assert "kept it waiting for 5 s" in text

@@ -17,14 +17,15 @@ from visionmtl.datasets import open_sources
 from visionmtl.distributed import Ranks
 from visionmtl.evaluate import evaluate
 from visionmtl.spaces import resolve_spaces
+from visionmtl.types import Sample
 
 IMAGES = {"seven": 7, "two": 2}
 """Images to judge: of 7 the processes have unequal numbers, of 2 the last of three processes has none."""
 
 
 def settings(count: int) -> Run:
-    """Validation data of which the last image has boxes only."""
-    few = [tiny.scenes(count - 1, split="val"), tiny.scenes(1, split="val", seed=5, labels=["boxes"])]
+    """Two data sets; that of the last image has boxes only, and calls it as the other does its first."""
+    few = [tiny.scenes(count - 1, split="val"), tiny.scenes(1, split="val", size=[96, 64], labels=["boxes"])]
     return tiny.run(data={"val": few}, train={"batch_size": 2})
 
 
@@ -38,8 +39,15 @@ def measured(run: Run, ranks: Ranks) -> dict[str, Any]:
     """What random weights, the same in every process, are judged to be, and the images this process looked at."""
     images: list[str] = []
     net = tiny.state(run).net.requires_grad_(False)
-    results = evaluate(net, loader(run, ranks), "cpu", on_image=lambda sample, _: images.append(sample.image_id))
-    return {"results": results, "images": images}
+    data = loader(run, ranks)
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in data.judged.items()}
+    each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, _: images.append(name_of(sample)))
+    pooled = evaluate(net, data, "cpu")
+    return {"results": {f"{name}, pooled": pooled[name] for name in pooled} | each, "images": images}
+
+
+def name_of(sample: Sample) -> str:
+    return f"{sample.image_id} of {sample.size}"
 
 
 def one_of_several(groups: Iterator[None], folder: Path) -> None:
@@ -65,7 +73,8 @@ def test_several_processes_measure_what_one_does_and_all_know_it(several: Path, 
     for rank in range(world):
         found = torch.load(several / f"{world}-{rank}-{name}.pt", weights_only=False)["results"]
         for task, result in alone.items():
-            assert found[task]["images"] == result["images"] == IMAGES[name] - (task != "detection")
+            images = {"detection, pooled": IMAGES[name], "detection@scenes-2": 1}.get(task, IMAGES[name] - 1)
+            assert found[task]["images"] == result["images"] == images
             # batches differ, and with them the order of sums within the network; the meters' sums are exact
             apart = differences(found[task], result)
             assert not apart, (task, apart)

@@ -1,6 +1,6 @@
 """Steps of two processes are those of one on all images: accumulated, synchronised, whatever each has labels for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,18 @@ import processes
 import pytest
 import tiny
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl import distributed
 from visionmtl.config import Run
 from visionmtl.datasets import open_sources
 from visionmtl.distributed import Ranks
 from visionmtl.model import build_model
+from visionmtl.ops.dense import dice, hardest, lovasz_softmax
 from visionmtl.spaces import resolve_spaces
 from visionmtl.state import RunState
 from visionmtl.types import Batch
@@ -29,14 +32,16 @@ CASES: dict[str, dict[str, Any]] = {
     "uncertainty": {"balance": {"type": "uncertainty"}},
     "upgrad, weighted": {"balance": {"type": "upgrad", "heads": "weighted"}},
     "dice": {"tasks": {"segmentation": {"region_loss": "dice"}}},
+    "frozen": {"model": {"encoder": {"name": "test_resnet", "norm": "frozen"}}},
     "batchnorm, upgrad": {"train": {"sync_batchnorm": True}} | UPGRAD,
     "static graph": {"train": {"accumulate": 1, "distributed": {"static_graph": True}}},
+    "sharded": {"train": {"distributed": {"shard": True}}},
     "small buckets": {"train": {"distributed": {"bucket_mb": 0.02}}},
 }
 
 
 def settings(case: str) -> Run:
-    """Every BatchNorm synchronised, or none there."""
+    """Every BatchNorm synchronised or frozen, or none there."""
     norm = {"norm": "batch"} if "batchnorm" in case else GROUP
     parts = {
         "model": {"pyramid": norm},
@@ -76,8 +81,8 @@ def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, A
         buckets.append(bucket.is_last())
         return allreduce_hook(None, bucket)
 
-    if ranks.world > 1:
-        state.loss_net.register_comm_hook(None, counted)  # type: ignore[operator]
+    if isinstance(state.loss_net, DistributedDataParallel):
+        state.loss_net.register_comm_hook(None, counted)
     batches = [part(batch, share) for batch in common_batches(run)]
     seen: dict[str, Any] = {"buckets": buckets, "losses": [], "norms": [], "weights": []}
     together = run.train.accumulate
@@ -86,7 +91,10 @@ def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, A
         seen["losses"].append({task: {k: distributed.mean(v) for k, v in of.items()} for task, of in losses.items()})
         seen["weights"].append(dict(weights))
         seen["norms"].append(norm)
-    return state, seen | {"net": {**state.net.state_dict(), **state.balancer.state_dict()}}
+    if isinstance(state.loss_net, DistributedDataParallel):
+        seen["broadcasts"] = state.loss_net.will_sync_module_buffers()
+    plain = state.plain(0)
+    return state, seen | {"net": {**plain["net"], **plain["balancer"]}}
 
 
 def one_of_two(groups: Iterator[None], folder: Path) -> None:
@@ -95,6 +103,31 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
         mine = slice(2 * ranks.rank, 2 * ranks.rank + 2)
         for case in CASES:
             torch.save(stepped(settings(case), ranks, mine)[1], folder / f"{case}-{ranks.rank}.pt")
+        for known in (3, 2):
+            torch.save({name: taught(name, known, mine) for name in REGIONS}, folder / f"{known}-{ranks.rank}.pt")
+
+
+def cross_entropy_of_hardest(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    return hardest(functional.cross_entropy(logits, classes, reduction="none"), counts, 0.25)
+
+
+REGIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "dice": dice,
+    "lovasz": lovasz_softmax,
+    "hardest": cross_entropy_of_hardest,
+}
+
+
+def taught(name: str, known: int, share: slice) -> tuple[Tensor, Tensor]:
+    """A loss of logits of which the first `known` of 4 images have labels, and what it teaches the logits."""
+    noise = torch.Generator().manual_seed(4)
+    logits = torch.randn(4, 3, 8, 8, generator=noise)[share].requires_grad_()
+    classes = torch.randint(3, (4, 8, 8), generator=noise)[share]
+    counts = (torch.arange(4) < known)[share, None, None].expand_as(classes)
+    loss = REGIONS[name](logits, classes, counts)
+    loss.backward()
+    assert logits.grad is not None
+    return loss.detach(), logits.grad
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +160,41 @@ def test_two_processes_log_what_one_does(both: Any):
 
 def test_gradients_are_exchanged_in_the_last_of_accumulated_batches_only(both: Any):
     for found in both[1]:
+        if "broadcasts" not in found:
+            continue  # spread over the processes: that exchange has no hook to count it
         assert sum(found["buckets"]) == STEPS, "each exchange has one last bucket"
+        assert not found["broadcasts"], "statistics are shared when they are read, not in each step"
 
 
 def test_a_smaller_bucket_makes_more_of_them(two: Path):
     usual, small = (len(torch.load(two / f"{case}-0.pt")["buckets"]) for case in ("fixed", "small buckets"))
 
     assert usual < small
+
+
+@pytest.mark.parametrize("known", [3, 2])
+def test_dice_of_two_processes_is_that_of_one(two: Path, known: int):
+    """With two labelled images, the second process has none."""
+    loss, gradient = taught("dice", known, slice(None))
+    found = [torch.load(two / f"{known}-{rank}.pt")["dice"] for rank in (0, 1)]
+
+    torch.testing.assert_close(torch.stack([one for one, _ in found]).mean(), loss)
+    torch.testing.assert_close(torch.cat([of_one / 2 for _, of_one in found]), gradient)
+
+
+@pytest.mark.parametrize("name", ["lovasz", "hardest"])
+@pytest.mark.parametrize("known", [3, 2])
+def test_what_ranks_pixels_does_so_in_each_process_that_has_labels(two: Path, name: str, known: int):
+    """Not the loss of one process, since pixels of different processes are not compared."""
+    alone = [taught(name, known, share) for share in (slice(0, 2), slice(2, 4))]
+    found = [torch.load(two / f"{known}-{rank}.pt")[name] for rank in (0, 1)]
+
+    # each process with labels counts once in Lovasz, each pixel that was kept in the other
+    counts = [1, known - 2] if name == "lovasz" else [2, known - 2]
+    expected = sum(count * loss for count, (loss, _) in zip(counts, alone, strict=True)) / sum(counts)
+    torch.testing.assert_close(torch.stack([one for one, _ in found]).mean(), expected)
+    for count, (_, here), (_, gradient) in zip(counts, found, alone, strict=True):
+        torch.testing.assert_close(here / 2, gradient * count / sum(counts))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_flipping_measures_both_views_together_and_says_so():
     assert set(results) == {"seg"}, "only the tasks that have a meter are measured"
 
 
+def test_images_of_one_name_in_two_data_sets_are_told_apart_where_one_meter_sees_both():
+    class Names(SegmentationMeter):
+        def update(self, prediction, sample):
+            seen.append(sample.image_id)
+
+    seen = []
+    net = Net()
+    net.tasks["seg"].meter = Names
+    evaluate(net, [replace(batch(50), sources=[name]) for name in ("rooms", "streets")], "cpu")
+
+    assert seen == ["rooms/50", "streets/50"]
+
+
 class Reader:
     provides = {"segmentation": SPACE, "depth_m": None}
 
@@ -162,13 +176,17 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
     tasks["seg"].learns_from = tasks["depth"].learns_from = None
     meters = {name: task.meter(net.spaces[name]) for name, task in tasks.items()}
     reads = {
-        "seg": lambda sample: (sample.image[..., 0] > 100).astype(np.uint8),
-        "depth": lambda sample: sample.image[..., 0].astype(np.float32) / 100,
+        "seg": lambda sample: (sample.image_id, (sample.image[..., 0] > 100).astype(np.uint8)),
+        "depth": lambda sample: (sample.image_id, sample.image[..., 0].astype(np.float32) / 100),
     }
 
     results = evaluate_files(reads, meters, tasks, net.spaces, [Source("values", Reader())])
 
     assert results == evaluate(net, [batch(value) for value in VALUES], "cpu")
+
+    twice = {f"{name}@{place}": tasks[name].meter(net.spaces[name]) for name in tasks for place in ("here", "there")}
+    with pytest.raises(ValueError, match=r"images '101' of here and '101' of there are both judged by .* of 'depth'"):
+        evaluate_files(reads, twice, tasks, net.spaces, [Source("here", Reader()), Source("there", Reader())])
 
 
 VALUES = [30, 90, 101, 150, 240]

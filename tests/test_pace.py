@@ -7,7 +7,10 @@ import pytest
 import tiny
 
 from visionmtl import pace as module
-from visionmtl.data import Data
+from visionmtl import train as training
+from visionmtl import workers as loading
+from visionmtl.data import Data, TrainLoader, val_loader
+from visionmtl.datasets import open_sources
 from visionmtl.pace import Advice, Pace
 
 
@@ -16,9 +19,9 @@ def data(**settings: Any) -> Data:
     return Data.model_validate(plain | settings)
 
 
-def advice(workers: int = 3, cores: int = 16, world: int = 1, **settings: Any) -> Advice:
+def advice(workers: int = 3, cores: int = 16, processes: int = 1, **settings: Any) -> Advice:
     """Warmed up."""
-    warm = Advice(data(**settings), workers, cores, world)
+    warm = Advice(data(**settings), workers, cores, processes)
     assert warm.line(0.9, 10) is None, "start-up is no news"
     return warm
 
@@ -53,7 +56,7 @@ def test_advice_names_what_to_try_in_order_with_numbers():
 
 
 @pytest.mark.parametrize(
-    ("workers", "cores", "world", "said"),
+    ("workers", "cores", "processes", "said"),
     [
         (0, 2, 1, "1. data.workers=1 instead of 0 (2 cores)"),
         (3, 16, 1, "1. data.workers=6 instead of 3 (16 cores)"),  # 3 workers at half the pace wanted
@@ -61,8 +64,8 @@ def test_advice_names_what_to_try_in_order_with_numbers():
         (6, 16, 2, "1. data.workers=7 instead of 6 (16 cores)"),
     ],
 )
-def test_workers_are_advised_as_far_as_there_are_cores(workers: int, cores: int, world: int, said: str):
-    line = advice(workers, cores, world).line(0.5, 20)
+def test_workers_are_advised_as_far_as_there_are_cores(workers: int, cores: int, processes: int, said: str):
+    line = advice(workers, cores, processes).line(0.5, 20)
     assert line and said in line
     assert ("data.workers=" in line) != ("more cores" in line)
 
@@ -83,10 +86,29 @@ def test_advice_comes_once_and_again_when_it_got_much_worse():
 def test_a_run_that_waits_says_so_in_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Scenes are drawn in the training process itself here, which takes longer than so small a step."""
     monkeypatch.setattr(module, "WARMUP_STEPS", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(training, "num_cores", lambda: 8)
     folder = tmp_path / "run"
-    from visionmtl.train import Options, train
 
-    train(tiny.run(folder, ["depth"]), Options(max_steps=3))
+    training.train(tiny.run(folder, ["depth"]), training.Options(max_steps=3))
 
     said = [line for line in (folder / "train.log").read_text().splitlines() if "advice    waiting for data" in line]
     assert said and "data.cache=FOLDER" in said[0]
+    assert "data.workers=1 instead of 0 (8 cores)" in said[0], "of its quarter of the cores one is left"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+def test_the_processes_of_one_machine_share_its_cores_and_those_of_another_do_not(monkeypatch: pytest.MonkeyPatch):
+    """Two machines of 16 cores, four processes on each; then eight, started by something that is not torchrun."""
+    monkeypatch.setattr(loading, "num_cores", lambda: 16)
+    run = tiny.run(names=["depth"], data={"workers": "auto"}, train={"batch_size": 1})
+    sources = open_sources(run.data.train)
+    chosen = []
+    for local in ("4", ""):
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        train = TrainLoader(run.data, run.tasks, {"depth": None}, sources, 1, seed=0, rank=0, world=8)
+        val = val_loader(run.data, run.tasks, {"depth": None}, sources, 1, rank=0, world=8)
+        chosen.append((train.workers, val._loader.num_workers, train.workers_reason.partition(",")[0]))
+
+    assert chosen == [(3, 3, "auto: 16 cores for 4 processes"), (1, 1, "auto: 16 cores for 8 processes")]

@@ -34,7 +34,7 @@ def written(folder, one, predictions, **settings):
 
 def read(folder, name, one, space=None, units=None):
     path = paths_by_task([str(folder)], {name: TASKS[name]})[name]
-    return open_predictions(path, TASKS[name], space or SPACES[name], units).read(one)
+    return open_predictions(path, TASKS[name], space or SPACES[name], units).read(one)[1]
 
 
 def test_boxes_are_coco_results_and_come_back_exactly(tmp_path):
@@ -133,6 +133,31 @@ def test_files_that_cannot_be_meant_are_errors_that_teach(tmp_path):
     writer.add(one, {"depth": one.depth_m})
     with pytest.raises(ValueError, match="two images are called 'image_0'"):
         writer.add(one, {"depth": one.depth_m})
+
+
+@pytest.mark.parametrize(
+    ("files", "image_id", "found"),
+    [
+        (["b/x", "x"], "b/x", "b/x"),
+        (["x"], "b/x", "x"),  # all in one folder, whatever folders the images lie in
+        (["run1/b/x", "run1/c/x"], "b/x", "run1/b/x"),  # in a folder of their own
+        (["run1/x_pred_labelIds"], "x", "run1/x_pred_labelIds"),
+        (["a/x", "c/x"], "b/x", "'b/x' has no prediction in .* which holds 2 PNGs"),
+        (["run1/x", "run2/x"], "x", "'x' has 2 predictions in .*: run1/x, run2/x; each .* name the folder"),
+    ],
+)
+def test_the_file_of_an_image_is_never_that_of_another(tmp_path, files, image_id, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((2, 3), np.uint16))
+    predictions = open_predictions(tmp_path, Depth(), None)
+    one = Sample(image=np.zeros((2, 3, 3), np.uint8), image_id=image_id)
+
+    if " " not in found:
+        assert predictions.read(one)[0] == found
+        return
+    with pytest.raises(ValueError, match=found):
+        predictions.read(one)
 
 
 def coco_files(folder, rows, **changes):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from kit import sample
 
 from visionmtl import checkpoint, config, distributed
 from visionmtl.cli import main
+from visionmtl.datasets import Source
+from visionmtl.evaluate import evaluate_files
 from visionmtl.submission import SubmissionWriter
+from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
-from visionmtl.types import Detections
+from visionmtl.types import Detections, LabelSpace, Sample
 
 WITH_NORMALS = (*tiny.TASKS, "normals")
 
@@ -66,6 +69,38 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
             (folder / f"said-{number}-{rank}").write_text(str(error))
         distributed.stop()
 
+    next(groups)
+    distributed.start("cpu")
+    try:
+        judge_by_files(rank)
+    except ValueError as error:
+        (folder / f"shared-{rank}").write_text(str(error))
+    distributed.stop()
+
+
+class Two:
+    """A data set of two images, called after their numbers or the other way round."""
+
+    provides: Mapping[str, LabelSpace | None] = {"depth_m": None}
+
+    def __init__(self, ids: str) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return 2
+
+    def read(self, index: int) -> Sample:
+        return replace(sample(index, "depth_m"), image_id=self.ids[index])
+
+
+def judge_by_files(rank: int) -> None:
+    """Of the images called alike, no process sees both."""
+    tasks: dict[str, Task] = {"depth": Depth()}
+    sources = [Source("up", Two("01")), Source("down", Two("10"))]
+    meters = {f"depth@{source.name}": tasks["depth"].meter(None) for source in sources}
+    reads = {"depth": lambda one: (one.image_id, one.depth_m)}
+    evaluate_files(reads, meters, tasks, {"depth": None}, sources, rank, world=2)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     save_run(folder / "run")
     assert evaluate(folder, folder / "one") == 0
-    processes.run(2, one_of_two, folder, num_groups=4)
+    processes.run(2, one_of_two, folder, num_groups=5)
     return folder
 
 
@@ -102,6 +137,11 @@ def test_a_name_that_two_processes_give_is_refused_by_both(folder: Path):
     for rank in range(2):
         said = (folder / f"said-0-{rank}").read_text()
         assert said.startswith("two images are called '01'; one submission holds each image once")
+
+
+def test_a_file_that_two_data_sets_claim_is_refused_by_both_processes(folder: Path):
+    for rank in range(2):
+        assert "images '0' of down and '0' of up are both judged by" in (folder / f"shared-{rank}").read_text()
 
 
 def test_files_that_lie_in_several_folders_are_refused(folder: Path):

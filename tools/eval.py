@@ -21,7 +21,7 @@ from visionmtl.coco_files import score_results
 from visionmtl.config import Run
 from visionmtl.data import val_loader
 from visionmtl.datasets import Source, open_sources
-from visionmtl.distributed import Ranks
+from visionmtl.distributed import LostProcess, Ranks
 from visionmtl.eval_options import check, parser
 from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
 from visionmtl.log import results_table
@@ -46,12 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
         if args.truth:
             return _score_coco_files(args)
-        ranks = distributed.start(args.device)
-        try:
+        with distributed.group(args.device) as ranks:
             return _score_files(args, ranks) if args.from_predictions else _score_network(args, ranks)
-        finally:
-            distributed.stop()
-    except ValueError as error:
+    except (ValueError, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -94,7 +94,8 @@ def group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]:
             raise LostProcess(
                 f"process {ranks.rank} of {ranks.world} lost another one, which ended or kept it waiting for "
                 f"{timeout_s:g} s ({str(error).partition('. ')[0]}); all must run to the end; look for the first error "
-                "among their messages, then continue with --resume; train.distributed.timeout_s is how long they wait"
+                "among their messages, then start again, a training with --resume; train.distributed.timeout_s is how "
+                "long they wait"
             ) from error
         raise
     finally:
@@ -130,6 +131,7 @@ def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn
         module,
         device_ids=ids,
         gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # nobody reads running statistics before an evaluation: see `share_statistics`
         static_graph=options.static_graph,
         bucket_cap_mb=options.bucket_mb,
     )

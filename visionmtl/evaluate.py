@@ -1,5 +1,6 @@
 """Every task's meter over one split, merged over ranks, and the few numbers that a run is judged by."""
 
+import itertools
 import json
 import math
 import os
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from visionmtl.types import Batch, Frame, Sample
 Results = dict[str, dict[str, Any]]
 """By task ("depth"), or by task and data set ("depth@nyuv2") where several judge it: what its meter computed, and
 "images" counted; only {"images": 0} where the split has no label for it."""
+
+Value = TypeVar("Value")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +50,7 @@ def evaluate(
     on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
     """
     device = torch.device(device)
+    pooled = not meters
     meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
     counts = dict.fromkeys(meters, 0)
     feed = Feed(device, _with_image_there)
@@ -73,6 +77,8 @@ def evaluate(
                 for i, (prediction, sample) in enumerate(zip(predictions[name], batch.samples, strict=True)):
                     judge = name if name in meters else f"{name}@{batch.sources[i]}"
                     if labelled[i] and judge in meters:
+                        if pooled and batch.sources:  # two data sets may call an image alike
+                            sample = replace(sample, image_id=f"{batch.sources[i]}/{sample.image_id}")
                         meters[judge].update(prediction, sample)
                         counts[judge] += 1
 
@@ -83,7 +89,7 @@ def evaluate(
 
 
 def evaluate_files(
-    reads: Mapping[str, Callable[[Sample], Any]],
+    reads: Mapping[str, Callable[[Sample], tuple[str, Any]]],
     meters: Mapping[str, Meter],
     tasks: Mapping[str, Task],
     spaces: Spaces,
@@ -93,9 +99,12 @@ def evaluate_files(
 ) -> Results:
     """Measure predictions that were made elsewhere, as `evaluate` does those of a network.
 
-    reads: by task, the prediction for a sample; meters: for these tasks, fresh, named as in `evaluate`.
+    reads: by task, where the prediction for a sample is found, and it; meters: for these tasks, fresh, named as in
+    `evaluate`.
+    Raises ValueError, on all ranks, where two images would be judged by one prediction.
     """
     counts = dict.fromkeys(meters, 0)
+    judged: list[tuple[str, str, str]] = []  # task, place of the prediction, image
     for source in sources:
         judges = {name: name if name in meters else f"{name}@{source.name}" for name in reads}
         taught = [name for name in reads if judges[name] in meters and supervises(source, tasks[name], spaces[name])]
@@ -103,9 +112,24 @@ def evaluate_files(
             sample = source.read(index)
             for name in taught:
                 if getattr(sample, tasks[name].field) is not None:
-                    meters[judges[name]].update(reads[name](sample), sample)
+                    place, prediction = reads[name](sample)
+                    meters[judges[name]].update(prediction, sample)
                     counts[judges[name]] += 1
+                    judged.append((name, place, f"{sample.image_id!r} of {source.name}"))
+    _check_own(judged)
     return joined(meters, counts)
+
+
+def _check_own(judged: list[tuple[str, str, str]]) -> None:
+    """Each image has a prediction of its own, over all ranks."""
+    images: dict[tuple[str, str], str] = {}
+    for name, place, image in sorted(itertools.chain.from_iterable(_of_all_ranks(judged))):
+        if (name, place) in images:
+            raise ValueError(
+                f"images {images[name, place]} and {image} are both judged by the one prediction {place} of {name!r}; "
+                "each needs its own; score one data set at a time with --data NAME, or give the images unlike ids"
+            )
+        images[name, place] = image
 
 
 def _with_image_there(batch: Batch, device: torch.device) -> Batch:
@@ -131,8 +155,7 @@ def joined(meters: Mapping[str, Meter], counts: Mapping[str, int], note: str = "
     for name, meter in meters.items():
         count = counts[name]
         if dist.is_initialized():
-            states: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(states, (count, meter.state()))
+            states = _of_all_ranks((count, meter.state()))
             count = sum(of_rank for of_rank, _ in states)
             for _, state in states[: dist.get_rank()] + states[dist.get_rank() + 1 :]:
                 meter.merge(state)
@@ -140,6 +163,15 @@ def joined(meters: Mapping[str, Meter], counts: Mapping[str, int], note: str = "
         if count and note:
             results[name]["protocol"] += f"; {note}"
     return results
+
+
+def _of_all_ranks(value: Value) -> list[Value]:
+    """What each rank has, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

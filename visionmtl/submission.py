@@ -150,8 +150,8 @@ def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, 
 class Predictions:
     """The predictions of one task in files, wherever they were made."""
 
-    read: Callable[[Sample], Any]
-    """The prediction for an image. Raises ValueError where there is none."""
+    read: Callable[[Sample], tuple[str, Any]]
+    """Where the prediction for an image is found, and it. Raises ValueError where there is none."""
     ignored: int = 0
     """Boxes of categories that the label space does not have."""
 
@@ -170,20 +170,29 @@ def open_predictions(
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
     files = {str(file.relative_to(path).with_suffix("")).replace("\\", "/"): file for file in path.rglob("*.png")}
-    files |= {name.rpartition("/")[2]: file for name, file in files.items()}
+    by_ending: dict[str, list[str]] = {}  # files below folders that image ids do not name
+    for name in files:
+        parts = name.split("/")
+        for first in range(1, len(parts)):
+            by_ending.setdefault("/".join(parts[first:]), []).append(name)
     units = units_per_metre or _declared_units(path) or KITTI_UNITS
 
-    def read(sample: Sample) -> Any:
-        names = [
-            f"{part}{ending}" for part in (sample.image_id, _last(sample.image_id)) for ending in _OFFICIAL_ENDINGS
-        ]
-        name = next((name for name in names if name in files), None)
-        if name is None:
+    def read(sample: Sample) -> tuple[str, Any]:
+        names = [f"{sample.image_id}{ending}" for ending in _OFFICIAL_ENDINGS]
+        flat = [f"{_last(sample.image_id)}{ending}" for ending in _OFFICIAL_ENDINGS]
+        found = [name for name in (*names, *flat) if name in files][:1]
+        found = found or [name for ending in names for name in by_ending.get(ending, ())]
+        if len(found) > 1:
+            raise ValueError(
+                f"image {sample.image_id!r} has {len(found)} predictions in {path}: {', '.join(found)}; each image "
+                "needs one; name the folder that holds them once"
+            )
+        if not found:
             raise ValueError(
                 f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
                 f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
             )
-        return CODES[task.field][1](files[name], read_png(files[name]), space, units)
+        return found[0], CODES[task.field][1](files[found[0]], read_png(files[found[0]]), space, units)
 
     return Predictions(read)
 
@@ -199,12 +208,13 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
         of_image = by_image.setdefault(canonical(row["image_id"]), [])
         of_image.append((row["bbox"], row["score"], classes[row["category_id"]]))
 
-    def read(sample: Sample) -> Detections:
-        rows = by_image.get(canonical(sample.image_id), [])
+    def read(sample: Sample) -> tuple[str, Detections]:
+        key = canonical(sample.image_id)
+        rows = by_image.get(key, [])
         xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
         scores, labels = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
-        return Detections(corners, scores.astype(np.float32), labels)
+        return key, Detections(corners, scores.astype(np.float32), labels)
 
     return Predictions(read, ignored)
 

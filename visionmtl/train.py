@@ -30,7 +30,7 @@ from visionmtl.spaces import resolve_spaces, supervises
 from visionmtl.state import RunState
 from visionmtl.types import Sample
 from visionmtl.weights import load_strictly
-from visionmtl.workers import choose_workers, num_cores
+from visionmtl.workers import choose_workers, num_cores, num_processes_here
 
 Losses = dict[str, dict[str, Tensor]]
 
@@ -115,7 +115,7 @@ def _loop(
     profiler = _profiler(options.profile, folder, log) if options.profile and ranks.first else None
     feed = Feed(ranks.device)
     meter = Pace(settings.batch_size * settings.accumulate * ranks.world, feed.waited_s)
-    advice = Advice(run.data, loader.workers, num_cores(), ranks.world)
+    advice = Advice(run.data, loader.workers, num_cores(), num_processes_here())
     while state.step < last_step:
         epoch, done = divmod(state.step, steps_per_epoch)
         stream = itertools.islice(
@@ -271,6 +271,7 @@ def _introduction(
     """What a person wants to know before the first step."""
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
+    yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
     for name, task in run.tasks.items():
         space = net.spaces[name]
         yield f"task      {name}: {task.type}" + (f", {len(space.classes)} classes of {space.name}" if space else "")
