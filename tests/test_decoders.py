@@ -47,6 +47,17 @@ def test_smp_decoder_answers_at_a_quarter(arch: str, norm: str):
     check(Smp(arch=arch, levels=levels, channels=32, norm=norm), drawn(levels, size), size)
 
 
+def test_semantic_fpn_narrows_a_wider_pyramid_before_its_large_convolutions():
+    def inputs(**settings: object) -> list[tuple[int, int]]:
+        """(input channels, kernel) of the convolutions that read level 2."""
+        branch = SemanticFPN(levels=(2, 3), channels=8, **settings).build(16).branches[0]
+        return [(m.in_channels, m.kernel_size[0]) for m in branch.modules() if isinstance(m, torch.nn.Conv2d)]
+
+    assert inputs() == [(16, 1), (8, 3)]
+    assert inputs(reduce=False) == [(16, 3)]
+    assert inputs(separable=True) == [(16, 3), (16, 1)], "whose pointwise one narrows already"
+
+
 def test_semantic_fpn_sums_what_its_levels_say():
     module = SemanticFPN(levels=(2, 3), channels=1).build(1).eval()
     for branch in module.branches:

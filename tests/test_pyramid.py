@@ -67,7 +67,7 @@ def test_levels_beyond_32_are_rounded_up_where_the_image_is_no_multiple(member: 
 
 
 def test_fpn_adds_the_coarse_map_to_the_fine_one():
-    pyramid = FPN(channels=1).build({3: 1, 4: 1}, (3, 4)).eval()
+    pyramid = FPN(channels=1, smooth_from=3).build({3: 1, 4: 1}, (3, 4)).eval()
     for block in [*pyramid.lateral, *pyramid.smooth]:
         block[1] = torch.nn.Identity()
         torch.nn.init.zeros_(block[0].weight)
@@ -118,9 +118,9 @@ def test_an_encoder_that_ends_early_gets_coarser_levels():
     assert answer[6].shape == (2, 8, 2, 4)
 
 
-def test_the_finest_level_is_smoothed_only_when_asked():
+def test_fine_levels_are_smoothed_only_when_asked():
     def weights(**settings: int) -> int:
         return sum(p.numel() for p in FPN(channels=8, **settings).build(CHANNELS, (2, 3, 4)).parameters())
 
-    assert weights(smooth_from=2) - weights() == 8 * 8 * 9 + 2 * 8  # a 3x3 convolution and its norm
-    assert weights(smooth_from=3) == weights() and weights(smooth_from=4) < weights()
+    one = 8 * 8 * 9 + 2 * 8  # a 3x3 convolution and its norm
+    assert [weights(smooth_from=level) - weights() for level in (2, 3, 4, 5)] == [2 * one, one, 0, -one]

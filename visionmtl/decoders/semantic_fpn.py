@@ -14,6 +14,10 @@ class SemanticFPN(Decoder):
     """Kirillov et al. 2019, arXiv:1901.02446, sec. 3 and fig. 3; without level 2 it sums at its finest level."""
 
     type: Literal["semantic_fpn"] = "semantic_fpn"
+    reduce: bool = True
+    """Where the pyramid is wider than `channels`, bring every level to these by a 1x1 convolution first. The paper's
+    first 3x3 convolution does that itself, and so do separable ones. At stride 4 and twice 256 to 128 channels it
+    saves a fifteenth of the arithmetic of a step with ResNet-50."""
 
     def build(self, in_channels: int) -> DenseMap:
         """See the base."""
@@ -35,6 +39,9 @@ class _Sum(DenseMap):
 
 def _branch(spec: SemanticFPN, in_channels: int, num_doublings: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    if spec.reduce and in_channels > spec.channels and not spec.separable:
+        layers.append(nn.Conv2d(in_channels, spec.channels, 1, bias=False))
+        in_channels = spec.channels
     for i in range(max(1, num_doublings)):
         c_in = spec.channels if i else in_channels
         layers.append(ConvBlock(c_in, spec.channels, norm=spec.norm, separable=spec.separable))

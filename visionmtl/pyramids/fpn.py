@@ -16,9 +16,9 @@ class FPN(Pyramid):
     """Lin et al. 2017, arXiv:1612.03144, sec. 3; with normalisation, and coarse levels as in FCOS (P6 from P5)."""
 
     type: Literal["fpn"] = "fpn"
-    smooth_from: int = Field(3, ge=0, description="finest level with a 3x3 convolution after the sum")
-    """The paper has one at every level. At stride 4 it is a sixth of the arithmetic of a whole step with ResNet-50, and
-    nothing but a norm lies between it and the 3x3 convolution with which a dense decoder begins."""
+    smooth_from: int = Field(4, ge=0, description="finest level with a 3x3 convolution after the sum")
+    """The paper has one at every level. At strides 4 and 8 they are a fifth of the arithmetic of a step with ResNet-50,
+    and nothing nonlinear lies between them and the 3x3 convolutions with which decoders and heads begin."""
 
     def build(self, channels: Mapping[int, int], levels: tuple[int, ...]) -> PyramidMaps:
         """See the base."""
