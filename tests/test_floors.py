@@ -109,6 +109,7 @@ MAY_MEET: dict[str, dict[str, str]] = {
     "visionmtl/ops/dense.py": {"visionmtl/ops/ranks.py": "losses are divided by what all ranks labelled"},
     "visionmtl/ops/fused.py": {"visionmtl/ops/resize.py": "the gradient of upsampled rows goes back to their cells"},
     "visionmtl/ops/path_patterns.py": {"visionmtl/ops/file_names.py": "a path in the settings stays inside its folder"},
+    "visionmtl/ops/photos.py": {"visionmtl/ops/images.py": "headers are read by Pillow, which fails in the same ways"},
     "visionmtl/ops/street_panoptic.py": {
         "visionmtl/ops/coco_entries.py": "Cityscapes' panoptic json is COCO's, with texts for ids of images",
         "visionmtl/ops/street_labels.py": "categories have the ids of labelIds",

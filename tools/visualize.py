@@ -201,9 +201,10 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[tuple[str, Pictur
     """The first images of the first epoch, with the very random numbers that training draws (see `data`)."""
     data, sources = run.data, open_sources(run.data.train)
     places = _places(sources)
-    show = Show(_chosen(run.tasks, args.tasks), resolve_spaces(run.tasks, sources), args.score)
+    spaces = resolve_spaces(run.tasks, sources)
+    show = Show(_chosen(run.tasks, args.tasks), spaces, args.score)
     alone = data.model_copy(update={"workers": 0})
-    loader = TrainLoader(alone, run.tasks, resolve_spaces(run.tasks, sources), sources, batch_size=1, seed=run.seed)
+    loader = TrainLoader(alone, run.tasks, spaces, sources, batch_size=1, seed=run.seed)
     for at, again in loader.draws(epoch=0)[: args.num or 16]:
         source, index = places[at]
         rng = random_numbers(run.seed, 0, at, again)

@@ -234,8 +234,11 @@ def _stamps(source: Source) -> NDArray[np.int64]:
 
     def stamp(file: str) -> tuple[int, int]:
         if file not in seen:
-            found = Path(file).stat() if Path(file).is_file() else None
-            seen[file] = (found.st_size, found.st_mtime_ns) if found else (0, 0)  # some may be missing
+            try:
+                found = Path(file).stat()
+                seen[file] = found.st_size, found.st_mtime_ns
+            except FileNotFoundError:  # labels may be missing
+                seen[file] = 0, 0
         return seen[file]
 
     stamps = np.zeros((len(source), 2), np.int64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from visionmtl.datasets import Source
-from visionmtl.ops.colour import colour_matrix
+from visionmtl.ops.colour import GREY
 from visionmtl.types import Encoded, Jpeg, Sample, View, Wanted
 from visionmtl.window import Size, Window
 
@@ -24,7 +24,6 @@ NUM_PROBES = 8
 """Images of a data set whose headers are looked at before a training begins."""
 
 _ENDINGS = (".jpg", ".jpeg")
-_GREY: list[float] = colour_matrix(saturation=0.0)[0, :3].tolist()  # what each channel adds to the grey of a pixel
 _TURNS = {  # by EXIF orientation: whether rows and columns change places first, then which axes are reversed
     1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
     5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
@@ -93,7 +92,8 @@ def with_mean_grey(colour: Tensor, image: Tensor, views: Sequence[View]) -> Tens
     """Colour matrices [B, 3, 4] made for images of mean grey 1, for these images. Waits for nothing."""
     shown = [one[:, : view.out[0], : view.out[1]] for one, view in zip(image, views, strict=True)]
     mean = torch.stack([one.mean((1, 2), dtype=torch.float32) for one in shown])  # [B, 3], without the padding
-    grey = _GREY[0] * mean[:, 0] + _GREY[1] * mean[:, 1] + _GREY[2] * mean[:, 2]
+    red, green, blue = GREY.tolist()  # numbers, for an array would have to be copied to the device
+    grey = red * mean[:, 0] + green * mean[:, 1] + blue * mean[:, 2]
     return torch.cat([colour[:, :, :3], colour[:, :, 3:] * grey[:, None, None]], dim=2)
 
 

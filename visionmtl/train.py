@@ -146,9 +146,8 @@ def _loop(
             if stopping or state.step >= last_step:
                 break
 
-        _read(
-            losses, micro_batches[-1].labelled, state.step
-        )  # between logged steps too, nothing spoilt is evaluated or saved
+        # between logged steps too, nothing spoilt is evaluated or saved
+        _read(losses, micro_batches[-1].labelled, state.step)
         ended = state.step % steps_per_epoch == 0
         finished = state.step >= total_steps
         epochs_done = state.step // steps_per_epoch

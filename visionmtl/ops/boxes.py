@@ -101,9 +101,11 @@ def _survivors(boxes: Tensor, scores: Tensor, group: Tensor, good: Tensor, max_i
     boxes: float [N, 4]; scores: float [N]; group: int64 [N]; good: bool [N]
     """
     places = good.nonzero().squeeze(1)
+    if not len(places):
+        return good
     # double: every group is shifted to a place of its own, past what float32 can hold to a pixel where they are many
     exact = boxes[places].double()
-    low = exact.amin() if len(places) else exact.new_zeros(())
-    extent = exact.amax() - low + 1 if len(places) else low
-    kept = torchvision.ops.nms(exact - low + (group[places] * extent)[:, None], scores[places].double(), max_iou)
+    extent = exact.amax() - exact.amin() + 1
+    shifted = exact - exact.amin() + (group[places] * extent)[:, None]
+    kept = torchvision.ops.nms(shifted, scores[places].double(), max_iou)
     return torch.zeros_like(good).index_fill_(0, places[kept], True)

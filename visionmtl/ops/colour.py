@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, as in torchvision and OpenCV
+GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, as in torchvision and OpenCV
 
 # rows: luma, in-phase, quadrature (YIQ, FCC 1953); hue is a rotation of the last two
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -26,7 +26,7 @@ def colour_matrix(
     `saturation`; hue rotated by `hue_turns` (1 = once around) at equal luma. The defaults give the identity.
     mean_rgb: the image's mean colour, about whose grey contrast turns.
     """
-    grey = np.tile(_GREY, (3, 1))
+    grey = np.tile(GREY, (3, 1))
     angle = 2 * math.pi * hue_turns
     turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
 
@@ -35,7 +35,7 @@ def colour_matrix(
     linear = rotate @ saturate * (contrast * brightness)
 
     # saturation and hue leave grey as it is, so the offset passes through them unchanged
-    offset = (1 - contrast) * brightness * float(_GREY @ np.asarray(mean_rgb))
+    offset = (1 - contrast) * brightness * float(GREY @ np.asarray(mean_rgb))
     return np.concatenate([linear, np.full((3, 1), offset)], axis=1).astype(np.float32)
 
 

@@ -12,8 +12,9 @@ from visionmtl.types import Photo, Shrink, at_full_size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 _TURNED = range(2, 9)  # EXIF orientations
-_LYING = range(5, 9)  # those that exchange height and width
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+LYING = range(5, 9)  # those that exchange height and width
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are missing, damaged or no images."""
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -37,7 +38,7 @@ def read_upright(path: Path, shrink: Shrink) -> Photo:
             size, shrunk = _reduce(opened, shrink)
             image = ImageOps.exif_transpose(opened)
             image.load()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as an image: {error}; it must be a complete {'/'.join(s[1:] for s in SUFFIXES)} "
             "file; fetch or convert it again, or leave it out"
@@ -50,7 +51,7 @@ def _reduce(opened: ImageFile.ImageFile, shrink: Shrink) -> tuple[tuple[int, int
     """Have a JPEG decoded at a fraction; returns the (H, W) of the whole image, upright, and the divisor."""
     width, height = opened.size
     orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    size = (width, height) if orientation in _LYING else (height, width)
+    size = (width, height) if orientation in LYING else (height, width)
     shrunk = shrink(size) if isinstance(opened, JpegImagePlugin.JpegImageFile) else 1
     # turning would move the incomplete pixels at the right and lower edge to the others, and everything by their part
     while orientation in _TURNED and (height % shrunk or width % shrunk):

@@ -1,7 +1,6 @@
 """Photographs and label maps of data sets, read fast and pixel by pixel as stored; a damaged file is named."""
 
 import io
-import struct
 from pathlib import Path
 
 import cv2
@@ -9,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from visionmtl.ops.images import LYING, UNREADABLE
 from visionmtl.types import Jpeg, Photo, Shrink, at_full_size
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = 0  # colour type in a PNG's header
 _START_OF_JPEG = b"\xff\xd8"
 _END_OF_JPEG = b"\xff\xd9"
-_LYING = range(5, 9)  # EXIF orientations that exchange height and width
 _FLAGS = {  # by divisor; a reduced image comes as BGR only
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -70,7 +69,7 @@ def read_encoded(file: Path, upright: bool = False) -> Photo:
         with Image.open(io.BytesIO(content.data)) as opened:
             size, mode = (opened.height, opened.width), opened.mode
             found = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise _unreadable(file) from error
     if mode not in ("L", "RGB"):
         raise ValueError(
@@ -79,7 +78,7 @@ def read_encoded(file: Path, upright: bool = False) -> Photo:
         )
     _check_end(file, content)
     orientation = found if found in range(1, 9) else 1
-    turned = size[::-1] if orientation in _LYING else size
+    turned = size[::-1] if orientation in LYING else size
     return Photo(np.zeros((0, 0, 3), np.uint8), turned, 1, Jpeg(content, turned, orientation, str(file)))
 
 
