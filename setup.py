@@ -44,7 +44,7 @@ setup(
     ],
     python_requires=">=3.10",
     package_dir=carried,
-    packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried],
+    packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
     package_data={"visionmtl": ["py.typed"], "visionmtl._configs": ["*.yaml", "*.json"]},
     include_package_data=False,
     zip_safe=False,

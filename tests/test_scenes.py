@@ -11,9 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visionmtl.datasets.scenes import MIN_VISIBLE_PX, SCENES, SCENES_OBJECTS, Scenes, compose, draw, visible_boxes
-from visionmtl.ops import raycast, shading, textures
-from visionmtl.ops.raycast import Solid
+from visionmtl.datasets.scenes import (
+    MIN_VISIBLE_PX,
+    SCENES,
+    SCENES_OBJECTS,
+    Scenes,
+    compose,
+    draw,
+    raycast,
+    shading,
+    textures,
+    visible_boxes,
+)
+from visionmtl.datasets.scenes.raycast import Solid
 
 BALL = Solid("sphere", (0.0, 3.0, 1.0), (0.5, 0.5, 0.5), 0.0)
 CUBE = Solid("box", (0.0, 3.0, 1.0), (0.5, 0.5, 0.5), 0.0)

@@ -5,9 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pydantic import ValidationError
 
 from visionmtl.benchmark.balance import Methods

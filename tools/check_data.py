@@ -6,19 +6,16 @@ import re
 import sys
 from pathlib import Path
 
-if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from PIL import Image
 from rich.console import Console
 
-from visionmtl.config import load_data
 from visionmtl.data_check.progress import Reading
 from visionmtl.data_check.sheet import draw_sheet
 from visionmtl.data_check.statistics import statistics
 from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
 from visionmtl.data_check.tables import count_all, print_result
 from visionmtl.data_check.verdict import judge
+from visionmtl.run import load_data
 
 
 def at_least(least: int, text: str) -> int:

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

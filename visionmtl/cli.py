@@ -6,17 +6,11 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from visionmtl.spec import did_you_mean
+from visionmtl.config.registry import did_you_mean
+from visionmtl.config.shipped import shipped_folder
 
-_here = Path(__file__).resolve().parent
-# a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.
-# Found under this module's name (`visionmtl.cli.train`), so that worker processes find them again.
-_folder = _here / "_tools" if (_here / "_tools").is_dir() else _here.parent / "tools"
-if not _folder.is_dir():
-    raise ImportError(
-        f"found no tools in {_folder}; they lie beside the package in a checkout and in visionmtl/_tools in a wheel; "
-        "reinstall visionmtl"
-    )
+# found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
+_folder = shipped_folder("tools")
 __path__ = [str(_folder)]
 
 

@@ -8,19 +8,11 @@ from typing import Protocol
 
 from pydantic import Field
 
-from visionmtl.spec import Kind
-from visionmtl.types import LabelSpace, Sample, Wanted
+from visionmtl.config.registry import Kind
+from visionmtl.config.shipped import shipped_folder
+from visionmtl.structures import LabelSpace, Sample, Wanted
 
-_here = Path(__file__).resolve().parent
-# a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.
-# A top-level package called `datasets` would shadow Hugging Face's.
-_folder = _here / "_datasets" if (_here / "_datasets").is_dir() else _here.parent / "datasets"
-if not (_folder / "scenes.py").is_file():
-    raise ImportError(
-        f"found no data set adapters in {_folder}; they lie beside the package in a checkout and in "
-        "visionmtl/_datasets in a wheel; reinstall visionmtl"
-    )
-__path__ = [str(_folder)]
+__path__ = [str(shipped_folder("datasets"))]
 
 
 class Reader(Protocol):

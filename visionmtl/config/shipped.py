@@ -1,0 +1,20 @@
+"""Where the top-level folders `datasets/`, `configs/` and `tools/` lie: beside the package, or inside it in a wheel."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `name`: `visionmtl/_<name>` in a wheel, `<name>` beside the package in a checkout.
+
+    A wheel cannot install them at the top level: a package called `datasets` would shadow Hugging Face's.
+    Raises ImportError when neither is there.
+    """
+    for folder in (_PACKAGE / f"_{name}", _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise ImportError(
+        f"there is neither {_PACKAGE / f'_{name}'} nor {_PACKAGE.parent / name}; the folder {name}/ belongs to "
+        "visionmtl; reinstall it"
+    )
