@@ -25,7 +25,7 @@ from visionmtl.ops.instances import outlines
 from visionmtl.ops.photos import read_map, read_photo
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19, THING_OF_CODE, THINGS8, UNKNOWN, class_table
 from visionmtl.ops.street_panoptic import PanopticBoxes
-from visionmtl.types import EVERYTHING, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 

@@ -25,7 +25,7 @@ from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
 from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_encoded, read_map, read_reduced
-from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation"]
 Maps = Literal["panoptic", "stuffthingmaps", "instances", "instances_and_background"]

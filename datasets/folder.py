@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from visionmtl.config.registry import Spec
 from visionmtl.datasets import Dataset
 from visionmtl.ops import file_names
 from visionmtl.ops.coco_json import read_boxes
@@ -28,8 +29,7 @@ from visionmtl.ops.label_values import class_file, label_table, to_classes
 from visionmtl.ops.palette import palette
 from visionmtl.ops.path_patterns import FilePerImage, RelativePath
 from visionmtl.ops.photos import read_encoded, read_png, read_reduced
-from visionmtl.spec import Spec
-from visionmtl.types import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Missing = Literal["error", "unlabelled"]
 

@@ -26,7 +26,7 @@ from visionmtl.ops.coco_entries import read_json
 from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_encoded, read_map, read_png, read_reduced
-from visionmtl.types import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
+from visionmtl.structures import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 

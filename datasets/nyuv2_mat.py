@@ -20,7 +20,7 @@ from scipy.io.matlab import MatReadError
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
 from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.instances import outlines
-from visionmtl.types import Boxes, LabelSpace, Sample
+from visionmtl.structures import Boxes, LabelSpace, Sample
 
 MAT = "nyu_depth_v2_labeled.mat"
 UNITS_PER_METRE = 1000.0

@@ -17,7 +17,7 @@ from visionmtl.datasets import Dataset
 from visionmtl.ops import raycast, shading, textures
 from visionmtl.ops.raycast import Camera, Floats, Layers, Panel, Solid, Vector
 from visionmtl.ops.textures import Material, linear_rgb
-from visionmtl.types import Boxes, LabelSpace, Sample
+from visionmtl.structures import Boxes, LabelSpace, Sample
 
 SCENES = LabelSpace(
     "scenes",

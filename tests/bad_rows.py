@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from drawn_layouts import LAYOUTS
 
-from visionmtl.types import Sample
+from visionmtl.structures import Sample
 
 Spoil = Callable[[Path], Any]
 """Spoils a file. What it returns, if anything, is the picture that should be read nevertheless."""

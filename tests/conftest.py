@@ -16,10 +16,10 @@ for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "NO_ALBUMENTATIONS_UPD
 @pytest.fixture(autouse=True)
 def _no_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a test names no device it gets the CPU, whatever there is: numbers are compared with those of one."""
-    from visionmtl import distributed
+    from visionmtl.engine import distributed
 
     chosen = distributed.choose_device
-    for name in ("visionmtl.distributed", "visionmtl.benchmark.workload"):
+    for name in ("visionmtl.engine.distributed", "visionmtl.benchmark.workload"):
         if name in sys.modules:
             monkeypatch.setattr(f"{name}.choose_device", lambda device: chosen("cpu" if device == "auto" else device))
 

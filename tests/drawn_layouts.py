@@ -15,7 +15,7 @@ from write_nyuv2 import drawn_frames, write_official, write_pixels, write_prepar
 
 from visionmtl.datasets import Dataset, Reader
 from visionmtl.ops.street_labels import THINGS8
-from visionmtl.types import Sample
+from visionmtl.structures import Sample
 
 SIZE = (24, 32)
 _DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)

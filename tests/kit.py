@@ -9,9 +9,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from visionmtl.spec import Kind
+from visionmtl.config.registry import Kind
+from visionmtl.structures import LABEL_FIELDS, Boxes, Detections, Frame, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.types import LABEL_FIELDS, Boxes, Detections, Frame, LabelSpace, Maps, Sample
 
 CHANNELS = 64  # GroupNorm needs two channels a group where a map has one cell
 SIZE = (64, 96)  # H, W of the padded input

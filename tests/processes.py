@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from visionmtl.workers import start_method
+from visionmtl.data.workers import start_method
 
 
 def run(world: int, work: Callable[..., None], *args: Any, num_groups: int = 1, timeout_s: float = 900) -> None:

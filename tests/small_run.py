@@ -8,22 +8,22 @@ from torch import Tensor
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.config import Run, Train
 from visionmtl.data import Data
-from visionmtl.decoders.semantic_fpn import SemanticFPN
-from visionmtl.distributed import Ranks
-from visionmtl.encoder import Encoder
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.base import Head
-from visionmtl.model import LossNet, Model, MultiTaskNet, build_model
-from visionmtl.optim import Optim
-from visionmtl.pyramids.fpn import FPN
-from visionmtl.state import RunState
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.optim import Optim
+from visionmtl.engine.state import RunState
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.base import Head
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.network import LossNet, Model, MultiTaskNet, build_model
+from visionmtl.run import Run, Train
+from visionmtl.structures import Batch, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Batch, Sample
 
 NARROW = SemanticFPN(channels=16)
 HEAD = Aligned(num_convs=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visionmtl.ops.assign import Assignment, fcos, task_aligned
+from visionmtl.ops.assignment import Assignment, fcos, task_aligned
 from visionmtl.ops.boxes import cells
 
 SHAPES = [(3, 8, 8), (4, 4, 4), (5, 2, 2)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from visionmtl.augment import Augment, fit
-from visionmtl.types import Boxes, Sample
+from visionmtl.data.transforms.augment import Augment, fit
+from visionmtl.structures import Boxes, Sample
 
 SEEDS = range(30)
 SIZE = (96, 128)  # more than half of any drawn sample: a view at half or less lies on a grid, see test_reduced

@@ -7,13 +7,13 @@ import torch
 import write_nyuv2
 import yaml
 
-from visionmtl.augment import Augment
 from visionmtl.benchmark.base import Note, Row, Table
 from visionmtl.benchmark.loading import Loading
 from visionmtl.benchmark.plain_loader import PlainLoader, files_of
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.transforms.crop_resize import Framing, Window
 from visionmtl.datasets import open_sources
 from visionmtl.datasets.nyuv2 import NYUv2
-from visionmtl.window import Framing, Window
 
 SIZE = (48, 64)
 

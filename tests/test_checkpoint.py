@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
-from visionmtl import checkpoint
-from visionmtl.checkpoint import open_model
-from visionmtl.state import RunState
+from visionmtl.engine import checkpoint
+from visionmtl.engine.checkpoint import open_model
+from visionmtl.engine.state import RunState
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from write_cityscapes import part_file, write_cityscapes
 
 from visionmtl.datasets.cityscapes import Cityscapes, CityscapesReader, find_boxes
 from visionmtl.ops.street_labels import CITYSCAPES19, THINGS8
-from visionmtl.types import IGNORE, Boxes
+from visionmtl.structures import IGNORE, Boxes
 
 SIZE = (64, 128)
 

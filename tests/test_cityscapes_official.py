@@ -9,9 +9,9 @@ import pytest
 from write_cityscapes import write_cityscapes
 
 from visionmtl.datasets.cityscapes import Cityscapes, CityscapesReader
-from visionmtl.meters.segmentation import SegmentationMeter
+from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.ops.street_labels import CITYSCAPES19, THINGS8
-from visionmtl.types import IGNORE, Boxes
+from visionmtl.structures import IGNORE, Boxes
 
 
 def opened(root: Path, split: str, *labels: str) -> CityscapesReader:

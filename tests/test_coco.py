@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from write_coco import FLOOR, WALL, write_coco
 
 from visionmtl.datasets.coco import COCO, COCO80, COCO133, COCO171
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 BOTH = ("boxes", "segmentation")
 

@@ -8,7 +8,7 @@ import torch
 from torch._inductor import metrics
 from torchvision.transforms import functional as reference
 
-from visionmtl.ops.colour import apply_matrices, colour_matrix, normalise
+from visionmtl.ops.color import apply_matrices, colour_matrix, normalise
 
 
 def test_colour_factors_mean_what_torchvision_means():

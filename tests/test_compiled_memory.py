@@ -7,9 +7,9 @@ from small_run import losses_of, small_batch, small_net, small_tasks
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 
-from visionmtl.compiled import compile_losses
-from visionmtl.config import Train
-from visionmtl.model import LossNet
+from visionmtl.engine.compile import compile_losses
+from visionmtl.network import LossNet
+from visionmtl.run import Train
 
 
 def graphs(share: float) -> tuple[fx.Graph, fx.Graph]:

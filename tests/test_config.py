@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from visionmtl.config import Run, dump, load, print_config, read, schema
-from visionmtl.optim import Optim
-from visionmtl.overlay import SHIPPED, ConfigError
-from visionmtl.spec import PYDANTIC_ERRORS
+from visionmtl.config.loader import SHIPPED, ConfigError
+from visionmtl.config.registry import PYDANTIC_ERRORS
+from visionmtl.engine.optim import Optim
+from visionmtl.run import Run, dump, load, print_config, read, schema
 
 BASE = """\
 # A base.
@@ -243,6 +243,6 @@ def test_the_schema_accepts_every_shipped_config():
 
 def test_the_shipped_schema_is_the_one_the_command_writes():
     # in a process of its own: specs that other tests define would join the schema
-    done = subprocess.run([sys.executable, "-m", "visionmtl.config"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "visionmtl.run"], capture_output=True, text=True, check=True)
     shipped = (SHIPPED / "schema.json").read_text(encoding="utf-8")
-    assert shipped == done.stdout, "write it again: python -m visionmtl.config > configs/schema.json"
+    assert shipped == done.stdout, "write it again: python -m visionmtl.run > configs/schema.json"

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from visionmtl.augment import Augment
 from visionmtl.data import Data, TrainLoader, val_loader
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.workers import choose_workers
 from visionmtl.datasets import Dataset, open_sources
-from visionmtl.spaces import resolve_spaces
+from visionmtl.structures import Batch, LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.types import Batch, LabelSpace, Sample
-from visionmtl.workers import choose_workers
 
 ANIMALS = LabelSpace("animals", ("cat", "dog"), ((1, 2, 3), (4, 5, 6)))
 TOOLS = LabelSpace("tools", ("saw",), ((1, 2, 3),))

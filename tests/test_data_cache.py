@@ -17,20 +17,20 @@ import write_nyuv2
 from drawn_layouts import LAYOUTS
 from PIL import Image
 
-from visionmtl import data_cache
-from visionmtl.augment import Augment
 from visionmtl.data import Data, TrainLoader
-from visionmtl.data_cache import with_cache
+from visionmtl.data.cache.decoded import with_cache
+from visionmtl.data.cache.packed import Packed, pack, to_parts
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader.cache import decoded as data_cache
+from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import Source, open_sources
+from visionmtl.engine.trainer import train
 from visionmtl.ops.file_lock import locked
-from visionmtl.packed import Packed, pack, to_parts
-from visionmtl.spaces import resolve_spaces
+from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.train import train
-from visionmtl.types import LABEL_FIELDS, Boxes, Sample
 
 TASKS = {"detection": Detection(), "segmentation": Segmentation(), "depth": Depth(), "normals": Normals()}
 FIELDS = set(LABEL_FIELDS)

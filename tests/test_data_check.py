@@ -19,7 +19,7 @@ from visionmtl.data_check.survey import Checked, plan, read_all
 from visionmtl.data_check.tally import Tally
 from visionmtl.data_check.verdict import judge
 from visionmtl.datasets import Source
-from visionmtl.types import IGNORE, Boxes, LabelSpace, Sample
+from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
 
 SPACE = LabelSpace("toy", ("cup", "floor"), ((255, 0, 0), (0, 255, 0)))
 PROVIDES = {"boxes": SPACE, "segmentation": SPACE, "depth_m": None, "normals": None}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from visionmtl.decoders.base import Decoder
-from visionmtl.decoders.semantic_fpn import SemanticFPN
-from visionmtl.decoders.smp import Smp
-from visionmtl.decoders.upernet import UPerNet
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.decoders.smp import Smp
+from visionmtl.modeling.decoders.upernet import UPerNet
 
 ARCHS = ("unet", "unetplusplus", "manet", "deeplabv3plus", "fpn", "pan", "segformer", "upernet")
 MEMBERS = sorted(set(Decoder.members()) - {"smp"})

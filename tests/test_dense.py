@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visionmtl.ops import dense, ranks
-from visionmtl.types import IGNORE
+from visionmtl.ops import losses as dense
+from visionmtl.ops import ranks
+from visionmtl.structures import IGNORE
 
 SHAPE = (3, 17, 13)
 

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from write_jpegs import SIZES, picture, write_jpeg, write_jpegs
 
 from visionmtl.data import Data, TrainLoader
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
 from visionmtl.device_decode import _shown
-from visionmtl.model import to_device
-from visionmtl.spaces import resolve_spaces
+from visionmtl.network import to_device
+from visionmtl.structures import Batch, View
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Batch, View
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")  # of torchvision
 

@@ -12,16 +12,16 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 from write_jpegs import write_jpegs
 
-from visionmtl import config
+from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.config import Run
 from visionmtl.data import TrainLoader
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.prefetch import Feed
 from visionmtl.datasets import open_sources
-from visionmtl.feed import Feed
-from visionmtl.model import to_device
-from visionmtl.pace import WARMUP_STEPS, Advice
-from visionmtl.spaces import resolve_spaces
-from visionmtl.types import Batch
+from visionmtl.engine.throughput import WARMUP_STEPS, Advice
+from visionmtl.network import to_device
+from visionmtl.run import Run
+from visionmtl.structures import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")  # of torchvision
 

@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
-from visionmtl import checkpoint
-from visionmtl.config import Run
 from visionmtl.data import val_loader
 from visionmtl.datasets import open_sources
-from visionmtl.evaluate import evaluate
-from visionmtl.train import Options, train
+from visionmtl.engine import checkpoint
+from visionmtl.engine.evaluator import evaluate
+from visionmtl.engine.trainer import Options, train
+from visionmtl.run import Run
 
 METHODS: dict[str, dict[str, Any]] = {
     "fixed": {"type": "fixed"},

@@ -14,13 +14,13 @@ import pytest
 import tiny
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from visionmtl import checkpoint, distributed
-from visionmtl.config import Run
 from visionmtl.data import TrainLoader
-from visionmtl.distributed import LostProcess
-from visionmtl.state import RunState
-from visionmtl.train import Options, train
-from visionmtl.workers import start_method
+from visionmtl.data.workers import start_method
+from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine.distributed import LostProcess
+from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Options, train
+from visionmtl.run import Run
 
 DIES_BEFORE = 4  # of 6 steps, 2 to an epoch: the last checkpoint is that of step 2
 ON_CPU = Options(device="cpu", resume="auto")

@@ -10,14 +10,14 @@ import pytest
 import tiny
 import torch
 
-from visionmtl import distributed
-from visionmtl.config import Run
 from visionmtl.data import ValLoader, val_loader
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.distributed import Ranks
-from visionmtl.evaluate import evaluate
-from visionmtl.spaces import resolve_spaces
-from visionmtl.types import Sample
+from visionmtl.engine import distributed
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.evaluator import evaluate
+from visionmtl.run import Run
+from visionmtl.structures import Sample
 
 IMAGES = {"seven": 7, "two": 2}
 """Images to judge: of 7 the processes have unequal numbers, of 2 the last of three processes has none."""

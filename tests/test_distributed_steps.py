@@ -14,15 +14,15 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from visionmtl import distributed
-from visionmtl.config import Run
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.distributed import Ranks
-from visionmtl.model import build_model
-from visionmtl.ops.dense import dice, hardest, lovasz_softmax
-from visionmtl.spaces import resolve_spaces
-from visionmtl.state import RunState
-from visionmtl.types import Batch
+from visionmtl.engine import distributed
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.state import RunState
+from visionmtl.network import build_model
+from visionmtl.ops.losses import dice, hardest, lovasz_softmax
+from visionmtl.run import Run
+from visionmtl.structures import Batch
 
 STEPS, ACCUMULATE = 3, 2
 GROUP = {"norm": "group"}

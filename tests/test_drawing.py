@@ -5,7 +5,7 @@ import pytest
 
 from visionmtl import drawing
 from visionmtl.ops import canvas
-from visionmtl.types import IGNORE, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Detections, LabelSpace
 
 SPACE = LabelSpace("three", ("red thing", "green thing", "blue thing"), ((230, 20, 20), (20, 230, 20), (20, 20, 230)))
 GREY = np.full((320, 400, 3), 128, np.uint8)

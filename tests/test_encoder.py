@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from visionmtl.encoder import Encoder
+from visionmtl.modeling.encoder import Encoder
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from visionmtl.decoders.semantic_fpn import SemanticFPN
-from visionmtl.encoder import Encoder
-from visionmtl.pyramids.fpn import FPN
-from visionmtl.pyramids.simple import Simple
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.modeling.pyramids.simple import Simple
 
 FAMILIES = {
     "test_resnet": {},

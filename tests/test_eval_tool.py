@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from visionmtl import checkpoint, config
+from visionmtl import run as config
 from visionmtl.cli import main
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.model import build_model
-from visionmtl.spaces import resolve_spaces
+from visionmtl.engine import checkpoint
+from visionmtl.network import build_model
 
 SMALL = [
     "data.train.0.num_images=3",

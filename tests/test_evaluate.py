@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 
 from visionmtl.datasets import Source
-from visionmtl.evaluate import evaluate, evaluate_files, headline, save_json, score
-from visionmtl.meters.depth import DepthMeter
-from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.types import Batch, Frame, LabelSpace, Sample
+from visionmtl.engine.evaluator import evaluate, evaluate_files, headline, save_json, score
+from visionmtl.metrics.depth import DepthMeter
+from visionmtl.metrics.segmentation import SegmentationMeter
+from visionmtl.structures import Batch, Frame, LabelSpace, Sample
 
 SPACE = LabelSpace("two", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
 

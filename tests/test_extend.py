@@ -9,15 +9,15 @@ import pytest
 import readme_tree
 from kit import check_spec, found
 
-from visionmtl import config
+from visionmtl import run as config
 from visionmtl.balance.base import Balance
 from visionmtl.cli import main
-from visionmtl.decoders.base import Decoder
-from visionmtl.heads.base import Head
-from visionmtl.overlay import SHIPPED
-from visionmtl.pyramids.base import Pyramid
-from visionmtl.sharing.base import Sharing
-from visionmtl.spec import Kind
+from visionmtl.config.loader import SHIPPED
+from visionmtl.config.registry import Kind
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.heads.base import Head
+from visionmtl.modeling.pyramids.base import Pyramid
+from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.tasks.base import Task
 
 KINDS = (Task, Head, Balance, Sharing, Decoder, Pyramid)
@@ -28,7 +28,7 @@ from typing import ClassVar, Literal
 import numpy as np, torch
 from torch import nn
 from torch.nn import functional as F
-from visionmtl.ops.dense import mean_over_labelled, to_original
+from visionmtl.ops.losses import mean_over_labelled, to_original
 from visionmtl.tasks.base import Task
 
 def borders(classes):
@@ -89,7 +89,7 @@ class _Out(nn.Module):
 from typing import Literal
 import numpy as np
 from visionmtl.datasets import Dataset
-from visionmtl.types import LabelSpace, Sample
+from visionmtl.structures import LabelSpace, Sample
 
 class Stripes(Dataset, frozen=True):
     type: Literal["my_data.Stripes"] = "my_data.Stripes"
@@ -111,8 +111,8 @@ class Reader:
 from typing import Literal
 from torch import nn
 from torch.nn import functional as F
-from visionmtl.decoders.base import Decoder, DenseMap
-from visionmtl.pyramids.base import Pyramid, PyramidMaps
+from visionmtl.modeling.decoders.base import Decoder, DenseMap
+from visionmtl.modeling.pyramids.base import Pyramid, PyramidMaps
 
 class Finest(Decoder, frozen=True):
     type: Literal["my_parts.Finest"] = "my_parts.Finest"
@@ -165,7 +165,7 @@ def test_four_kinds_of_extension_train_and_come_back_from_their_checkpoint(tmp_p
     trained = run(tmp_path, tool, "mine.yaml", "--device", "cpu", "--output", "out")
     assert "borders" in trained and "depth" in trained
 
-    again = "from visionmtl.checkpoint import open_model; print(open_model('out/checkpoints/last.pt').run)"
+    again = "from visionmtl.engine.checkpoint import open_model; print(open_model('out/checkpoints/last.pt').run)"
     read = run(tmp_path, "-c", again)
     assert all(name in read for name in ("my_task.Borders", "my_parts.Lateral", "my_parts.Finest", "my_data.Stripes"))
 

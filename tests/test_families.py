@@ -10,19 +10,19 @@ from test_encoder_families import FAMILIES, first_weight
 
 from visionmtl.balance.base import Step
 from visionmtl.balance.upgrad import UPGrad
-from visionmtl.decoders.base import Decoder
-from visionmtl.decoders.semantic_fpn import SemanticFPN
-from visionmtl.encoder import Encoder
-from visionmtl.heads.aligned import Aligned
-from visionmtl.model import LossNet, Model, build_model
-from visionmtl.pyramids.base import Pyramid
-from visionmtl.pyramids.fpn import FPN
-from visionmtl.pyramids.simple import Simple
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.pyramids.base import Pyramid
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.modeling.pyramids.simple import Simple
+from visionmtl.network import LossNet, Model, build_model
+from visionmtl.structures import Frame
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Frame
 
 SIZE = (64, 128)
 ORIGINAL = (90, 180)

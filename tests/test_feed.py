@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_run import small_batch, small_run, small_state, small_tasks
 
-from visionmtl import feed as module
-from visionmtl.feed import Feed
-from visionmtl.types import Batch
+from visionmtl.data import prefetch as module
+from visionmtl.data.prefetch import Feed
+from visionmtl.structures import Batch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -13,56 +13,56 @@ import readme_tree
 # floor by file pattern, the first that matches; a file without a floor is a failure. Half floors lie in between.
 FLOORS: dict[str, float] = {
     "visionmtl/__init__.py": 0,
-    "visionmtl/types.py": 0,
-    "visionmtl/spec.py": 0,
+    "visionmtl/structures.py": 0,
+    "visionmtl/config/registry.py": 0,
     "visionmtl/ops/*.py": 1,
     "visionmtl/datasets.py": 1,
-    "visionmtl/layers.py": 1,
-    "visionmtl/unread.py": 1,
-    "visionmtl/sync_batchnorm.py": 1.5,  # a layer that asks ranks
-    "visionmtl/environment.py": 1,
+    "visionmtl/modeling/layers.py": 1,
+    "visionmtl/modeling/unused_parameters.py": 1,
+    "visionmtl/modeling/sync_batchnorm.py": 1.5,  # a layer that asks ranks
+    "visionmtl/engine/environment.py": 1,
     "datasets/*.py": 1.5,
-    "visionmtl/photometric.py": 1.5,  # a pipeline of albumentations; applied by augment
-    "visionmtl/weights.py": 1.5,  # a state dict for a timm model; read by the encoder
-    "visionmtl/encoder.py": 2,
-    "visionmtl/pyramids/*.py": 2,
-    "visionmtl/augment.py": 2,
+    "visionmtl/data/transforms/photometric.py": 1.5,  # a pipeline of albumentations; applied by augment
+    "visionmtl/modeling/weights.py": 1.5,  # a state dict for a timm model; read by the encoder
+    "visionmtl/modeling/encoder.py": 2,
+    "visionmtl/modeling/pyramids/*.py": 2,
+    "visionmtl/data/transforms/augment.py": 2,
     "visionmtl/drawing.py": 2,
-    "visionmtl/decoders/*.py": 2,
-    "visionmtl/heads/*.py": 2,
-    "visionmtl/meters/*.py": 2,
+    "visionmtl/modeling/decoders/*.py": 2,
+    "visionmtl/modeling/heads/*.py": 2,
+    "visionmtl/metrics/*.py": 2,
     "visionmtl/tasks/*.py": 3,
     "visionmtl/balance/*.py": 3,
-    "visionmtl/sharing/*.py": 3,
-    "visionmtl/workers.py": 1,  # processes that load; started by data
-    "visionmtl/window.py": 1.5,  # the geometry of a view; drawn by augment
-    "visionmtl/packed.py": 1.5,  # samples as bytes; written by the data cache
-    "visionmtl/data_cache.py": 2,
+    "visionmtl/modeling/sharing/*.py": 3,
+    "visionmtl/data/workers.py": 1,  # processes that load; started by data
+    "visionmtl/data/transforms/crop_resize.py": 1.5,  # the geometry of a view; drawn by augment
+    "visionmtl/data/cache/packed.py": 1.5,  # samples as bytes; written by the data cache
+    "visionmtl/data/cache/decoded.py": 2,
     "visionmtl/device_decode.py": 2,  # images of a batch; asked for by data, done by model
-    "visionmtl/sampling.py": 1,  # a part of the data's settings
-    "visionmtl/spaces.py": 3.5,  # asks tasks what they learn; read by data
-    "visionmtl/model.py": 4,
-    "visionmtl/data.py": 4,
-    "visionmtl/optim.py": 4,
-    "visionmtl/overlay.py": 4,
-    "visionmtl/config.py": 4.5,  # `Run` holds the specs of model, data and optim
-    "visionmtl/checkpoint.py": 5,
-    "visionmtl/compiled.py": 5,
-    "visionmtl/log.py": 5,
-    "visionmtl/pace.py": 5,
-    "visionmtl/distributed.py": 5,
-    "visionmtl/shard.py": 5,
-    "visionmtl/feed.py": 5,
-    "visionmtl/plan.py": 6,
-    "visionmtl/resume.py": 6.5,  # looks for what an evaluation found
-    "visionmtl/state.py": 5.5,  # a step of a run, which ranks share
-    "visionmtl/protocols.py": 5,
-    "visionmtl/evaluate.py": 6,
-    "visionmtl/expectation.py": 6,
-    "visionmtl/submission.py": 6,
+    "visionmtl/data/sampler.py": 1,  # a part of the data's settings
+    "visionmtl/data/label_spaces.py": 3.5,  # asks tasks what they learn; read by data
+    "visionmtl/network.py": 4,
+    "visionmtl/data/loader.py": 4,
+    "visionmtl/engine/optim.py": 4,
+    "visionmtl/config/loader.py": 4,
+    "visionmtl/run.py": 4.5,  # `Run` holds the specs of model, data and optim
+    "visionmtl/engine/checkpoint.py": 5,
+    "visionmtl/engine/compile.py": 5,
+    "visionmtl/engine/logging.py": 5,
+    "visionmtl/engine/throughput.py": 5,
+    "visionmtl/engine/distributed.py": 5,
+    "visionmtl/engine/fsdp.py": 5,
+    "visionmtl/data/prefetch.py": 5,
+    "visionmtl/engine/options.py": 6,
+    "visionmtl/engine/resume.py": 6.5,  # looks for what an evaluation found
+    "visionmtl/engine/state.py": 5.5,  # a step of a run, which ranks share
+    "visionmtl/engine/protocols.py": 5,
+    "visionmtl/engine/evaluator.py": 6,
+    "visionmtl/engine/verify_results.py": 6,
+    "visionmtl/inference/results_io.py": 6,
     "visionmtl/coco_files.py": 6,
     "visionmtl/eval_options.py": 6.5,  # names protocols, expectations and units of submissions
-    "visionmtl/predict.py": 6,
+    "visionmtl/inference/predictor.py": 6,
     "visionmtl/export.py": 6,
     "visionmtl/benchmark/base.py": 5,
     "visionmtl/benchmark/measure.py": 5.6,
@@ -80,7 +80,7 @@ FLOORS: dict[str, float] = {
     "visionmtl/data_check/tables.py": 6,
     "visionmtl/data_check/sheet.py": 6.5,  # its lines are those of the tables
     "visionmtl/data_check/*.py": 5,
-    "visionmtl/train.py": 7,
+    "visionmtl/engine/trainer.py": 7,
     "visionmtl/cli.py": 8,
     "tools/*.py": 8,
 }
@@ -88,7 +88,7 @@ FLOORS: dict[str, float] = {
 # importer -> (imported, reason): the only files of one floor that may meet, besides a folder's `base`
 MAY_MEET: dict[str, dict[str, str]] = {
     "datasets/nyuv2_mat.py": {"datasets/nyuv2.py": "one data set in two layouts: classes and settings are said once"},
-    "visionmtl/ops/assign.py": {"visionmtl/ops/boxes.py": "cells are assigned by distances and overlaps of boxes"},
+    "visionmtl/ops/assignment.py": {"visionmtl/ops/boxes.py": "cells are assigned by distances and overlaps of boxes"},
     "visionmtl/ops/coco_by_stem.py": {
         "visionmtl/ops/coco_json.py": "boxes of an instances file, in another order",
         "visionmtl/ops/file_names.py": "a name stands for one image",
@@ -106,7 +106,7 @@ MAY_MEET: dict[str, dict[str, str]] = {
         "visionmtl/ops/index_cache.py": "what is parsed is kept",
         "visionmtl/ops/photos.py": "segments lie in PNGs",
     },
-    "visionmtl/ops/dense.py": {"visionmtl/ops/ranks.py": "losses are divided by what all ranks labelled"},
+    "visionmtl/ops/losses.py": {"visionmtl/ops/ranks.py": "losses are divided by what all ranks labelled"},
     "visionmtl/ops/fused.py": {"visionmtl/ops/resize.py": "the gradient of upsampled rows goes back to their cells"},
     "visionmtl/ops/path_patterns.py": {"visionmtl/ops/file_names.py": "a path in the settings stays inside its folder"},
     "visionmtl/ops/photos.py": {"visionmtl/ops/images.py": "headers are read by Pillow, which fails in the same ways"},
@@ -114,7 +114,9 @@ MAY_MEET: dict[str, dict[str, str]] = {
         "visionmtl/ops/coco_entries.py": "Cityscapes' panoptic json is COCO's, with texts for ids of images",
         "visionmtl/ops/street_labels.py": "categories have the ids of labelIds",
     },
-    "visionmtl/pyramids/pafpn.py": {"visionmtl/pyramids/fpn.py": "a PAFPN is an FPN with a bottom-up path after it"},
+    "visionmtl/modeling/pyramids/pafpn.py": {
+        "visionmtl/modeling/pyramids/fpn.py": "a PAFPN is an FPN with a bottom-up path after it"
+    },
 }
 
 TOP_LEVEL = {

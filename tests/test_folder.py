@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from visionmtl.datasets import Dataset
 from visionmtl.datasets.folder import Folder
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 H, W = 6, 8
 YAML = """

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionmtl.ops import fused
-from visionmtl.ops.dense import dice
 from visionmtl.ops.fused import upsampled_cross_entropy
+from visionmtl.ops.losses import dice
 from visionmtl.ops.resize import backward_by_products, by_phases, upsample_backward
+from visionmtl.structures import IGNORE
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import IGNORE
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0])
 

@@ -16,8 +16,8 @@ import tiny
 import torch
 
 from visionmtl.datasets import Dataset
-from visionmtl.train import Options, train
-from visionmtl.types import Sample
+from visionmtl.engine.trainer import Options, train
+from visionmtl.structures import Sample
 
 FILE = Path(__file__).parent / "golden" / "first_steps.json"
 STEPS = 5

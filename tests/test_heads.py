@@ -8,10 +8,10 @@ import torch
 from kit import CHANNELS, found, random_maps
 from torch import Tensor, nn
 
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.base import Head, RawBoxes
-from visionmtl.heads.fcos import FCOS
-from visionmtl.ops import assign
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.base import Head, RawBoxes
+from visionmtl.modeling.heads.fcos import FCOS
+from visionmtl.ops import assignment as assign
 from visionmtl.ops.boxes import cells, generalised_iou, to_distances
 
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]

@@ -8,9 +8,9 @@ import tiny
 import torch
 
 from visionmtl.balance.base import Balance
-from visionmtl.config import Run
-from visionmtl.state import RunState
-from visionmtl.types import Batch
+from visionmtl.engine.state import RunState
+from visionmtl.run import Run
+from visionmtl.structures import Batch
 
 STEPS = 32
 LEFT = 0.65  # of each task's loss on the images it learnt from; measured: 0.28 to 0.52 over methods and tasks

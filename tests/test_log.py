@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visionmtl.environment import PACKAGES, environment
-from visionmtl.log import RunLog, results_table
+from visionmtl.engine.environment import PACKAGES, environment
+from visionmtl.engine.logging import RunLog, results_table
 
 RESULTS = {
     "segmentation": {"miou": 0.5, "per_class": {"wall": {"iou": 0.5}}, "pixels": 12, "protocol": "all pixels"},

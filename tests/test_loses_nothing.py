@@ -12,10 +12,10 @@ import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from visionmtl import checkpoint, resume
-from visionmtl import train as loop
-from visionmtl.config import Run
-from visionmtl.train import Options, train
+from visionmtl.engine import checkpoint, resume
+from visionmtl.engine import trainer as loop
+from visionmtl.engine.trainer import Options, train
+from visionmtl.run import Run
 
 TWO_EPOCHS: dict[str, Any] = {"data": {"train": [tiny.scenes(4)]}, "train": {"epochs": 2, "best": "depth/rmse_m"}}
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from visionmtl.meters.depth import DepthMeter
-from visionmtl.types import Sample
+from visionmtl.metrics.depth import DepthMeter
+from visionmtl.structures import Sample
 
 PIXEL = np.zeros((1, 1, 3), np.uint8)
 

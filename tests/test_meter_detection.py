@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visionmtl.meters.detection import DetectionMeter
-from visionmtl.types import Boxes, Detections, LabelSpace, Sample
+from visionmtl.metrics.detection import DetectionMeter
+from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
 
 CATS = LabelSpace("animals", ("cat", "dog", "bird"), ((0, 0, 0),) * 3)
 PIXEL = np.zeros((1, 1, 3), np.uint8)

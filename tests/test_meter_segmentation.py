@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.types import IGNORE, LabelSpace, Sample
+from visionmtl.metrics.segmentation import SegmentationMeter
+from visionmtl.structures import IGNORE, LabelSpace, Sample
 
 SPACE = LabelSpace("room", ("wall", "floor", "bed", "lamp"), ((0, 0, 0),) * 4)
 PIXEL = np.zeros((1, 1, 3), np.uint8)

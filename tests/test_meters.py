@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visionmtl.meters.depth import DepthMeter
-from visionmtl.meters.detection import DetectionMeter
-from visionmtl.meters.disparity import DisparityMeter
-from visionmtl.meters.normals import NormalsMeter
-from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.types import Boxes, Detections, LabelSpace, Sample
+from visionmtl.metrics.depth import DepthMeter
+from visionmtl.metrics.detection import DetectionMeter
+from visionmtl.metrics.disparity import DisparityMeter
+from visionmtl.metrics.normals import NormalsMeter
+from visionmtl.metrics.segmentation import SegmentationMeter
+from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
 
 SPACE = LabelSpace("five", tuple("abcde"), ((0, 0, 0),) * 5)
 PIXEL = np.zeros((1, 1, 3), np.uint8)

@@ -15,13 +15,13 @@ from write_cityscapes import write_cityscapes
 from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_prepared
 
-from visionmtl.config import Run
 from visionmtl.data import TrainLoader, val_loader
+from visionmtl.data.label_spaces import judged, resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.evaluate import evaluate, score
-from visionmtl.spaces import judged, resolve_spaces
-from visionmtl.train import train
-from visionmtl.types import Batch
+from visionmtl.engine.evaluator import evaluate, score
+from visionmtl.engine.trainer import train
+from visionmtl.run import Run
+from visionmtl.structures import Batch
 
 DECODER = {"type": "semantic_fpn", "levels": [3, 4], "channels": 16}
 HEAD = {"type": "aligned", "levels": [3, 4], "num_convs": 1}

@@ -15,16 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionmtl.balance.base import Balance, GramianBalance
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.base import Head
-from visionmtl.heads.fcos import FCOS
+from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Options, train
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.base import Head
+from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops import fused
-from visionmtl.state import RunState
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.train import Options, train
 
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
 HEADS += [pytest.param(Aligned(num_convs=1, bins=4), id="aligned with bins")]
@@ -108,7 +108,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check; and what no
         # output depends on is found once by a real forward and backward
-        with patch("visionmtl.state.freeze_unread", return_value=[]):
+        with patch("visionmtl.engine.state.freeze_unread", return_value=[]):
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
 

@@ -9,7 +9,7 @@ import pytest
 from write_nyuv2 import write_pixels
 
 from visionmtl.datasets.nyuv2 import NYUv2
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 H, W = 12, 16
 

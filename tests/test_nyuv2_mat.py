@@ -13,7 +13,7 @@ from write_nyuv2 import NAMES, TO_40, Frame, drawn_frames, official_mapping, rea
 
 from visionmtl.datasets.nyuv2 import CLASSES, things_space
 from visionmtl.datasets.nyuv2_mat import SEG40_TO_13, NYUv2Mat
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 MAT = "nyu_depth_v2_labeled.mat"
 

@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.upgrad import UPGrad
-from visionmtl.compiled import Graphs, compile_losses
-from visionmtl.config import Train
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.base import Head
-from visionmtl.model import LossNet
+from visionmtl.engine.compile import Graphs, compile_losses
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.base import Head
+from visionmtl.network import LossNet
+from visionmtl.run import Train
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -103,7 +103,7 @@ def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_
 
 @pytest.mark.parametrize("method", [FIXED, UPGrad()], ids=lambda method: method.type)
 def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any):
-    monkeypatch.setattr("visionmtl.state.compile_losses", lambda net, train, device: compiled(net, "aot_eager"))
+    monkeypatch.setattr("visionmtl.engine.state.compile_losses", lambda net, train, device: compiled(net, "aot_eager"))
     tasks = {name: SMALL[name] for name in ("classes", "depth")}
     batch = small_batch(tasks)
     states = [small_state(small_run(tasks, method, SGD, compile=choice)) for choice in (False, True)]

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from visionmtl.optim import Ema, Optim, build_optimizer, layers, lr_factor, parameter_groups, set_lr
+from visionmtl.engine.optim import Ema, Optim, build_optimizer, layers, lr_factor, parameter_groups, set_lr
 
 
 class _Encoder(nn.Module):

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import tiny
 
-from visionmtl import pace as module
-from visionmtl import train as training
-from visionmtl import workers as loading
 from visionmtl.data import Data, TrainLoader, val_loader
+from visionmtl.data import workers as loading
 from visionmtl.datasets import open_sources
-from visionmtl.pace import Advice, Pace
+from visionmtl.engine import throughput as module
+from visionmtl.engine import trainer as training
+from visionmtl.engine.throughput import Advice, Pace
 
 
 def data(**settings: Any) -> Data:

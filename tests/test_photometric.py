@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from visionmtl.augment import Augment
 from visionmtl.data import Data, TrainLoader
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.transforms.photometric import open_pipeline, repaint
 from visionmtl.datasets import Dataset
-from visionmtl.photometric import open_pipeline, repaint
-from visionmtl.types import Boxes, Sample
+from visionmtl.structures import Boxes, Sample
 
 NOISY = A.Compose([A.GaussNoise(std_range=(0.1, 0.2), p=1), A.OneOf([A.Blur(p=1), A.RandomGamma(p=1)], p=0.5)])
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from visionmtl.datasets import Source
+from visionmtl.engine.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19
-from visionmtl.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
+from visionmtl.structures import Boxes, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Boxes, LabelSpace, Sample
 
 TASKS = {"boxes": Detection(), "classes": Segmentation(), "depth": Depth(), "normals": Normals()}
 DENSE = {name: TASKS[name] for name in ("classes", "depth")}

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from visionmtl.pyramids.base import Pyramid, fitting_width
-from visionmtl.pyramids.bifpn import BiFPN
-from visionmtl.pyramids.fpn import FPN
-from visionmtl.pyramids.pafpn import PAFPN
-from visionmtl.pyramids.simple import Simple
+from visionmtl.modeling.pyramids.base import Pyramid, fitting_width
+from visionmtl.modeling.pyramids.bifpn import BiFPN
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.modeling.pyramids.pafpn import PAFPN
+from visionmtl.modeling.pyramids.simple import Simple
 
 CHANNELS = {1: 4, 2: 6, 3: 8, 4: 10, 5: 12}
 MEMBERS = sorted(Pyramid.members())

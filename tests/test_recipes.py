@@ -13,11 +13,12 @@ from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_prepared
 
 import visionmtl.cli.train as tool
-from visionmtl import config, overlay
+from visionmtl import run as config
 from visionmtl.cli import main
+from visionmtl.config import loader as overlay
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import Dataset, open_sources
-from visionmtl.model import build_model
-from visionmtl.spaces import resolve_spaces
+from visionmtl.network import build_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TREES = {file.stem: overlay.read(file).values for file in sorted(CONFIGS.glob("*.yaml"))}

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionmtl.augment import Augment
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.transforms.crop_resize import Framing, Window
 from visionmtl.datasets import read_part
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.ops.images import read_image, read_upright
 from visionmtl.ops.photos import read_photo, read_reduced
-from visionmtl.types import EVERYTHING, Sample, Wanted
-from visionmtl.window import Framing, Window
+from visionmtl.structures import EVERYTHING, Sample, Wanted
 
 ORIENTATION = 0x0112
 SIZE = (96, 128)

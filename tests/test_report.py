@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from visionmtl import config
+from visionmtl import run as config
 from visionmtl.ops.chart import MAX_POINTS, line_chart, short, ticks
 from visionmtl.report import format_metric, read_rows, write_report
 

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from visionmtl import checkpoint
-from visionmtl.config import Run
-from visionmtl.distributed import Ranks
-from visionmtl.train import Options, train
+from visionmtl.engine import checkpoint
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.trainer import Options, train
+from visionmtl.run import Run
 
 CUT = 4  # of 6 steps, 3 to an epoch: in the middle of the second epoch
 LIVELY = {  # everything that has a state or draws random numbers; segmentation drops channels by default

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visionmtl.data import Data
-from visionmtl.sampling import Draws, Sampling
+from visionmtl.data.sampler import Draws, Sampling
 
 
 def test_by_size_the_shares_are_those_of_the_images():

@@ -4,11 +4,11 @@ import pytest
 import torch
 from kit import SPACE, found, gradients, sample, total
 
-from visionmtl.encoder import Encoder
-from visionmtl.heads.aligned import Aligned
-from visionmtl.model import LossNet, Model, MultiTaskNet, build_model
-from visionmtl.pyramids.fpn import FPN
-from visionmtl.sharing.base import Sharing
+from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.modeling.sharing.base import Sharing
+from visionmtl.network import LossNet, Model, MultiTaskNet, build_model
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation

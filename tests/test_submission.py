@@ -8,14 +8,14 @@ import pytest
 from kit import sample
 
 from visionmtl.coco_files import score_results
+from visionmtl.inference.results_io import SubmissionWriter, check_empty, open_predictions, paths_by_task
 from visionmtl.ops.coco_ap import official_lines
 from visionmtl.ops.street_labels import CITYSCAPES19
-from visionmtl.submission import SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import IGNORE, Detections, LabelSpace, Sample
 
 TASKS = {"boxes": Detection(), "classes": Segmentation(), "depth": Depth(), "normals": Normals()}
 ANIMALS = LabelSpace("animals", ("cat", "dog", "bird"), ((0, 0, 0),) * 3, (17, 18, 90))

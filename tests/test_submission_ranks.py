@@ -13,15 +13,16 @@ import tiny
 import torch
 from kit import sample
 
-from visionmtl import checkpoint, config, distributed
+from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.datasets import Source
-from visionmtl.evaluate import evaluate_files
-from visionmtl.submission import SubmissionWriter
+from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine.evaluator import evaluate_files
+from visionmtl.inference.results_io import SubmissionWriter
+from visionmtl.structures import Detections, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
-from visionmtl.types import Detections, LabelSpace, Sample
 
 WITH_NORMALS = (*tiny.TASKS, "normals")
 

@@ -10,10 +10,10 @@ import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
-from visionmtl import distributed
-from visionmtl.layers import FrozenBatchNorm
+from visionmtl.engine import distributed
+from visionmtl.modeling.layers import FrozenBatchNorm
+from visionmtl.modeling.sync_batchnorm import SyncBatchNorm, synchronise
 from visionmtl.ops.ranks import joint_sum, num_ranks, sum_over_ranks
-from visionmtl.sync_batchnorm import SyncBatchNorm, synchronise
 
 SHARES = (slice(0, 1), slice(1, 4))
 """Of 4 images, one process has 1 and the other 3."""

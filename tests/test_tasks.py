@@ -23,14 +23,14 @@ from kit import (
 )
 from pydantic import ValidationError
 
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.fcos import FCOS
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.fcos import FCOS
+from visionmtl.structures import Boxes, Frame, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Boxes, Frame, Sample
 
 CHOICES = {
     "detection with fcos": Detection(head=FCOS(num_convs=1)),

@@ -14,10 +14,11 @@ import tiny
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from visionmtl import checkpoint, config
-from visionmtl.evaluate import score
+from visionmtl import run as config
+from visionmtl.engine import checkpoint
+from visionmtl.engine.evaluator import score
+from visionmtl.engine.trainer import NotFinite, Options, train
 from visionmtl.tasks.depth import Depth
-from visionmtl.train import NotFinite, Options, train
 
 EVERY = (*tiny.TASKS, "normals")
 

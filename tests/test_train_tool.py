@@ -10,9 +10,10 @@ import tiny
 import torch
 
 import visionmtl.cli.train as tool
-from visionmtl import checkpoint, config
+from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.train import NotFinite
+from visionmtl.engine import checkpoint
+from visionmtl.engine.trainer import NotFinite
 
 ROOT = Path(__file__).resolve().parent.parent
 

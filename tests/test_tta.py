@@ -5,12 +5,12 @@ import pytest
 import torch
 from kit import FRAMES, SIZE, decoder, found, random_maps
 
-from visionmtl.evaluate import mirror_contents
+from visionmtl.engine.evaluator import mirror_contents
+from visionmtl.structures import Detections, Frame
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
-from visionmtl.types import Detections, Frame
 
 WHOLE = [Frame(SIZE, SIZE)] * 2
 every_task = pytest.mark.parametrize("task", [pytest.param(p.values[0](), id=p.id) for p in found(Task)])

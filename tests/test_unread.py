@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from visionmtl.unread import freeze_unread
+from visionmtl.modeling.unused_parameters import freeze_unread
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Claims about `visionmtl.predict` and tools/visualize.py: predictions at full size, and pictures of all of it."""
+"""Claims about `visionmtl.inference.predictor` and tools/visualize.py: predictions at full size, and pictures of all of it."""
 
 import re
 
@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from visionmtl import checkpoint, config
-from visionmtl.checkpoint import open_model
+from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.data import TrainLoader, val_loader
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.model import build_model
+from visionmtl.engine import checkpoint
+from visionmtl.engine.checkpoint import open_model
+from visionmtl.inference.predictor import picture, predict
+from visionmtl.network import build_model
 from visionmtl.ops.images import read_image
 from visionmtl.ops.videos import read_frames
-from visionmtl.predict import picture, predict
-from visionmtl.spaces import resolve_spaces
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",

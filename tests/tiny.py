@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from visionmtl.config import Run
 from visionmtl.data import TrainLoader
+from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_sources
-from visionmtl.distributed import Ranks
-from visionmtl.model import build_model
-from visionmtl.spaces import resolve_spaces
-from visionmtl.state import RunState
-from visionmtl.types import Batch
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.state import RunState
+from visionmtl.network import build_model
+from visionmtl.run import Run
+from visionmtl.structures import Batch
 
 TASKS = ("detection", "segmentation", "depth")
 SIZE = [64, 64]

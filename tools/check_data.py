@@ -12,13 +12,13 @@ if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain chec
 from PIL import Image
 from rich.console import Console
 
-from visionmtl.config import load_data
 from visionmtl.data_check.progress import Reading
 from visionmtl.data_check.sheet import draw_sheet
 from visionmtl.data_check.statistics import statistics
 from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
 from visionmtl.data_check.tables import count_all, print_result
 from visionmtl.data_check.verdict import judge
+from visionmtl.run import load_data
 
 
 def at_least(least: int, text: str) -> int:

@@ -15,25 +15,26 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from visionmtl import checkpoint, config, distributed
-from visionmtl.checkpoint import Opened, open_model
+from visionmtl import run as config
 from visionmtl.coco_files import score_results
-from visionmtl.config import Run
+from visionmtl.config.loader import ConfigError, Tree, dotted
+from visionmtl.config.registry import did_you_mean
 from visionmtl.data import val_loader
+from visionmtl.data.label_spaces import Spaces, judged, resolve_spaces, supervises, task_of
 from visionmtl.datasets import Source, open_sources
-from visionmtl.distributed import LostProcess, Ranks
+from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine.checkpoint import Opened, open_model
+from visionmtl.engine.distributed import LostProcess, Ranks
+from visionmtl.engine.evaluator import Results, evaluate, evaluate_files, save_json
+from visionmtl.engine.logging import results_table
+from visionmtl.engine.protocols import find_protocol
 from visionmtl.eval_options import check, parser
-from visionmtl.evaluate import Results, evaluate, evaluate_files, save_json
-from visionmtl.log import results_table
-from visionmtl.meters.detection import DetectionMeter
+from visionmtl.inference.predictor import picture, predict
+from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.ops.coco_ap import official_lines
-from visionmtl.overlay import ConfigError, Tree, dotted
-from visionmtl.predict import picture, predict
-from visionmtl.protocols import find_protocol
 from visionmtl.report import Titled, write_report
-from visionmtl.spaces import Spaces, judged, resolve_spaces, supervises, task_of
-from visionmtl.spec import did_you_mean
-from visionmtl.submission import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.run import Run
 from visionmtl.tasks.base import Meter, Task
 
 NUM_PICTURES = 8

@@ -8,9 +8,9 @@ from pathlib import Path
 if (Path(__file__).resolve().parents[1] / "visionmtl").is_dir():  # a plain checkout works without installing
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from visionmtl.config import Run, print_config, read
-from visionmtl.distributed import LostProcess
-from visionmtl.train import NotFinite, Options, train
+from visionmtl.engine.distributed import LostProcess
+from visionmtl.engine.trainer import NotFinite, Options, train
+from visionmtl.run import Run, print_config, read
 
 
 def duration_s(text: str) -> float:

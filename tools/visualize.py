@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visionmtl import checkpoint
-from visionmtl.checkpoint import Opened, open_model
-from visionmtl.config import Run, load
+from visionmtl.config.loader import Tree
+from visionmtl.config.registry import did_you_mean
 from visionmtl.data import TrainLoader
+from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.sampler import random_numbers
 from visionmtl.datasets import Source, open_sources
-from visionmtl.distributed import choose_device
 from visionmtl.drawing import Picture, contact_sheet
-from visionmtl.ops.colour import apply_matrices
+from visionmtl.engine import checkpoint
+from visionmtl.engine.checkpoint import Opened, open_model
+from visionmtl.engine.distributed import choose_device
+from visionmtl.inference.predictor import picture, predict
+from visionmtl.ops.color import apply_matrices
 from visionmtl.ops.images import SUFFIXES, read_image
 from visionmtl.ops.videos import is_video, read_frames, write_video
-from visionmtl.overlay import Tree
-from visionmtl.predict import picture, predict
-from visionmtl.sampling import random_numbers
-from visionmtl.spaces import resolve_spaces, supervises
-from visionmtl.spec import did_you_mean
+from visionmtl.run import Run, load
+from visionmtl.structures import LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.types import LabelSpace, Sample
 
 MAX_SHEET = 16
 """Pictures on the contact sheet."""

@@ -6,7 +6,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from visionmtl.spec import did_you_mean
+from visionmtl.config.registry import did_you_mean
 
 _here = Path(__file__).resolve().parent
 # a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from pydantic import Field
 
-from visionmtl.spec import Kind
-from visionmtl.types import LabelSpace, Sample, Wanted
+from visionmtl.config.registry import Kind
+from visionmtl.structures import LabelSpace, Sample, Wanted
 
 _here = Path(__file__).resolve().parent
 # a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.

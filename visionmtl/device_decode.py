@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from visionmtl.data.transforms.crop_resize import Size, Window
 from visionmtl.datasets import Source
-from visionmtl.ops.colour import GREY
-from visionmtl.types import Encoded, Jpeg, Sample, View, Wanted
-from visionmtl.window import Size, Window
+from visionmtl.ops.color import GREY
+from visionmtl.structures import Encoded, Jpeg, Sample, View, Wanted
 
 NUM_PROBES = 8
 """Images of a data set whose headers are looked at before a training begins."""

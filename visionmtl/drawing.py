@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from visionmtl.ops import canvas
 from visionmtl.ops.canvas import Colour, Picture
-from visionmtl.types import IGNORE, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Detections, LabelSpace
 
 Titled = tuple[str, Picture]
 

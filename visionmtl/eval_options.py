@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from visionmtl.expectation import Expectation
-from visionmtl.protocols import PROTOCOLS
-from visionmtl.submission import KITTI_UNITS
+from visionmtl.engine.protocols import PROTOCOLS
+from visionmtl.engine.verify_results import Expectation
+from visionmtl.inference.results_io import KITTI_UNITS
 
 _EXAMPLES = """
   eval.py runs/NAME/checkpoints/best.pt                                 a network on the run's data.val

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.config import load
+from visionmtl.data.label_spaces import task_of
 from visionmtl.ops.chart import NUM_COLOURS, Points, line_chart
-from visionmtl.spaces import task_of
+from visionmtl.run import load
 
 Titled = tuple[str, NDArray[np.uint8]]
 Headlines = Mapping[str, tuple[str, str]]

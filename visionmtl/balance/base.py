@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from visionmtl.config.registry import Kind
 from visionmtl.ops.ranks import sum_over_ranks
-from visionmtl.spec import Kind
 
 
 @dataclass(frozen=True, slots=True)

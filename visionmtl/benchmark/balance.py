@@ -15,8 +15,8 @@ from visionmtl.benchmark.base import Figure, Note, Table
 from visionmtl.benchmark.measure import Clock, Work, alternate, check_clock, quartiles, ratio
 from visionmtl.benchmark.workload import Workload
 from visionmtl.benchmark.works import build, joint_step
-from visionmtl.spec import Spec, did_you_mean
-from visionmtl.types import Batch
+from visionmtl.config.registry import Spec, did_you_mean
+from visionmtl.structures import Batch
 
 
 class Methods(Spec):

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visionmtl.environment import environment
+from visionmtl.engine.environment import environment
 
 _CPU_INFO = Path("/proc/cpuinfo")
 

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.workload import SPACES, TASKS, Workload
-from visionmtl.spec import Spec
-from visionmtl.types import Frame
+from visionmtl.config.registry import Spec
+from visionmtl.structures import Frame
 
 
 class Evaluation(Spec):
-    """Random images through the stages of `visionmtl.evaluate`; reading files is not part of it."""
+    """Random images through the stages of `visionmtl.engine.evaluator`; reading files is not part of it."""
 
     workload: Workload = Workload()
     batches: int = Field(4, ge=1, description="of different images, after one that warms up")

@@ -12,7 +12,7 @@ from visionmtl.benchmark.measure import Budget
 from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Mode, Workload
 from visionmtl.benchmark.works import WARM_UP
-from visionmtl.spec import Spec
+from visionmtl.config.registry import Spec
 
 WAITS_S, INFER_S = 15.0, 40.0
 """About what these take, so that nothing is begun that would not end in time."""

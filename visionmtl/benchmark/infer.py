@@ -9,10 +9,10 @@ from pydantic import Field
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Clock, Work, alternate, check_clock, quartiles, ratio
 from visionmtl.benchmark.workload import TASKS, Workload
-from visionmtl.model import MultiTaskNet
-from visionmtl.spec import Spec
+from visionmtl.config.registry import Spec
+from visionmtl.network import MultiTaskNet
+from visionmtl.structures import Frame
 from visionmtl.tasks.detection import Detection
-from visionmtl.types import Frame
 
 RAW, UNSUPPRESSED, PREDICTIONS = "raw outputs", "without suppression", "predictions"
 

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from visionmtl import config
+from visionmtl import run as config
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Clock, alternate, check_clock, quartiles, ratio
 from visionmtl.benchmark.plain_loader import PlainLoader, files_of
-from visionmtl.config import Run
+from visionmtl.config.registry import Spec
 from visionmtl.data import Data, TrainLoader
-from visionmtl.data_cache import with_cache
+from visionmtl.data.cache.decoded import with_cache
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.transforms.crop_resize import Framing
 from visionmtl.datasets import Repeated, Source, open_sources
-from visionmtl.ops.colour import normalise
-from visionmtl.spaces import resolve_spaces
-from visionmtl.spec import Spec
-from visionmtl.types import Batch, Sample, Wanted
-from visionmtl.window import Framing
+from visionmtl.ops.color import normalise
+from visionmtl.run import Run
+from visionmtl.structures import Batch, Sample, Wanted
 
 LEAST_DECODING, LEAST_CACHED = 2.5, 5.0
 """Times the images a second of the straightforward loader."""

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from visionmtl.benchmark.base import Figure, Row
+from visionmtl.config.registry import Spec
 from visionmtl.datasets.coco import COCO, COCO80
-from visionmtl.spec import Spec
 
 MEMORY = Path("/proc/self/smaps_rollup")
 

@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from visionmtl.benchmark.measure import Work
 from visionmtl.benchmark.workload import SPACES, Workload
-from visionmtl.types import IGNORE, Sample
+from visionmtl.structures import IGNORE, Sample
 
 THREE = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
 """Those that a joint network is compared with together; RetinaNet is another choice for the first."""

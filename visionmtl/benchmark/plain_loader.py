@@ -12,12 +12,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from visionmtl.augment import Augment
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.transforms.crop_resize import Size, Window
 from visionmtl.datasets import Dataset, Source
 from visionmtl.datasets.coco import COCO
 from visionmtl.datasets.nyuv2 import NYUv2
-from visionmtl.types import Boxes
-from visionmtl.window import Size, Window
+from visionmtl.structures import Boxes
 
 Files = Callable[[int], tuple[Path, list[tuple[Path, float | None]]]]
 """From an index to the photograph and the maps that lie beside it; a number: what depth is divided by."""

@@ -13,9 +13,9 @@ from visionmtl.benchmark.measure import Budget, Clock, Work, alternate, check_cl
 from visionmtl.benchmark.peers import THREE, peers
 from visionmtl.benchmark.workload import TASKS, Mode, Workload
 from visionmtl.benchmark.works import Built, build, encoder_step, joint_step, matrix_product
-from visionmtl.spec import Spec
-from visionmtl.state import RunState
-from visionmtl.types import Batch
+from visionmtl.config.registry import Spec
+from visionmtl.engine.state import RunState
+from visionmtl.structures import Batch
 
 COMPILE_S = {"encoder": 50.0, "joint": 75.0, "peer": 45.0}
 """What compiling took on the slowest hosts seen; corrected by what the first one takes here."""

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.config import Run
+from visionmtl.config.registry import Spec
 from visionmtl.data import pad
 from visionmtl.datasets.coco import COCO80
-from visionmtl.distributed import Ranks, choose_device
-from visionmtl.model import MultiTaskNet, build_model
+from visionmtl.engine.distributed import Ranks, choose_device
+from visionmtl.engine.state import DTYPES, RunState
+from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.ops.street_labels import CITYSCAPES19
-from visionmtl.spec import Spec
-from visionmtl.state import DTYPES, RunState
-from visionmtl.types import IGNORE, Batch, Boxes, LabelSpace, Sample
+from visionmtl.run import Run
+from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 
 FIXED = Fixed()
 TASKS = ("detection", "segmentation", "depth")

@@ -8,8 +8,8 @@ import torch
 
 from visionmtl.benchmark.measure import PeakMemory, Work, count_flops, milliseconds
 from visionmtl.benchmark.workload import COMPILE, Mode, Workload
-from visionmtl.state import RunState
-from visionmtl.types import Batch
+from visionmtl.engine.state import RunState
+from visionmtl.structures import Batch
 
 WARM_UP = 3  # calls; CUDA graphs are recorded in the second and replayed from the third on
 

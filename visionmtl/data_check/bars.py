@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from visionmtl.ops import canvas
 from visionmtl.ops.canvas import Colour, Picture
-from visionmtl.types import LabelSpace
+from visionmtl.structures import LabelSpace
 
 MAX_BARS = 14
 _TEXT_PX = 15

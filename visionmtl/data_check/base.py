@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from visionmtl.datasets import Source
-from visionmtl.types import LabelSpace
+from visionmtl.structures import LabelSpace
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -65,7 +65,7 @@ RULES: Mapping[str, Rule] = {
     # labels of any kind
     "field_unexpected": Rule("error", "`provides` must name every field", "add it to `provides` of the reader"),
     "size_differs": Rule("error", "a label map has its image's size", "make it anew from the original"),
-    "form": Rule("error", "see `visionmtl.types`", "correct the reader"),
+    "form": Rule("error", "see `visionmtl.structures`", "correct the reader"),
     # boxes
     "box_not_finite": Rule("error", "coordinates are numbers", "correct or remove the box"),
     "box_empty": Rule("error", "x1 < x2 and y1 < y2 are needed", "correct or remove the box"),

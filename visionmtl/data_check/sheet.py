@@ -14,7 +14,7 @@ from visionmtl.data_check.tables import sizes, summaries
 from visionmtl.drawing import Titled, compare, draw_boxes, draw_depth, draw_normals, draw_segmentation
 from visionmtl.ops import canvas
 from visionmtl.ops.canvas import Picture
-from visionmtl.types import IGNORE, Boxes, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace
 
 IMAGES = 4
 """Of each data set, spread evenly; then as many with findings."""

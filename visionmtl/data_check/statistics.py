@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from visionmtl.data_check.survey import Checked
 from visionmtl.data_check.tally import BINS_PER_OCTAVE, DEPTH_EDGES_M, Tally
-from visionmtl.types import IGNORE, LabelSpace
+from visionmtl.structures import IGNORE, LabelSpace
 
 _MAX_BARS = 16
 _MAX_SIZES = 5

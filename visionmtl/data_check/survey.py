@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from visionmtl.data import Data
+from visionmtl.data.workers import begin, choose_workers, start_method
 from visionmtl.data_check.base import DataSet, Finding, Problem, Role
 from visionmtl.data_check.fingerprint import Fingerprint, fingerprint
 from visionmtl.data_check.sample import find_problems
 from visionmtl.data_check.tally import Tally
 from visionmtl.datasets import Source, name_all
-from visionmtl.workers import begin, choose_workers, start_method
 
 _IMAGES_A_JOB = 8
 _WORTH_STARTING = 500  # images; a worker takes seconds to import torch

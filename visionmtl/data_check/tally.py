@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.types import IGNORE, LABEL_FIELDS, MAX_CLASSES, Boxes, LabelSpace, Sample
+from visionmtl.structures import IGNORE, LABEL_FIELDS, MAX_CLASSES, Boxes, LabelSpace, Sample
 
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
 """COCO's limits of small and large objects."""

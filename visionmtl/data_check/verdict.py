@@ -7,7 +7,7 @@ from visionmtl.data_check.base import Finding, Problem, Role
 from visionmtl.data_check.fingerprint import near_images, same_images
 from visionmtl.data_check.survey import Checked, Seen
 from visionmtl.data_check.tally import classes_found
-from visionmtl.types import LabelSpace
+from visionmtl.structures import LabelSpace
 
 _Place = tuple[Checked, Seen]
 _FIELDS = {"boxes": "boxes", "segmentation": "pixels"}  # where a tally counts the classes of a label field

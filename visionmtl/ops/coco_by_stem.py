@@ -7,7 +7,7 @@ import numpy as np
 
 from visionmtl.ops.coco_json import read_boxes
 from visionmtl.ops.file_names import check_distinct
-from visionmtl.types import Boxes
+from visionmtl.structures import Boxes
 
 
 class BoxesByStem:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from visionmtl.ops.file_names import is_unicode, stays_inside
 from visionmtl.ops.index_cache import Arrays
-from visionmtl.types import MAX_CLASSES
+from visionmtl.structures import MAX_CLASSES
 
 Entry = dict[str, Any]
 

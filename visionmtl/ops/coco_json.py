@@ -25,7 +25,7 @@ from visionmtl.ops.coco_entries import (
     pack_labels,
 )
 from visionmtl.ops.index_cache import cached
-from visionmtl.types import Boxes
+from visionmtl.structures import Boxes
 
 _DROPPED = (
     "with NaN or infinite coordinates",

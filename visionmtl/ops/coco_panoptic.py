@@ -20,7 +20,7 @@ from visionmtl.ops.coco_entries import (
 )
 from visionmtl.ops.index_cache import cached
 from visionmtl.ops.photos import read_png
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 
 class PackedSegments(Packed):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visionmtl.types import Detections, LabelSpace
+from visionmtl.structures import Detections, LabelSpace
 
 Row = dict[str, Any]
 

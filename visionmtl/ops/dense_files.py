@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.types import IGNORE, LabelSpace
+from visionmtl.structures import IGNORE, LabelSpace
 
 _Code = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
 _Decode = Callable[[Path, NDArray[Any], LabelSpace | None, float], NDArray[Any]]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
-from visionmtl.types import Photo, Shrink, at_full_size
+from visionmtl.structures import Photo, Shrink, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from visionmtl.types import IGNORE
+from visionmtl.structures import IGNORE
 
 _UNKNOWN = -1
 

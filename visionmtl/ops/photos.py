@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from visionmtl.ops.images import LYING, UNREADABLE
-from visionmtl.types import Jpeg, Photo, Shrink, at_full_size
+from visionmtl.structures import Jpeg, Photo, Shrink, at_full_size
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = 0  # colour type in a PNG's header

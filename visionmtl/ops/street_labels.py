@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.types import IGNORE, LabelSpace
+from visionmtl.structures import IGNORE, LabelSpace
 
 # the 19 classes that the official evaluation counts: id in labelIds, category, colour
 _CLASSES: dict[str, tuple[int, str, tuple[int, int, int]]] = {

@@ -19,7 +19,7 @@ from visionmtl.ops.coco_entries import (
     read_lists,
 )
 from visionmtl.ops.street_labels import THINGS8
-from visionmtl.types import Boxes
+from visionmtl.structures import Boxes
 
 _DROPPED = ("with NaN or infinite coordinates", "without width or height", "outside their image")
 

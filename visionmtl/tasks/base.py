@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from visionmtl.spec import Kind
-from visionmtl.types import Frame, LabelSpace, Sample
+from visionmtl.config.registry import Kind
+from visionmtl.structures import Frame, LabelSpace, Sample
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""

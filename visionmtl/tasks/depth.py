@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from visionmtl.decoders.base import Decoder
-from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_depth
-from visionmtl.meters.depth import DepthMeter, DepthProtocol
-from visionmtl.ops.dense import each_to_original, gradient_matching, scale_invariant_log
+from visionmtl.metrics.depth import DepthMeter, DepthProtocol
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.ops.losses import each_to_original, gradient_matching, scale_invariant_log
 from visionmtl.ops.resize import upsample
+from visionmtl.structures import Frame, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
-from visionmtl.types import Frame, LabelSpace, Maps, Sample
 
 
 class Depth(Task, frozen=True):

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.drawing import draw_boxes
-from visionmtl.heads.aligned import Aligned
-from visionmtl.heads.base import Head, RawBoxes
-from visionmtl.meters.detection import DetectionMeter
+from visionmtl.metrics.detection import DetectionMeter
+from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, suppress
+from visionmtl.structures import Detections, Frame, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
-from visionmtl.types import Detections, Frame, LabelSpace, Sample
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""

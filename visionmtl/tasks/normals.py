@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmtl.decoders.base import Decoder
-from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_normals
-from visionmtl.meters.normals import NormalsMeter
-from visionmtl.ops.dense import cosine_distance, each_to_original
+from visionmtl.metrics.normals import NormalsMeter
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
+from visionmtl.structures import Frame, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
-from visionmtl.types import Frame, LabelSpace, Sample
 
 
 class Normals(Task, frozen=True):

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.decoders.base import Decoder
-from visionmtl.decoders.semantic_fpn import SemanticFPN
 from visionmtl.drawing import draw_segmentation
-from visionmtl.meters.segmentation import SegmentationMeter
-from visionmtl.ops.dense import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
+from visionmtl.metrics.segmentation import SegmentationMeter
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.fused import upsampled_cross_entropy
+from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
 from visionmtl.ops.ranks import per_rank
 from visionmtl.ops.resize import upsample
+from visionmtl.structures import IGNORE, Frame, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
-from visionmtl.types import IGNORE, Frame, LabelSpace, Maps, Sample
 
 
 class Segmentation(Task, frozen=True):

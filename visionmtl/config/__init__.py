@@ -1,0 +1,1 @@
+"""Settings: specs chosen by `type:`, and YAML files merged with overrides."""

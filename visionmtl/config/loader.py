@@ -1,0 +1,276 @@
+"""YAML files laid over each other, then overrides from the command line, as one tree that remembers its origins."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from visionmtl.config.registry import did_you_mean
+
+_package = Path(__file__).resolve().parent
+# a wheel carries a copy of the configs inside the package, a checkout has the folder beside it
+SHIPPED = _package / "_configs" if (_package / "_configs").is_dir() else _package.parent / "configs"
+
+Key = str | int
+Where = tuple[Key, ...]
+"""The way to a value: field names, and positions in lists."""
+
+
+class ConfigError(ValueError):
+    """Something in a config, or in an override, is not as it must be; the text lists every problem."""
+
+
+def dotted(where: Where) -> str:
+    """("data", "train", 0, "root") -> "data.train.0.root"."""
+    return ".".join(str(key) for key in where)
+
+
+@dataclass
+class Tree:
+    """Nested plain data, and for each value in it the file and line, or the override, that it came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Where, str] = field(default_factory=dict)
+
+    def origin(self, where: Where) -> str:
+        """Where the value was written; for what was never written, where the nearest mapping around it was."""
+        around = (where[:length] for length in range(len(where), -1, -1))
+        return next(self.origins[at] for at in around if at in self.origins)
+
+    def written(self, where: Where) -> str | None:
+        """Where exactly this value was written; None for a default."""
+        if where in self.origins:
+            return self.origins[where]
+        for length in range(len(where) - 1, 0, -1):
+            outer = _descend(self.values, where[:length])
+            word = isinstance(outer, str) and where[length:] == ("type",)  # `pyramid: fpn`
+            if word or (isinstance(outer, str) and "${" in outer):
+                return self.origins[where[:length]]
+        return None
+
+    def lay(self, values: Mapping[str, Any], origins: Mapping[Where, str]) -> None:
+        """Lay a mapping over this tree.
+
+        Mappings merge key by key, anything else replaces. A mapping with another `type` than the one below replaces
+        it whole, since fields of one type mean nothing to another; so does a mapping laid over a list. A mapping
+        without `type` laid over a word takes the word as its type (`pyramid: fpn` is `pyramid: {type: fpn}`).
+        """
+        self.values = self._merged(self.values, values, (), origins)
+
+    def _merged(self, below: Any, above: Any, where: Where, origins: Mapping[Where, str]) -> Any:
+        if isinstance(above, Mapping):
+            if isinstance(below, str) and "type" not in above:
+                below = {"type": below}
+                self.origins[(*where, "type")] = self.origin(where)
+            if isinstance(below, Mapping) and below.get("type") in (None, above.get("type", below.get("type"))):
+                self.origins[where] = origins.get(where, origins[()])  # YAML merge keys (<<) have no line of their own
+                merged = dict(below)
+                for key, value in above.items():
+                    merged[key] = self._merged(below.get(key), value, (*where, key), origins)
+                return merged
+        self.forget(where)
+        self.origins.update({at: origin for at, origin in origins.items() if at[: len(where)] == where})
+        return above
+
+    def forget(self, where: Where) -> None:
+        """Drop the origins of a value and of everything in it."""
+        self.origins = {at: origin for at, origin in self.origins.items() if at[: len(where)] != where}
+
+    def remove(self, path: str, by: str) -> None:
+        """Take out the value at a dotted path, e.g. `tasks.depth`."""
+        *outer, last = where = self.locate(path, by)
+        holder = _descend(self.values, outer)
+        if not isinstance(holder, dict) or last not in holder:
+            known = holder if isinstance(holder, dict) else []
+            raise ConfigError(
+                f"nothing to remove at {path!r}{did_you_mean(str(last), map(str, known))}; "
+                f"{dotted(tuple(outer)) or 'the config'} holds {', '.join(map(str, known)) or 'no fields'}; "
+                f"correct {by}"
+            )
+        del holder[last]
+        self.forget(tuple(where))
+
+    def locate(self, path: str, by: str) -> Where:
+        """A dotted path as a `Where`: positions become numbers where this tree has a list."""
+        where: list[Key] = []
+        here: Any = self.values
+        for part in path.split("."):
+            if not part:
+                raise ConfigError(
+                    f"{path!r} is no path to a setting; write names joined by dots, as in optim.lr; correct {by}"
+                )
+            key: Key = part
+            if isinstance(here, list):
+                if not part.isdecimal() or int(part) >= len(here):
+                    raise ConfigError(
+                        f"{dotted((*where, part))} does not exist: {dotted(tuple(where))} is a list of {len(here)}; "
+                        f"its entries are 0 to {len(here) - 1}; correct {by}"
+                    )
+                key = int(part)
+            where.append(key)
+            here = _descend(here, [key])
+        return tuple(where)
+
+    def override(self, text: str) -> None:
+        """Apply `a.b=value` (value in YAML), or `~a.b`, which removes."""
+        by = f"override {text}"
+        if text.startswith("~"):
+            self.remove(text[1:], by)
+            return
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"{text!r} is no override; write path=value, or ~path to remove; for instance optim.lr=1e-3"
+            )
+        where = self.locate(path, by)
+        try:
+            holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(
+                f"{by}: {value!r} is not YAML ({_one_line(error)}); put it into quotes: {path}='\"...\"'"
+            ) from error
+        parsed = holder["value"]
+        positions = [at for at, key in enumerate(where) if isinstance(key, int)]
+        split = positions[-1] + 1 if positions else 0
+        above: Any = parsed
+        for key in reversed(where[split:]):
+            above = {key: above}
+        origins = {(): by} | {where[:length]: by for length in range(split, len(where) + 1)}
+        origins |= {(*where, *inner): by for inner in _everything(parsed)}
+        if not split:
+            self.lay(above, {**origins, (): self.origins[()]})
+            return
+        holder = _descend(self.values, where[: split - 1])
+        holder[where[split - 1]] = self._merged(holder[where[split - 1]], above, where[:split], origins)
+
+    def resolved(self, part: str | None = None) -> dict[str, Any]:
+        """The values with `${...}` filled in; part: only those below one top-level name."""
+        whole = OmegaConf.create(self.values)
+        try:
+            chosen = whole if part is None else whole[part]
+            plain = OmegaConf.to_container(chosen, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            path = str(error.full_key or "").replace("[", ".").replace("]", "")
+            where = tuple(int(part) if part.isdecimal() else part for part in path.split("."))
+            if isinstance(error, MissingMandatoryValue):
+                problem = "left open (???); it must be given"
+            else:
+                problem = f"{_one_line(error.msg)}; ${{...}} must name a setting, or a set variable as ${{oc.env:NAME}}"
+            raise ConfigError(
+                f"{dotted(where)}: {problem}; add {dotted(where)}=VALUE (from {self.origin(where)})"
+            ) from error
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
+    """The tree of a config file over its bases, with overrides on top.
+
+    A file names what it builds on by `base:` (a file, or a list whose later entries win; relative to itself) and what
+    it does not want of it by `remove:` (a list of dotted paths).
+    """
+    tree = _file(find(path), ())
+    for override in overrides:
+        tree.override(override)
+    return tree
+
+
+def find(path: str | Path) -> Path:
+    """The config file at `path`, or of that name among the shipped ones; the ending .yaml may be left out."""
+    path = Path(path)
+    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for candidate in (path, path.with_name(path.name + ".yaml"), SHIPPED / inside, SHIPPED / f"{inside}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(file.relative_to(SHIPPED)) for file in SHIPPED.rglob("*.yaml"))
+    near = difflib.get_close_matches(inside.name, known, n=3, cutoff=0.5) or known
+    raise ConfigError(
+        f"no config file {str(path)!r}, neither from here nor among the shipped ones in {SHIPPED.name}/; "
+        f"nearest: {', '.join(near) or 'none'}; correct the name"
+    )
+
+
+def _file(path: Path, below: tuple[Path, ...]) -> Tree:
+    if path.resolve() in below:
+        chain = " -> ".join(file.name for file in (*below, path))
+        raise ConfigError(
+            f"configs build on each other in a circle: {chain}; a base must not lead back; remove one `base:`"
+        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not YAML: {_one_line(error)}; correct it there") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__}; a config is a mapping of settings; write `seed: 0` or the like"
+        )
+    origins = {where: f"{path}:{line}" for where, line in _lines(node, ())}
+
+    bases, removed = _names(values, "base", path), _names(values, "remove", path)
+    tree = Tree()
+    for base in bases:
+        under = _file(find_base(path, base), (*below, path.resolve()))
+        tree.lay(under.values, {(): str(path), **under.origins})
+    for gone in removed:
+        tree.remove(gone, f"`remove:` in {path}")
+    tree.lay(values, {(): str(path), **origins})
+    return tree
+
+
+def find_base(path: Path, base: str) -> Path:
+    """The base file named in `path`."""
+    file = path.parent / base
+    if not file.is_file():
+        near = did_you_mean(file.name, (other.name for other in file.parent.glob("*.yaml")))
+        raise ConfigError(
+            f"{path} builds on {base!r}, which does not exist{near}; bases are relative to the file; correct `base:`"
+        )
+    return file
+
+
+def _names(values: dict[Any, Any], key: str, path: Path) -> list[str]:
+    names = values.pop(key, [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"`{key}:` in {path} is {names!r}; it takes a name or a list of names; correct it")
+    return names
+
+
+def _lines(node: yaml.Node | None, where: Where) -> list[tuple[Where, int]]:
+    found: list[tuple[Where, int]] = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found.append(((*where, key.value), key.start_mark.line + 1))
+            found.extend(_lines(value, (*where, key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for at, value in enumerate(node.value):
+            found.append(((*where, at), value.start_mark.line + 1))
+            found.extend(_lines(value, (*where, at)))
+    return found
+
+
+def _everything(value: Any) -> list[Where]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [way for key, inner in entries for way in ((key,), *((key, *rest) for rest in _everything(inner)))]
+
+
+def _descend(value: Any, where: Sequence[Key]) -> Any:
+    for key in where:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Decoded training images kept on disk."""

@@ -1,0 +1,259 @@
+"""Training images decoded once and kept on disk: written at the first start, found at later ones, refused when stale.
+
+What is kept: the image, reduced by the divisor (1, 2, 4, 8) that the largest zoom of the run allows, and the labels the
+run's tasks learn, at full size. Batches are the same, bit for bit, as without the cache, but for images that a smaller
+zoom would have decoded at a larger divisor: those are resized in two steps then instead of one, which moves nothing and
+changes photographs by one to four grey levels.
+
+A data set has changed when its settings, the number of its images, the size or date of a file with an image or its
+labels, or one of NUM_PROBES samples, compared byte for byte at every start, has.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from visionmtl.data.cache.packed import Packed, Parts, checksum, num_bytes, pack, to_parts
+from visionmtl.data.transforms.crop_resize import Framing, Size, divisor
+from visionmtl.data.workers import begin, start_method
+from visionmtl.datasets import Dataset, Reader, Source, read_part
+from visionmtl.ops.file_lock import locked
+from visionmtl.structures import LabelSpace, Sample, Shrink, Wanted
+
+VERSION = 2
+"""Of the way in which samples become bytes; another one makes another cache."""
+NUM_PROBES = 8
+
+_Item = tuple[Parts, Size, int]
+
+
+@dataclass(frozen=True)
+class CachedReader:
+    """A reader whose samples come from a packed folder."""
+
+    reader: Reader
+    packed: Packed
+    fields: frozenset[str]
+
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """Those of the reader, as far as they are kept."""
+        return {name: space for name, space in self.reader.provides.items() if name in self.fields}
+
+    @property
+    def notes(self) -> list[str]:
+        """Those of the reader, and where its samples come from now."""
+        gigabytes = (self.packed.folder / "samples.bin").stat().st_size / 1e9
+        return [*getattr(self.reader, "notes", ()), f"read from {self.packed.folder}, {gigabytes:.2f} GB"]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def file(self, index: int) -> Any:
+        """See `Source.file`."""
+        find = getattr(self.reader, "file", None)
+        return None if find is None else find(index)
+
+    def read(self, index: int) -> Sample:
+        """The sample at full size, from the data set itself: what is kept may be smaller."""
+        return self.reader.read(index)
+
+    def read_part(self, index: int, wanted: Wanted) -> Sample:
+        """See `visionmtl.datasets.FrugalReader`."""
+        return self.packed.read(index, wanted.fields & self.fields)
+
+
+def with_cache(
+    sources: Sequence[Source],
+    specs: Sequence[Dataset],
+    folder: Path,
+    fields: Collection[str],
+    size: Size,
+    max_zoom: float,
+    workers: int,
+) -> list[Source]:
+    """The sources, read from caches in `folder`; those that are not there yet are written first, one process a machine.
+
+    specs: the settings of each source; fields: labels that the run's tasks learn; size, max_zoom: of the network's
+    input, and the largest that is drawn. Raises ValueError when a data set has changed, or the disk is too small.
+    """
+    shrink = partial(divisor, size=size, framing=Framing(max_zoom))
+    return [
+        replace(source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), shrink, workers))
+        for source, spec in zip(sources, specs, strict=True)
+    ]
+
+
+def _open(
+    source: Source, spec: Dataset, folder: Path, fields: frozenset[str], shrink: Shrink, workers: int
+) -> CachedReader:
+    settings = json.dumps([VERSION, spec.model_dump(mode="json", exclude={"name", "weight"})], sort_keys=True)
+    stem = f"{spec.type.rpartition('.')[2]}-{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"
+    wait = partial(Console().print, f"another process writes the cache of {source.name}; waiting for it", markup=False)
+    with locked(folder / f"{stem}.lock", wait):
+        packed = _find(folder, stem, fields, shrink)
+        if packed is None:
+            packed = _write(folder, stem, source, fields, shrink, workers)
+        else:
+            _check_unchanged(packed, source)
+    return CachedReader(source.reader, packed, fields)
+
+
+def _find(folder: Path, stem: str, fields: frozenset[str], shrink: Shrink) -> Packed | None:
+    """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
+    fitting: list[Packed] = []
+    for found in sorted(folder.glob(f"{stem}-*/index")):
+        packed = Packed(found.parent)
+        sizes = np.unique(packed.sizes, axis=0)
+        enough = all(shrink((height, width)) % shrunk == 0 for height, width, shrunk in sizes.tolist())
+        if enough and fields <= set(_text(packed.extra["fields"])):
+            fitting.append(packed)
+    return max(fitting, key=lambda packed: int(packed.sizes[:, 2].sum()), default=None)
+
+
+def _check_unchanged(packed: Packed, source: Source) -> None:
+    kept, found = packed.extra["stamps"], _stamps(source)
+    changed = np.arange(1)[:0] if len(kept) != len(found) else np.flatnonzero((kept != found).any(axis=1))
+    what = f"{len(source)} images instead of {len(kept)}" if len(kept) != len(found) else ""
+    if len(changed):
+        first = source.file(int(changed[0]))
+        what = f"files of {len(changed)} of {len(kept)} images, or of their labels, changed, first of {first}"
+    work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
+    for index in () if what else _probes(len(source)):
+        if checksum(work[index][0]) != packed.checksum(index):
+            what = f"sample {index} ({source.file(index) or 'drawn'}) reads otherwise now"
+            break
+    if what:
+        raise ValueError(
+            f"data set {source.name} is no longer what the cache {packed.folder} was made from: {what}; a cache holds "
+            "one state of its data set; delete that folder, and the next start writes it anew"
+        )
+
+
+def _write(folder: Path, stem: str, source: Source, fields: frozenset[str], shrink: Shrink, workers: int) -> Packed:
+    work = _Packing(source.reader, fields, shrink)
+    probes = [num_bytes(work[index][0]) for index in _probes(len(source))]
+    need = int(np.mean(probes) * len(source))
+    free = shutil.disk_usage(folder).free
+    if need * 1.05 > free:
+        raise ValueError(
+            f"the cache of {source.name} takes about {need / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
+            "a twentieth more than the size is needed; free some, choose another data.cache, or set it to null"
+        )
+    console = Console()
+    console.print(f"writing the cache of {source.name}: about {need / 1e9:.2f} GB into {folder}", markup=False)
+    for left in folder.glob(f".{stem}-*"):  # of a process that was stopped; the lock says that none is at it
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished = folder / f".{stem}-{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    try:
+        extra = {"stamps": _stamps(source), "fields": np.array([name.encode() for name in sorted(fields)], "S16")}
+        pack(unfinished, _shown(work.items(workers), len(source), console), extra)
+        target = folder / f"{stem}-{uuid.uuid4().hex[:6]}"
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # gone already where the renaming succeeded
+    return Packed(target)
+
+
+def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_Item]:
+    """The same items, with a bar on a terminal and ten lines elsewhere."""
+    if console.is_terminal:
+        yield from track(items, "packing", total, console=console)
+        return
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number * 10 // total > (number - 1) * 10 // total:
+            console.print(f"packed {number} of {total} images", markup=False)
+
+
+class _Packing:
+    """Runs in workers: an index in, the arrays of that sample out."""
+
+    def __init__(self, reader: Reader, fields: frozenset[str], shrink: Shrink | list[int]) -> None:
+        """shrink: or the divisor of each image."""
+        self._reader, self._fields, self._shrink = reader, fields, shrink
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> _Item:
+        shrink = self._shrink if callable(self._shrink) else partial(_always, self._shrink[index])
+        sample = read_part(self._reader, index, Wanted(self._fields, shrink))
+        wanted, size = shrink(sample.size), sample.size
+        if sample.shrunk < wanted:  # a PNG, or a reader that does not know how to reduce
+            sample = replace(sample, image=_reduced(sample.image, wanted // sample.shrunk), shrunk=wanted)
+        return to_parts(sample, self._fields), size, sample.shrunk
+
+    def items(self, workers: int) -> Iterator[_Item]:
+        """All of them, in order."""
+        loader: DataLoader[Any] = DataLoader(
+            self,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one sample, where batch_size is None
+            worker_init_fn=begin,
+            multiprocessing_context=start_method() if workers else None,
+            generator=torch.Generator(),  # else a first start draws one number more than later ones
+        )
+        return iter(loader)
+
+
+def _always(divisor: int, size: Size) -> int:
+    return divisor
+
+
+def _as_it_is(item: _Item) -> _Item:
+    return item
+
+
+def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
+    """Means of squares; incomplete ones at the right and lower edge are left out, as no window reaches them."""
+    height, width = (side // divisor for side in image.shape[:2])
+    squares = image[: height * divisor, : width * divisor]
+    return np.asarray(cv2.resize(squares, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _stamps(source: Source) -> NDArray[np.int64]:
+    """[N, 2] bytes and last change (ns) of the files of each image and of its labels; 0 where it has none."""
+    seen: dict[str, tuple[int, int]] = {}  # annotation files are those of many images
+
+    def stamp(file: str) -> tuple[int, int]:
+        if file not in seen:
+            try:
+                found = Path(file).stat()
+                seen[file] = found.st_size, found.st_mtime_ns
+            except FileNotFoundError:  # labels may be missing
+                seen[file] = 0, 0
+        return seen[file]
+
+    stamps = np.zeros((len(source), 2), np.int64)
+    for index in range(len(source)):
+        image = source.file(index)
+        files = [*([] if image is None else [image]), *map(str, source.label_files(index))]
+        if files:
+            sizes, times = zip(*map(stamp, files), strict=True)
+            stamps[index] = sum(sizes), max(times)
+    return stamps
+
+
+def _probes(total: int) -> list[int]:
+    return sorted(set(np.linspace(0, total - 1, NUM_PROBES).astype(int).tolist()))
+
+
+def _text(names: NDArray[np.bytes_]) -> list[str]:
+    return [bytes(name).decode() for name in names]

@@ -1,0 +1,187 @@
+"""Everything needed to continue a run or to use its network: plain data, written atomically."""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionmtl.modeling.weights import load_strictly
+from visionmtl.network import MultiTaskNet, build_model
+from visionmtl.run import Run
+from visionmtl.structures import LabelSpace
+
+FORMAT = 1
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV}
+"""What the system answers where a file cannot have a second name (FAT, some network file systems)."""
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain data so that a crash leaves the old file or the new one, never half of either.
+
+    The file before is kept as `<name>.previous` until the new one is in place and synced to the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        _name_too(path, path.with_name(path.name + ".previous"))
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
+    """checkpoints/last.pt of a run directory, and step-N.pt for the newest `keep` steps."""
+    path = folder / "checkpoints" / "last.pt"
+    save(path, state)
+    if keep:
+        named = path.with_name(f"step-{state['step']:07d}.pt")
+        _name_too(path, named)
+        # by time, not by name: after going back to an earlier step, later ones lie there that are older
+        for old in sorted(path.parent.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns)[:-keep]:
+            old.unlink()
+
+
+def _name_too(path: Path, other: Path) -> None:
+    """Make `other` the same file as `path`; a copy where the file system has no hard links."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        temporary = other.with_name(other.name + ".writing")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, other)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it. Raises ValueError when it is not one of ours."""
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("**/*.pt"))[:5]
+        raise ValueError(
+            f"there is no checkpoint {path}; a run keeps them in checkpoints/last.pt and best.pt; "
+            + (f"nearby are: {', '.join(near)}" if near else "train first, or correct the path")
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); a whole checkpoint is needed; use {path.name}.previous beside it, if there"
+        ) from error
+    except torch.serialization.pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of visionmtl; it holds more than tensors and plain data, which is "
+            f"all that is read; use {path.name}.previous beside it, if there"
+        ) from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {found!r}; this version reads {FORMAT}; "
+            "use a checkpoint that visionmtl wrote, or the version that wrote it"
+        )
+    return dict(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A trained network, ready to predict."""
+
+    net: MultiTaskNet
+    run: Run
+    step: int
+    epoch: int
+    folder: Path
+    """The run directory."""
+
+
+def open_model(
+    path: str | Path, device: str | torch.device = "cpu", settings: Mapping[str, Any] | None = None
+) -> Opened:
+    """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
+
+    settings: the run as plain data, in place of the checkpoint's own; a new data.root moves every path in the old one.
+    """
+    path = Path(path)
+    state = load(path)
+    plain = dict(settings or state["run"])
+    before, after = state["run"]["data"]["root"], plain["data"]["root"]
+    if before and after and before != after:
+        plain["data"] = moved(plain["data"], before, after)
+    run = Run.model_validate(plain)
+    trained = tuple(state["run"]["data"]["size"])
+    if run.data.size != trained:
+        raise ValueError(
+            f"data.size is {run.data.size}, but {path} was trained at {trained}, and its depth is relative to that; "
+            f"another is not allowed; set data.eval_size=[{run.data.size[0]},{run.data.size[1]}] to evaluate so"
+        )
+    # the weights come from the file; fetching the pretrained ones first would be idle
+    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
+    spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
+    net = build_model(run.model.model_copy(update={"encoder": encoder}), run.tasks, spaces, run.data.size)
+    net.check_size(run.data.input_size, "data.eval_size")
+    load_strictly(net, best_weights(state), path)
+    net.to(device).eval()
+    return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)
+
+
+def moved(value: Any, before: str, after: str) -> Any:
+    """The same nested value, paths in folder `before` now lying in `after`."""
+    if isinstance(value, Mapping):
+        return {key: moved(inner, before, after) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, before, after) for inner in value]
+    inside = isinstance(value, str) and (value == before or value.startswith(before.rstrip("/") + "/"))
+    return after + value[len(before) :] if inside else value
+
+
+def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on from a checkpoint under settings that its optimiser, balancer or loss scale do not fit.
+
+    saved, fresh: as `RunState.plain` gives them, from the file and from the run that wants to go on; of one network.
+    """
+
+    def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in balancer.items()}
+
+    def groups(state: Mapping[str, Any]) -> str:
+        return "+".join(str(len(group["params"])) for group in state["optimizer"]["param_groups"])
+
+    was, now = saved["run"], fresh["run"]
+    wrong = None
+    if was["optim"]["name"] != now["optim"]["name"]:
+        wrong = f"optim.name {was['optim']['name']}, this run has {now['optim']['name']}"
+    elif shapes(saved["balancer"]) != shapes(fresh["balancer"]):
+        wrong = f"balance.type {was['balance']['type']}, this run has {now['balance']['type']}, which has another state"
+    elif fresh["scaler"] and not saved["scaler"]:
+        wrong = f"train.precision {was['train']['precision']}, this run has fp16, which needs a loss scale"
+    elif bool(fresh["ema"]) > bool(saved["ema"]):
+        wrong = f"no weight average, this run has optim.ema_decay {now['optim']['ema_decay']}"
+    elif groups(saved) != groups(fresh):
+        wrong = (
+            f"parameter groups of {groups(saved)} tensors, this run has {groups(fresh)}; groups follow from "
+            "optim.encoder_lr_factor, layer_decay, weight_decay and from what is frozen"
+        )
+    if wrong:
+        raise ValueError(
+            f"{path} was written with {wrong}; a resumed run needs what the checkpoint has; take the setting back, or "
+            f"begin a new run with its weights (--init-from {path})"
+        )
+
+
+def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The averaged weights of a checkpoint where the run kept an average, else the plain ones."""
+    weights: dict[str, Any] = state["ema"]["module"] if state["ema"] else state["net"]
+    return weights

@@ -1,0 +1,181 @@
+"""What the processes of a run share: the group that torchrun starts, the device of each rank, averaged gradients."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from visionmtl.ops.ranks import sum_over_ranks
+from visionmtl.run import Train
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run ended, or was not heard of for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' = CUDA where there is one, else the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N; correct --device") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
+        raise ValueError(f"device is {name!r}, but torch finds {found}; use one that is there, or --device cpu")
+    return chosen
+
+
+def start(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
+    """Join the group described by torchrun's environment; alone without one. NCCL on CUDA, gloo on the CPU.
+
+    timeout_s: how long this process waits for the others in anything they do together.
+    """
+    chosen = choose_device(device)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks(0, 1, chosen)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    timeout = timedelta(seconds=timeout_s)
+    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps one store over its restarts, in which the addresses of dead processes stay (pytorch #135712).
+        # Agents of several machines count restarts differently: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps
+        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    return Ranks(rank, world, chosen)
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """`start` before and `stop` after what happens inside.
+
+    A process that fails inside leaves the group at once, so that the others fail too instead of waiting for it: with
+    LostProcess, which says that the cause is to be looked for in another process.
+    """
+    ranks = start(device, timeout_s)
+    failed = True
+    try:
+        yield ranks
+        failed = False
+    except RuntimeError as error:
+        if ranks.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise LostProcess(
+                f"process {ranks.rank} of {ranks.world} lost another one, which ended or kept it waiting for "
+                f"{timeout_s:g} s ({str(error).partition('. ')[0]}); all must run to the end; look for the first error "
+                "among their messages, then start again, a training with --resume; train.distributed.timeout_s is how "
+                "long they wait"
+            ) from error
+        raise
+    finally:
+        # NCCL would first wait for the partners of what is under way; the end of the process frees it without
+        if not (failed and ranks.device.type == "cuda"):
+            stop()
+
+
+def barrier() -> None:
+    """Wait for all ranks, if there are several."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn.Module:
+    """The module with gradients averaged over ranks as its backward runs; itself in a single process.
+
+    cut: whether several backwards fill its gradients, each of them once.
+    """
+    options = settings.distributed
+    if options.static_graph and (cut or settings.accumulate > 1):
+        why = "this balancing method runs one backward a task" if cut else f"train.accumulate is {settings.accumulate}"
+        raise ValueError(
+            f"train.distributed.static_graph is set, but {why}; torch's static graph is that of one backward a step; "
+            f"set it to false, or choose {'balance=fixed' if cut else 'train.accumulate=1'}"
+        )
+    if ranks.world == 1:
+        return module
+    ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    # every parameter takes part in every step (unlabelled tasks give zeros, not nothing; `unread` froze what nobody
+    # reads), so none need be searched for
+    return DistributedDataParallel(
+        module,
+        device_ids=ids,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # nobody reads running statistics before an evaluation: see `share_statistics`
+        static_graph=options.static_graph,
+        bucket_cap_mb=options.bucket_mb,
+    )
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of a few parameters that live outside the replicated module."""
+    if dist.is_initialized():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean over ranks, detached; the value itself in a single process."""
+    return sum_over_ranks(value) / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Give all ranks the first one's float buffers: each counts BatchNorm's running statistics on its own images."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                values = buffer.contiguous()
+                dist.broadcast(values, src=0)
+                buffer.copy_(values)
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """True on all ranks when it is true on any; for stopping together."""
+    if not dist.is_initialized():
+        return flag
+    shared = torch.tensor(float(flag), device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+def check_same(value: Any, what: str, remedy: str) -> None:
+    """Raise ValueError on every rank where they do not all hold the same value."""
+    if not dist.is_initialized():
+        return
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    if any(other != values[0] for other in values):
+        of_rank = ", ".join(f"{other} in process {rank}" for rank, other in enumerate(values))
+        raise ValueError(f"{what} differs between the processes: {of_rank}; all need the same; {remedy}")

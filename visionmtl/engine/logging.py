@@ -1,0 +1,255 @@
+"""Where a run's rows, lines and pictures go: metrics.jsonl, train.log, TensorBoard and the terminal."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+from typing_extensions import Self
+
+from visionmtl.engine.environment import environment
+
+
+class RunLog:
+    """The log of one run. Rank 0 opens it for writing; on the other ranks the same calls do nothing."""
+
+    def __init__(self, screen: "_Screen | None", files: "_Files | None") -> None:
+        self._screen = screen
+        self._files = files
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        write: bool = True,
+        resume_step: int | None = None,
+        show: bool | None = None,
+        evaluated: bool = True,
+    ) -> Self:
+        """The log in a run directory.
+
+        resume_step: continue existing files; what was logged after this step is dropped, since it will come again;
+        so is the row of an evaluation at this step unless it was finished (`evaluated`). None: files begin anew.
+        write: whether files are written; show: whether the terminal is (None: as `write`).
+        """
+        screen = _Screen() if (write if show is None else show) else None
+        return cls(screen, _Files(folder, resume_step, evaluated) if write else None)
+
+    def config(self, text: str) -> None:
+        """Keep the resolved config, and what the run runs on."""
+        if self._files:
+            (self._files.folder / "config.yaml").write_text(text, encoding="utf-8")
+            found = json.dumps(environment(), indent=1) + "\n"
+            (self._files.folder / "env.json").write_text(found, encoding="utf-8")
+
+    def line(self, text: str) -> None:
+        """A line for people."""
+        if self._files:
+            self._files.line(text)
+        if self._screen:
+            self._screen.line(text)
+
+    def train(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        total_steps: int,
+        losses: Mapping[str, Mapping[str, float]],
+        weights: Mapping[str, float],
+        lr: float,
+        grad_norm: float,
+        images_per_s: float,
+        data_wait_share: float,
+        eta_s: float,
+    ) -> None:
+        """Figures of training: loss parts and weight by task, and how fast it goes.
+
+        data_wait_share: share of the time, 0..1, in which the loop waited for data.
+        """
+        row = {
+            "kind": "train", "step": step, "epoch": epoch, "losses": losses, "weights": weights, "lr": lr,
+            "grad_norm": grad_norm, "images_per_s": images_per_s, "data_wait_share": data_wait_share,
+            "memory_mb": peak_memory_mb(), "eta_s": eta_s,
+        }  # fmt: skip
+        if self._files:
+            self._files.row(row)
+            self._files.line(f"step {step}/{total_steps} epoch {epoch}  {_figures(row)}")
+        if self._screen:
+            self._screen.progress(step, epoch, total_steps, _figures(row))
+
+    def val(self, *, step: int, epoch: int, results: Mapping[str, Mapping[str, Any]]) -> None:
+        """Results of an evaluation by task; tables per class belong to the evaluation's own file."""
+        numbers = {task: {name: v for name, v in of_task.items() if _is_number(v)} for task, of_task in results.items()}
+        if self._files:
+            self._files.row({"kind": "val", "step": step, "epoch": epoch, "results": numbers})
+        self.line(f"evaluated at step {step}, epoch {epoch}\n{results_table(results)}")
+
+    def picture(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        """A picture [H, W, 3] RGB for TensorBoard."""
+        if self._files:
+            self._files.tensorboard.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is pending and give the terminal back."""
+        if self._files:
+            self._files.close()
+        if self._screen:
+            self._screen.close()
+        self._files = self._screen = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._files:
+            self._files.line(f"ended by {type(error).__name__}: {error}")
+        self.close()
+
+
+class _Files:
+    def __init__(self, folder: Path, resume_step: int | None, evaluated: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import, and only a training run needs it
+
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = folder / "metrics.jsonl"
+        if resume_step is not None and rows.exists():
+            _drop_rows_after(rows, resume_step, evaluated)
+        if resume_step is None:  # the other files begin anew too
+            for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+                old.unlink()
+        mode = "w" if resume_step is None else "a"
+        self.rows: IO[str] = rows.open(mode, encoding="utf-8")
+        self.lines: IO[str] = (folder / "train.log").open(mode, encoding="utf-8")
+        purge = None if resume_step is None else resume_step + 1
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        plain = _finite(row)
+        self.rows.write(json.dumps(plain, allow_nan=False) + "\n")
+        self.rows.flush()
+        for name, value in _leaves({key: plain[key] for key in plain if key not in ("kind", "step")}):
+            self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        if row["kind"] == "val":
+            self.tensorboard.flush()
+
+    def line(self, text: str) -> None:
+        self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self.lines.flush()
+
+    def close(self) -> None:
+        self.rows.close()
+        self.lines.close()
+        self.tensorboard.close()
+
+
+class _Screen:
+    """A progress bar over a line of figures on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"), BarColumn(None), MofNCompleteColumn(), expand=True
+        )
+        self.live: Live | None = None
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def progress(self, step: int, epoch: int, total_steps: int, figures: str) -> None:
+        if not self.console.is_terminal:
+            self.line(f"step {step}/{total_steps} epoch {epoch}  {figures}")
+            return
+        if self.live is None:
+            self.bar.add_task("", total=total_steps, epoch=epoch)
+            self.live = Live(console=self.console)
+            self.live.start()
+        self.bar.update(self.bar.task_ids[0], completed=step, epoch=epoch)
+        self.live.update(Group(self.bar, Text(figures)))
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    losses = [f"{task} {sum(parts.values()):.4g}" for task, parts in row["losses"].items()]
+    hours, minutes, seconds = (int(row["eta_s"]) // unit % base for unit, base in ((3600, 10**6), (60, 60), (1, 60)))
+    return "  ".join(
+        [
+            *losses,
+            f"lr {row['lr']:.2e}",
+            f"{row['images_per_s']:.1f} images/s",
+            f"waiting for data {row['data_wait_share']:.0%}",
+            f"{row['memory_mb']:,.0f} MB",
+            f"eta {hours}:{minutes:02}:{seconds:02}",
+        ]
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, f"{path}{key}/")
+        elif inner is not None:
+            yield f"{path}{key}", inner
+
+
+def _drop_rows_after(path: Path, step: int, evaluated: bool) -> None:
+    """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too."""
+    last = (step, "val" if evaluated else "train")  # in the order of the alphabet, and of the loop
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in whole if ((row := json.loads(line))["step"], row["kind"]) <= last]
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every number of an evaluation with its task and protocol, as plain text."""
+    rows: list[tuple[str, str, str]] = []
+    for task, of_task in results.items():
+        shown = [(name, v) for name, v in of_task.items() if v is None or _is_number(v) or name == "protocol"]
+        for at, (name, value) in enumerate(shown):
+            text = "no labels" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+            rows.append((task if at == 0 else "", name, text))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return "\n".join(f"{task:<{widths[0]}}  {name:<{widths[1]}}  {text}" for task, name, text in rows)
+
+
+def peak_memory_mb() -> float:
+    """The most memory used so far, MiB: of this process's CUDA device where it has one, else of the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return math.nan  # the standard library does not know it there
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

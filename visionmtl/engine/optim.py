@@ -1,0 +1,237 @@
+"""How parameters move: groups with their own learning rate, the schedule over steps, and the moving average."""
+
+import bisect
+import copy
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import Self
+
+from visionmtl.config.registry import Spec
+from visionmtl.ops.ranks import own_share
+
+Net = TypeVar("Net", bound=nn.Module)
+Schedule = Literal["cosine", "poly", "step", "constant"]
+
+_ONLY_WITH = {  # setting -> (the field it depends on, the values under which it does something)
+    "betas": ("name", ("adamw",)),
+    "momentum": ("name", ("sgd",)),
+    "nesterov": ("name", ("sgd",)),
+    "min_lr_factor": ("schedule", ("cosine", "poly")),
+    "power": ("schedule", ("poly",)),
+    "milestones": ("schedule", ("step",)),
+    "gamma": ("schedule", ("step",)),
+}
+
+
+class Optim(Spec):
+    """Optimiser, schedule and moving average. None means the default named beside the field, where it applies."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(
+        0.05, ge=0, description="not applied to biases, norms and other parameters of one axis or none"
+    )
+    betas: tuple[float, float] | None = Field(None, description="adamw; (0.9, 0.999)")
+    momentum: float | None = Field(None, ge=0, lt=1, description="sgd; 0.9")
+    nesterov: bool | None = Field(None, description="sgd; true")
+    encoder_lr_factor: float = Field(1.0, gt=0, description="learning rate of the encoder as a multiple of `lr`")
+    layer_decay: float | None = Field(
+        None, gt=0, lt=1, description="each encoder layer learns this much slower than the next"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of all gradients together")
+    schedule: Schedule = "cosine"
+    warmup_steps: int | None = Field(None, ge=1, description="linear from lr / warmup_steps")
+    warmup_epochs: float | None = Field(None, gt=0)
+    min_lr_factor: float | None = Field(None, ge=0, lt=1, description="cosine, poly; 0: where the schedule ends")
+    power: float | None = Field(None, gt=0, description="poly; 0.9")
+    milestones: tuple[float, ...] | None = Field(
+        None, description="step; (2/3, 11/12): fractions of the run where lr drops"
+    )
+    gamma: float | None = Field(None, gt=0, lt=1, description="step; 0.1: factor of each drop")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="evaluate and keep a moving average of the weights")
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        for setting, (decider, values) in _ONLY_WITH.items():
+            if getattr(self, setting) is not None and (found := getattr(self, decider)) not in values:
+                raise ValueError(
+                    f"{setting} is set but does nothing under {decider}: {found}; it belongs to {decider}: "
+                    f"{' or '.join(values)}; remove {setting} or change {decider}"
+                )
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("warmup_steps and warmup_epochs are both set; one of them decides; remove the other")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0, found momentum: 0; raise momentum or remove nesterov")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; each must lie in [0, 1); the usual pair is [0.9, 0.999]")
+        if self.milestones is not None:
+            inside = all(0 < fraction < 1 for fraction in self.milestones)
+            if not inside or sorted(set(self.milestones)) != list(self.milestones):
+                raise ValueError(
+                    f"milestones are {self.milestones}; allowed are rising fractions of the run between 0 and 1; "
+                    "write for instance [0.67, 0.92]"
+                )
+        return self
+
+
+def lr_factor(spec: Optim, step: int, total_steps: int, steps_per_epoch: int = 1) -> float:
+    """The multiple of every group's learning rate for optimiser step `step` = 0 ... total_steps - 1.
+
+    Warm-up is linear, (step + 1) / warmup steps, and the schedule runs over the steps that remain, so that the last
+    step of cosine and poly has exactly `min_lr_factor`. Milestones are fractions of the whole run.
+    """
+    warmup = spec.warmup_steps or round((spec.warmup_epochs or 0) * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(total_steps - 1 - warmup, 1), 1.0)
+
+    if spec.schedule == "constant":
+        return 1.0
+    if spec.schedule == "step":
+        milestones = spec.milestones or (2 / 3, 11 / 12)
+        passed = bisect.bisect_right([round(fraction * total_steps) for fraction in milestones], step)
+        return (spec.gamma or 0.1) ** passed
+    curve = (1 + math.cos(math.pi * done)) / 2 if spec.schedule == "cosine" else (1 - done) ** (spec.power or 0.9)
+    lowest = spec.min_lr_factor or 0.0
+    return lowest + (1 - lowest) * curve
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its own base rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimiser over everything trainable in `net` and `balancer`, fused into one kernel a step.
+
+    net: its `encoder`, and every other module of the same class (sharing methods that copy it), counts as encoder.
+    """
+    groups = parameter_groups(spec, net, balancer)
+    if spec.name == "sgd":
+        momentum = 0.9 if spec.momentum is None else spec.momentum
+        nesterov = momentum > 0 if spec.nesterov is None else spec.nesterov
+        whole = not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+        # torch's fused SGD knows no spread tensors (2.15: "does not have a sharding strategy"); None lets it choose
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
+
+
+def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+    """Parameters by (learning rate, weight decay), in the net's order; `base_lr` is what `set_lr` multiplies."""
+    factors = _encoder_factors(spec, net)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter, balances in _trainable(net, balancer):
+        base_lr = spec.lr * factors.get(id(parameter), 1.0)
+        decay = spec.weight_decay if parameter.ndim > 1 and not balances else 0.0
+        fresh = {"params": [], "lr": base_lr, "base_lr": base_lr, "weight_decay": decay}
+        groups.setdefault((base_lr, decay), fresh)["params"].append(parameter)
+    if not groups:
+        raise ValueError("nothing is trainable: every parameter is frozen; leave some part of the net unfrozen")
+    return list(groups.values())
+
+
+def _trainable(net: nn.Module, balancer: nn.Module | None) -> Iterator[tuple[nn.Parameter, bool]]:
+    for module, balances in ((net, False), (balancer, True)):
+        if module is not None:
+            yield from ((parameter, balances) for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
+    """Learning rate multiple of each encoder parameter, by id.
+
+    A layer is a numbered block, or what stands between blocks (stem, a stage's downsampling); layers are counted in
+    the order in which timm declares them, which is the order of computation. The last layer has encoder_lr_factor,
+    each one before it `layer_decay` times that of its successor.
+    """
+    encoder = getattr(net, "encoder", None)
+    if encoder is None:
+        if spec.layer_decay is not None or spec.encoder_lr_factor != 1:
+            raise ValueError(
+                f"{type(net).__name__} has no `encoder`, so encoder_lr_factor and layer_decay do nothing; "
+                "remove them from optim"
+            )
+        return {}
+    factors: dict[int, float] = {}
+    for module in (module for module in net.modules() if type(module) is type(encoder)):
+        for below_top, layer in enumerate(reversed(layers(module).values())):
+            factor = spec.encoder_lr_factor * (spec.layer_decay or 1.0) ** below_top
+            factors.update((id(parameter), factor) for parameter in layer)
+    return factors
+
+
+def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The encoder's parameters by layer, first layer first, by a rule that holds for every timm family.
+
+    timm's own `group_matcher` is lost when a model becomes a feature extractor, so names decide: a layer is the path
+    to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one ("model.blocks.11"), leaf
+    modules ("conv1") not counted. What precedes the first such path is the stem; what closes a stage or the encoder
+    (a final norm) belongs to the layer before it. timm declares parameters in the order of computation.
+    """
+    found: dict[str, list[nn.Parameter]] = {}
+    current = "stem"
+    for name, parameter in encoder.named_parameters():
+        parts = name.split(".")[:-1]
+        inner = encoder.get_submodule(".".join(parts)).children()
+        if not any(True for child in inner for _ in child.parameters()):
+            parts = parts[:-1]
+        numbered = [at for at, part in enumerate(parts) if re.search(r"\d", part)]
+        layer = ".".join(parts[: numbered[:2][-1] + 1]) if numbered else current
+        if not current.startswith(f"{layer}."):  # what closes a stage belongs to its last block
+            current = layer
+        found.setdefault(current, []).append(parameter)
+    return found
+
+
+class Ema(Generic[Net]):
+    """A moving average of a module's weights, kept on its device and in evaluation mode.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
+    Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
+    Create it when the module is on its device and in its memory format: the tensors are looked up once.
+    twin: a copy of the module to keep the average in, where it must be made elsewhere (spread over processes).
+    """
+
+    def __init__(self, module: Net, decay: float, twin: Net | None = None) -> None:
+        self.module = (twin or copy.deepcopy(module)).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+        averaged, sources = self._pairs(module)
+        # -inf in attention masks would turn into NaN (inf - inf); looked at once, here, because looking waits
+        blends = [theirs.is_floating_point() and bool(theirs.isfinite().all()) for theirs in sources]
+        self._blended = [(a, b) for a, b, blend in zip(averaged, sources, blends, strict=True) if blend]
+        self._copied = [(a, b) for a, b, blend in zip(averaged, sources, blends, strict=True) if not blend]
+
+    def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        ours = [*self.module.parameters(), *self.module.buffers()]
+        theirs = [*module.parameters(), *module.buffers()]
+        return [own_share(tensor.detach()) for tensor in ours], [own_share(tensor.detach()) for tensor in theirs]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the module's present weights. Counts on the CPU; nothing waits for the device."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for pairs, operation in ((self._blended, "lerp"), (self._copied, "copy")):
+            if pairs:
+                ours, theirs = (list(tensors) for tensors in zip(*pairs, strict=True))
+                if operation == "lerp":
+                    torch._foreach_lerp_(ours, theirs, 1 - decay)
+                else:
+                    torch._foreach_copy_(ours, theirs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and the number of updates."""
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, strictly."""
+        self.module.load_state_dict(state["module"])
+        self.updates = int(state["updates"])

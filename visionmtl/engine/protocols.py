@@ -1,0 +1,218 @@
+"""The benchmarks' protocols by name: what each scores, at which size and by which rules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visionmtl.config.registry import did_you_mean
+from visionmtl.data.label_spaces import Spaces
+from visionmtl.datasets import Reader, Source
+from visionmtl.metrics.depth import DepthMeter
+from visionmtl.metrics.detection import DetectionMeter
+from visionmtl.metrics.disparity import DisparityMeter
+from visionmtl.metrics.normals import NormalsMeter
+from visionmtl.metrics.segmentation import SegmentationMeter
+from visionmtl.structures import LabelSpace, Sample
+from visionmtl.tasks.base import Meter, Task
+
+CITYSCAPES_CATEGORIES = {
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
+_JUST_ABOVE_80_M = float(np.nextafter(np.float32(80), np.float32(81)))  # meters exclude the limit, Cityscapes includes
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing a protocol scores: tasks that learn this field of `Sample`, in one of these label spaces."""
+
+    field: str
+    meter: Callable[[LabelSpace | None], Meter]
+    spaces: tuple[str, ...] = ()
+    """() for what has no classes."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to score. What is printed under its name was made by its rules alone."""
+
+    name: str
+    says: str
+    parts: tuple[Part, ...]
+    size: tuple[int, int] | None = None
+    """(H, W) px to which image and truth are brought before anything else; None: as they are."""
+
+    def makers(self, tasks: Mapping[str, Task], spaces: Spaces) -> dict[str, Callable[[], Meter]]:
+        """By task that this protocol scores: what makes a fresh meter, whose `protocol` begins with its name.
+
+        Raises ValueError when a task learns the right thing in another label space, or no task learns any.
+        """
+        makers: dict[str, Callable[[], Meter]] = {}
+        for part in self.parts:
+            learners = [name for name, task in tasks.items() if task.field == part.field]
+            fitting = [name for name in learners if _name(spaces[name]) in (part.spaces or (None,))]
+            if learners and not fitting:
+                raise ValueError(
+                    f"protocol {self.name!r} scores {part.field} in {' or '.join(part.spaces)}, but "
+                    f"{', '.join(f'task {name!r} learns {_name(spaces[name])}' for name in learners)}; label spaces "
+                    "must be those of the protocol; choose another protocol, or a checkpoint that learnt this one"
+                )
+            for name in fitting:
+                makers[name] = partial(self._meter, part, spaces[name])
+        if not makers:
+            raise ValueError(
+                f"protocol {self.name!r} scores {', '.join(part.field for part in self.parts)}, but the tasks learn "
+                f"{', '.join(task.field for task in tasks.values())}; one of them is needed; choose another protocol"
+            )
+        return makers
+
+    def _meter(self, part: Part, space: LabelSpace | None) -> Meter:
+        return _Named(self.name, part.meter(space))
+
+    def sources(self, sources: Sequence[Source]) -> list[Source]:
+        """The data as this protocol wants it."""
+        if self.size is None:
+            return list(sources)
+        return [replace(source, reader=Resized(source.reader, self.size)) for source in sources]
+
+
+class _Named:
+    """A meter whose results carry the protocol's name."""
+
+    def __init__(self, name: str, meter: Meter) -> None:
+        self.meter = meter
+        self._name = name
+        self.update, self.state, self.merge = meter.update, meter.state, meter.merge
+
+    def compute(self) -> dict[str, Any]:
+        result = self.meter.compute()
+        same = result["protocol"] == self._name
+        return {**result, "protocol": self._name if same else f"{self._name}: {result['protocol']}"}
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A reader whose samples are brought to one size: the image by area or bilinear, dense labels by nearest pixel."""
+
+    reader: Reader
+    size: tuple[int, int]
+
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """Those of the reader, without boxes."""
+        return {name: space for name, space in self.reader.provides.items() if name != "boxes"}
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> Sample:
+        """The sample at `size`; its boxes are left out."""
+        sample = self.reader.read(index)
+        height, width = self.size
+        smaller = height * width < sample.image.shape[0] * sample.image.shape[1]
+        interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+        image = cv2.resize(sample.image, (width, height), interpolation=interpolation)
+        labels: dict[str, Any] = {"boxes": None}
+        for name in ("segmentation", "depth_m", "normals"):
+            if getattr(sample, name) is not None:
+                labels[name] = _nearest(getattr(sample, name), self.size)
+        return replace(sample, image=np.asarray(image, np.uint8), **labels)
+
+
+def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Each pixel takes the value that lies under its centre: nothing is mixed, invalid stays invalid."""
+    rows, columns = ((np.arange(to) * 2 + 1) * of // (2 * to) for to, of in zip(size, values.shape, strict=False))
+    return np.ascontiguousarray(values[rows[:, None], columns])
+
+
+def _name(space: LabelSpace | None) -> str | None:
+    return None if space is None else space.name
+
+
+def _boxes(space: LabelSpace | None) -> Meter:
+    assert space is not None
+    return DetectionMeter(space)
+
+
+def _pixels(space: LabelSpace | None) -> Meter:
+    assert space is not None
+    return SegmentationMeter(space)
+
+
+def _categories(space: LabelSpace | None) -> Meter:
+    assert space is not None
+    return SegmentationMeter(space, CITYSCAPES_CATEGORIES if space.name == "cityscapes19" else None)
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "coco",
+            "box AP of COCO's 80 classes: IoU .50:.05:.95, 101 recalls, at most 100 detections an image and class",
+            (Part("boxes", _boxes, ("coco80",)),),
+        ),
+        Protocol(
+            "cityscapes",
+            "19 classes in one confusion matrix at 1024x2048; depth per image, 0 < truth <= 80 m, no crop",
+            (
+                Part("segmentation", _pixels, ("cityscapes19",)),
+                Part("depth_m", lambda space: DepthMeter("per_image", 1e-3, _JUST_ABOVE_80_M)),
+            ),
+        ),
+        Protocol(
+            "nyu_eigen",
+            "depth papers: crop 45:471 x 41:601 of 480x640, 1e-3 < truth < 10 m, mean over images",
+            (Part("depth_m", lambda space: DepthMeter("eigen", 1e-3, 10.0)),),
+        ),
+        Protocol(
+            "nyu13_288x384",
+            "multi-task tables: everything at 288x384; 13 classes; depth errors and normal angles per valid pixel",
+            (
+                Part("segmentation", _pixels, ("nyu13",)),
+                Part("depth_m", lambda space: DepthMeter("pooled", 1e-3, 10.0)),
+                Part("normals", lambda space: NormalsMeter()),
+            ),
+            (288, 384),
+        ),
+        Protocol(
+            "nyu40",
+            "multi-task papers: 40 classes at 480x640; depth errors and normal angles per valid pixel",
+            (
+                Part("segmentation", _pixels, ("nyu40",)),
+                Part("depth_m", lambda space: DepthMeter("pooled", 1e-3, 10.0)),
+                Part("normals", lambda space: NormalsMeter()),
+            ),
+        ),
+        Protocol(
+            "cityscapes_disparity_128x256",
+            "multi-task tables: everything at 128x256; 7 categories; errors of disparity as Cityscapes stores it, by "
+            "65535 (1 = 256 px of 2048); sky and ego vehicle, without depth, are left out",
+            (
+                Part("segmentation", _categories, ("cityscapes7", "cityscapes19")),
+                Part("depth_m", lambda space: DisparityMeter(1e-3, 1e4)),
+            ),
+            (128, 256),
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Raises ValueError with the known names."""
+    if name not in PROTOCOLS:
+        known = "; ".join(f"{one.name} ({one.says})" for one in PROTOCOLS.values())
+        raise ValueError(
+            f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; known are {known}; choose one of these names"
+        )
+    return PROTOCOLS[name]

@@ -1,0 +1,1 @@
+"""Predictions outside training: from images, to files."""

@@ -1,0 +1,263 @@
+"""Predictions as files in the official submission formats, written and read back.
+
+DIR/TASK.json                       boxes: COCO results (image_id, official category_id, bbox xywh, score)
+DIR/TASK/IMAGE.png                  segmentation: official ids where the label space has them, else class ids; 8 bit
+DIR/TASK/IMAGE_pred_labelIds.png    the same for Cityscapes, as its evaluation looks for it
+DIR/TASK/IMAGE.png                  depth: 16 bit, metres x 256 as KITTI has it, or millimetres; 0 = no prediction
+DIR/TASK/IMAGE.png                  normals: 16 bit RGB, (vector + 1) / 2 x 65535
+DIR/submission.json                 by task: what its values mean
+
+Several processes write into one folder, which all must see: each the PNGs of its images, the first the rest. The files
+do not tell how many there were: boxes are in the order of image ids.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch.distributed as dist
+
+from visionmtl.config.registry import did_you_mean
+from visionmtl.data.label_spaces import Spaces
+from visionmtl.ops.coco_results import canonical, read_rows, rows_of
+from visionmtl.ops.dense_files import CODES
+from visionmtl.ops.file_names import present
+from visionmtl.ops.photos import read_png
+from visionmtl.structures import Detections, LabelSpace, Sample
+from visionmtl.tasks.base import Task
+
+MANIFEST = "submission.json"
+KITTI_UNITS = 256
+"""Depth units per metre of KITTI's files; 1000 are millimetres."""
+
+_CITYSCAPES_ENDING = "_pred_labelIds"
+_OFFICIAL_ENDINGS = ("", _CITYSCAPES_ENDING)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises ValueError when predictions of another time would be mixed with new ones."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is not an empty folder; predictions go into a folder of their own, so that no old file is "
+            "scored with the new ones; name another folder, or delete this one"
+        )
+
+
+class SubmissionWriter:
+    """Writes each prediction as it comes; `close` writes what belongs to the whole split, once over all ranks."""
+
+    def __init__(self, folder: Path, tasks: Mapping[str, Task], spaces: Spaces, units_per_metre: int = KITTI_UNITS):
+        for task in tasks.values():
+            _check_field(task)
+        self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
+        self._seen: dict[str, str] = {}  # image ids, by what they mean in a results file
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field == "boxes"}
+        for name in tasks.keys() - self._rows.keys():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, sample: Sample, predictions: Mapping[str, Any]) -> None:
+        """Keep the predictions of one image, by task."""
+        if canonical(sample.image_id) in self._seen:
+            raise _twice(sample.image_id)
+        self._seen[canonical(sample.image_id)] = sample.image_id
+        for name, prediction in predictions.items():
+            task, space = self._tasks[name], self._spaces[name]
+            if task.field == "boxes":
+                assert space is not None
+                self._rows[name] += rows_of(sample.image_id, prediction, space)
+                continue
+            file = self.folder / self._png(name, sample.image_id)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not cv2.imwrite(str(file), CODES[task.field][0](prediction, space, self._units)):
+                raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
+
+    def close(self) -> None:
+        """Write the files of boxes, joined over ranks, and what the values mean.
+
+        Raises ValueError, on all ranks, when two of them had an image of one name, whose files would be mixed; on the
+        first, when it does not find what the others wrote.
+        """
+        mine = self._rows, list(self._seen.values())
+        parts: list[Any] = [mine]
+        if dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, mine)
+        ids = [image_id for _, seen in parts for image_id in seen]
+        counts = Counter(map(canonical, ids))
+        if repeated := sorted(image_id for image_id in ids if counts[canonical(image_id)] > 1):
+            raise _twice(repeated[0])
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        self._check_pngs(ids)
+        for name in self._rows:
+            rows = sorted((row for of_rank, _ in parts for row in of_rank[name]), key=_by_image)
+            (self.folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+        meaning: dict[str, Any] = {}
+        for name, task in self._tasks.items():
+            space = self._spaces[name]
+            meaning[name] = {"field": task.field, "space": space and space.plain()}
+            if task.field == "depth_m":
+                meaning[name]["units_per_metre"] = self._units
+        (self.folder / MANIFEST).write_text(json.dumps(meaning, indent=1) + "\n", encoding="utf-8")
+
+    def _png(self, name: str, image_id: str) -> str:
+        """Below the folder of the submission."""
+        return f"{name}/{_safe(image_id)}{_ending(self._spaces[name])}.png"
+
+    def _check_pngs(self, ids: Sequence[str]) -> None:
+        pngs = [self._png(name, image_id) for name in self._tasks.keys() - self._rows.keys() for image_id in ids]
+        there = present(self.folder, pngs)
+        if not there.all():
+            raise ValueError(
+                f"{np.count_nonzero(~there)} of {len(there)} PNGs are not in {self.folder} as the first process sees "
+                "it; all processes must write into one folder; name one that all machines share"
+            )
+
+
+def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, Path]:
+    """Where each task's predictions lie. given: TASK=PATH, or a folder with TASK.json and TASK/ as written here."""
+    paths: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if equals:
+            if name not in tasks:
+                raise ValueError(
+                    f"--from-predictions {text}: there is no task {name!r}{did_you_mean(name, tasks)}; it can be "
+                    f"{', '.join(tasks)}; correct it"
+                )
+            paths[name] = Path(path)
+            continue
+        folder = Path(text)
+        looked_for = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
+        found = {name: path for name, path in looked_for.items() if path.exists()}
+        if not found:
+            raise ValueError(
+                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ "
+                "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
+            )
+        paths |= found
+    return paths
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of one task in files, wherever they were made."""
+
+    read: Callable[[Sample], tuple[str, Any]]
+    """Where the prediction for an image is found, and it. Raises ValueError where there is none."""
+    ignored: int = 0
+    """Boxes of categories that the label space does not have."""
+
+
+def open_predictions(
+    path: Path, task: Task, space: LabelSpace | None, units_per_metre: float | None = None
+) -> Predictions:
+    """A JSON file for boxes, a folder of PNGs for everything else.
+
+    units_per_metre: of depth files; None: as the folder's submission.json says, else KITTI_UNITS.
+    """
+    _check_field(task)
+    if task.field == "boxes":
+        assert space is not None
+        return _open_boxes(path, space)
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
+    files = {str(file.relative_to(path).with_suffix("")).replace("\\", "/"): file for file in path.rglob("*.png")}
+    by_ending: dict[str, list[str]] = {}  # files below folders that image ids do not name
+    for name in files:
+        parts = name.split("/")
+        for first in range(1, len(parts)):
+            by_ending.setdefault("/".join(parts[first:]), []).append(name)
+    units = units_per_metre or _declared_units(path) or KITTI_UNITS
+
+    def read(sample: Sample) -> tuple[str, Any]:
+        names = [f"{sample.image_id}{ending}" for ending in _OFFICIAL_ENDINGS]
+        flat = [f"{_last(sample.image_id)}{ending}" for ending in _OFFICIAL_ENDINGS]
+        found = [name for name in (*names, *flat) if name in files][:1]
+        found = found or [name for ending in names for name in by_ending.get(ending, ())]
+        if len(found) > 1:
+            raise ValueError(
+                f"image {sample.image_id!r} has {len(found)} predictions in {path}: {', '.join(found)}; each image "
+                "needs one; name the folder that holds them once"
+            )
+        if not found:
+            raise ValueError(
+                f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
+                f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
+            )
+        return found[0], CODES[task.field][1](files[found[0]], read_png(files[found[0]]), space, units)
+
+    return Predictions(read)
+
+
+def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
+    classes = {official: label for label, official in enumerate(space.ids or range(len(space.classes)))}
+    by_image: dict[str, list[tuple[list[float], float, int]]] = {}
+    ignored = 0
+    for row in read_rows(path):
+        if row["category_id"] not in classes:
+            ignored += 1
+            continue
+        of_image = by_image.setdefault(canonical(row["image_id"]), [])
+        of_image.append((row["bbox"], row["score"], classes[row["category_id"]]))
+
+    def read(sample: Sample) -> tuple[str, Detections]:
+        key = canonical(sample.image_id)
+        rows = by_image.get(key, [])
+        xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+        scores, labels = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
+        return key, Detections(corners, scores.astype(np.float32), labels)
+
+    return Predictions(read, ignored)
+
+
+def _check_field(task: Task) -> None:
+    if task.field != "boxes" and task.field not in CODES:
+        raise ValueError(
+            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(CODES)}; leave that task out"
+        )
+
+
+def _declared_units(folder: Path) -> float | None:
+    manifest = folder.parent / MANIFEST
+    declared = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    value: float | None = declared.get(folder.name, {}).get("units_per_metre")
+    return value
+
+
+def _twice(image_id: str) -> ValueError:
+    return ValueError(
+        f"two images are called {image_id!r}; one submission holds each image once; save one data set at a time, e.g. "
+        "with ~data.val.1"
+    )
+
+
+def _by_image(row: Mapping[str, Any]) -> tuple[bool, int, str]:
+    """Sorts rows by image: numbers first, by value; within an image, rows stay as they come, best first."""
+    image_id = row["image_id"]
+    return (False, image_id, "") if isinstance(image_id, int) else (True, 0, image_id)
+
+
+def _last(image_id: str) -> str:
+    return image_id.rpartition("/")[2]
+
+
+def _safe(image_id: str) -> str:
+    if image_id.startswith("/") or ".." in image_id.split("/"):
+        raise ValueError(
+            f"image id {image_id!r} leads out of the folder of the predictions; ids are relative and without ..; "
+            "correct the data set's ids"
+        )
+    return image_id
+
+
+def _ending(space: LabelSpace | None) -> str:
+    return _CITYSCAPES_ENDING if space is not None and space.name == "cityscapes19" else ""

@@ -1,0 +1,205 @@
+"""Errors of metric depth under a named protocol."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visionmtl.ops.upload import beside
+from visionmtl.structures import Sample
+
+DepthProtocol = Literal["eigen", "per_image", "pooled", "batch_mean"]
+
+_HOW = {
+    "eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
+    "per_image": "all pixels, mean over images",
+    "pooled": "sums over all valid pixels of the split",
+    "batch_mean": "pooled within {} consecutive images, mean over those groups",
+}
+_EIGEN_SIZE = (480, 640)
+_EIGEN_CROP = np.s_[45:471, 41:601]
+
+_COLUMNS = (
+    *("pixels", "abs_rel", "sq_rel", "abs", "sq", "log10", "sq_log", "bias", "centred"),
+    *("delta1", "delta2", "delta3", "wrong"),
+)
+
+_Row = dict[str, float]
+"""By _COLUMNS but the last: sums over one image's valid pixels, in metres."""
+
+
+class DepthMeter:
+    """AbsRel, SqRel, RMSE and the rest; valid where min_m < truth < max_m, predictions clamped to [min_m, max_m].
+
+    protocol: "eigen" (NYUv2 depth papers), "per_image" (the same without crop), "pooled" (multi-task papers) or
+    "batch_mean" (only to reproduce tables made so: groups of `group_images` in the order of their ids).
+    align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
+    protocol's name. Sums are float64 and exact in the order: any split over ranks gives the same numbers.
+    """
+
+    def __init__(
+        self,
+        protocol: DepthProtocol = "per_image",
+        min_m: float = 1e-3,
+        max_m: float = 10.0,
+        *,
+        align: Literal["none", "median"] = "none",
+        group_images: int = 8,
+    ) -> None:
+        if protocol not in _HOW:
+            raise ValueError(f"unknown depth protocol {protocol!r}; allowed are {', '.join(_HOW)}; choose one of them")
+        if not 0 < min_m < max_m:
+            raise ValueError(f"min_m is {min_m}, max_m {max_m}; allowed is 0 < min_m < max_m; correct the limits")
+        if group_images < 1:
+            raise ValueError(f"group_images is {group_images}; allowed is 1 or more; give the batch size of the table")
+        self.protocol = protocol
+        self.min_m, self.max_m = min_m, max_m
+        self.align = align
+        self.group_images = group_images
+        self._rows: list[tuple[str, _Row]] = []
+        self._pending: list[tuple[str, Tensor]] = []  # sums that may still be computing on a device
+
+    def update(self, prediction: NDArray[np.float32] | Tensor, sample: Sample) -> None:
+        """Count one image; prediction: float [H, W] metres at the truth's size.
+
+        A prediction that is a tensor is summed where it lies, and nothing waits for it until `state` or `compute`.
+        """
+        if sample.depth_m is None:
+            return
+        guess = torch.as_tensor(prediction)
+        truth = beside(sample.depth_m, guess)
+        if guess.shape != truth.shape:
+            raise ValueError(
+                f"image {sample.image_id!r}: the prediction is {list(guess.shape)} and the truth "
+                f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
+            )
+        if self.protocol == "eigen":
+            if truth.shape != _EIGEN_SIZE:
+                raise ValueError(
+                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol 'eigen' is defined "
+                    "for 480x640 (NYUv2); choose protocol 'per_image' for other data"
+                )
+            guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
+        self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
+        if isinstance(prediction, np.ndarray):
+            self._collect()
+
+    def _sums(self, guess: Tensor, truth: Tensor) -> Tensor:
+        """float64 [len(_COLUMNS)] over one image's valid pixels, without waiting for a device."""
+        valid = (truth > self.min_m) & (truth < self.max_m)
+        wrong = (guess.isnan() & valid).sum()
+        factor = torch.ones((), dtype=torch.float64, device=guess.device)
+        if self.align == "median":
+            middle = _median(guess, valid)
+            wrong = torch.where(wrong > 0, wrong, -((middle <= 0) | middle.isinf()).long())
+            factor = torch.where(valid.any() & (wrong == 0), _median(truth, valid) / middle, factor)
+        # pixels that do not count become 1 m on both sides: no error, and no NaN either
+        true = torch.where(valid, truth, 1.0)
+        guess = torch.where(valid, guess * factor, 1.0).clamp(self.min_m, self.max_m)
+        guess = torch.where(valid, guess, 1.0)
+        return _sums(guess, true, valid, wrong)
+
+    def _collect(self) -> None:
+        for image_id, sums in self._pending:
+            row = dict(zip(_COLUMNS, sums.tolist(), strict=True))
+            wrong = row.pop("wrong")
+            if wrong > 0:
+                raise ValueError(
+                    f"image {image_id!r}: {int(wrong)} predicted depths are NaN; allowed are metres; the network has "
+                    "diverged: lower the learning rate or clip gradients"
+                )
+            if wrong < 0:
+                raise ValueError(
+                    f"image {image_id!r}: the median of the predicted depths is not positive or not finite; median "
+                    "alignment needs a positive finite one; evaluate without align to see the predictions as they are"
+                )
+            self._rows.append((image_id, row))
+        self._pending.clear()
+
+    def state(self) -> list[tuple[str, _Row]]:
+        """One row an image."""
+        self._collect()
+        return list(self._rows)
+
+    def merge(self, state: list[tuple[str, _Row]]) -> None:
+        """Add another rank's images."""
+        self._rows.extend(state)
+
+    def compute(self) -> dict[str, Any]:
+        """abs_rel, sq_rel, mae_m, rmse_m, rmse_log, log10, silog, delta1, delta2, delta3; None without valid pixels.
+
+        Also: pixels (valid ones), images_measured (with at least one valid pixel), protocol.
+        """
+        self._collect()
+        rows = [row for _, row in sorted(self._rows, key=lambda row: (len(row[0]), row[0])) if row["pixels"]]
+        size = {"pooled": max(len(rows), 1), "batch_mean": self.group_images}.get(self.protocol, 1)
+        groups = [_metrics(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+        names = _metrics([dict.fromkeys(_COLUMNS, 1.0)])
+        result: dict[str, Any] = {
+            name: math.fsum(group[name] for group in groups) / len(groups) if groups else None for name in names
+        }
+        result["pixels"] = int(sum(row["pixels"] for row in rows))
+        result["images_measured"] = len(rows)
+        aligned = ", median-aligned" if self.align == "median" else ""
+        result["protocol"] = (
+            f"{self.protocol}{aligned}: {self.min_m:g} < truth < {self.max_m:g} m, prediction clamped, "
+            + _HOW[self.protocol].format(self.group_images)
+        )
+        return result
+
+
+def _sums(guess: Tensor, true: Tensor, valid: Tensor, wrong: Tensor) -> Tensor:
+    """The columns; guess and true float64 metres, 1 where not valid. Of the log error also its mean and centred sum."""
+    pixels = valid.sum()
+    difference = (guess - true).abs()
+    log_error = guess.log() - true.log()
+    ratio = torch.maximum(guess / true, true / guess)
+    bias = log_error.sum() / pixels.clamp(min=1)
+    sums = {
+        "pixels": pixels,
+        "abs_rel": (difference / true).sum(),
+        "sq_rel": (difference.square() / true).sum(),
+        "abs": difference.sum(),
+        "sq": difference.square().sum(),
+        "log10": log_error.abs().sum() / math.log(10),
+        "sq_log": log_error.square().sum(),
+        "bias": bias,
+        "centred": ((log_error - bias) * valid).square().sum(),
+        **{f"delta{power}": ((ratio < 1.25**power) & valid).sum() for power in (1, 2, 3)},
+        "wrong": wrong,
+    }
+    return torch.stack([sums[name].double() for name in _COLUMNS])
+
+
+def _median(values: Tensor, valid: Tensor) -> Tensor:
+    """Of the valid values, as numpy has it (the mean of the middle two); NaN without any."""
+    ordered = torch.where(valid, values, torch.inf).flatten().sort().values
+    count = valid.sum()
+    middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
+    return torch.where(count > 0, ordered.index_select(0, middle).mean(), torch.nan)
+
+
+def _metrics(rows: list[_Row]) -> dict[str, float]:
+    """The metrics of a group of images, pooled over their pixels; every row has pixels > 0."""
+    pixels = sum(row["pixels"] for row in rows)
+    mean = {name: math.fsum(row[name] for row in rows) / pixels for name in rows[0]}
+
+    # SILog^2 = variance of the log error; centred per image, then joined: no cancellation when all errors are alike
+    bias = math.fsum(row["pixels"] * row["bias"] for row in rows) / pixels
+    variance = mean["centred"] + math.fsum(row["pixels"] * (row["bias"] - bias) ** 2 for row in rows) / pixels
+    return {
+        "abs_rel": mean["abs_rel"],
+        "sq_rel": mean["sq_rel"],
+        "mae_m": mean["abs"],
+        "rmse_m": math.sqrt(mean["sq"]),
+        "rmse_log": math.sqrt(mean["sq_log"]),
+        "log10": mean["log10"],
+        "silog": 100 * math.sqrt(variance),
+        "delta1": mean["delta1"],
+        "delta2": mean["delta2"],
+        "delta3": mean["delta3"],
+    }

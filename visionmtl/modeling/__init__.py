@@ -1,0 +1,1 @@
+"""What the network is made of; `network.py` puts it together."""

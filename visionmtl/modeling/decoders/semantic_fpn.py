@@ -1,0 +1,55 @@
+"""Semantic FPN: every level convolved and doubled until all have one size, then summed."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder, DenseMap
+from visionmtl.modeling.layers import ConvBlock
+from visionmtl.ops.resize import upsample
+from visionmtl.structures import Maps
+
+
+class SemanticFPN(Decoder):
+    """Kirillov et al. 2019, arXiv:1901.02446, sec. 3 and fig. 3; without level 2 it sums at its finest level."""
+
+    type: Literal["semantic_fpn"] = "semantic_fpn"
+    reduce: bool = True
+    """Where the pyramid is wider than `channels`, bring every level to these by a 1x1 convolution first. The paper's
+    first 3x3 convolution does that itself, and so do separable ones. At stride 4 and twice 256 to 128 channels it
+    saves a fifteenth of the arithmetic of a step with ResNet-50."""
+
+    def build(self, in_channels: int) -> DenseMap:
+        """See the base."""
+        return _Sum(self, in_channels)
+
+
+class _Sum(DenseMap):
+    def __init__(self, spec: SemanticFPN, in_channels: int) -> None:
+        super().__init__()
+        self.out_channels = spec.channels
+        self.levels = spec.levels
+        self.branches = nn.ModuleList(_branch(spec, in_channels, level - spec.levels[0]) for level in spec.levels)
+
+    def forward(self, maps: Maps) -> Tensor:
+        """See the base."""
+        outputs = [branch(maps[level]) for level, branch in zip(self.levels, self.branches, strict=True)]
+        return upsample(sum(outputs[1:], outputs[0]), 2 ** (self.levels[0] - OUT_LEVEL))
+
+
+def _branch(spec: SemanticFPN, in_channels: int, num_doublings: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if spec.reduce and in_channels > spec.channels and not spec.separable:
+        layers.append(nn.Conv2d(in_channels, spec.channels, 1, bias=False))
+        in_channels = spec.channels
+    for i in range(max(1, num_doublings)):
+        c_in = spec.channels if i else in_channels
+        layers.append(ConvBlock(c_in, spec.channels, norm=spec.norm, separable=spec.separable))
+        if num_doublings:
+            layers.append(_Double())
+    return nn.Sequential(*layers)
+
+
+class _Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(x, 2)

@@ -1,0 +1,276 @@
+"""The encoder: any timm model that gives features, as maps of known channels and strides."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import Field, field_validator, model_validator
+from timm.layers import GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from visionmtl.config.registry import Spec, did_you_mean
+from visionmtl.modeling.weights import check_transfer, check_weights, plain_name, unheard
+from visionmtl.structures import Maps
+
+Size = tuple[int, int]
+
+_ANY_SIZE: dict[str, dict[str, Any]] = {  # timm module -> the option that frees its models from their training size
+    "deit": {"dynamic_img_size": True},
+    "eva": {"dynamic_img_size": True},
+    "vision_transformer": {"dynamic_img_size": True},
+    "swin_transformer": {"strict_img_size": False},
+    "swin_transformer_v2": {"strict_img_size": False},
+    "swin_transformer_v2_cr": {"strict_img_size": False},
+}
+
+
+class Encoder(Spec):
+    """A timm model. Input normalisation comes from the model's own config unless `mean` and `std` say otherwise."""
+
+    name: str = "resnet50"
+    """timm's name, with a tag where one is meant: `convnext_tiny.fb_in22k`."""
+    pretrained: bool = False
+    """Download timm's weights."""
+    checkpoint: Path | None = None
+    """Weights from a file with timm's own key names (.pth or .safetensors); classifier keys are not needed."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's model, e.g. `{pad_type: same}`."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Stochastic depth of the last block; None = timm's default."""
+    freeze_stages: int = Field(0, ge=0)
+    """The stem and so many stages (maps of stride 4 and coarser; blocks in a plain ViT) neither learn nor update."""
+    norm: Literal["as_is", "sync", "group", "frozen"] = "as_is"
+    """What becomes of BatchNorm. "group" keeps the affine but not the statistics: fine-tune long enough."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward. BatchNorm then sees every batch twice."""
+    mean: tuple[float, float, float] | None = None
+    """RGB in 0..1."""
+    std: tuple[float, float, float] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = timm.list_models()
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            raise ValueError(
+                f"timm {timm.__version__} has no model {name!r}{did_you_mean(name.split('.')[0], known)}; allowed are "
+                f"{len(known)} names, also with a tag (name.tag) or a source (hf-hub:, local-dir:); "
+                "list them with python -c 'import timm; print(timm.list_models())'"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError(
+                "encoder has both pretrained: true and a checkpoint; one origin of the weights is allowed; "
+                "drop pretrained to use the file"
+            )
+        return self
+
+    def build(self, size: Size | None = None, coarsest: int | None = None) -> "_TimmMaps":
+        """The encoder with its weights.
+
+        size: (H, W) of the padded input; needed by the families that work at one size only (MaxViT, BEiT, Hiera)
+        coarsest: the coarsest level that is read; stages behind it are left out, since they would never learn
+        """
+        options = self._any_size() | self.options
+        if self.drop_path is not None:
+            options["drop_path_rate"] = self.drop_path
+        with torch.device("meta"):
+            probe = self._create(**options, out_indices=1)
+        if self.pretrained and not any(probe.pretrained_cfg.get(key) for key in ("url", "hf_hub_id", "file")):
+            raise ValueError(
+                f"timm has no weights for {self.name!r}; allowed are tags out of "
+                f"{timm.list_pretrained(self.name.split('.')[0] + '*')[:5]}; set pretrained: false or give a checkpoint"
+            )
+
+        last = {stride: index for index, stride in enumerate(i["reduction"] for i in probe.feature_info.info)}
+        read = [index for stride, index in last.items() if coarsest is None or stride <= 2**coarsest]
+        options["out_indices"] = tuple(read or last.values())
+        if isinstance(probe, FeatureGetterNet) and len(last) == 1:
+            options["feature_cls"] = _Normed
+        fixed_size: Size | None = None
+        if probe.pretrained_cfg.get("fixed_input_size") and not self._any_size():
+            _, height, width = probe.pretrained_cfg["input_size"]
+            fixed_size = size or (height, width)
+            options["img_size"] = fixed_size
+
+        body = self._create(pretrained=self.pretrained, **options) if self.checkpoint is None else self._load(options)
+        _convert_norm(body, self.norm, self.name)
+        if self.grad_checkpointing:
+            _set_checkpointing(body, self.name)
+        return _TimmMaps(body, self, fixed_size)
+
+    def _any_size(self) -> dict[str, Any]:
+        if ":" in self.name:
+            return {}
+        return _ANY_SIZE.get(timm.models.model_entrypoint(self.name.split(".")[0]).__module__.rpartition(".")[2], {})
+
+    def _create(self, **options: Any) -> Any:
+        try:
+            return timm.create_model(self.name, features_only=True, **options)
+        except TypeError as error:
+            raise ValueError(
+                f"timm's {self.name} does not take these options: {error}; given were {sorted(options)}; "
+                "correct encoder.options or drop_path"
+            ) from error
+
+    def _load(self, options: dict[str, Any]) -> Any:
+        assert self.checkpoint is not None
+        with torch.device("meta"):
+            whole = timm.create_model(self.name, **(self._any_size() | self.options))
+        weights = check_weights(self.checkpoint, whole)
+        with unheard("timm.models._builder"):  # it warns of classifier keys, which were judged above
+            body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
+        check_transfer(body, weights, self.checkpoint)
+        return body
+
+    def origin(self, tag: str | None) -> str:
+        """Which weights the encoder starts from, for the log."""
+        if self.checkpoint is not None:
+            return f"file {self.checkpoint.name}"
+        return f"timm weights {self.name.split('.')[0]}.{tag}" if self.pretrained else "random"
+
+
+class _Normed(FeatureGetterNet):
+    """A plain ViT's last tokens are meant to be read behind its final norm."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"norm": True})
+
+
+class _TimmMaps(nn.Module):
+    """Normalised float [B, 3, H, W] -> {level: [B, channels[level], H / 2**level, W / 2**level]}, finest first.
+
+    Of several maps with one stride the last is taken. A patch of 14 px is no power of two: the image is first resized
+    by 14/16 (bilinear), so that one token stands for 16 px of the input and the map is level 4.
+    """
+
+    def __init__(self, body: Any, spec: Encoder, fixed_size: Size | None) -> None:
+        super().__init__()
+        self.body = body
+        self.name = spec.name
+        self.origin = spec.origin(body.pretrained_cfg.get("tag"))
+        self.mean: tuple[float, ...] = spec.mean or tuple(body.pretrained_cfg["mean"])
+        self.std: tuple[float, ...] = spec.std or tuple(body.pretrained_cfg["std"])
+        self.fixed_size = fixed_size
+
+        strides = body.feature_info.reduction()
+        self.levels: tuple[int, ...] = tuple(max(1, stride - 1).bit_length() if stride > 1 else 0 for stride in strides)
+        self.channels: dict[int, int] = dict(zip(self.levels, body.feature_info.channels(), strict=True))
+        self.size_multiple: int = 2 ** self.levels[-1]
+        """H and W of the input must be multiples of this."""
+        self._patch = strides[-1]
+        if self._patch != self.size_multiple and len(strides) > 1:
+            raise ValueError(
+                f"encoder {self.name} has strides {strides}; allowed are powers of two, or one stride; "
+                "choose another model"
+            )
+        self._nhwc = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        self._frozen = _freeze(body, spec.freeze_stages, spec.name)
+
+    def forward(self, image: Tensor) -> Maps:
+        """See the class."""
+        self.check_size(image.shape[-2], image.shape[-1])
+        if self._patch != self.size_multiple:
+            height, width = (side // self.size_multiple * self._patch for side in image.shape[-2:])
+            image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)
+
+        features = self.body(image)
+        if self._nhwc:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return dict(zip(self.levels, features, strict=True))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for an input of (height, width) pixels that the model cannot take."""
+        if self.fixed_size is not None and (height, width) != tuple(self.fixed_size):
+            raise ValueError(
+                f"image is {height}x{width} px, but encoder {self.name} was built for "
+                f"{self.fixed_size[0]}x{self.fixed_size[1]} and works at one size only; "
+                "pad to that size, build it for the other, or choose a convolutional encoder"
+            )
+        multiple = self.size_multiple
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"image is {height}x{width} px, but encoder {self.name} needs multiples of {multiple}; "
+                f"pad to {-(-height // multiple) * multiple}x{-(-width // multiple) * multiple}"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
+
+
+def _freeze(body: Any, num_stages: int, name: str) -> list[nn.Module]:
+    """Stop the stem and the first stages from learning; returns the modules that stay in evaluation mode."""
+    if not num_stages:
+        return []
+    infos = body.feature_info.info
+    by_stride = {info["reduction"]: info["module"] for info in infos if info["reduction"] >= 4}
+    ends = list(by_stride.values()) if len(by_stride) > 1 else [info["module"] for info in infos]
+    modules = list(body.named_modules())
+    where = {plain_name(found): found for found, _ in modules}
+    if num_stages > len(ends) or plain_name(ends[num_stages - 1]) not in where:
+        raise ValueError(
+            f"encoder {name} cannot freeze {num_stages} stages; it has {len(ends)}, which end at {ends}; "
+            "choose a smaller freeze_stages, or 0"
+        )
+
+    end = where[plain_name(ends[num_stages - 1])]
+    last = max(index for index, (found, _) in enumerate(modules) if f"{found}.".startswith(f"{end}."))
+    frozen = []
+    for found, module in modules[: last + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        if found and not end.startswith(f"{found}."):  # what holds the end also holds stages that learn
+            frozen.append(module)
+    return frozen
+
+
+def _convert_norm(body: nn.Module, norm: str, name: str) -> None:
+    if norm == "as_is":
+        return
+    if not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
+        raise ValueError(
+            f"encoder {name} has no BatchNorm, so norm: {norm} would change nothing; allowed is as_is; drop the setting"
+        )
+    if norm == "sync":
+        _replace(body, nn.BatchNorm2d, convert_sync_batchnorm)
+    elif norm == "frozen":
+        _replace(body, nn.BatchNorm2d, freeze_batch_norm_2d)
+    else:
+        _replace(body, nn.BatchNorm2d, _group_norm)
+
+
+def _replace(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, kind):
+            setattr(module, name, make(child))
+        else:
+            _replace(child, kind, make)
+
+
+def _group_norm(batch_norm: nn.BatchNorm2d) -> nn.Module:
+    channels = batch_norm.num_features
+    groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
+    made = GroupNormAct(channels, groups, eps=batch_norm.eps, apply_act=False)
+    if batch_norm.affine:
+        made.load_state_dict({"weight": batch_norm.weight, "bias": batch_norm.bias})
+    made.drop = getattr(batch_norm, "drop", nn.Identity())
+    made.act = getattr(batch_norm, "act", nn.Identity())
+    return made
+
+
+def _set_checkpointing(body: Any, name: str) -> None:
+    holder: Any = body.model if isinstance(body, FeatureGetterNet) else body
+    if not hasattr(holder, "set_grad_checkpointing"):
+        raise ValueError(f"timm's {name} cannot recompute activations; allowed is grad_checkpointing: false; drop it")
+    holder.set_grad_checkpointing(True)

@@ -1,0 +1,69 @@
+"""The FCOS detection head: size ranges a level, focal loss, GIoU and centre-ness; the simple verified baseline."""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from visionmtl.modeling.heads.base import Head, RawBoxes, Towers, one_hot
+from visionmtl.ops.assignment import fcos
+from visionmtl.ops.boxes import cells, from_distances, generalised_iou
+from visionmtl.ops.ranks import per_rank
+
+
+class FCOS(Head, frozen=True):
+    """FCOS with its later improvements (arXiv:2006.09214): centre sampling, GIoU, centre-ness on the box tower."""
+
+    type: Literal["fcos"] = "fcos"
+    radius: float = Field(1.5, gt=0, description="centre sampling radius in strides")
+    focal_alpha: float = Field(0.25, gt=0, lt=1)
+    focal_gamma: float = Field(2.0, ge=0)
+
+    def build(self, channels: int, num_classes: int) -> nn.Module:
+        return Towers(self, channels, num_classes, 4, prior=0.01, with_quality=True)
+
+    def _ranges(self) -> list[tuple[float, float]]:
+        """Pixels, by level: a level of stride s handles 4s..8s, the finest from 0, the coarsest to infinity."""
+        ranges = [(8.0 * 2 ** (level - 1), 8.0 * 2**level) for level in self.levels]
+        ranges[0] = (0.0, ranges[0][1])
+        ranges[-1] = (ranges[-1][0], math.inf)
+        return ranges
+
+    def _boxes(self, raw: RawBoxes, centres: Tensor, strides: Tensor) -> Tensor:
+        return from_distances(F.relu(raw["distances"].float() + 1.0) * strides[:, None], centres)
+
+    def decode(self, raw: RawBoxes) -> tuple[Tensor, Tensor]:
+        centres, strides = cells(raw["shapes"], raw["logits"])
+        assert raw["quality"] is not None
+        scores = (raw["logits"].float().sigmoid() * raw["quality"].float().sigmoid()[..., None]).sqrt()
+        return self._boxes(raw, centres, strides), scores
+
+    def loss(
+        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor
+    ) -> dict[str, Tensor]:
+        """Parts "class" (focal), "box" (GIoU weighted by centre-ness) and "centreness" (cross-entropy)."""
+        logits = raw["logits"].float()
+        assert raw["quality"] is not None
+        centres, strides = cells(raw["shapes"], logits)
+        predicted = self._boxes(raw, centres, strides)
+        with torch.no_grad():
+            target = fcos(
+                raw["shapes"], self._ranges(), boxes, labels, valid & labelled[:, None], crowd, radius=self.radius
+            )
+            num_positive = per_rank(target.positive.sum().float())
+            sum_quality = per_rank(target.quality.sum(), least=1e-6)
+            wanted = (one_hot(target.labels, logits.shape[2]) & target.positive[..., None]).float()
+
+        counts = (labelled[:, None] & ~target.ignored)[..., None]
+        focal = sigmoid_focal_loss(logits, wanted, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none")
+        giou = generalised_iou(predicted, target.boxes)
+        centreness = F.binary_cross_entropy_with_logits(raw["quality"].float(), target.quality, reduction="none")
+        return {
+            "class": torch.where(counts, focal, 0.0).sum() / num_positive,
+            "box": torch.where(target.positive, (1 - giou) * target.quality, 0.0).sum() / sum_quality,
+            "centreness": torch.where(target.positive, centreness, 0.0).sum() / num_positive,
+        }

@@ -1,0 +1,32 @@
+"""The sharing contract: how tasks share the encoder and pyramid."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from visionmtl.config.registry import Kind
+from visionmtl.structures import Maps
+
+
+class Trunk(nn.Module):
+    """Everything before the decoders, cut where the shared representation lies."""
+
+    out_channels: int
+    """Channels of every map that `split` hands out."""
+
+    def forward(self, image: Tensor) -> Maps:
+        """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared."""
+        raise NotImplementedError
+
+    def split(self, shared: Maps) -> Mapping[str, Maps]:
+        """Shared maps -> what each task's decoder reads, by task name."""
+        raise NotImplementedError
+
+
+class Sharing(Kind, home="visionmtl.modeling.sharing"):
+    """Frozen settings of one way of sharing."""
+
+    @abstractmethod
+    def build(self, encoder: nn.Module, pyramid: nn.Module, levels: Mapping[str, tuple[int, ...]]) -> Trunk:
+        """encoder: image -> Maps; pyramid: Maps -> Maps with `out_channels`; levels: what each task reads."""

@@ -1,0 +1,167 @@
+"""The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visionmtl import device_decode
+from visionmtl.config.registry import Spec
+from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.pyramids.base import Pyramid
+from visionmtl.modeling.pyramids.fpn import FPN
+from visionmtl.modeling.sharing.base import Sharing
+from visionmtl.modeling.sharing.hard import Hard
+from visionmtl.ops.color import normalise
+from visionmtl.structures import Batch, LabelSpace, Maps
+from visionmtl.tasks.base import Raw, Task
+
+
+class Model(Spec, frozen=True):
+    """Settings of everything before the decoders; those belong to their tasks."""
+
+    encoder: Encoder
+    pyramid: Pyramid = FPN()
+    sharing: Sharing = Hard()
+
+
+class MultiTaskNet(nn.Module):
+    """uint8 or float images of 0..255 in, raw outputs of every task out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.spaces = dict(spaces)
+        self.size = size
+        self.encoder_origin: str
+        levels = {name: task.levels for name, task in tasks.items()}
+        wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
+        encoder = spec.encoder.build(size, coarsest=wanted[-1])
+        # decoders double maps up to level 5; what is coarser is for detection, and may be rounded up
+        self.size_multiple = max(int(encoder.size_multiple), 2 ** min(5, wanted[-1]))
+        self._encoder_name = spec.encoder.name
+        self._check_multiple(size, "data.size")
+        self.encoder_origin = encoder.origin
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+        pyramid = spec.pyramid.build(encoder.channels, wanted)
+        self.trunk = spec.sharing.build(encoder, pyramid, levels)
+        self.decoders = nn.ModuleDict(
+            {name: task.build(self.trunk.out_channels, spaces[name]) for name, task in tasks.items()}
+        )
+
+    def _check_multiple(self, size: tuple[int, int], setting: str) -> None:
+        multiple = self.size_multiple
+        if size[0] % multiple or size[1] % multiple:
+            up = [-(-side // multiple) * multiple for side in size]
+            raise ValueError(
+                f"{setting} is {size[0]}x{size[1]} px, but the network on encoder {self._encoder_name!r} needs "
+                f"multiples of {multiple}; choose {up[0]}x{up[1]}"
+            )
+
+    def check_size(self, size: tuple[int, int], setting: str) -> None:
+        """Raises ValueError when inputs of `size` = (H, W) cannot be evaluated; `setting` is where it comes from."""
+        self._check_multiple(size, setting)
+        self.encoder.check_size(*size)  # type: ignore[operator]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder inside the trunk, for parameter groups."""
+        encoder: nn.Module = self.trunk.encoder  # type: ignore[assignment]
+        return encoder
+
+    def shared(self, image: Tensor, colour: Tensor | None = None) -> Maps:
+        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colours -> the shared maps."""
+        maps: Maps = self.trunk(normalise(image, self.mean, self.std, colour))
+        return maps
+
+    def decode(self, shared: Maps) -> dict[str, Raw]:
+        """Shared maps -> raw output by task."""
+        of_task = self.trunk.split(shared)
+        return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}
+
+    def forward(self, image: Tensor) -> dict[str, Raw]:
+        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task."""
+        return self.decode(self.shared(image))
+
+
+def build_model(
+    spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
+) -> MultiTaskNet:
+    """The network for padded inputs of `size` = (H, W). Raises ValueError when size and encoder do not fit."""
+    return MultiTaskNet(spec, tasks, spaces, size)
+
+
+class LossNet(nn.Module):
+    """The network together with its losses: what a training step runs forward, what is compiled or distributed."""
+
+    def __init__(self, net: MultiTaskNet, cut: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.cut = cut
+
+    def forward(
+        self,
+        image: Tensor,
+        targets: Mapping[str, Mapping[str, Tensor]],
+        labelled: Mapping[str, Tensor],
+        colour: Tensor | None = None,
+    ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
+        """From what a `Batch` holds: loss parts by task, and where it is cut the shared maps and their copies."""
+        shared = self.shared(image, colour)
+        leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
+        maps = self.net.trunk.split(leaves)
+        parts = {name: self.of_task(name, maps[name], targets[name], labelled[name]) for name in self.net.tasks}
+        if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
+            return parts, [], []
+        return parts, list(shared.values()), list(leaves.values())
+
+    def shared(self, image: Tensor, colour: Tensor | None) -> Maps:
+        """The part before the cut."""
+        return self.net.shared(image, colour)
+
+    def of_task(self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """One task behind the cut: what its decoder reads -> its loss parts."""
+        raw = self.net.decoders[name](maps)
+        with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
+            return self.net.tasks[name].loss(raw, dict(targets), labelled)
+
+    def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""
+        if self.cut:  # each task's backward runs on its own, and the copies at the cut must be leaves
+            self.shared = one_graph(self.shared)  # type: ignore[method-assign]
+            self.of_task = one_graph(self.of_task)  # type: ignore[method-assign]
+        else:
+            self.forward = one_graph(self.forward)  # type: ignore[method-assign]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a batch moved without waiting (from pinned memory).
+
+    Images that are not decoded are decoded there, which waits: see `device_decode.decode`.
+    """
+
+    def move(x: Tensor) -> Tensor:
+        return x.to(device, non_blocking=True)
+
+    # first, as it waits for what was begun before
+    image = move(batch.image) if batch.encoded is None else device_decode.decode(batch.encoded, device)
+    colour = None if batch.colour is None else move(batch.colour)
+    if colour is not None and batch.encoded is not None:
+        colour = device_decode.with_mean_grey(colour, image, batch.encoded.views)
+    return Batch(
+        image=image,
+        targets={task: {k: move(v) for k, v in values.items()} for task, values in batch.targets.items()},
+        labelled={task: move(v) for task, v in batch.labelled.items()},
+        frames=batch.frames,
+        samples=batch.samples,
+        sources=batch.sources,
+        colour=colour,
+    )

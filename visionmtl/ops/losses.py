@@ -1,0 +1,124 @@
+"""Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionmtl.ops.ranks import joint_sum, per_rank
+from visionmtl.structures import Frame
+
+
+def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
+    """Sum of `values` where `counts`, divided by the number of counted items over all ranks; 0 when there are none."""
+    return torch.where(counts, values, 0.0).sum() / per_rank(counts.sum().float())
+
+
+def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
+    """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
+
+    values: >= 0. At least one is kept where one is counted. Each rank looks among its own values.
+    """
+    flat = torch.where(counts, values, -1.0).flatten()
+    top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
+    kept = torch.arange(len(top), device=top.device) < (share * counts.sum().double()).ceil()
+    return mean_over_labelled(top, kept & (top >= 0))
+
+
+def dice(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Soft Dice loss over all counted pixels of all ranks (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
+
+    Arguments as of `lovasz_softmax`; 0 when nothing counts on any rank. The denominator sums shares, not their
+    squares, a class that is absent adds 0, and the mean is over all classes: that is the form of
+    segmentation_models_pytorch (0.6).
+    """
+    shares = torch.where(counts[:, None], logits.softmax(dim=1), 0.0).flatten(2)
+    of_class = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    wanted = ((classes.flatten(1)[:, None] == of_class) & counts.flatten(1)[:, None]).to(shares.dtype)  # [B, K, N]
+    sums = torch.stack([(shares * wanted).sum((0, 2)), (shares + wanted).sum((0, 2)), wanted.sum((0, 2))])
+    overlap, total, here = joint_sum(sums)
+    present = here > 0
+    return torch.where(present, 1 - 2 * overlap / total.clamp(min=1e-7), 0.0).mean()
+
+
+def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Lovasz-Softmax over all counted pixels, mean over the classes present (arXiv:1705.08790, eq. 11 and alg. 1).
+
+    It ranks pixels, so that the loss of two ranks is not that of their common batch: each rank that has labels gives
+    its own, and theirs are averaged.
+
+    logits: [B, K, H, W]; classes: int64 [B, H, W], anything where not counted; counts: bool [B, H, W]
+    Fixed shapes: a pixel that does not count has error 0, so it adds nothing wherever it is sorted to.
+    """
+    shares = logits.softmax(dim=1).transpose(0, 1).flatten(1)  # [K, N]
+    known = counts.flatten()
+    of_class = torch.arange(len(shares), device=logits.device)[:, None]
+    wanted = ((classes.flatten() == of_class) & known).to(shares.dtype)  # [K, N]
+    errors, order = torch.where(known, (wanted - shares).abs(), 0.0).sort(dim=1, descending=True)
+
+    wanted = wanted.gather(1, order)
+    total = wanted.sum(dim=1, keepdim=True)
+    jaccard = 1 - (total - wanted.cumsum(dim=1)) / (total + (1 - wanted).cumsum(dim=1))
+    steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
+    present = total.squeeze(1) > 0
+    mean = torch.where(present, (errors * steps).sum(dim=1), 0.0).sum() / present.sum().clamp(min=1)
+    return mean / per_rank(present.any().to(mean.dtype))
+
+
+def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float) -> Tensor:
+    """Scale-invariant log error, centred, under a root (Eigen et al. 2014, arXiv:1406.2283, eq. 4, as in BTS).
+
+    log_pred, log_true: float32 [B, H, W], natural log of metres; log_true must be finite everywhere
+    valid: bool [B, H, W]
+    variance_focus: lambda; 1 would leave the scale untaught. Computed as variance + (1 - lambda) * mean^2, which does
+    not cancel the way mean(e^2) - lambda * mean(e)^2 does.
+
+    Returns the mean over images with valid pixels; exactly 0 with zero gradient when there are none.
+    """
+    error = torch.where(valid, log_pred - log_true, 0.0).flatten(1)
+    weight = valid.flatten(1)
+    pixels = weight.sum(dim=1).clamp(min=1)
+    mean = error.sum(dim=1) / pixels
+    variance = torch.where(weight, (error - mean[:, None]).square(), 0.0).sum(dim=1) / pixels
+    # 1e-6: the root has an infinite gradient at 0
+    per_image = (variance + (1 - variance_focus) * mean.square() + 1e-6).sqrt()
+    return mean_over_labelled(per_image, weight.any(dim=1))
+
+
+def gradient_matching(log_pred: Tensor, log_true: Tensor, valid: Tensor, num_scales: int) -> Tensor:
+    """Multi-scale gradient term (MegaDepth, arXiv:1804.00607, eq. 4): L1 of the log error's differences.
+
+    Same arguments as `scale_invariant_log`. Scale k takes every 2^k-th pixel. Mean over scales.
+    """
+    total = log_pred.new_zeros(())
+    for k in range(num_scales):
+        step = 2**k
+        error = torch.where(valid, log_pred - log_true, 0.0)[:, ::step, ::step]
+        seen = valid[:, ::step, ::step]
+        across = mean_over_labelled((error[:, :, 1:] - error[:, :, :-1]).abs(), seen[:, :, 1:] & seen[:, :, :-1])
+        down = mean_over_labelled((error[:, 1:] - error[:, :-1]).abs(), seen[:, 1:] & seen[:, :-1])
+        total = total + across + down
+    return total / num_scales
+
+
+def cosine_distance(pred: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+    """Mean of 1 - cos between vectors [B, 3, H, W]; `true` of unit length where valid, bool [B, H, W]."""
+    return mean_over_labelled(1 - (F.normalize(pred, dim=1, eps=1e-6) * true).sum(dim=1), valid)
+
+
+def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """A map [1, C, h, w] that covers a padded input of `size` -> [1, C, H, W] over the original image.
+
+    content: (H, W) px of the image inside the padded input; bilinear, align_corners=False.
+    """
+    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    inside = full[:, :, : content[0], : content[1]]
+    return F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
+
+
+def each_to_original(maps: Tensor, size: tuple[int, int], frames: Sequence[Frame]) -> Iterator[Tensor]:
+    """`to_original` image by image in float32: [C, H, W] of each, since their sizes may differ."""
+    for i, frame in enumerate(frames):
+        yield to_original(maps[i : i + 1].float(), size, frame.content_size, frame.size)[0]

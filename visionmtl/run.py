@@ -1,0 +1,214 @@
+"""A run as one frozen value, and its way from YAML files and overrides to that value and back."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import Self
+
+from visionmtl.balance.base import Balance
+from visionmtl.balance.fixed import Fixed
+from visionmtl.config import loader as overlay
+from visionmtl.config.loader import ConfigError, Tree, dotted
+from visionmtl.config.registry import PYDANTIC_ERRORS, Spec, did_you_mean
+from visionmtl.data import Data
+from visionmtl.engine.optim import Optim
+from visionmtl.network import Model
+from visionmtl.tasks.base import Task
+
+_Checked = TypeVar("_Checked", bound=Spec)
+
+
+class Distributed(Spec):
+    """How the processes of a run work together; with one of them none of it matters, and it changes no result."""
+
+    timeout_s: float = Field(600.0, gt=0, description="how long a process waits for the others before the run fails")
+    static_graph: bool = Field(False, description="promise torch that every step is one backward over the same graph")
+    shard: bool = Field(
+        False, description="each process keeps a share of weights, gradients and moments (FSDP2), for large encoders"
+    )
+    bucket_mb: float | None = Field(None, gt=0, description="gradients exchanged at once; unset = torch's 25 MiB")
+
+
+class Train(Spec):
+    """The loop: how long, how much at once, in which precision, and what is kept."""
+
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(8, ge=1, description="images of one process in one forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients are averaged into one optimiser step")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    channels_last: bool = True
+    compile: bool | Literal["cuda_graph"] = Field(
+        False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"
+    )
+    activation_memory: float = Field(
+        0.95, gt=0, le=1, description="share of activations that compiled steps keep; the cheapest are computed again"
+    )
+    """torch's memory budget. Just below 1 it gives up what costs one pass, such as ReLU: with ResNet-50, 16 images of
+    512x512 and three tasks 2.9 GiB are kept instead of 4.7."""
+    sync_batchnorm: bool = Field(
+        False, description="every BatchNorm takes its statistics over the images of all processes"
+    )
+    distributed: Distributed = Distributed()
+    deterministic: bool = Field(False, description="the same numbers twice, at some cost of speed")
+    eval_every_epochs: int = Field(1, ge=1, description="the last epoch is evaluated in any case")
+    log_every_steps: int = Field(20, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
+    best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
+    sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
+
+    @model_validator(mode="after")
+    def _memory_is_the_compilers(self) -> Self:
+        if not self.compile and self.activation_memory != type(self).model_fields["activation_memory"].default:
+            raise ValueError(
+                f"activation_memory is {self.activation_memory}, but compile is false, so it would have no effect: "
+                "eager steps keep everything; remove it, or set compile: true"
+            )
+        return self
+
+
+class Run(Spec):
+    """Everything that decides a run's numbers."""
+
+    seed: int = Field(0, ge=0)
+    output: str | None = Field(None, description="run directory; None: runs/<name of the config>")
+    model: Model
+    tasks: dict[str, Task]
+    balance: Balance = Fixed()
+    data: Data
+    optim: Optim = Optim()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.tasks:
+            raise _problem_at(("tasks",), "no tasks; a run learns one or more; add one under `tasks`")
+        for name in self.tasks:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                text = "task names are letters, digits and _, not starting with a digit; rename it"
+                raise _problem_at(("tasks", name), text)
+        best, task = self.train.best, re.split("[/@]", self.train.best)[0]
+        if best != "mean" and ("/" not in best or task not in self.tasks):
+            text = (
+                f"found {best!r}{did_you_mean(task, self.tasks)}; allowed are mean and TASK[@DATASET]/METRIC "
+                f"with a task of this run ({', '.join(self.tasks)}); correct it"
+            )
+            raise _problem_at(("train", "best"), text)
+        return self
+
+
+def _problem_at(where: overlay.Where, text: str) -> ValidationError:
+    kind = PydanticCustomError("run", "{text}", {"text": text})
+    return ValidationError.from_exception_data("Run", [InitErrorDetails(type=kind, loc=where, input=None)])
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run and the tree it was read from, which knows every value's origin."""
+
+    run: Run
+    tree: Tree
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """The run of a config file (see `overlay.read`) with overrides. Raises ConfigError listing every problem."""
+    return read(path, overrides).run
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load`, with the origins."""
+    tree = overlay.read(path, overrides)
+    return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
+
+
+class _DataAlone(Spec, extra="ignore"):
+    data: Data
+
+
+def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
+    """`data` of a config file alone; the rest of it may be missing or not fit. Raises ConfigError like `load`."""
+    tree = overlay.read(path, overrides)
+    values = {name: value for name, value in tree.values.items() if name == "data"}
+    if isinstance(values.get("data"), dict):
+        values["data"] = tree.resolved("data")
+    return _checked(_DataAlone, values, tree, path).data
+
+
+def _checked(kind: type[_Checked], values: dict[str, Any], tree: Tree, path: str | Path) -> _Checked:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(detail, tree) for detail in error.errors()]
+        several = f"{len(problems)} problems in {path}:\n  " if len(problems) > 1 else ""
+        raise ConfigError(several + "\n  ".join(problems)) from None
+
+
+def _problem(detail: Any, tree: Tree) -> str:
+    where: tuple[str | int, ...] = detail["loc"]
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        text = f"missing; it must be given; add {dotted(where)}: VALUE"
+    elif detail["type"] in PYDANTIC_ERRORS - {"value_error"}:
+        found = detail["input"]
+        shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
+        text = f"found {shown}; {text[0].lower()}{text[1:]}; correct the value"
+    return f"{dotted(where) or 'config'}: {text} (from {tree.origin(where)})"
+
+
+def dump(run: Run) -> str:
+    """The run as YAML with every default written out; `load` of it gives the same run."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def print_config(loaded: Loaded) -> str:
+    """`dump` with a comment behind every value that says where it came from."""
+    lines = _commented(loaded.run.model_dump(mode="json"), (), loaded.tree)
+    width = min(60, max(len(text) for text, _ in lines))
+    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
+
+
+def _commented(value: Any, where: overlay.Where, tree: Tree) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        at = (*where, key)
+        indent = "  " * len(where)
+        head = f"{indent}{key}:" if isinstance(value, dict) else f"{indent}-"
+        specs = isinstance(inner, list) and any(isinstance(one, dict) for one in inner)
+        if specs or (isinstance(inner, dict) and inner):
+            lines += [(head, ""), *_commented(inner, at, tree)]
+        else:
+            text = yaml.safe_dump(inner, default_flow_style=True, width=math.inf, allow_unicode=True)
+            lines.append((f"{head} {text.removesuffix('...' + chr(10)).strip()}", tree.written(at) or "default"))
+    return lines
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config files, for editors. A file may hold any part of a run, so nothing is required."""
+    plain = _without_required(Run.model_json_schema())
+    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    base = {**texts, "description": "files to build on, relative to this one; later ones win"}
+    remove = {**texts, "description": "dotted paths of what is not wanted of the bases"}
+    plain["properties"] = {"base": base, "remove": remove, **plain["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plain}
+
+
+def _without_required(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _without_required(value)
+            for key, value in node.items()
+            if not (key == "required" and isinstance(value, list))
+        }
+    return [_without_required(value) for value in node] if isinstance(node, list) else node
+
+
+if __name__ == "__main__":  # python -m visionmtl.run > configs/schema.json
+    print(json.dumps(schema(), indent=1))
