@@ -38,7 +38,6 @@ FLOORS: dict[str, float] = {
     "visionmtl/data/transforms/crop_resize.py": 1.5,  # the geometry of a view; drawn by augment
     "visionmtl/data/cache/packed.py": 1.5,  # samples as bytes; written by the data cache
     "visionmtl/data/cache/decoded.py": 2,
-    "visionmtl/device_decode.py": 2,  # images of a batch; asked for by data, done by model
     "visionmtl/data/sampler.py": 1,  # a part of the data's settings
     "visionmtl/data/label_spaces.py": 3.5,  # asks tasks what they learn; read by data
     "visionmtl/network.py": 4,
