@@ -24,7 +24,7 @@ from visionmtl.ops.coco_entries import Packed, look_up
 from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_encoded, read_map, read_reduced
+from visionmtl.ops.photos import read_map, read_reduced
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Label = Literal["boxes", "segmentation"]
@@ -207,23 +207,22 @@ class Reader:
     def read_part(self, index: int, wanted: Wanted) -> Sample:
         """As `read`; see `visionmtl.datasets.FrugalReader`."""
         file = self.file(index)
-        photo = read_encoded(file) if wanted.encoded else read_reduced(file, wanted.shrink)
-        size, declared = photo.full_size, self._images.size(index)
+        pixels, size, divisor = read_reduced(file, wanted.shrink)
+        declared = self._images.size(index)
         if size != declared and 0 not in declared:
             raise ValueError(
                 f"{file} is {size}, {self._images.file} says {declared} (height, width, as stored: without "
                 "EXIF rotation); boxes would not fit; fetch the official file"
             )
         return Sample(
-            image=photo.pixels,
+            image=pixels,
             image_id=str(self._images.image_ids[index]),
             boxes=self.boxes_of(index, size) if "boxes" in wanted.fields else None,
             segmentation=self._read_classes(index, size)
             if self._spec.maps and "segmentation" in wanted.fields
             else None,
             full_size=size,
-            shrunk=photo.shrunk,
-            jpeg=photo.jpeg,
+            shrunk=divisor,
         )
 
     def _map_file(self, index: int) -> Path | None:

@@ -28,7 +28,7 @@ from visionmtl.ops.images import SUFFIXES, read_upright
 from visionmtl.ops.label_values import class_file, label_table, to_classes
 from visionmtl.ops.palette import palette
 from visionmtl.ops.path_patterns import FilePerImage, RelativePath
-from visionmtl.ops.photos import read_encoded, read_png, read_reduced
+from visionmtl.ops.photos import read_png, read_reduced
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
 
 Missing = Literal["error", "unlabelled"]
@@ -162,22 +162,17 @@ class FolderReader:
 
     def read_part(self, index: int, wanted: Wanted) -> Sample:
         """As `read`; see `visionmtl.datasets.FrugalReader`."""
-        file, upright = self.file(index), self._spec.upright
-        if wanted.encoded:
-            photo = read_encoded(file, upright)
-        else:
-            photo = (read_upright if upright else read_reduced)(file, wanted.shrink)
-        size = photo.full_size
+        read = read_upright if self._spec.upright else read_reduced
+        pixels, size, divisor = read(self.file(index), wanted.shrink)
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
         return Sample(
-            image=photo.pixels,
+            image=pixels,
             image_id=self._partner("{path}", self._name(index)),
             boxes=self._read_boxes(index, size) if "boxes" in known else None,
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
             full_size=size,
-            shrunk=photo.shrunk,
-            jpeg=photo.jpeg,
+            shrunk=divisor,
         )
 
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:

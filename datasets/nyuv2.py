@@ -25,7 +25,7 @@ from visionmtl.ops.coco_by_stem import BoxesByStem
 from visionmtl.ops.coco_entries import read_json
 from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.palette import palette
-from visionmtl.ops.photos import read_encoded, read_map, read_png, read_reduced
+from visionmtl.ops.photos import read_map, read_png, read_reduced
 from visionmtl.structures import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
 
 Label = Literal["boxes", "segmentation", "depth_m"]
@@ -142,28 +142,20 @@ class _Reader:
     def read_part(self, index: int, wanted: Wanted) -> Sample:
         """As `read`; see `visionmtl.datasets.FrugalReader`."""
         file, stem, border = self.file(index), self._stems[index], self._spec.black_border
-        if wanted.encoded:
-            if border:
-                raise ValueError(
-                    f"{file} cannot be handed over undecoded with black_border: true, which changes its pixels; "
-                    "data.decode: device shows them as stored; set black_border: false, or data.decode: workers"
-                )
-            photo = read_encoded(file)
-        else:
-            photo = read_reduced(file, at_full_size if border else wanted.shrink)  # the border ends at odd pixels
-            if border:
-                blacken_border(photo.pixels, file)
-        size, units = photo.full_size, self._units_per_metre
+        # the border ends at odd pixels, so a reduced image cannot show it
+        pixels, size, divisor = read_reduced(file, at_full_size if border else wanted.shrink)
+        if border:
+            blacken_border(pixels, file)
+        units = self._units_per_metre
         boxes, segmentation, depth = (name in wanted.fields for name in ("boxes", "segmentation", "depth_m"))
         return Sample(
-            image=photo.pixels,
+            image=pixels,
             image_id=stem,
             boxes=self._boxes.of(index, size, file) if boxes and self._boxes else None,
             segmentation=self._read_segmentation(stem, size) if segmentation and self._segmentation else None,
             depth_m=self._read_depth(stem, size, units) if depth and units else None,
             full_size=size,
-            shrunk=photo.shrunk,
-            jpeg=photo.jpeg,
+            shrunk=divisor,
         )
 
     def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:

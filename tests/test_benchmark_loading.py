@@ -87,20 +87,6 @@ def test_every_figure_comes(root, tmp_path):
     assert "8 images to 48x64" in next(figure.text for figure in figures if isinstance(figure, Note))
 
 
-def test_what_the_device_decodes_is_measured_where_there_are_jpegs_and_else_said_why_not(root, tmp_path):
-    def figures():
-        return list(Loading(config=config_of(tmp_path), batch=2, rounds=1).measure())
-
-    notes = [figure.text for figure in figures() if isinstance(figure, Note)]
-    assert "Not measured is decoding left to the device: " in notes[0] and "0001.png is no JPEG inside" in notes[0]
-    for file in (root / "image/train").glob("*.png"):
-        assert cv2.imwrite(str(file.with_suffix(".jpg")), cv2.imread(str(file)))
-        file.unlink()
-    names = {figure.name for figure in figures() if isinstance(figure, Row)}
-    figures_of_it = ("against straightforward", "images/s per core", "cores for 600 images/s")
-    assert len([name for name in names if name.startswith("decoding left") and name.endswith(figures_of_it)]) == 3
-
-
 def test_what_cannot_be_compared_is_an_error(root, tmp_path):
     scenes = {"type": "scenes", "num_images": 8, "size": list(SIZE)}
     with pytest.raises(ValueError, match=r"scenes is of type scenes; .* reads nyuv2, and coco with boxes; choose"):

@@ -133,6 +133,14 @@ def test_without_an_average_it_gives_the_weights_themselves(state: RunState, tmp
         assert tiny.differences(open_model(tmp_path / "a.pt").net(image), state.net.eval()(image)) == []
 
 
+def test_a_checkpoint_of_the_time_of_device_decoding_still_opens(state: RunState, tmp_path: Path):
+    plain = state.plain(epochs_done=1)
+    plain["run"]["data"]["decode"] = "workers"
+    checkpoint.save(tmp_path / "a.pt", plain)
+
+    assert open_model(tmp_path / "a.pt").run == state.run
+
+
 def test_opening_needs_no_weights_from_elsewhere(state: RunState, tmp_path: Path):
     plain = state.plain(epochs_done=1)
     gone = tiny.merged(plain["run"], {"model": {"encoder": {"checkpoint": "/gone/since.pth"}}})

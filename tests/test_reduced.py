@@ -39,13 +39,13 @@ def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor,
     file = save(tmp_path / "a.jpg", smooth(*size), **options)
     seen = []
     for read, read_whole in ((read_reduced, read_photo), (read_upright, read_image)):
-        photo = read(file, lambda full: seen.append(full) or divisor)
-        assert (photo.full_size, photo.shrunk) == (size, divisor) and seen.pop() == size
-        assert photo.pixels.shape == (*(-(-side // divisor) for side in size), 3)
+        pixels, *photo = read(file, lambda full: seen.append(full) or divisor)
+        assert tuple(photo) == (size, divisor) and seen.pop() == size
+        assert pixels.shape == (*(-(-side // divisor) for side in size), 3)
 
         h, w = (side // divisor * divisor for side in size)
         squares = read_whole(file)[:h, :w].reshape(h // divisor, divisor, w // divisor, divisor, 3).mean(axis=(1, 3))
-        difference = np.abs(photo.pixels[: h // divisor, : w // divisor] - squares)
+        difference = np.abs(pixels[: h // divisor, : w // divisor] - squares)
         assert difference.mean() < 1 and difference.max() < 12
 
 
@@ -54,20 +54,20 @@ def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor,
 def test_upright_photos_are_reduced_where_turning_moves_nothing(tmp_path, orientation, size):
     file = save(tmp_path / "a.jpg", smooth(*size), orientation)
     whole = read_image(file)
-    photo = read_upright(file, lambda full: 8 if full == whole.shape[:2] else 0)
+    pixels, full_size, shrunk = read_upright(file, lambda full: 8 if full == whole.shape[:2] else 0)
 
     allowed = 8 if orientation in (0, 1, 9) else {512: 8, 516: 4, 513: 1}[size[0]]
-    assert photo.shrunk == allowed and photo.full_size == whole.shape[:2]
-    h, w = (side // allowed for side in photo.full_size)
+    assert shrunk == allowed and full_size == whole.shape[:2]
+    h, w = (side // allowed for side in full_size)
     squares = whole[: h * allowed, : w * allowed].reshape(h, allowed, w, allowed, 3).mean(axis=(1, 3))
-    assert np.abs(photo.pixels[:h, :w] - squares).mean() < 1
+    assert np.abs(pixels[:h, :w] - squares).mean() < 1
 
 
 def test_a_png_is_read_whole_and_nobody_asks(tmp_path):
     Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
     for read in (read_reduced, read_upright):
-        photo = read(tmp_path / "a.png", lambda full: pytest.fail("asked"))
-        assert photo.shrunk == 1 and photo.pixels.shape == (64, 64, 3)
+        pixels, _, shrunk = read(tmp_path / "a.png", lambda full: pytest.fail("asked"))
+        assert shrunk == 1 and pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("read", [read_reduced, read_upright])
@@ -104,11 +104,11 @@ def test_a_view_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path, seed):
     file, augment = save(tmp_path / "a.jpg", smooth(*size)), Augment(zoom=(1.0, 2.0), flip=0.5)
     framing = augment.draw(rng)
     whole = Sample(image=read_photo(file), image_id="")
-    photo = read_reduced(file, lambda full: Window.cut(full, SIZE, framing).shrink)
-    part = Sample(image=photo.pixels, image_id="", full_size=photo.full_size, shrunk=photo.shrunk)
+    pixels, full_size, shrunk = read_reduced(file, lambda full: Window.cut(full, SIZE, framing).shrink)
+    part = Sample(image=pixels, image_id="", full_size=full_size, shrunk=shrunk)
 
     one, other = (augment.view(sample, SIZE, framing, rng).image for sample in (whole, part))
-    assert photo.shrunk > 1 and one.shape == other.shape
+    assert shrunk > 1 and one.shape == other.shape
     assert np.abs(one.astype(int) - other).mean() < 1.5  # a grey level; the picture changes by up to 7 in a pixel
     (x, y), _ = cv2.phaseCorrelate(one[..., 0].astype(np.float64), other[..., 0].astype(np.float64))
     assert abs(x) < 0.1 and abs(y) < 0.1

@@ -34,10 +34,7 @@ class FrugalReader(Reader, Protocol):
     """A reader that saves work where not everything is wanted; training reads through it."""
 
     def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """As `read`, but labels that are not wanted may be None, and the image may be reduced (with `full_size`).
-
-        Where it is wanted encoded, a reader of JPEGs gives `Sample.jpeg` instead of pixels, with the same `size`.
-        """
+        """As `read`, but labels that are not wanted may be None, and the image may be reduced (with `full_size`)."""
         ...
 
 

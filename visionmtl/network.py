@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionmtl import device_decode
 from visionmtl.config.registry import Spec
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.modeling.pyramids.base import Pyramid
@@ -143,25 +142,17 @@ class LossNet(nn.Module):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The tensors of a batch moved without waiting (from pinned memory).
-
-    Images that are not decoded are decoded there, which waits: see `device_decode.decode`.
-    """
+    """The tensors of a batch moved without waiting (from pinned memory)."""
 
     def move(x: Tensor) -> Tensor:
         return x.to(device, non_blocking=True)
 
-    # first, as it waits for what was begun before
-    image = move(batch.image) if batch.encoded is None else device_decode.decode(batch.encoded, device)
-    colour = None if batch.colour is None else move(batch.colour)
-    if colour is not None and batch.encoded is not None:
-        colour = device_decode.with_mean_grey(colour, image, batch.encoded.views)
     return Batch(
-        image=image,
+        image=move(batch.image),
         targets={task: {k: move(v) for k, v in values.items()} for task, values in batch.targets.items()},
         labelled={task: move(v) for task, v in batch.labelled.items()},
         frames=batch.frames,
         samples=batch.samples,
         sources=batch.sources,
-        colour=colour,
+        colour=None if batch.colour is None else move(batch.colour),
     )

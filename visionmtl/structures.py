@@ -6,7 +6,7 @@ A *level* l is a feature map of stride 2**l pixels; maps travel as dict[level, f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,21 +67,11 @@ class Boxes:
     area: NDArray[np.float32]  # [N] px^2 of the object's visible mask, or of the box where there is no mask
 
 
-@dataclass(frozen=True, slots=True)
-class Jpeg:
-    """A photograph as its file holds it, for the device to decode."""
-
-    content: NDArray[np.uint8]  # [N] bytes of the whole file
-    size: tuple[int, int]  # (H, W) in pixels, once it is turned
-    orientation: int  # 1 to 8, as EXIF counts them: how to turn what is decoded; 1 = leave it
-    file: str  # for messages
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One image and what is known about it. A field that is None was not labelled."""
 
-    image: NDArray[np.uint8]  # [H, W, 3] RGB; [0, 0, 3] where `jpeg` holds it
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
     image_id: str
     boxes: Boxes | None = None
     segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
@@ -91,13 +81,11 @@ class Sample:
     # in px is this / depth_m; None = no stereo camera
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
     shrunk: int = 1  # by which divisor, see `Wanted`
-    jpeg: Jpeg | None = None  # the image, where it was wanted `encoded`
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels, to which boxes and maps refer."""
-        whole = self.full_size or (self.jpeg and self.jpeg.size)
-        return whole or (self.image.shape[0], self.image.shape[1])
+        return self.full_size or (self.image.shape[0], self.image.shape[1])
 
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
@@ -112,16 +100,6 @@ def at_full_size(size: tuple[int, int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
-    """A decoded photograph, perhaps reduced, or one that is not decoded (see `Wanted`)."""
-
-    pixels: NDArray[np.uint8]  # [h, w, 3] RGB; [0, 0, 3] where `jpeg` holds them
-    full_size: tuple[int, int]  # (H, W) of the whole one
-    shrunk: int  # h = H / shrunk, rounded up
-    jpeg: Jpeg | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Wanted:
     """What is needed of a sample; what is not need not be read.
 
@@ -131,7 +109,6 @@ class Wanted:
 
     fields: frozenset[str]  # of LABEL_FIELDS
     shrink: Shrink = at_full_size
-    encoded: bool = False  # the image is wanted as `Sample.jpeg`; a reader of other files gives pixels, or an error
 
 
 EVERYTHING = Wanted(frozenset(LABEL_FIELDS))
@@ -155,44 +132,14 @@ class Detections:
     labels: NDArray[np.int64]  # [D] class ids
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a batch shows of a JPEG: a rectangle of the photograph, resized, and mirrored last."""
-
-    file: str  # for messages
-    num_bytes: int
-    size: tuple[int, int]  # (H, W) of the photograph, once it is turned
-    orientation: int  # see `Jpeg`
-    top: int  # the rectangle, in pixels of the turned photograph
-    left: int
-    crop: tuple[int, int]  # (h, w)
-    shrink: int  # divides `crop`: means of squares of so many pixels are enough
-    out: tuple[int, int]  # (h, w) in pixels of the network's input, whose top left it fills
-    mirrored: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The images of a batch before the device decodes them."""
-
-    content: Tensor  # uint8 [N] on the CPU: one JPEG file after the other
-    views: list[View]  # B
-    size: tuple[int, int]  # (H, W) of the padded images
-
-    def pin_memory(self) -> "Encoded":
-        """What DataLoader calls: it looks into no dataclass by itself."""
-        return replace(self, content=self.content.pin_memory())
-
-
 @dataclass(slots=True)
 class Batch:
     """Padded tensors of a shape fixed by the config."""
 
-    image: Tensor  # uint8 [B, 3, H, W], RGB; [B, 3, 0, 0] as long as there is `encoded`
+    image: Tensor  # uint8 [B, 3, H, W], RGB
     targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
     labelled: dict[str, Tensor]  # by task: bool [B]
     frames: list[Frame] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)  # the originals; filled for evaluation only
     sources: list[str] = field(default_factory=list)  # names of their data sets; as above
     colour: Tensor | None = None  # float32 [B, 3, 4] for `ops.colour.apply_matrices`; None = leave the colours alone
-    encoded: Encoded | None = None  # `image` before it is decoded; `colour` is then that of images of mean grey 1

@@ -31,7 +31,6 @@ LEAST_DECODING, LEAST_CACHED = 2.5, 5.0
 GOAL_PER_S = 600
 
 _OURS, _CACHED, _PLAIN = "decoding", "packed cache", "straightforward"
-_LEFT = "decoding left to the device"
 
 
 class Loading(Spec):
@@ -78,27 +77,20 @@ class Loading(Spec):
             _PLAIN: _drained(plain.epoch),
             **_stages(run, source, cached, self.batch),
         }
-        left_out = ""
-        try:
-            works[_LEFT] = _drained(_loader(run, source, self.batch, decode="device").epoch)
-        except ValueError as error:
-            left_out = f" Not measured is {_LEFT}: {error}."
         times = alternate(works, torch.device("cpu"), self.rounds, seconds=0.0, clock=self.clock)
         per_image = {name: [value / number for value in values] for name, values in times.items()}
 
         yield Note(
             f"{source.name}: {number} images to {run.data.size[0]}x{run.data.size[1]}, zoom {run.data.augment.zoom}, "
             f"labels {', '.join(sorted(fields & set(source.provides)))}; one thread, {self.rounds} rounds in turns, "
-            f"medians, {self.clock} time. The cache was verified before.{left_out}"
+            f"medians, {self.clock} time. The cache was verified before."
         )
-        loaders = [name for name in (_OURS, _CACHED, _LEFT, _PLAIN) if name in works]
+        loaders = [_OURS, _CACHED, _PLAIN]
         for name in loaders:
             yield Row(f"{name}: images/s per core", 1e3 / quartiles(per_image[name])[1], "images/s")
         plain_ms, ours, packed = per_image[_PLAIN], per_image[_OURS], per_image[_CACHED]
         yield Row("decoding against straightforward", ratio(plain_ms, ours), "x", least=LEAST_DECODING)
         yield Row("packed cache against straightforward", ratio(plain_ms, packed), "x", least=LEAST_CACHED)
-        if _LEFT in works:
-            yield Row(f"{_LEFT} against straightforward", ratio(plain_ms, per_image[_LEFT]), "x")
         device = per_image["colours and normalisation (the device's part)"]
         for name in (_OURS, _CACHED):
             yield Row(f"{name} and the device's part on this core", ratio(plain_ms, per_image[name], device), "x")
@@ -110,8 +102,8 @@ class Loading(Spec):
         yield Table("where it goes, ms an image", ("stage", "lower quartile", "median", "upper quartile"), tuple(rows))
 
 
-def _loader(run: Run, source: Source, batch: int, decode: str = "workers") -> TrainLoader:
-    data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None, "decode": decode})
+def _loader(run: Run, source: Source, batch: int) -> TrainLoader:
+    data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None})
     return TrainLoader(data, run.tasks, resolve_spaces(run.tasks, [source]), [source], batch, run.seed)
 
 

@@ -18,12 +18,11 @@ from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from visionmtl import device_decode
 from visionmtl.config.registry import Spec
 from visionmtl.data.label_spaces import Spaces, judged, supervises
 from visionmtl.data.sampler import Draws, Sampling, random_numbers
 from visionmtl.data.transforms.augment import Augment, fit
-from visionmtl.data.transforms.crop_resize import Window, divisor
+from visionmtl.data.transforms.crop_resize import divisor
 from visionmtl.data.workers import choose_workers, load, num_processes_here
 from visionmtl.datasets import Dataset, Source
 from visionmtl.structures import Batch, Frame, Sample, Shrink, Wanted, at_full_size
@@ -54,14 +53,19 @@ class Data(Spec):
     cache: Path | None = None
     """A folder on a fast disk for decoded training images, written at the first start; see `data_cache`. None: decode
     anew each time."""
-    decode: Literal["workers", "device"] = "workers"
-    """Where training images are decoded. device: JPEGs only, as they are on disk (nvJPEG on CUDA); frees the workers of
-    most of their work, see `device_decode`. Validation images are decoded by workers in any case."""
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the padded network input in evaluation and prediction, pixels."""
         return self.eval_size or self.size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_decode(cls, plain: Any) -> Any:
+        """Runs saved while images could be decoded on the device hold `decode: workers`, the only way there is now."""
+        if isinstance(plain, Mapping) and plain.get("decode") == "workers":
+            return {name: value for name, value in plain.items() if name != "decode"}
+        return plain
 
     @model_validator(mode="after")
     def _sampling_has_an_effect(self) -> Self:
@@ -73,16 +77,6 @@ class Data(Spec):
             raise ValueError(
                 f"{', '.join(without)} would have no effect; shares are of several training data sets, and temperature "
                 "is for amounts that differ; remove it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_are_where_they_are_needed(self) -> Self:
-        needs = [name for name, value in (("cache", self.cache), ("augment.pipeline", self.augment.pipeline)) if value]
-        if needs and self.decode == "device":
-            raise ValueError(
-                f"data.decode: device leaves loader workers without pixels, which data.{needs[0]} needs; one of the "
-                f"two is allowed; set data.decode: workers, or data.{needs[0]} to null"
             )
         return self
 
@@ -112,8 +106,6 @@ class TrainLoader:
         self._jobs: list[_Job] = []  # what the DataLoader hands to its workers; set anew each epoch
         self.workers, self.workers_reason = choose_workers(data.workers, num_processes_here())
         work = _TrainWork(data, tasks, spaces, sources, seed)
-        if data.decode == "device":
-            device_decode.check_sources(sources)
         self._loader = load(work, self._jobs, self.workers, data.prefetch, persistent=True)
 
     def __len__(self) -> int:
@@ -215,8 +207,6 @@ def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> torch.Ten
 class _Work:
     """Runs in the workers: indices in, the fields of one `Batch` out (a dict, which DataLoader knows how to pin)."""
 
-    _encoded = False  # whether images stay as their files hold them
-
     def __init__(
         self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]
     ) -> None:
@@ -231,7 +221,7 @@ class _Work:
         """The sample, the tasks it supervises, and the name of its data set; labels of no such task may be None."""
         which = bisect.bisect_right(self._ends, index)
         source = self._sources[which]
-        wanted = Wanted(self._fields[which], shrink, self._encoded)
+        wanted = Wanted(self._fields[which], shrink)
         sample = source.read_part(index - (self._ends[which] - len(source)), wanted)
         taught = self._supervises[which]
         tasks = {name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None}
@@ -246,35 +236,31 @@ class _TrainWork(_Work):
         self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
     ) -> None:
         super().__init__(data.size, tasks, spaces, sources)
-        self._augment, self._seed, self._encoded = data.augment, seed, data.decode == "device"
+        self._augment, self._seed = data.augment, seed
         self._augment.check()
 
     def __getitem__(self, job: _Job) -> dict[str, Any]:
         epoch, draws = job
-        samples, taught, colours, windows, jpegs = [], [], [], [], []
+        samples, taught, colours = [], [], []
         for index, again in draws:
             rng = random_numbers(self._seed, epoch, index, again)
             framing = self._augment.draw(rng)
-            original, tasks, name = self._read(index, partial(divisor, size=self._size, framing=framing))
+            original, tasks, _ = self._read(index, partial(divisor, size=self._size, framing=framing))
             sample = self._augment.view(original, self._size, framing, rng)
-            if self._encoded:
-                jpegs.append(device_decode.jpeg_of(original, name))
-                windows.append(Window.cut(original.size, self._size, framing))
             samples.append(sample)
             taught.append(tasks)
             if self._augment.colours:
-                colours.append(self._augment.colour(None if self._encoded else sample.image, rng))
+                colours.append(self._augment.colour(sample.image, rng))
 
         targets = {}
         for name, task in self._tasks.items():
             known = [sample if name in tasks else None for sample, tasks in zip(samples, taught, strict=True)]
             targets[name] = task.collate(known, self._size)
         return {
-            "image": pad([sample.image for sample in samples], (0, 0) if self._encoded else self._size),
+            "image": pad([sample.image for sample in samples], self._size),
             "targets": targets,
             "labelled": self._labelled(taught),
             "colour": torch.from_numpy(np.stack(colours)) if colours else None,
-            "encoded": device_decode.encoded(jpegs, windows, self._size) if self._encoded else None,
         }
 
 

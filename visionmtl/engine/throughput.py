@@ -66,11 +66,10 @@ class Advice:
             # so many would feed the device at their present pace
             wanted = math.ceil(max(self._workers, 1) / (1 - min(share, 0.99)))
             found.append(f"data.workers={min(wanted, room)} instead of {self._workers} ({self._cores} cores)")
-        decodes = data.cache is None and data.decode == "workers"  # in the workers, each time
-        if decodes:
+        if data.cache is None:
             found.append("data.cache=FOLDER, so that images are decoded once")
         found.append(f"a data.size below {data.size[0]}x{data.size[1]}")
-        if data.augment.zoom[1] > 1 and decodes:
+        if data.augment.zoom[1] > 1 and data.cache is None:
             found.append(f"a data.augment.zoom up to less than {data.augment.zoom[1]:g}: what it crops was decoded too")
         if data.augment.pipeline:
             found.append("no data.augment.pipeline, which runs in the workers")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
-from visionmtl.structures import Photo, Shrink, at_full_size
+from visionmtl.structures import Shrink, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -23,10 +23,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Grey is repeated over the channels, CMYK and palettes are converted, transparency shows white, 16 bit keeps its
     high byte, animations give their first frame. Raises ValueError naming the file that is missing or damaged.
     """
-    return read_upright(Path(path), at_full_size).pixels
+    return read_upright(Path(path), at_full_size)[0]
 
 
-def read_upright(path: Path, shrink: Shrink) -> Photo:
+def read_upright(path: Path, shrink: Shrink) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
     """As `read_image`, but a JPEG is decoded at the fraction of its size that `shrink` allows; see `ops.photos`.
 
     shrink: is asked about the upright (H, W)
@@ -44,7 +44,7 @@ def read_upright(path: Path, shrink: Shrink) -> Photo:
             "file; fetch or convert it again, or leave it out"
         ) from error
 
-    return Photo(_to_rgb(image, path), size, shrunk)
+    return _to_rgb(image, path), size, shrunk
 
 
 def _reduce(opened: ImageFile.ImageFile, shrink: Shrink) -> tuple[tuple[int, int], int]:

@@ -6,10 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from visionmtl.ops.images import LYING, UNREADABLE
-from visionmtl.structures import Jpeg, Photo, Shrink, at_full_size
+from visionmtl.structures import Shrink, at_full_size
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = 0  # colour type in a PNG's header
@@ -31,10 +30,10 @@ def read_photo(file: Path) -> NDArray[np.uint8]:
     reads them so. (Pictures that people hand in for prediction are turned upright: `ops.images`.)
     Raises ValueError naming a file that is missing, damaged or cut short.
     """
-    return read_reduced(file, at_full_size).pixels
+    return read_reduced(file, at_full_size)[0]
 
 
-def read_reduced(file: Path, shrink: Shrink) -> Photo:
+def read_reduced(file: Path, shrink: Shrink) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
     """As `read_photo`, but a JPEG is decoded at the fraction of its size that `shrink` allows.
 
     The decoder computes fewer frequencies of each block, which is within half a grey level of averaging k x k pixels.
@@ -50,36 +49,7 @@ def read_reduced(file: Path, shrink: Shrink) -> Photo:
     if is_jpeg:
         _check_end(file, content)
     full_size = (pixels.shape[0], pixels.shape[1]) if size is None or shrunk == 1 else size
-    return Photo(np.asarray(pixels, np.uint8), full_size, shrunk)
-
-
-def read_encoded(file: Path, upright: bool = False) -> Photo:
-    """A JPEG that is not decoded, as `Photo.jpeg`: its bytes, and what its header says.
-
-    upright: have it turned as its EXIF orientation says; else pixels are as stored.
-    Raises ValueError naming a file that is missing, damaged, cut short, no JPEG, or of other colours than grey and RGB.
-    """
-    content = _content(file)
-    use = "set data.decode: workers"
-    if content[:2].tobytes() != _START_OF_JPEG:
-        raise ValueError(
-            f"{file} is no JPEG inside; data.decode: device takes JPEGs alone; convert all images, or {use}"
-        )
-    try:
-        with Image.open(io.BytesIO(content.data)) as opened:
-            size, mode = (opened.height, opened.width), opened.mode
-            found = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-    except UNREADABLE as error:
-        raise _unreadable(file) from error
-    if mode not in ("L", "RGB"):
-        raise ValueError(
-            f"{file} is a JPEG in {mode}; data.decode: device takes grey ones and those in colours that become RGB, "
-            f"which is YCbCr; convert it, or {use}"
-        )
-    _check_end(file, content)
-    orientation = found if found in range(1, 9) else 1
-    turned = size[::-1] if orientation in LYING else size
-    return Photo(np.zeros((0, 0, 3), np.uint8), turned, 1, Jpeg(content, turned, orientation, str(file)))
+    return np.asarray(pixels, np.uint8), full_size, shrunk
 
 
 def read_map(file: Path, size: tuple[int, ...]) -> NDArray:

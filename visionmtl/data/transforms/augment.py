@@ -83,26 +83,22 @@ class Augment(Spec):
     def view(self, sample: Sample, size: Size, framing: Framing, rng: np.random.Generator) -> Sample:
         """The view that `draw` chose, of an image that may be reduced by the divisor that `Window.cut` allows.
 
-        Of an image that is not decoded, the labels alone: it stays as it is. Draws a number if there is a pipeline.
+        Draws a number if there is a pipeline.
         """
         # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
         # gets its own interpolation and dtype in one line
         view = self._view(sample, Window.cut(sample.size, size, framing), framing.zoom)
         return replace(view, image=repaint(view.image, self.pipeline, rng)) if self.pipeline else view
 
-    def colour(self, image: NDArray[np.uint8] | None, rng: np.random.Generator) -> NDArray[np.float32]:
-        """The image's colour matrix [3, 4] for `ops.colour.apply_matrices`.
-
-        image: None, as long as it is not decoded, gives the matrix for a mean grey of 1. Its last column, times the
-        mean grey of the image, is that of the image.
-        """
+    def colour(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+        """The image's colour matrix [3, 4] for `ops.colour.apply_matrices`."""
         brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
         return colour_matrix(
             brightness=1 + self.brightness * brightness,
             contrast=1 + self.contrast * contrast,
             saturation=1 + self.saturation * saturation,
             hue_turns=self.hue_turns * hue,
-            mean_rgb=(1.0, 1.0, 1.0) if image is None else cv2.mean(image)[:3],
+            mean_rgb=cv2.mean(image)[:3],
         )
 
     def _view(self, sample: Sample, window: Window, zoom: float) -> Sample:
@@ -111,14 +107,12 @@ class Augment(Spec):
             normals = normals * np.array([-1, 1, 1], normals.dtype)
 
         return Sample(
-            image=sample.image if sample.jpeg else window.image(sample.image, sample.shrunk),
+            image=window.image(sample.image, sample.shrunk),
             image_id=sample.image_id,
             boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.size),
             segmentation=None if sample.segmentation is None else window.nearest(sample.segmentation),
             depth_m=None if sample.depth_m is None else window.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,
-            full_size=window.out if sample.jpeg else None,
-            jpeg=sample.jpeg,
         )
 
     def _boxes(self, boxes: Boxes, window: Window, size: Size) -> Boxes:
