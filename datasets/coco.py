@@ -23,9 +23,9 @@ from visionmtl.ops import file_names
 from visionmtl.ops.coco_entries import Packed, look_up
 from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
-from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_map, read_reduced
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.visualization.palette import palette
 
 Label = Literal["boxes", "segmentation"]
 Maps = Literal["panoptic", "stuffthingmaps", "instances", "instances_and_background"]

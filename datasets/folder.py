@@ -26,10 +26,10 @@ from visionmtl.ops.coco_json import read_boxes
 from visionmtl.ops.depth_values import range_complaint, read_array, spread, to_metres
 from visionmtl.ops.images import SUFFIXES, read_upright
 from visionmtl.ops.label_values import class_file, label_table, to_classes
-from visionmtl.ops.palette import palette
 from visionmtl.ops.path_patterns import FilePerImage, RelativePath
 from visionmtl.ops.photos import read_png, read_reduced
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.visualization.palette import palette
 
 Missing = Literal["error", "unlabelled"]
 

@@ -24,9 +24,9 @@ from visionmtl.ops import file_names
 from visionmtl.ops.coco_by_stem import BoxesByStem
 from visionmtl.ops.coco_entries import read_json
 from visionmtl.ops.depth_values import range_complaint, spread
-from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_map, read_png, read_reduced
 from visionmtl.structures import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
+from visionmtl.visualization.palette import palette
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 

@@ -1,11 +1,10 @@
-"""Claims about `visionmtl.drawing`: what a picture shows, and that no label can break it."""
+"""Claims about `visionmtl.visualization.draw`: what a picture shows, and that no label can break it."""
 
 import numpy as np
 import pytest
 
-from visionmtl import drawing
-from visionmtl.ops import canvas
 from visionmtl.structures import IGNORE, Detections, LabelSpace
+from visionmtl.visualization import canvas, draw
 
 SPACE = LabelSpace("three", ("red thing", "green thing", "blue thing"), ((230, 20, 20), (20, 230, 20), (20, 20, 230)))
 GREY = np.full((320, 400, 3), 128, np.uint8)
@@ -21,7 +20,7 @@ def has(picture, colour) -> bool:
 
 
 def test_a_box_is_drawn_where_it_lies():
-    picture = drawing.draw_boxes(GREY, detections((100, 120, 200, 220, 0.9, 0)), SPACE, 0.5)
+    picture = draw.draw_boxes(GREY, detections((100, 120, 200, 220, 0.9, 0)), SPACE, 0.5)
 
     assert picture.shape == GREY.shape
     assert (picture[150, 100] == SPACE.colours[0]).all() and (picture[150, 199] == SPACE.colours[0]).all()
@@ -32,7 +31,7 @@ def test_the_threshold_hides_boxes_but_never_truth():
     low = (100, 100, 200, 200, 0.2, 0)
     truth = (100, 100, 200, 200, np.nan, 1)
 
-    picture = drawing.draw_boxes(GREY, detections(low, truth), SPACE, 0.5)
+    picture = draw.draw_boxes(GREY, detections(low, truth), SPACE, 0.5)
 
     assert not has(picture, SPACE.colours[0]) and has(picture, SPACE.colours[1])
 
@@ -40,16 +39,16 @@ def test_the_threshold_hides_boxes_but_never_truth():
 def test_no_boxes_leave_the_image_as_it_is_and_untouched():
     image = GREY.copy()
 
-    drawing.draw_boxes(image, detections((10, 10, 90, 90, 0.9, 0)), SPACE)
+    draw.draw_boxes(image, detections((10, 10, 90, 90, 0.9, 0)), SPACE)
 
     assert (image == GREY).all()
-    assert (drawing.draw_boxes(image, detections(), SPACE) == GREY).all()
+    assert (draw.draw_boxes(image, detections(), SPACE) == GREY).all()
 
 
 def test_small_images_are_enlarged_before_text_is_written():
     small = np.zeros((40, 60, 3), np.uint8)
 
-    picture = drawing.draw_boxes(small, detections((10, 10, 30, 30, 0.9, 2)), SPACE)
+    picture = draw.draw_boxes(small, detections((10, 10, 30, 30, 0.9, 2)), SPACE)
 
     assert picture.shape == (320, 480, 3)
     assert (picture[160, 80] == SPACE.colours[2]).all()  # the box grew with the image
@@ -57,7 +56,7 @@ def test_small_images_are_enlarged_before_text_is_written():
 
 @pytest.mark.parametrize("box", [(-50, -50, 900, 900), (390, 310, 400, 320), (0, 0, 1, 1), (50, 60, 50, 60)])
 def test_boxes_at_and_beyond_the_border_can_be_drawn(box):
-    picture = drawing.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE, crowd=np.asarray([False]))
+    picture = draw.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE, crowd=np.asarray([False]))
 
     assert picture.shape == GREY.shape and has(picture, SPACE.colours[0])
 
@@ -77,8 +76,8 @@ def test_tags_stay_inside_the_picture_and_off_one_another():
 def test_a_crowd_is_hatched():
     box = detections((100, 100, 300, 300, np.nan, 0))
 
-    plain = drawing.draw_boxes(GREY, box, SPACE)
-    crowd = drawing.draw_boxes(GREY, box, SPACE, crowd=np.asarray([True]))
+    plain = draw.draw_boxes(GREY, box, SPACE)
+    crowd = draw.draw_boxes(GREY, box, SPACE, crowd=np.asarray([True]))
 
     assert (plain[150:250, 150:250] == 128).all() and not (crowd[150:250, 150:250] == 128).all()
 
@@ -87,7 +86,7 @@ def test_the_legend_holds_only_classes_that_are_present():
     classes = np.zeros((320, 400), np.uint8)
     classes[:, 200:] = 2
 
-    picture = drawing.draw_segmentation(GREY, classes, SPACE)
+    picture = draw.draw_segmentation(GREY, classes, SPACE)
     legend = picture[320:]
 
     assert picture.shape[1] == 400 and (picture[10, 10] != picture[10, 390]).any()
@@ -96,17 +95,17 @@ def test_the_legend_holds_only_classes_that_are_present():
 
 def test_pixels_nobody_labelled_are_hatched_and_said_so():
     classes = np.zeros((320, 400), np.uint8)
-    without = drawing.draw_segmentation(GREY, classes, SPACE)
+    without = draw.draw_segmentation(GREY, classes, SPACE)
     classes[:100] = IGNORE
 
-    picture = drawing.draw_segmentation(GREY, classes, SPACE)
+    picture = draw.draw_segmentation(GREY, classes, SPACE)
 
     assert picture[:95].max() < 128  # darkened
     assert has(picture[320:], canvas.MISSING) and not has(without[320:], canvas.MISSING)
 
 
 def test_a_map_of_ignore_alone_can_be_drawn():
-    assert drawing.draw_segmentation(GREY, np.full((320, 400), IGNORE, np.uint8), SPACE).shape[0] > 320
+    assert draw.draw_segmentation(GREY, np.full((320, 400), IGNORE, np.uint8), SPACE).shape[0] > 320
 
 
 def test_near_is_red_far_is_blue_and_unmeasured_is_grey():
@@ -114,7 +113,7 @@ def test_near_is_red_far_is_blue_and_unmeasured_is_grey():
     depth[:, 200:] = 8.0
     depth[:50] = 0
 
-    picture = drawing.draw_depth(GREY, depth, 1.0, 10.0)
+    picture = draw.draw_depth(GREY, depth, 1.0, 10.0)
 
     near, far = picture[200, 50].astype(int), picture[200, 350].astype(int)
     assert near[0] > near[2] and far[2] > far[0] and (picture[10, 10] == canvas.MISSING).all()
@@ -123,15 +122,15 @@ def test_near_is_red_far_is_blue_and_unmeasured_is_grey():
 def test_one_range_gives_one_colour_to_one_distance():
     a, b = np.full((320, 400), 3.0, np.float32), np.full((320, 400), 3.0, np.float32)
     b[:100] = 9.0
-    low, high = drawing.depth_range(a, b)
+    low, high = draw.depth_range(a, b)
 
     assert low <= 3.0 and high >= 9.0
-    assert (drawing.draw_depth(GREY, a, low, high)[300] == drawing.draw_depth(GREY, b, low, high)[300]).all()
+    assert (draw.draw_depth(GREY, a, low, high)[300] == draw.draw_depth(GREY, b, low, high)[300]).all()
 
 
 @pytest.mark.parametrize("depth_m", [0.0, 0.01, 2.0, 3000.0])
 def test_depth_without_measurements_or_of_one_value_can_be_drawn(depth_m):
-    picture = drawing.draw_depth(GREY, np.full((320, 400), depth_m, np.float32))
+    picture = draw.draw_depth(GREY, np.full((320, 400), depth_m, np.float32))
 
     assert picture.dtype == np.uint8 and picture.shape[1] == 400
 
@@ -141,7 +140,7 @@ def test_normals_show_up_as_green_and_towards_the_camera_as_blue():
     normals[:100, :, 1] = -1  # y points down, so this faces up
     normals[100:200, :, 2] = -1
 
-    picture = drawing.draw_normals(GREY, normals)
+    picture = draw.draw_normals(GREY, normals)
 
     assert picture[50, 50].argmax() == 1 and picture[150, 50].argmax() == 2
     assert (picture[250, 50] == canvas.MISSING).all()
@@ -149,20 +148,56 @@ def test_normals_show_up_as_green_and_towards_the_camera_as_blue():
 
 def test_values_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"class map is 10x10 px, the image 320x400 px; .*; resize"):
-        drawing.draw_segmentation(GREY, np.zeros((10, 10), np.uint8), SPACE)
+        draw.draw_segmentation(GREY, np.zeros((10, 10), np.uint8), SPACE)
 
 
 def test_a_comparison_aligns_its_columns_and_leaves_gaps():
     wide, small = np.full((60, 120, 3), 10, np.uint8), np.full((30, 60, 3), 200, np.uint8)
 
-    one = drawing.panel([("a", wide), ("b", small)])
-    two = drawing.compare([[("a", wide), ("b", small)], [("c", wide), None]])
+    one = draw.compare([[("a", wide), ("b", small)]])
+    two = draw.compare([[("a", wide), ("b", small)], [("c", wide), None]])
 
     assert one.shape[1] == two.shape[1] > 240 and two.shape[0] > one.shape[0] > 60
 
 
 def test_a_contact_sheet_keeps_its_width():
-    sheet = drawing.contact_sheet([GREY] * 7, columns=3, width_px=900)
+    sheet = draw.contact_sheet([GREY] * 7, columns=3, width_px=900)
 
     assert sheet.shape[1] <= 900 and sheet.shape[0] > 3 * 200
-    assert drawing.contact_sheet([GREY], columns=4).shape[1] < 440  # one picture takes one column
+    assert draw.contact_sheet([GREY], columns=4).shape[1] < 440  # one picture takes one column
+
+
+@pytest.fixture
+def no_system_fonts(monkeypatch):
+    """A machine whose only font is Pillow's, which has ASCII and little else."""
+    monkeypatch.setattr(canvas, "_system_fonts", tuple)
+    canvas._line.cache_clear()
+    canvas._tell_missing.cache_clear()
+    yield
+    canvas._line.cache_clear()
+
+
+def named(*names):
+    return LabelSpace("named", names, ((200, 60, 60),) * len(names))
+
+
+@pytest.mark.parametrize("pair", ["椅木", "яж", "αβ", "한국", "のノ", "éè", "ÄA", "🐱🐶"])
+def test_two_class_names_never_look_alike_whatever_the_script(no_system_fonts, pair):
+    space, box = named(*pair), (40, 60, 200, 200, 0.9)
+    classes = np.zeros((320, 400), np.uint8)
+
+    boxes = [draw.draw_boxes(GREY, detections((*box, k)), space) for k in (0, 1)]
+    maps = [draw.draw_segmentation(GREY, classes + np.uint8(k), space) for k in (0, 1)]
+
+    assert (boxes[0] != boxes[1]).any() and (maps[0] != maps[1]).any()
+
+
+def test_what_no_font_has_is_spelled_and_told_once_a_script(no_system_fonts, caplog):
+    assert draw.class_names(named("chair", "стул", "Stuhl ä", "椅")) == ("chair", "1 стул", "2 Stuhl ä", "3 椅")
+    assert [canvas._line(text).text for text in ("Яж", "Stühle", "椅", "한")] == ["YA zhe", "Stuhle", "U+6905", "HAN"]
+    canvas._line("стол")
+    assert len([one for one in caplog.messages if "CYRILLIC" in one and "install a font" in one]) == 1
+
+
+def test_control_characters_break_no_line():
+    assert canvas.text_width("two\nlines", 20) == canvas.text_width("two lines", 20)

@@ -1,4 +1,4 @@
-"""Claims about `visionmtl.report`: one page that holds everything and loads nothing."""
+"""Claims about `visionmtl.report.report`: one page that holds everything and loads nothing."""
 
 import json
 import re
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from visionmtl import run as config
-from visionmtl.ops.chart import MAX_POINTS, line_chart, short, ticks
-from visionmtl.report import format_metric, read_rows, write_report
+from visionmtl.report.charts import MAX_POINTS, line_chart, short, ticks
+from visionmtl.report.report import format_metric, read_rows, write_report
 
 RESULTS = {
     "segmentation": {

@@ -30,7 +30,7 @@ from visionmtl.inference.predictor import picture, predict
 from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.ops.coco_ap import official_lines
-from visionmtl.report import Titled, write_report
+from visionmtl.report.report import Titled, write_report
 from visionmtl.run import Run
 from visionmtl.tasks.base import Meter, Task
 

@@ -20,7 +20,6 @@ from visionmtl.data.label_spaces import resolve_spaces, supervises
 from visionmtl.data.loader import TrainLoader
 from visionmtl.data.sampler import random_numbers
 from visionmtl.datasets import Source, open_sources
-from visionmtl.drawing import Picture, contact_sheet
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
@@ -31,6 +30,7 @@ from visionmtl.ops.videos import is_video, read_frames, write_video
 from visionmtl.run import Run, load
 from visionmtl.structures import LabelSpace, Sample
 from visionmtl.tasks.base import Task
+from visionmtl.visualization.draw import Picture, contact_sheet
 
 MAX_SHEET = 16
 """Pictures on the contact sheet."""

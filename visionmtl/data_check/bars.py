@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visionmtl.ops import canvas
-from visionmtl.ops.canvas import Colour, Picture
 from visionmtl.structures import LabelSpace
+from visionmtl.visualization import canvas
+from visionmtl.visualization.canvas import Colour, Picture
 
 MAX_BARS = 14
 _TEXT_PX = 15

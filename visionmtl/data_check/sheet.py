@@ -11,10 +11,10 @@ from visionmtl.data_check.bars import bar_chart, class_bars, depth_bars
 from visionmtl.data_check.base import Finding
 from visionmtl.data_check.survey import Checked, Seen
 from visionmtl.data_check.tables import sizes, summaries
-from visionmtl.drawing import Titled, compare, draw_boxes, draw_depth, draw_normals, draw_segmentation
-from visionmtl.ops import canvas
-from visionmtl.ops.canvas import Picture
 from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace
+from visionmtl.visualization import canvas
+from visionmtl.visualization.canvas import Picture
+from visionmtl.visualization.draw import Titled, compare, draw_boxes, draw_depth, draw_normals, draw_segmentation
 
 IMAGES = 4
 """Of each data set, spread evenly; then as many with findings."""

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from visionmtl import drawing
 from visionmtl.data.loader import pad
 from visionmtl.data.transforms.augment import fit
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import Task
+from visionmtl.visualization import draw
 
 MAX_PICTURE_PX = 3200
 
@@ -65,9 +65,9 @@ def picture(
     rows: by a title such as "prediction" or "truth": values by task in the form of a prediction; None or a missing
     task leaves the place empty.
     """
-    table: list[list[drawing.Titled | None]] = []
+    table: list[list[draw.Titled | None]] = []
     for title, values in rows.items():
-        cells: list[drawing.Titled | None] = [None if table else ("image", image)]
+        cells: list[draw.Titled | None] = [None if table else ("image", image)]
         for name, task in tasks.items():
             value = values.get(name)
             drawn = None if value is None else task.draw(image, value, spaces[name], min_score)
@@ -75,4 +75,4 @@ def picture(
         table.append(cells)
 
     widest = max(cell[1].shape[1] for row in table for cell in row if cell is not None)
-    return drawing.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))
+    return draw.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from visionmtl.drawing import draw_depth
 from visionmtl.metrics.depth import DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
@@ -19,6 +18,7 @@ from visionmtl.ops.losses import each_to_original, gradient_matching, scale_inva
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import Frame, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
+from visionmtl.visualization.draw import draw_depth
 
 
 class Depth(Task, frozen=True):

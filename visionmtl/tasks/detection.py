@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from visionmtl.drawing import draw_boxes
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, suppress
 from visionmtl.structures import Detections, Frame, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
+from visionmtl.visualization.draw import draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""

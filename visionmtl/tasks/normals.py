@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmtl.drawing import draw_normals
 from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
@@ -17,6 +16,7 @@ from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import Frame, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
+from visionmtl.visualization.draw import draw_normals
 
 
 class Normals(Task, frozen=True):

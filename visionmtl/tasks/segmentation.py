@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.drawing import draw_segmentation
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
@@ -21,6 +20,7 @@ from visionmtl.ops.ranks import per_rank
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import IGNORE, Frame, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
+from visionmtl.visualization.draw import draw_segmentation
 
 
 class Segmentation(Task, frozen=True):

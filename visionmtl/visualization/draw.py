@@ -7,14 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from visionmtl.ops import canvas
-from visionmtl.ops.canvas import Colour, Picture
 from visionmtl.structures import IGNORE, Detections, LabelSpace
+from visionmtl.visualization import canvas
+from visionmtl.visualization.canvas import Colour, Picture
 
 Titled = tuple[str, Picture]
 
 CROWDED = 15
 """With more boxes than this, tags are smaller, or they hide what they name."""
+
+
+def class_names(space: LabelSpace) -> tuple[str, ...]:
+    """As pictures show them: with the class id in front where no font has the script, so that no two look alike."""
+    return tuple(f"{k} {name}" if canvas.is_spelled(name) else name for k, name in enumerate(space.classes))
 
 
 def draw_boxes(
@@ -48,11 +53,12 @@ def draw_boxes(
     if len(chosen) > CROWDED:
         size_px = max(11, size_px * 3 // 4)
     taken: list[NDArray[np.float32]] = []
+    names = class_names(space)
     for i in chosen:
-        text = space.classes[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
+        text = names[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
         text += "" if is_truth[i] else f" {scores[i]:.2f}"
         text = canvas.shorten(text, width - size_px, size_px)
-        tag = (canvas.font(size_px).getlength(text) + size_px * 0.6, size_px * 1.35)
+        tag = (canvas.text_width(text, size_px) + size_px * 0.6, size_px * 1.35)
         place = canvas.place_tag(boxes[i], tag, (height, width), taken, boxes[chosen])
         taken.append(place)
         colour = space.colours[detections.labels[i]]
@@ -82,8 +88,9 @@ def draw_segmentation(image: Picture, class_map: NDArray[np.uint8], space: Label
     blended[edges] = blended[edges] // 3 + 170
 
     size_px = canvas.text_px(picture.shape[:2])
-    blended = _name_regions(blended, classes, {int(k): space.classes[k] for k in present if k != IGNORE}, size_px)
-    entries: list[tuple[str, Colour | None]] = [(space.classes[k], space.colours[k]) for k in present if k != IGNORE]
+    names = class_names(space)
+    blended = _name_regions(blended, classes, {int(k): names[k] for k in present if k != IGNORE}, size_px)
+    entries: list[tuple[str, Colour | None]] = [(names[k], space.colours[k]) for k in present if k != IGNORE]
     if unknown.any():
         entries.append(("not labelled", None))
     return np.concatenate([blended, canvas.legend(entries, picture.shape[1], size_px)])
@@ -149,58 +156,40 @@ def draw_normals(image: Picture, normals: NDArray[np.float32]) -> Picture:
     return np.concatenate([colours, canvas.legend(entries, size[1], size_px)])
 
 
-def panel(cells: Sequence[Titled], cell_px: int | None = None) -> Picture:
-    """One row of titled pictures, brought to one width (`cell_px`, or that of the widest)."""
-    return compare([cells], cell_px)
-
-
 def compare(rows: Sequence[Sequence[Titled | None]], cell_px: int | None = None) -> Picture:
-    """Rows of titled pictures under one another, every column as wide as the others; None leaves a cell empty."""
+    """Rows of pictures below their titles, all brought to one width (`cell_px`, or that of the widest).
+
+    None leaves a cell empty; a row without any title takes no room for titles.
+    """
     shown = [cell for row in rows for cell in row if cell is not None]
     if not shown:
         raise ValueError("there is no picture to lay out; at least one is needed; check what was asked for")
     cell_px = cell_px or max(picture.shape[1] for _, picture in shown)
-    columns = max(len(row) for row in rows)
+    width = max(len(row) for row in rows)
     size_px = max(13, round(cell_px / 36))
-    margin, caption = size_px, round(size_px * 1.9)
-
-    bands: list[Picture] = []
+    gap = size_px
+    bands: list[Picture] = [np.full((gap // 2, width * (cell_px + gap) + gap, 3), canvas.PAPER, np.uint8)]
     for row in rows:
-        pictures = [None if cell is None else to_width(cell[1], cell_px) for cell in row]
-        height = caption + max((picture.shape[0] for picture in pictures if picture is not None), default=0) + margin
-        band = np.full((height, columns * (cell_px + margin) + margin, 3), canvas.PAPER, np.uint8)
-        for column, picture in enumerate(pictures):
-            if picture is not None:
-                left = margin + column * (cell_px + margin)
-                band[caption : caption + picture.shape[0], left : left + cell_px] = picture
-        sheet = Image.fromarray(band)
-        for column, cell in enumerate(row):
-            if cell is not None:
-                title = canvas.shorten(cell[0], cell_px, size_px)
-                at = (margin + column * (cell_px + margin), caption / 2 + 1)
-                canvas.write(ImageDraw.Draw(sheet), at, title, size_px, canvas.INK)
+        cells = {place: cell for place, cell in enumerate(row) if cell is not None}
+        pictures = {place: to_width(picture, cell_px) for place, (_, picture) in cells.items()}
+        top = round(size_px * 1.9) if any(title for title, _ in cells.values()) else gap // 2
+        height = max((picture.shape[0] for picture in pictures.values()), default=0)
+        sheet = Image.new("RGB", (bands[0].shape[1], top + height + gap), canvas.PAPER)
+        for place, (title, _) in cells.items():
+            left = gap + place * (cell_px + gap)
+            sheet.paste(Image.fromarray(pictures[place]), (left, top))
+            title = canvas.shorten(title, cell_px, size_px)
+            canvas.write(ImageDraw.Draw(sheet), (left, top / 2 + 1), title, size_px, canvas.INK)
         bands.append(np.asarray(sheet))
-    return np.concatenate([np.full((margin // 2, bands[0].shape[1], 3), canvas.PAPER, np.uint8), *bands])
+    return np.concatenate(bands)
 
 
 def contact_sheet(images: Sequence[Picture], columns: int, width_px: int = 2400) -> Picture:
     """All pictures on one sheet about width_px wide at most, row by row; never larger than they are."""
-    if not images:
-        raise ValueError("a contact sheet of no pictures was asked for; at least one is needed; check the inputs")
-    columns = min(columns, len(images))
-    gap = 12
-    cell_px = min(max(image.shape[1] for image in images), (width_px - gap) // columns - gap)
-    cells = [to_width(image, cell_px) for image in images]
-    bands: list[Picture] = []
-    for start in range(0, len(cells), columns):
-        row = cells[start : start + columns]
-        height = max(cell.shape[0] for cell in row)
-        band = np.full((height + gap, columns * (cell_px + gap) + gap, 3), canvas.PAPER, np.uint8)
-        for column, cell in enumerate(row):
-            left = gap + column * (cell_px + gap)
-            band[gap : gap + cell.shape[0], left : left + cell_px] = cell
-        bands.append(band)
-    return np.concatenate([*bands, np.full((gap, bands[0].shape[1], 3), canvas.PAPER, np.uint8)])
+    columns = min(columns, len(images)) or 1
+    cells: list[Titled | None] = [("", image) for image in images]
+    cell_px = min(max((image.shape[1] for image in images), default=1), width_px * 35 // (36 * columns) - 13)
+    return compare([cells[first : first + columns] for first in range(0, len(cells), columns)], cell_px)
 
 
 def to_width(image: Picture, width_px: int) -> Picture:
@@ -243,7 +232,7 @@ def _name_regions(picture: Picture, classes: NDArray[np.uint8], names: dict[int,
         inside = np.pad((classes == k).astype(np.uint8), 1)  # the picture's border bounds a region too
         room = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(np.argmax(room)), room.shape)
-        if room[y, x] > max(size_px, canvas.font(size_px).getlength(name) / 2):
+        if room[y, x] > max(size_px, canvas.text_width(name, size_px) / 2):
             canvas.write(draw, (int(x), int(y)), name, size_px, canvas.PAPER, "mm", rim=canvas.INK)
     return np.asarray(sheet)
 

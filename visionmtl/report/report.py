@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.data.label_spaces import task_of
-from visionmtl.ops.chart import NUM_COLOURS, Points, line_chart
+from visionmtl.report.charts import NUM_COLOURS, Points, line_chart
 from visionmtl.run import load
 
 Titled = tuple[str, NDArray[np.uint8]]

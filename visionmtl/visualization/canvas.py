@@ -1,7 +1,13 @@
 """Text, hatching, tags, legends and colour bars: what every picture is made of."""
 
+import logging
+import os
+import re
+import unicodedata
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,16 +25,109 @@ FAINT: Colour = (95, 99, 104)
 MISSING: Colour = (58, 58, 62)  # pixels nobody labelled or measured
 
 
+_FONT_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/Library/Fonts",
+    "/System/Library/Fonts",
+    os.path.join(os.environ.get("WINDIR", r"C:\Windows"), "Fonts"),
+)
+_OTHER_STYLES = re.compile("bold|italic|oblique|light|thin|black|condensed|mono|emoji|lastresort", re.IGNORECASE)
+_log = logging.getLogger(__name__)
+
+
 @cache
-def font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own scalable sans serif (Aileron), so that pictures look alike on every machine."""
-    found = ImageFont.load_default(size=size_px)
-    if not isinstance(found, ImageFont.FreeTypeFont):
+def font(size_px: int, file: str = "") -> ImageFont.FreeTypeFont:
+    """A font file, or by default Pillow's own font (Aileron), with which pictures look alike on every machine."""
+    if file:
+        return ImageFont.truetype(file, size_px)
+    default = ImageFont.load_default(size=size_px)
+    if not isinstance(default, ImageFont.FreeTypeFont):
         raise ImportError(
             "Pillow was built without FreeType, so it has no scalable font; drawing needs one; "
             "install the wheel from PyPI: pip install --force-reinstall --only-binary :all: pillow"
         )
-    return found
+    return default
+
+
+@cache
+def _system_fonts() -> tuple[str, ...]:
+    """Files of the installed fonts, regular styles only, sans serif first."""
+    folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
+    files = {str(file) for folder in folders for file in folder.rglob("*.[to]t[fc]")}
+    regular = [file for file in files if not _OTHER_STYLES.search(Path(file).name)]
+    return tuple(sorted(regular, key=lambda file: ("sans" not in file.lower(), file)))
+
+
+@cache
+def _has_glyph(file: str, character: str) -> bool:
+    if character.isspace() or unicodedata.category(character) == "Cf":  # Cf: joiners and the like have no picture
+        return True
+    try:
+        face = font(20, file)
+        return bytes(face.getmask(character)) != bytes(face.getmask("\U0010ffff"))  # a code point that no font has
+    except OSError:  # Pillow cannot scale fonts of bitmaps
+        return False
+
+
+class _Line(NamedTuple):
+    """A text as it can be drawn."""
+
+    text: str
+    font_file: str  # "" = the default font
+    complete: bool  # False: some characters are spelled in ASCII
+
+
+@lru_cache(maxsize=8192)
+def _line(text: str) -> _Line:
+    """The text in the font that has most of its characters; the others are spelled, or they would all be one box."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(" " if unicodedata.category(character) in ("Cc", "Zl", "Zp") else character for character in text)
+    best, missing = "", {character for character in text if not _has_glyph("", character)}
+    for file in _system_fonts() if missing else ():
+        lacking = {character for character in set(text) if not _has_glyph(file, character)}
+        if len(lacking) < len(missing):
+            best, missing = file, lacking
+        if not missing:
+            break
+    if not missing:
+        return _Line(text, best, complete=True)
+    for character in sorted(missing):
+        _tell_missing(unicodedata.name(character, "unnamed").split()[0])
+    words = "".join(_spell(character) if character in missing else character for character in text)
+    return _Line(" ".join(words.split()), best, complete=False)
+
+
+@cache
+def _tell_missing(script: str) -> None:
+    _log.warning(
+        "no installed font has all %s characters that pictures need; they are spelled in ASCII, and such classes carry "
+        "their number; install a font of that script, e.g. Debian's fonts-noto or fonts-noto-cjk",
+        script,
+    )
+
+
+def _spell(character: str) -> str:
+    """In ASCII: the letter without its accents, or the last word of the letter's name, or the code point."""
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    name = unicodedata.name(character, "")
+    if plain:
+        return plain
+    word = name.split()[-1] if re.search("LETTER|SYLLABLE", name) else f"U+{ord(character):04X}"
+    return f" {word if 'SMALL' not in name else word.lower()} "
+
+
+def is_spelled(text: str) -> bool:
+    """Whether no font has all characters of the text, so that `write` spells some of them."""
+    return not _line(text).complete
+
+
+def text_width(text: str, size_px: int) -> float:
+    """How wide `write` draws the text, in px."""
+    line = _line(text)
+    return font(size_px, line.font_file).getlength(line.text)
 
 
 def text_px(size: tuple[int, int]) -> int:
@@ -75,15 +174,16 @@ def write(
     rim: Colour | None = None,
 ) -> None:
     """Anti-aliased text; `anchor` as in Pillow, "lm" = left end, middle of the line; rim = colour of an outline."""
-    stroke = 0 if rim is None else max(1, size_px // 9)
-    draw.text(at, text, fill=colour, font=font(size_px), anchor=anchor, stroke_width=stroke, stroke_fill=rim)
+    stroke, line = 0 if rim is None else max(1, size_px // 9), _line(text)
+    face = font(size_px, line.font_file)
+    draw.text(at, line.text, fill=colour, font=face, anchor=anchor, stroke_width=stroke, stroke_fill=rim)
 
 
 def shorten(text: str, width_px: float, size_px: int) -> str:
     """The text, cut with an ellipsis where it would be wider than width_px."""
-    if font(size_px).getlength(text) <= width_px:
+    if text_width(text, size_px) <= width_px:
         return text
-    while text and font(size_px).getlength(text + "...") > width_px:
+    while text and text_width(text + "...", size_px) > width_px:
         text = text[:-1]
     return text.rstrip() + "..."
 
@@ -95,7 +195,7 @@ def legend(entries: Sequence[tuple[str, Colour | None]], width: int, size_px: in
     x, row = size_px // 2, 0
     for name, _ in entries:
         name = shorten(name, width - 2 * size_px - swatch, size_px)
-        needed = swatch + size_px // 2 + round(font(size_px).getlength(name))
+        needed = swatch + size_px // 2 + round(text_width(name, size_px))
         if x > size_px // 2 and x + needed > width - size_px // 2:
             x, row = size_px // 2, row + 1
         places.append((x, row, name))
@@ -121,7 +221,7 @@ def legend(entries: Sequence[tuple[str, Colour | None]], width: int, size_px: in
 def colour_bar(ramp: Picture, ticks: Sequence[tuple[float, str]], note: str, width: int, size_px: int) -> Picture:
     """A horizontal bar of `ramp` [1, n, 3] with ticks (position 0..1, text) below; `note` says what MISSING means."""
     margin, bar = size_px, round(size_px * 0.9)
-    note_width = round(font(size_px).getlength(note)) + 3 * size_px if note else 0
+    note_width = round(text_width(note, size_px)) + 3 * size_px if note else 0
     length = width - 2 * margin - note_width
     picture = np.full((round(size_px * 3.2), width, 3), PAPER, np.uint8)
     top = size_px // 2 + 2
@@ -132,7 +232,7 @@ def colour_bar(ramp: Picture, ticks: Sequence[tuple[float, str]], note: str, wid
     right_end = -np.inf
     for position, text in ticks:
         x = margin + position * (length - 1)
-        half = font(size_px).getlength(text) / 2
+        half = text_width(text, size_px) / 2
         middle = float(np.clip(x, half + 2, width - half - 2))
         if middle - half < right_end + size_px * 0.4:
             continue  # the text would touch its neighbour's
