@@ -8,7 +8,7 @@ import torch
 from torch._inductor import metrics
 from torchvision.transforms import functional as reference
 
-from visionmtl.ops.color import apply_matrices, colour_matrix, normalise
+from visionmtl.ops.color import apply_matrices, color_matrix, normalise
 
 
 def test_colour_factors_mean_what_torchvision_means():
@@ -16,7 +16,7 @@ def test_colour_factors_mean_what_torchvision_means():
     mean = tuple(pixels.mean((1, 2)).tolist())
 
     def ours(**factors: float) -> torch.Tensor:
-        return apply_matrices(pixels[None], torch.from_numpy(colour_matrix(mean_rgb=mean, **factors))[None])[0]
+        return apply_matrices(pixels[None], torch.from_numpy(color_matrix(mean_rgb=mean, **factors))[None])[0]
 
     tolerance = {"atol": 0.1, "rtol": 0}  # torchvision rounds the luma weights to four digits
     torch.testing.assert_close(ours(), pixels, atol=1e-3, rtol=0)
@@ -28,7 +28,7 @@ def test_colour_factors_mean_what_torchvision_means():
 
 
 def test_hue_turns_colours_at_equal_luma_and_leaves_grey_alone():
-    matrix = torch.from_numpy(colour_matrix(hue_turns=0.1))
+    matrix = torch.from_numpy(color_matrix(hue_turns=0.1))
     luma = torch.tensor([0.299, 0.587, 0.114])
     colour = torch.tensor([150.0, 100.0, 90.0])
 
@@ -40,7 +40,7 @@ def test_hue_turns_colours_at_equal_luma_and_leaves_grey_alone():
 
 def test_each_image_gets_its_own_matrix_in_full_precision_under_autocast():
     image = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 1, 1)  # [2, 3, 1, 256]
-    matrices = torch.from_numpy(np.stack([colour_matrix(), colour_matrix(brightness=2.0)]))
+    matrices = torch.from_numpy(np.stack([color_matrix(), color_matrix(brightness=2.0)]))
     with torch.autocast("cpu", torch.bfloat16):
         out = apply_matrices(image, matrices)
 
@@ -53,7 +53,7 @@ def colour_pass() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
     """Two images as the network gets them, mean, standard deviation and colour matrices."""
     image = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor([120.0, 115.0, 100.0]).view(1, 3, 1, 1), torch.tensor([58.0, 57.0, 56.0]).view(1, 3, 1, 1)
-    matrices = np.stack([colour_matrix(brightness=1.8, contrast=0.6), colour_matrix(saturation=0.2, hue_turns=0.1)])
+    matrices = np.stack([color_matrix(brightness=1.8, contrast=0.6), color_matrix(saturation=0.2, hue_turns=0.1)])
     return image.contiguous(memory_format=torch.channels_last), mean, std, torch.from_numpy(matrices)
 
 

@@ -5,11 +5,12 @@ Arrays (numpy) live on the CPU side of the loader, tensors after it.
 A *level* l is a feature map of stride 2**l pixels; maps travel as dict[level, float [B, C, h, w]].
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class Sample:
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
-    shrunk: int = 1  # by which divisor, see `Wanted`
+    jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,17 +91,17 @@ class Sample:
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
 
-Shrink = Callable[[tuple[int, int]], int]
+JpegScale = Callable[[tuple[int, int]], int]
 """From the (H, W) of an image to the divisor, 1, 2, 4 or 8, at which it is still large enough."""
 
 
 def at_full_size(size: tuple[int, int]) -> int:
-    """The `Shrink` that never reduces."""
+    """The `JpegScale` that never reduces."""
     return 1
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadRequest:
     """What is needed of a sample; what is not need not be read.
 
     Of an image that is reduced by k, pixel (y, x) shows the square of k x k pixels at (k*y, k*x) of the whole one;
@@ -108,14 +109,14 @@ class Wanted:
     """
 
     fields: frozenset[str]  # of LABEL_FIELDS
-    shrink: Shrink = at_full_size
+    choose_scale: JpegScale = at_full_size
 
 
-EVERYTHING = Wanted(frozenset(LABEL_FIELDS))
+EVERYTHING = ReadRequest(frozenset(LABEL_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ImageMeta:
     """How an original image lies in the network's input: resized to content_size at the top left, then padding."""
 
     size: tuple[int, int]  # (H, W) of the original, pixels
@@ -139,7 +140,35 @@ class Batch:
     image: Tensor  # uint8 [B, 3, H, W], RGB
     targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
     labelled: dict[str, Tensor]  # by task: bool [B]
-    frames: list[Frame] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)  # the originals; filled for evaluation only
-    sources: list[str] = field(default_factory=list)  # names of their data sets; as above
-    colour: Tensor | None = None  # float32 [B, 3, 4] for `ops.colour.apply_matrices`; None = leave the colours alone
+    counts: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by task, as its `count` gives: float32 scalars
+    color: Tensor | None = None  # float32 [B, 3, 4] for `ops.color.apply_matrices`; None = leave the colours alone
+    metas: list[ImageMeta] = field(default_factory=list)  # filled for evaluation only, as are the next two
+    samples: list[Sample] = field(default_factory=list)  # the originals
+    datasets: list[str] = field(default_factory=list)  # names of their data sets
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`; from pinned memory, the host does not wait for the copies."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory; DataLoader's thread calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the batch."""
+        yield self.image
+        yield from self.labelled.values()
+        for of_task in (*self.targets.values(), *self.counts.values()):
+            yield from of_task.values()
+        if self.color is not None:
+            yield self.color
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            image=function(self.image),
+            targets={task: {key: function(x) for key, x in of_task.items()} for task, of_task in self.targets.items()},
+            labelled={task: function(x) for task, x in self.labelled.items()},
+            counts={task: {key: function(x) for key, x in of_task.items()} for task, of_task in self.counts.items()},
+            color=None if self.color is None else function(self.color),
+        )

@@ -1,13 +1,14 @@
-"""How often each data set is drawn from, and in which order its images come."""
+"""Which samples come in which batch, as a function of (seed, epoch) alone."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from torch.utils.data import Sampler
 
 from visionmtl.config.registry import Spec
 
@@ -37,60 +38,98 @@ class Sampling(Spec):
         """
         amounts = np.ones(len(sizes)) if self.by == "equal" else np.array(sizes, np.float64)
         if self.by == "task":
-            of_task: Counter[str] = Counter()
+            images_of_task: Counter[str] = Counter()
             for size, tasks in zip(sizes, teaches, strict=True):
-                of_task.update(dict.fromkeys(tasks, size))
+                images_of_task.update(dict.fromkeys(tasks, size))
             pairs = zip(sizes, teaches, strict=True)
-            amounts = np.array([sum(size / of_task[task] for task in tasks) for size, tasks in pairs])
+            amounts = np.array([sum(size / images_of_task[task] for task in tasks) for size, tasks in pairs])
         shares = np.array(weights) * amounts ** (1 / self.temperature)
         return np.asarray(shares / shares.sum())
 
 
-class Draws:
-    """The images of every epoch, as a function of (seed, epoch) alone.
+class SampleKey(NamedTuple):
+    """One draw of one sample. All its random numbers follow from this and the run's seed."""
 
-    A data set gives its images in rounds: each once, in an order of the round's own, then the next round. An epoch
-    takes up where the last one stopped, so no image is seen more than once oftener than another, whatever the share.
-    The data sets are spread evenly over the epoch: every batch holds each one's share, to a rounding.
+    epoch: int
+    index: int  # counted through all data sets
+    repeat: int  # how many times the whole data set was already drawn in this epoch
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """The random numbers of this draw."""
+        return np.random.default_rng([seed, self.epoch, self.index + 1, self.repeat])  # index 0 is the order's own
+
+
+class MixtureSampler:
+    """The order of samples in each epoch.
+
+    A data set is drawn in permutations: each image once, then the next permutation. An epoch continues where the last
+    one stopped, so the images of a data set are seen equally often, whatever its share. The data sets are spread
+    evenly over the epoch: every batch holds each one's share, to a rounding.
     """
 
     def __init__(
         self, sizes: Sequence[int], shares: Sequence[float] | NDArray[np.float64], epoch_images: int | None, seed: int
     ) -> None:
         """shares: of each data set in the draws, adding up to 1; epoch_images: None = as many as there are."""
-        self.sizes, self._seed = list(sizes), seed
-        self._firsts = [0, *accumulate(sizes)]
-        self.total = epoch_images or self._firsts[-1]
-        wanted = np.array(shares) * self.total
-        counts = np.floor(wanted + 1e-9).astype(int)
-        for place in np.argsort(counts - wanted, kind="stable")[: self.total - counts.sum()]:
-            counts[place] += 1  # what rounding left goes to the largest remainders
+        self._sizes, self._seed = list(sizes), seed
+        self._offsets = [0, *accumulate(sizes)]
+        self.total = epoch_images or self._offsets[-1]
+        exact = np.array(shares) * self.total
+        counts = np.floor(exact + 1e-9).astype(int)
+        for largest_remainder in np.argsort(counts - exact, kind="stable")[: self.total - counts.sum()]:
+            counts[largest_remainder] += 1
         self.counts: list[int] = counts.tolist()
+        """Draws an epoch, by data set."""
 
-    def epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Images in order, numbered through all data sets, and their rounds within this epoch, from 0.
+    def __len__(self) -> int:
+        return self.total
 
-        An image comes once a round, so the pair is met once an epoch.
-        """
-        streams = [self._stream(which, epoch) for which in range(len(self.sizes))]
-        images, rounds = (np.concatenate(parts) for parts in zip(*streams, strict=True))
+    def keys(self, epoch: int) -> list[SampleKey]:
+        """The draws of an epoch in order."""
+        streams = [self._stream(dataset, epoch) for dataset in range(len(self._sizes))]
+        indices, repeats = (np.concatenate(parts) for parts in zip(*streams, strict=True))
         if len(streams) > 1:
             rng = np.random.default_rng([self._seed, epoch, 0, 0, 1])
-            places = [(np.arange(count) + rng.random(count)) / max(count, 1) for count in self.counts]
-            order = np.argsort(np.concatenate(places), kind="stable")
-            images, rounds = images[order], rounds[order]
-        return images, rounds
+            positions = [(np.arange(count) + rng.random(count)) / max(count, 1) for count in self.counts]
+            order = np.argsort(np.concatenate(positions), kind="stable")
+            indices, repeats = indices[order], repeats[order]
+        return [SampleKey(epoch, *draw) for draw in zip(indices.tolist(), repeats.tolist(), strict=True)]
 
-    def _stream(self, which: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        size, count = self.sizes[which], self.counts[which]
-        first, skipped = divmod(epoch * count, size)
-        numbers = range(-(-(skipped + count) // size))
-        # trailing zeros do not change a seed: the first data set's rounds are those of [seed, round]
-        orders = [np.random.default_rng([self._seed, first + i, 0, which]).permutation(size) for i in numbers]
-        images = np.concatenate([np.zeros(0, np.int64), *orders])[skipped : skipped + count]
-        return images + self._firsts[which], np.repeat(np.array(numbers, np.int64), size)[skipped : skipped + count]
+    def _stream(self, dataset: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        size, count = self._sizes[dataset], self.counts[dataset]
+        first_permutation, skipped = divmod(epoch * count, size)
+        repeats = range(-(-(skipped + count) // size))
+        # trailing zeros do not change a seed: the permutations of the first data set are those of [seed, number]
+        orders = [
+            np.random.default_rng([self._seed, first_permutation + repeat, 0, dataset]).permutation(size)
+            for repeat in repeats
+        ]
+        drawn = slice(skipped, skipped + count)
+        indices = np.concatenate([np.zeros(0, np.int64), *orders])[drawn] + self._offsets[dataset]
+        return indices, np.repeat(np.array(repeats, np.int64), size)[drawn]
 
 
-def random_numbers(seed: int, epoch: int, index: int, again: int) -> np.random.Generator:
-    """Those of one image in one of its rounds (`again`) of an epoch."""
-    return np.random.default_rng([seed, epoch, index + 1, again])  # 0 for 1 would repeat that of the order
+class BatchSampler(Sampler[list[SampleKey]]):
+    """This process's batches of an epoch; `world` processes take the parts of one common batch.
+
+    `set_epoch` chooses the epoch and the batch to start from; what is left over at the end of an epoch is dropped
+    (other samples each epoch).
+    """
+
+    def __init__(self, mixture: MixtureSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.mixture, self._batch_size, self._rank, self._world = mixture, batch_size, rank, world
+        self._epoch = self._start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next iteration gives the batches of `epoch` from number `start` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.mixture) // (self._batch_size * self._world)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        keys = self.mixture.keys(self._epoch)
+        for number in range(self._start, len(self)):
+            first = (number * self._world + self._rank) * self._batch_size
+            yield keys[first : first + self._batch_size]

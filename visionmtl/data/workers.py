@@ -5,11 +5,10 @@ import multiprocessing.context
 import os
 import sys
 import threading
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
 
 MAX_AUTO_WORKERS = 16
 
@@ -49,23 +48,7 @@ def start_method() -> multiprocessing.context.BaseContext:
     return context
 
 
-def load(work: Any, jobs: list[Any], workers: int, prefetch: int, persistent: bool) -> "DataLoader[Any]":
-    """The results of `work[job]`, each a batch, in the order of the jobs, which may be set anew before each pass."""
-    return DataLoader(
-        work,
-        batch_size=None,  # one job is one batch already
-        sampler=jobs,
-        num_workers=workers,
-        worker_init_fn=begin,
-        prefetch_factor=prefetch if workers else None,
-        persistent_workers=persistent and workers > 0,
-        multiprocessing_context=start_method() if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
-    )
-
-
-def begin(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """Runs first in every worker."""
     # parallelism is over workers; threads inside them only fight for the cores
     cv2.setNumThreads(1)

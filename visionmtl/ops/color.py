@@ -13,7 +13,7 @@ GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, as in torchvision a
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 
-def colour_matrix(
+def color_matrix(
     brightness: float = 1.0,
     contrast: float = 1.0,
     saturation: float = 1.0,
