@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from visionmtl.data.loader import Data
-from visionmtl.data.workers import begin, choose_workers, start_method
+from visionmtl.data.workers import choose_workers, init_worker, start_method
 from visionmtl.data_check.base import DataSet, Finding, Problem, Role
 from visionmtl.data_check.fingerprint import Fingerprint, fingerprint
 from visionmtl.data_check.sample import find_problems
@@ -114,7 +114,7 @@ def _parts(data_sets: Sequence[DataSet], jobs: list[_Job], workers: int) -> Iter
         batch_size=None,  # one job is one item
         sampler=jobs,
         num_workers=workers,
-        worker_init_fn=begin,
+        worker_init_fn=init_worker,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=start_method() if workers else None,
         generator=torch.Generator(),
