@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
-from visionmtl.data.label_spaces import Spaces, judged, supervises
+from visionmtl.data.label_spaces import Spaces, eval_names, supervises
 from visionmtl.data.sampler import Draws, Sampling, random_numbers
 from visionmtl.data.transforms.augment import Augment, fit
 from visionmtl.data.transforms.crop_resize import divisor
@@ -136,12 +136,12 @@ class ValLoader:
     """Every image once over all ranks, resized to fit but not augmented, with the original sample beside it.
 
     `labelled[task]` tells whose labels are of the space the task learns: a meter must see no others.
-    judged: names of results and their tasks, see `spaces.judged`.
+    eval_names: names of results and their tasks, see `label_spaces.eval_names`.
     """
 
-    def __init__(self, loader: "DataLoader[Any]", judged: Mapping[str, str]) -> None:
+    def __init__(self, loader: "DataLoader[Any]", eval_names: Mapping[str, str]) -> None:
         self._loader = loader
-        self.judged = dict(judged)
+        self.eval_names = dict(eval_names)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -166,7 +166,7 @@ def val_loader(
 
     The last batch may be smaller. Targets stay empty.
     """
-    names = judged(tasks, spaces, sources)
+    names = eval_names(tasks, spaces, sources)
     order = np.arange(sum(len(source) for source in sources))
     if limit is not None:
         order = np.argsort(np.concatenate([np.arange(len(source)) for source in sources]), kind="stable")
