@@ -40,7 +40,7 @@ def measured(run: Run, ranks: Ranks) -> dict[str, Any]:
     images: list[str] = []
     net = tiny.state(run).net.requires_grad_(False)
     data = loader(run, ranks)
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in data.judged.items()}
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in data.eval_names.items()}
     each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, _: images.append(name_of(sample)))
     pooled = evaluate(net, data, "cpu")
     return {"results": {f"{name}, pooled": pooled[name] for name in pooled} | each, "images": images}

@@ -45,7 +45,7 @@ class Meter:
 class Borders(Task, frozen=True):
     type: Literal["my_task.Borders"] = "my_task.Borders"
     field: ClassVar = "segmentation"
-    headline: ClassVar = ("error", "min")
+    primary_metric: ClassVar = ("error", "min")
     level: int = 2
 
     @property

@@ -15,10 +15,10 @@ from write_cityscapes import write_cityscapes
 from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_prepared
 
-from visionmtl.data.label_spaces import judged, resolve_spaces
+from visionmtl.data.label_spaces import eval_names, resolve_spaces
 from visionmtl.data.loader import TrainLoader, val_loader
 from visionmtl.datasets import open_datasets
-from visionmtl.engine.evaluator import evaluate, score
+from visionmtl.engine.evaluator import evaluate, monitored_value
 from visionmtl.engine.trainer import train
 from visionmtl.run import Run
 from visionmtl.structures import Batch
@@ -38,7 +38,7 @@ TEACHES = {
     "cityscapes": {"traffic", "street", "depth"},
     "nyuv2": {"room", "depth", "room_depth"},
 }
-JUDGED = {"objects", "traffic", "street", "room", "depth@cityscapes", "depth@nyuv2", "room_depth"}
+EVAL_NAMES = {"objects", "traffic", "street", "room", "depth@cityscapes", "depth@nyuv2", "room_depth"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_images_without_a_label_do_not_change_a_tasks_loss(run: Run):
 def test_the_run_trains_all_six_tasks_and_judges_every_data_set_by_itself(run: Run):
     before = {name: value.clone() for name, value in tiny.state(run).net.decoders.state_dict().items()}
     results = train(run)
-    assert results.keys() == JUDGED
+    assert results.keys() == EVAL_NAMES
     counts = {name: of_one["images"] for name, of_one in results.items()}
     assert counts == {
         "objects": 3, "traffic": 2, "street": 2, "room": 3, "depth@cityscapes": 2, "depth@nyuv2": 3, "room_depth": 3
@@ -145,7 +145,7 @@ def test_the_run_trains_all_six_tasks_and_judges_every_data_set_by_itself(run: R
     assert "train on  coco: 8 images, 4 drawn an epoch; teaches objects" in log
     assert "train on  nyuv2: 3 images, 4 drawn an epoch; teaches room, depth, room_depth" in log
     (file,) = (Path(run.output or "") / "eval").glob("*.json")
-    assert json.loads(file.read_text())["results"].keys() == JUDGED
+    assert json.loads(file.read_text())["results"].keys() == EVAL_NAMES
 
 
 def test_a_task_without_labels_in_a_batch_has_no_loss_to_log(run: Run, tmp_path: Path):
@@ -175,12 +175,12 @@ def test_a_limited_evaluation_looks_at_every_data_set(run: Run):
 def test_a_data_set_judged_alone_gives_what_it_gives_among_others(run: Run):
     net, sources = tiny.state(run).net.eval(), open_datasets(run.data.val)
     together = val_loader(run.data, run.tasks, net.spaces, sources, 3)
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in together.judged.items()}
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in together.eval_names.items()}
     results = evaluate(net, together, "cpu", meters=meters)
     alone = evaluate(net, val_loader(run.data, {"depth": run.tasks["depth"]}, net.spaces, sources[2:], 3), "cpu",
                      meters={"depth": run.tasks["depth"].meter(None)})  # fmt: skip
     assert results["depth@nyuv2"] == pytest.approx(alone["depth"])
-    assert score(results, run.tasks, "depth@nyuv2/rmse_m") == -results["depth@nyuv2"]["rmse_m"]
+    assert monitored_value(results, run.tasks, "depth@nyuv2/rmse_m") == -results["depth@nyuv2"]["rmse_m"]
 
 
 def test_a_task_learns_from_the_data_sets_it_names_only(run: Run):
@@ -197,16 +197,16 @@ def test_who_learns_from_one_name_is_not_judged_under_another(run: Run):
     tasks, sources = run.tasks, open_datasets(run.data.val)
     renamed = [*sources[:2], replace(sources[2], name="rooms")]
     spaces = resolve_spaces(tasks, sources)
-    assert judged(tasks, spaces, sources).keys() == JUDGED
+    assert eval_names(tasks, spaces, sources).keys() == EVAL_NAMES
     with pytest.raises(ValueError, match=r"task 'room_depth' learns from nyuv2, but .* coco, cityscapes, rooms; .*"):
-        judged(tasks, spaces, renamed)
+        eval_names(tasks, spaces, renamed)
 
 
 def test_a_task_that_its_data_set_cannot_judge_keeps_a_result_of_no_images(run: Run):
     tasks = {"depth": run.tasks["depth"].model_copy(update={"learns_from": ("cityscapes",)})}
     streets = run.data.val[1].model_copy(update={"labels": ("boxes", "segmentation")})
     sources = open_datasets([streets, run.data.val[2]])
-    assert judged(tasks, {"depth": None}, sources) == {"depth": "depth"}
+    assert eval_names(tasks, {"depth": None}, sources) == {"depth": "depth"}
 
 
 def test_a_data_set_that_teaches_nobody_or_is_never_drawn_is_an_error(run: Run):

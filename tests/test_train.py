@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
-from visionmtl.engine.evaluator import score
+from visionmtl.engine.evaluator import monitored_value
 from visionmtl.engine.trainer import NotFinite, Options, train
 from visionmtl.tasks.depth import Depth
 
@@ -89,7 +89,7 @@ def test_the_result_is_the_last_evaluation(folder: Path, finished: Any):
 def test_the_best_checkpoint_is_the_best_by_the_rule(folder: Path, finished: Any):
     run, _ = finished
     scores = {
-        step: score(json.loads((folder / "eval" / f"step-{step:07d}.json").read_text())["results"], run.tasks)
+        step: monitored_value(json.loads((folder / "eval" / f"step-{step:07d}.json").read_text())["results"], run.tasks)
         for step in (4, 8, 12)
     }
     best = checkpoint.load(folder / "checkpoints" / "best.pt")

@@ -16,7 +16,7 @@ from visionmtl import run as config
 from visionmtl.coco_files import score_results
 from visionmtl.config.loader import ConfigError, Tree, dotted
 from visionmtl.config.registry import did_you_mean
-from visionmtl.data.label_spaces import Spaces, judged, resolve_spaces, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, eval_names, resolve_spaces, supervises, task_of
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import checkpoint, distributed
@@ -71,7 +71,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     )  # fmt: skip
     if writer:
         writer.close()
-    if not ranks.first:
+    if not ranks.is_main_process:
         return _unmet(args, results, show=False)
 
     split = args.split or "val"
@@ -112,7 +112,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
     reads = {name: of_task.read for name, of_task in files.items()}
     results = evaluate_files(reads, meters, tasks, spaces, sources, ranks.rank, ranks.world)
-    if ranks.first:
+    if ranks.is_main_process:
         split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
         header = {"predictions": args.from_predictions, "split": split, "protocol": args.protocol}
         _print(f"files of {', '.join(meters)} against {args.checkpoint}, {split}", args, results, header, args.json)
@@ -121,7 +121,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         for name, of_task in files.items():
             if of_task.ignored:
                 print(f"{name}: ignored {of_task.ignored} boxes of categories that {paths[name]} should not have")
-    return _unmet(args, results, show=ranks.first)
+    return _unmet(args, results, show=ranks.is_main_process)
 
 
 def _score_coco_files(args: argparse.Namespace) -> int:
@@ -152,7 +152,7 @@ def _rules(
     if args.protocol:
         protocol = find_protocol(args.protocol)
         makers, sources = protocol.makers(tasks, spaces), protocol.sources(sources)
-    names = judged({name: tasks[name] for name in makers}, spaces, sources)
+    names = eval_names({name: tasks[name] for name in makers}, spaces, sources)
     meters = {name: makers[task]() for name, task in names.items()}
     if args.ap_backend != "pycocotools":
         counters = [getattr(meter, "meter", meter) for meter in meters.values()]
@@ -176,7 +176,7 @@ def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[NamedData
             "choose among them, or add one as data.val.N"
         )
     chosen = [source for source in sources if not args.data or source.name in args.data]
-    for source in chosen if ranks.first else ():
+    for source in chosen if ranks.is_main_process else ():
         for note in source.notes:
             print(f"note: {source.name}: {note}")
     return chosen

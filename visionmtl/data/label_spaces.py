@@ -62,7 +62,7 @@ def supervises(source: NamedDataset, task: Task, space: LabelSpace | None) -> bo
     return (offer and (offer.name, offer.classes)) == (space and (space.name, space.classes))
 
 
-def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]) -> dict[str, str]:
+def eval_names(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]) -> dict[str, str]:
     """Names of results, and the task of each: "depth" where one data set judges the task, else "depth@nyuv2" for each.
 
     Figures of different data sets are never mixed: they have their own protocols and tables. A task for which no data
@@ -89,7 +89,7 @@ def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDat
 
 
 def task_of(name: str) -> str:
-    """The task behind a name of results (see `judged`)."""
+    """The task behind a name of results (see `eval_names`)."""
     return name.partition("@")[0]
 
 

@@ -29,7 +29,7 @@ class Ranks:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
@@ -161,7 +161,7 @@ def share_statistics(module: nn.Module) -> None:
                 buffer.copy_(values)
 
 
-def agree(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """True on all ranks when it is true on any; for stopping together."""
     if not dist.is_initialized():
         return flag

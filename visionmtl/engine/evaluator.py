@@ -44,8 +44,8 @@ def evaluate(
     """Measure a split at original resolution. All ranks return the same numbers; the mode of `net` is left as it was.
 
     loader: each image once over all ranks; `labelled` decides whether a task's meter sees it.
-    meters: fresh, by task or by "task@data set" (see `spaces.judged`); only these are measured. None: every task with
-    its own meter, over all data sets.
+    meters: fresh, by task or by "task@data set" (see `label_spaces.eval_names`); only these are measured. None: every
+    task with its own meter, over all data sets.
     flip: predict from each image and its mirror image together; the protocol says so.
     on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
     """
@@ -104,7 +104,7 @@ def evaluate_files(
     Raises ValueError, on all ranks, where two images would be judged by one prediction.
     """
     counts = dict.fromkeys(meters, 0)
-    judged: list[tuple[str, str, str]] = []  # task, place of the prediction, image
+    read: list[tuple[str, str, str]] = []  # task, place of the prediction, image
     for source in sources:
         judges = {name: name if name in meters else f"{name}@{source.name}" for name in reads}
         taught = [name for name in reads if judges[name] in meters and supervises(source, tasks[name], spaces[name])]
@@ -115,15 +115,15 @@ def evaluate_files(
                     place, prediction = reads[name](sample)
                     meters[judges[name]].update(prediction, sample)
                     counts[judges[name]] += 1
-                    judged.append((name, place, f"{sample.image_id!r} of {source.name}"))
-    _check_own(judged)
+                    read.append((name, place, f"{sample.image_id!r} of {source.name}"))
+    _check_own(read)
     return joined(meters, counts)
 
 
-def _check_own(judged: list[tuple[str, str, str]]) -> None:
+def _check_own(read: list[tuple[str, str, str]]) -> None:
     """Each image has a prediction of its own, over all ranks."""
     images: dict[tuple[str, str], str] = {}
-    for name, place, image in sorted(itertools.chain.from_iterable(_of_all_ranks(judged))):
+    for name, place, image in sorted(itertools.chain.from_iterable(_of_all_ranks(read))):
         if (name, place) in images:
             raise ValueError(
                 f"images {images[name, place]} and {image} are both judged by the one prediction {place} of {name!r}; "
@@ -186,29 +186,33 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def headline(
+def primary_metrics(
     results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
 ) -> dict[str, tuple[str, float | None]]:
-    """By name of results: the headline metric's name and value; None where the split could not tell."""
-    metrics = {name: tasks[task_of(name)].headline[0] for name in results}
+    """By name of results: the primary metric's name and value; None where the split could not tell."""
+    metrics = {name: tasks[task_of(name)].primary_metric[0] for name in results}
     return {name: (metric, results[name].get(metric)) for name, metric in metrics.items()}
 
 
-def score(results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], rule: str = "mean") -> float:
+def monitored_value(
+    results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], monitor: str = "mean"
+) -> float:
     """One number, higher is better, by which the best checkpoint is chosen.
 
-    rule "mean": the mean over tasks of the headline value where more is better (these lie in 0..1), and of
+    monitor "mean": the mean over tasks of the primary metric's value where more is better (these lie in 0..1), and of
     1 / (1 + value) where less is better; a task judged by several data sets counts with their mean, one that the split
-    cannot judge is left out. "task/metric" or "task@data set/metric": that metric, turned round as the task's headline
-    says.
-    Raises ValueError when the rule names nothing that was measured.
+    cannot judge is left out. "task/metric" or "task@data set/metric": that metric, turned round as the task's
+    primary metric says.
+    Raises ValueError when `monitor` names nothing that was measured.
     """
-    if rule == "mean":
+    if monitor == "mean":
         of_task: dict[str, list[float]] = {}
-        for name, (_, value) in headline(results, tasks).items():
+        for name, (_, value) in primary_metrics(results, tasks).items():
             if value is not None:
                 task = task_of(name)
-                of_task.setdefault(task, []).append(value if tasks[task].headline[1] == "max" else 1 / (1 + value))
+                of_task.setdefault(task, []).append(
+                    value if tasks[task].primary_metric[1] == "max" else 1 / (1 + value)
+                )
         if not of_task:
             raise ValueError(
                 f"none of the tasks {', '.join(tasks)} has labels in this split; at least one is needed to choose the "
@@ -217,12 +221,14 @@ def score(results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], r
         means = [sum(values) / len(values) for values in of_task.values()]
         return sum(means) / len(means)
 
-    name, _, metric = rule.partition("/")
+    name, _, metric = monitor.partition("/")
     found = results.get(name, {}).get(metric)
     if not isinstance(found, int | float):
         known = [f"{one}/{key}" for one, row in results.items() for key, value in row.items() if type(value) is float]
-        raise ValueError(f"{rule!r} is {found}; the best checkpoint needs a number; choose mean or {', '.join(known)}")
-    return float(found) if tasks[task_of(name)].headline[1] == "max" else -float(found)
+        raise ValueError(
+            f"{monitor!r} is {found}; the best checkpoint needs a number; choose mean or {', '.join(known)}"
+        )
+    return float(found) if tasks[task_of(name)].primary_metric[1] == "max" else -float(found)
 
 
 def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any]) -> None:

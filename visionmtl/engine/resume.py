@@ -8,7 +8,7 @@ from pathlib import Path
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine import checkpoint
-from visionmtl.engine.evaluator import Results, score
+from visionmtl.engine.evaluator import Results, monitored_value
 from visionmtl.engine.state import RunState
 from visionmtl.run import Run
 
@@ -42,40 +42,41 @@ def find(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
     return Path(which)
 
 
-def go_on(state: RunState, path: Path, judged: set[str]) -> Results | None:
+def go_on(state: RunState, path: Path, eval_names: set[str]) -> Results | None:
     """Restore a run from a checkpoint; returns the results at its step, None where that was not evaluated to the end.
 
     A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
-    judged: names of this run's results; a file with others was found on other data and does not count.
+    eval_names: names of this run's results; a file with others was found on other data and does not count.
     """
     saved = checkpoint.load(path)
     state.restore(saved, path)
-    rule = state.run.train.best
-    if saved["run"]["train"]["best"] != rule:
+    monitor = state.run.train.best
+    if saved["run"]["train"]["best"] != monitor:
         state.best = -math.inf  # values by different rules cannot be compared
     file = results_file(path.parent.parent, state.step)
     if not file.exists():
         return None
     results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    if set(results) != judged:
+    if set(results) != eval_names:
         return None
-    state.best = max(state.best, score(results, state.run.tasks, rule))
+    state.best = max(state.best, monitored_value(results, state.run.tasks, monitor))
     return results
 
 
-def check_best(run: Run, spaces: Spaces, judged: Mapping[str, str], sources: Sequence[NamedDataset]) -> None:
+def check_best(run: Run, spaces: Spaces, eval_names: Mapping[str, str], sources: Sequence[NamedDataset]) -> None:
     """Refuse a `train.best` that no evaluation of this run can answer, before the first step and not after an epoch.
 
-    judged: names of results and their tasks (see `spaces.judged`). Which metrics there are is known after evaluating.
+    eval_names: names of results and their tasks (see `label_spaces.eval_names`). Which metrics there are is known
+    after evaluating.
     """
     names = [
         name
-        for name, task in judged.items()
+        for name, task in eval_names.items()
         if any(supervises(source, run.tasks[task], spaces[task]) for source in sources)
     ]
-    rule = run.train.best
-    if not names or (rule != "mean" and rule.partition("/")[0] not in names):
+    monitor = run.train.best
+    if not names or (monitor != "mean" and monitor.partition("/")[0] not in names):
         raise ValueError(
-            f"train.best is {rule!r}, but the validation data judge {', '.join(names) or 'no task of this run'}; mean "
-            "needs one of them, and anything else is NAME/METRIC with such a name; correct it, or add data with labels"
+            f"train.best is {monitor!r}, but the validation data judge {', '.join(names) or 'no task of this run'}; "
+            "mean needs one of them, and anything else is NAME/METRIC with such a name; correct it, or add data with labels"
         )

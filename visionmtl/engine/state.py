@@ -124,9 +124,9 @@ class RunState:
 
     def hand_to_first(self, epochs_done: int, write: Callable[[dict[str, Any]], None]) -> None:
         """Let the first rank write the state; the others help to gather it where it is spread over them."""
-        if self.ranks.first or self.sharded:
+        if self.ranks.is_main_process or self.sharded:
             plain = self.plain(epochs_done)
-            if self.ranks.first:
+            if self.ranks.is_main_process:
                 write(plain)
 
     def plain(self, epochs_done: int) -> dict[str, Any]:

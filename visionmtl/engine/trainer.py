@@ -21,7 +21,7 @@ from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.engine import checkpoint, distributed, resume
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.evaluator import Results, evaluate, save_json, score
+from visionmtl.engine.evaluator import Results, evaluate, monitored_value, save_json
 from visionmtl.engine.logging import RunLog, results_table
 from visionmtl.engine.optim import lr_factor, set_lr
 from visionmtl.engine.options import PROFILE_WARMUP, Options, Plan, plan_steps
@@ -64,7 +64,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> Results:
         limit=1 if options.dry_run else options.limit_val_batches,
     )  # fmt: skip
 
-    resume.check_best(run, spaces, val.judged, val_sources)
+    resume.check_best(run, spaces, val.eval_names, val_sources)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
     if options.init_from:
@@ -80,13 +80,13 @@ def _train(run: Run, options: Options, ranks: Ranks) -> Results:
 
     folder = Path(run.output or "runs/unnamed")
     path = resume.find(folder, options.resume, options.dry_run)
-    found = resume.go_on(state, path, set(val.judged)) if path else None
+    found = resume.go_on(state, path, set(val.eval_names)) if path else None
     # all ranks have looked into the folder before the first one writes there
     remedy = "let all machines see one run folder, or copy it to each"
     distributed.check_same((state.step, found is not None), "the resumed step, and whether it was evaluated,", remedy)
     plan = plan_steps(run.train, options, state.step, steps_per_epoch)
-    writes, resume_step = ranks.first and not options.dry_run, state.step if path else None
-    with RunLog.open(folder, writes, resume_step, show=ranks.first, evaluated=found is not None) as log:
+    writes, resume_step = ranks.is_main_process and not options.dry_run, state.step if path else None
+    with RunLog.open(folder, writes, resume_step, show=ranks.is_main_process, evaluated=found is not None) as log:
         log.config(dump(run))
         for line in _introduction(run, net, loader, val, sources, val_sources, ranks, path is not None, state.step):
             log.line(line)
@@ -112,7 +112,7 @@ def _loop(
         if found:
             log.line(f"its evaluation gave\n{results_table(found)}")
 
-    profiler = _profiler(options.profile, folder, log) if options.profile and ranks.first else None
+    profiler = _profiler(options.profile, folder, log) if options.profile and ranks.is_main_process else None
     feed = Prefetcher(ranks.device)
     meter = Pace(settings.batch_size * settings.accumulate * ranks.world, feed.waited_s)
     advice = Advice(run.data, loader.workers, num_cores(), num_processes_here())
@@ -142,7 +142,7 @@ def _loop(
                 if line := advice.line(pace["data_wait_share"], settings.log_every_steps):
                     log.line(line)
             late = options.max_time_s is not None and time.monotonic() - started > options.max_time_s
-            stopping = distributed.agree(late, ranks.device) if options.max_time_s is not None else False
+            stopping = distributed.any_rank(late, ranks.device) if options.max_time_s is not None else False
             if stopping or state.step >= last_step:
                 break
 
@@ -195,27 +195,27 @@ def _evaluate(state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs
     drawn: list[tuple[Sample, dict[str, Any]]] = []
 
     def collect(sample: Sample, predictions: dict[str, Any]) -> None:
-        if ranks.first and len(drawn) < run.train.sample_pictures:
+        if ranks.is_main_process and len(drawn) < run.train.sample_pictures:
             drawn.append((sample, predictions))
 
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in val.judged.items()}
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in val.eval_names.items()}
     results = evaluate(net, val, ranks.device, precision=run.train.precision, meters=meters, on_image=collect)
     log.val(step=state.step, epoch=epochs_done, results=results)
     if dry_run:
         if results.get(run.train.best.partition("/")[0], {}).get("images"):
-            score(results, run.tasks, run.train.best)  # a metric that does not exist is found now
+            monitored_value(results, run.tasks, run.train.best)  # a metric that does not exist is found now
         return results
     for i, (sample, predictions) in enumerate(drawn):
         for name, prediction in predictions.items():
             picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
             log.picture(f"{name}/{i}", picture, state.step)
 
-    value = score(results, run.tasks, run.train.best)
+    value = monitored_value(results, run.tasks, run.train.best)
     if value > state.best:
         state.best = value
         state.hand_to_first(epochs_done, lambda plain: checkpoint.save(folder / "checkpoints" / "best.pt", plain))
         log.line(f"best so far by rule {run.train.best!r}: {value:.4f}")
-    if ranks.first:
+    if ranks.is_main_process:
         save_json(results, resume.results_file(folder, state.step), {"step": state.step, "epoch": epochs_done})
     return results
 

@@ -16,8 +16,8 @@ from visionmtl.report.charts import NUM_COLOURS, Points, line_chart
 from visionmtl.run import load
 
 Titled = tuple[str, NDArray[np.uint8]]
-Headlines = Mapping[str, tuple[str, str]]
-"""By task: its headline metric, and "max" or "min"."""
+PrimaryMetrics = Mapping[str, tuple[str, str]]
+"""By task: its primary metric, and "max" or "min"."""
 
 MAX_PICTURE_PX = 1800
 _UNITS = {"_m": " m", "_deg": "°", "_s": " s"}
@@ -33,14 +33,14 @@ def write_report(
     """
     config, environment = _text(run_dir / "config.yaml"), _text(run_dir / "env.json")
     tasks = load(run_dir / "config.yaml").tasks if config else {}
-    headlines = {name: tasks[task_of(name)].headline for name in results if task_of(name) in tasks}
+    primary = {name: tasks[task_of(name)].primary_metric for name in results if task_of(name) in tasks}
     rows = read_rows(run_dir / "metrics.jsonl")
     missing = [name for name in ("config.yaml", "env.json", "metrics.jsonl") if not (run_dir / name).is_file()]
 
     body = [
         _heading(run_dir, rows, missing),
-        _section("Results", _grid("cards", _cards(results, headlines))),
-        _section("Curves", _grid("charts", [*_charts(rows, list(results), headlines), *_precision_charts(results)])),
+        _section("Results", _grid("cards", _cards(results, primary))),
+        _section("Curves", _grid("charts", [*_charts(rows, list(results), primary), *_precision_charts(results)])),
         _section("Pictures", "".join(_figure(title, picture) for title, picture in pictures)),
         _section("Classes", _grid("tables", _class_tables(results))),
         _section("Settings", _folded("Configuration", config) + _folded("Environment", environment)),
@@ -90,10 +90,10 @@ def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>" if text else ""
 
 
-def _cards(results: Mapping[str, Mapping[str, Any]], headlines: Headlines) -> Iterator[str]:
+def _cards(results: Mapping[str, Mapping[str, Any]], primary: PrimaryMetrics) -> Iterator[str]:
     for task, result in results.items():
         numbers = _numbers(result)
-        metric, way = headlines.get(task, (next(iter(numbers), ""), ""))
+        metric, way = primary.get(task, (next(iter(numbers), ""), ""))
         value = format_metric(metric, result[metric]) if result.get(metric) is not None else "no label in this split"
         better = {"max": "higher is better", "min": "lower is better", "": ""}[way]
         rest = "".join(
@@ -134,8 +134,8 @@ def format_metric(name: str, value: float | None) -> str:
     return f"{value:.4f}{unit}" if abs(value) < 10 else f"{value:.2f}{unit}"
 
 
-def _charts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], headlines: Headlines) -> Iterator[str]:
-    """Per task its loss parts and its headline; then what the whole run has in common."""
+def _charts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], primary: PrimaryMetrics) -> Iterator[str]:
+    """Per task its loss parts and its primary metric; then what the whole run has in common."""
     train = _series([row for row in rows if row.get("kind") == "train"])
     val = _series([row for row in rows if row.get("kind") == "val"])
     for task in tasks:
@@ -143,7 +143,7 @@ def _charts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], headlines: 
         yield _chart(f"{task}: training loss", parts, log=True)
     for task in tasks:
         measured = {name: points for name, points in val.items() if _belongs(name, task)}
-        metric = headlines[task][0] if task in headlines else ""
+        metric = primary[task][0] if task in primary else ""
         shown = {name: points for name, points in measured.items() if name.split("/")[-1] == metric}
         yield _chart(f"{task}: validation", shown or dict(list(measured.items())[:1]))
     yield _chart("weights of the tasks", {name: points for name, points in train.items() if "weight" in name})

@@ -41,7 +41,7 @@ class Task(Kind, home="visionmtl.tasks"):
 
     field: ClassVar[str]
     """The field of `Sample` that supervises the task."""
-    headline: ClassVar[tuple[str, Literal["max", "min"]]]
+    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]]
     """The metric that `best` looks at, and which way is better."""
 
     weight: float = Field(1.0, gt=0)

@@ -26,7 +26,7 @@ class Depth(Task, frozen=True):
 
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
-    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
+    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
     max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")

@@ -28,7 +28,7 @@ class Segmentation(Task, frozen=True):
 
     type: Literal["segmentation"] = "segmentation"
     field: ClassVar[str] = "segmentation"
-    headline: ClassVar[tuple[str, Literal["max", "min"]]] = ("miou", "max")
+    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("miou", "max")
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     decoder: Decoder = SemanticFPN()
