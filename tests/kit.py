@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.structures import LABEL_FIELDS, Boxes, Detections, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Task
 
@@ -18,13 +18,13 @@ SIZE = (64, 96)  # H, W of the padded input
 SPACE = LabelSpace("toy", ("ball", "box", "wall"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
 
-def found(kind: type[Kind]) -> list[Any]:
+def found(kind: type[Configurable]) -> list[Any]:
     """Every member of the package, for `parametrize`; what tests themselves declare is left out."""
     members = sorted(kind.members().items())
     return [pytest.param(member, id=name) for name, member in members if member.__module__.startswith("visionmtl.")]
 
 
-def check_spec(spec: Kind, base: type[Kind]) -> None:
+def check_spec(spec: Configurable, base: type[Configurable]) -> None:
     """Settings are frozen, refuse what they do not know, and come back from their own dump."""
     with pytest.raises(ValidationError):
         spec.type = "other"  # type: ignore[misc]

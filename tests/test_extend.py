@@ -13,7 +13,7 @@ from visionmtl import run as config
 from visionmtl.balance.base import Balance
 from visionmtl.cli import main
 from visionmtl.config.loader import SHIPPED
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.pyramids.base import Pyramid
@@ -188,5 +188,5 @@ def test_normals_join_the_quick_start_with_one_line(tmp_path: Path, capsys: pyte
     ("base", "member"),
     [pytest.param(kind, *case.values, id=f"{kind.__name__} {case.id}") for kind in KINDS for case in found(kind)],
 )
-def test_settings_are_frozen_strict_and_come_back_from_their_dump(base: type[Kind], member: type[Kind]):
+def test_settings_are_frozen_strict_and_come_back_from_their_dump(base: type[Configurable], member: type[Configurable]):
     check_spec(member(), base)

@@ -15,13 +15,13 @@ from write_nyuv2 import drawn_frames, write_prepared
 import visionmtl.cli.train as tool
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.config import loader as overlay
+from visionmtl.config import loader
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import Dataset, open_datasets
 from visionmtl.network import build_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-TREES = {file.stem: overlay.read(file).values for file in sorted(CONFIGS.glob("*.yaml"))}
+TREES = {file.stem: loader.read(file).values for file in sorted(CONFIGS.glob("*.yaml"))}
 RECIPES = [name for name, values in TREES.items() if {"model", "data"} <= values.keys()]
 BASES = [name for name in TREES if name not in RECIPES]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.config.shipped import shipped_folder
 from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
@@ -38,7 +38,7 @@ class DatasetReader(Reader, Protocol):
         ...
 
 
-class Dataset(Kind, home="visionmtl.datasets"):
+class Dataset(Configurable, package="visionmtl.datasets"):
     """Settings of one data set and split: where its files lie, which labels to read."""
 
     name: str | None = Field(None, pattern=r"^[^@/]+$")

@@ -15,8 +15,8 @@ from typing_extensions import Self
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.config import loader as overlay
-from visionmtl.config.loader import ConfigError, Tree, dotted
+from visionmtl.config import loader
+from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec, did_you_mean
 from visionmtl.data.loader import Data
 from visionmtl.engine.optim import Optim
@@ -105,7 +105,7 @@ class Run(Spec):
         return self
 
 
-def _problem_at(where: overlay.Where, text: str) -> ValidationError:
+def _problem_at(where: KeyPath, text: str) -> ValidationError:
     kind = PydanticCustomError("run", "{text}", {"text": text})
     return ValidationError.from_exception_data("Run", [InitErrorDetails(type=kind, loc=where, input=None)])
 
@@ -119,13 +119,13 @@ class Loaded:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """The run of a config file (see `overlay.read`) with overrides. Raises ConfigError listing every problem."""
+    """The run of a config file (see `loader.read`) with overrides. Raises ConfigError listing every problem."""
     return read(path, overrides).run
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """As `load`, with the origins."""
-    tree = overlay.read(path, overrides)
+    tree = loader.read(path, overrides)
     return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
 
 
@@ -135,7 +135,7 @@ class _DataAlone(Spec, extra="ignore"):
 
 def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     """`data` of a config file alone; the rest of it may be missing or not fit. Raises ConfigError like `load`."""
-    tree = overlay.read(path, overrides)
+    tree = loader.read(path, overrides)
     values = {name: value for name, value in tree.values.items() if name == "data"}
     if isinstance(values.get("data"), dict):
         values["data"] = tree.resolved("data")
@@ -175,7 +175,7 @@ def print_config(loaded: Loaded) -> str:
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
 
 
-def _commented(value: Any, where: overlay.Where, tree: Tree) -> list[tuple[str, str]]:
+def _commented(value: Any, where: KeyPath, tree: Tree) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         at = (*where, key)

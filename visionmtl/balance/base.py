@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.ops.ranks import sum_over_ranks
 
 
@@ -36,7 +36,7 @@ class Balancer(nn.Module):
         raise NotImplementedError
 
 
-class Balance(Kind, home="visionmtl.balance"):
+class Balance(Configurable, package="visionmtl.balance"):
     """Frozen settings of one balancing method."""
 
     @abstractmethod

@@ -16,7 +16,7 @@ from visionmtl.config.shipped import shipped_folder
 SHIPPED = shipped_folder("configs")
 
 Key = str | int
-Where = tuple[Key, ...]
+KeyPath = tuple[Key, ...]
 """The way to a value: field names, and positions in lists."""
 
 
@@ -24,7 +24,7 @@ class ConfigError(ValueError):
     """Something in a config, or in an override, is not as it must be; the text lists every problem."""
 
 
-def dotted(where: Where) -> str:
+def dotted(where: KeyPath) -> str:
     """("data", "train", 0, "root") -> "data.train.0.root"."""
     return ".".join(str(key) for key in where)
 
@@ -34,14 +34,14 @@ class Tree:
     """Nested plain data, and for each value in it the file and line, or the override, that it came from."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[Where, str] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
 
-    def origin(self, where: Where) -> str:
+    def origin(self, where: KeyPath) -> str:
         """Where the value was written; for what was never written, where the nearest mapping around it was."""
         around = (where[:length] for length in range(len(where), -1, -1))
         return next(self.origins[at] for at in around if at in self.origins)
 
-    def written(self, where: Where) -> str | None:
+    def written(self, where: KeyPath) -> str | None:
         """Where exactly this value was written; None for a default."""
         if where in self.origins:
             return self.origins[where]
@@ -52,7 +52,7 @@ class Tree:
                 return self.origins[where[:length]]
         return None
 
-    def lay(self, values: Mapping[str, Any], origins: Mapping[Where, str]) -> None:
+    def merge(self, values: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> None:
         """Lay a mapping over this tree.
 
         Mappings merge key by key, anything else replaces. A mapping with another `type` than the one below replaces
@@ -61,7 +61,7 @@ class Tree:
         """
         self.values = self._merged(self.values, values, (), origins)
 
-    def _merged(self, below: Any, above: Any, where: Where, origins: Mapping[Where, str]) -> Any:
+    def _merged(self, below: Any, above: Any, where: KeyPath, origins: Mapping[KeyPath, str]) -> Any:
         if isinstance(above, Mapping):
             if isinstance(below, str) and "type" not in above:
                 below = {"type": below}
@@ -76,7 +76,7 @@ class Tree:
         self.origins.update({at: origin for at, origin in origins.items() if at[: len(where)] == where})
         return above
 
-    def forget(self, where: Where) -> None:
+    def forget(self, where: KeyPath) -> None:
         """Drop the origins of a value and of everything in it."""
         self.origins = {at: origin for at, origin in self.origins.items() if at[: len(where)] != where}
 
@@ -94,8 +94,8 @@ class Tree:
         del holder[last]
         self.forget(tuple(where))
 
-    def locate(self, path: str, by: str) -> Where:
-        """A dotted path as a `Where`: positions become numbers where this tree has a list."""
+    def locate(self, path: str, by: str) -> KeyPath:
+        """A dotted path as a `KeyPath`: positions become numbers where this tree has a list."""
         where: list[Key] = []
         here: Any = self.values
         for part in path.split("."):
@@ -142,7 +142,7 @@ class Tree:
         origins = {(): by} | {where[:length]: by for length in range(split, len(where) + 1)}
         origins |= {(*where, *inner): by for inner in _everything(parsed)}
         if not split:
-            self.lay(above, {**origins, (): self.origins[()]})
+            self.merge(above, {**origins, (): self.origins[()]})
             return
         holder = _descend(self.values, where[: split - 1])
         holder[where[split - 1]] = self._merged(holder[where[split - 1]], above, where[:split], origins)
@@ -216,10 +216,10 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
     tree = Tree()
     for base in bases:
         under = _file(find_base(path, base), (*below, path.resolve()))
-        tree.lay(under.values, {(): str(path), **under.origins})
+        tree.merge(under.values, {(): str(path), **under.origins})
     for gone in removed:
         tree.remove(gone, f"`remove:` in {path}")
-    tree.lay(values, {(): str(path), **origins})
+    tree.merge(values, {(): str(path), **origins})
     return tree
 
 
@@ -242,8 +242,8 @@ def _names(values: dict[Any, Any], key: str, path: Path) -> list[str]:
     return names
 
 
-def _lines(node: yaml.Node | None, where: Where) -> list[tuple[Where, int]]:
-    found: list[tuple[Where, int]] = []
+def _lines(node: yaml.Node | None, where: KeyPath) -> list[tuple[KeyPath, int]]:
+    found: list[tuple[KeyPath, int]] = []
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             found.append(((*where, key.value), key.start_mark.line + 1))
@@ -255,7 +255,7 @@ def _lines(node: yaml.Node | None, where: Where) -> list[tuple[Where, int]]:
     return found
 
 
-def _everything(value: Any) -> list[Where]:
+def _everything(value: Any) -> list[KeyPath]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [way for key, inner in entries for way in ((key,), *((key, *rest) for rest in _everything(inner)))]
 

@@ -1,4 +1,4 @@
-"""Settings as frozen values: `Spec`, and `Kind` for settings that choose an implementation by `type:`."""
+"""Settings as frozen values: `Spec`, and `Configurable` for settings that choose an implementation by `type:`."""
 
 import builtins
 import difflib
@@ -57,34 +57,34 @@ def _detail(detail: Any, known: list[str]) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
 
 
-class Kind(Spec):
+class Configurable(Spec):
     """A family of specs told apart by `type:`, e.g. every task or every pyramid.
 
-    The base of a family names its home, the module or package where members are found:
-    `class Task(Kind, home="visionmtl.tasks")`. A member declares `type: Literal["depth"] = "depth"`.
+    The base of a family names its package, the module or package where members are found:
+    `class Task(Configurable, package="visionmtl.tasks")`. A member declares `type: Literal["depth"] = "depth"`.
     A field annotated with the base then accepts any member, given as an instance or as a mapping with `type`.
     Code outside the package joins by its import path: `type: my_module.MyTask`, declared
     `type: Literal["my_module.MyTask"]`, so that a saved config finds it again.
     """
 
-    home: ClassVar[str] = ""
+    package: ClassVar[str] = ""
     type: str = ""
 
-    def __init_subclass__(cls, home: str = "", **kwargs: Any) -> None:
+    def __init_subclass__(cls, package: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if home:
-            cls.home = home
+        if package:
+            cls.package = package
 
     @classmethod
     def _is_base(cls) -> bool:
-        return "home" in cls.__dict__ and bool(cls.home)
+        return "package" in cls.__dict__ and bool(cls.package)
 
     @classmethod
     def members(cls) -> dict[str, builtins.type[Self]]:  # `type` is a field here
-        """Every member found on disk in the family's home, by its `type`."""
-        module = importlib.import_module(cls.home)
+        """Every member found on disk in the family's package, by its `type`."""
+        module = importlib.import_module(cls.package)
         for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            importlib.import_module(f"{cls.home}.{found.name}")
+            importlib.import_module(f"{cls.package}.{found.name}")
         return {name: kind for kind in _descendants(cls) if (name := kind.model_fields["type"].default)}
 
     @classmethod
@@ -141,7 +141,7 @@ class Kind(Spec):
         return {"anyOf": [*specs, {"enum": [name for name, _ in members]}, own]}
 
 
-_Family = TypeVar("_Family", bound=Kind)
+_Family = TypeVar("_Family", bound=Configurable)
 
 
 def _descendants(cls: type[_Family]) -> Iterable[type[_Family]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
 
 Raw = Any
@@ -36,7 +36,7 @@ class Meter(Protocol):
         ...
 
 
-class Task(Kind, home="visionmtl.tasks"):
+class Task(Configurable, package="visionmtl.tasks"):
     """Frozen settings of one task; the only state is the module that `build` returns."""
 
     field: ClassVar[str]

@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.modeling.layers import Norm
 from visionmtl.structures import Maps
 
@@ -24,7 +24,7 @@ class DenseMap(nn.Module):
         raise NotImplementedError
 
 
-class Decoder(Kind, home="visionmtl.modeling.decoders"):
+class Decoder(Configurable, package="visionmtl.modeling.decoders"):
     """Frozen settings of one dense decoder."""
 
     finest: ClassVar[int] = OUT_LEVEL

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.modeling.layers import Norm, convolution, norm_layer
 from visionmtl.structures import Maps
 
@@ -24,7 +24,7 @@ class RawBoxes(TypedDict):
     shapes: list[tuple[int, int, int]]  # (level, h, w)
 
 
-class Head(Kind, home="visionmtl.modeling.heads"):
+class Head(Configurable, package="visionmtl.modeling.heads"):
     """Frozen settings of one dense detection head; its weights are shared by all levels."""
 
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)

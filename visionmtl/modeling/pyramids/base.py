@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.modeling.layers import Norm
 from visionmtl.structures import Maps
 
@@ -22,7 +22,7 @@ class PyramidMaps(nn.Module):
         raise NotImplementedError
 
 
-class Pyramid(Kind, home="visionmtl.modeling.pyramids"):
+class Pyramid(Configurable, package="visionmtl.modeling.pyramids"):
     """Frozen settings of one pyramid.
 
     Inputs are multiples of 32, or of the coarsest stride up to 32; maps coarser than that are rounded up.

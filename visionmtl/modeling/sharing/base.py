@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Kind
+from visionmtl.config.registry import Configurable
 from visionmtl.structures import Maps
 
 
@@ -24,7 +24,7 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
 
-class Sharing(Kind, home="visionmtl.modeling.sharing"):
+class Sharing(Configurable, package="visionmtl.modeling.sharing"):
     """Frozen settings of one way of sharing."""
 
     @abstractmethod
