@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Configurable
+from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import LABEL_FIELDS, Boxes, Detections, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Task
 
@@ -84,7 +85,8 @@ def loss_parts(task: Task, raw: Any, samples: Sequence[Sample | None], spoil: bo
     for values in targets.values():
         if spoil and values.is_floating_point():
             values[~labelled] = torch.nan
-    return task.loss(raw, targets, labelled)
+    totals = step_totals([{"task": task.count(targets, SIZE)}])["task"]
+    return task.loss(raw, targets, labelled, totals)
 
 
 def total(parts: Mapping[str, Tensor]) -> Tensor:

@@ -11,13 +11,14 @@ from visionmtl.balance.fixed import Fixed
 from visionmtl.data.loader import Data
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.optim import Optim
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.network import LossNet, Model, MultiTaskNet, build_model
+from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run, Train
 from visionmtl.structures import Batch, Sample
 from visionmtl.tasks.base import Task
@@ -62,24 +63,26 @@ def small_net(tasks: Mapping[str, Task]) -> MultiTaskNet:
     return build_model(MODEL, tasks, dict.fromkeys(tasks, SPACE), SIZE)
 
 
-def small_state(run: Run, device: str = "cpu") -> RunState:
+def small_state(run: Run, device: str = "cpu") -> Trainer:
     """The run before its first step."""
-    return RunState(run, small_net(run.tasks).to(device), Ranks(0, 1, torch.device(device)))
+    return Trainer(run, small_net(run.tasks).to(device), Ranks(0, 1, torch.device(device)))
 
 
 def small_batch(tasks: Mapping[str, Task], num_boxes: int = 3) -> Batch:
     """Two labelled images and one without any label."""
     samples: Sequence[Sample | None] = [sample(0, num_boxes=num_boxes), sample(1, num_boxes=num_boxes), None]
+    targets = {name: task.collate(samples, SIZE) for name, task in tasks.items()}
     return Batch(
         image=torch.randint(0, 256, (3, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
-        targets={name: task.collate(samples, SIZE) for name, task in tasks.items()},
+        targets=targets,
+        counts={name: task.count(targets[name], SIZE) for name, task in tasks.items()},
         labelled={name: torch.tensor([one is not None for one in samples]) for name in tasks},
-        colour=torch.eye(3, 4).repeat(3, 1, 1),
+        color=torch.eye(3, 4).repeat(3, 1, 1),
     )
 
 
 def losses_of(loss_net: LossNet | torch.nn.Module, batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """By task and part; what `RunState.advance` asks for first."""
-    parts, _, _ = loss_net(batch.image, batch.targets, batch.labelled)
+    """By task and part; what `Trainer.train_step` asks for first."""
+    parts, _, _ = loss_net(batch.image, batch.targets, batch.labelled, step_totals([batch.counts]))
     found: dict[str, dict[str, Tensor]] = parts
     return found

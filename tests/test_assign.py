@@ -12,7 +12,7 @@ from visionmtl.ops.assignment import Assignment, fcos, task_aligned
 from visionmtl.ops.boxes import anchor_points
 
 SHAPES = [(3, 8, 8), (4, 4, 4), (5, 2, 2)]
-CENTRES, STRIDES = cells(SHAPES, torch.zeros(()))
+CENTRES, STRIDES = anchor_points(SHAPES, torch.zeros(()))
 RANGES = [(0.0, 24.0), (24.0, 48.0), (48.0, math.inf)]
 NUM_CLASSES = 3
 

@@ -21,7 +21,7 @@ def random_boxes(*shape: int, extent: float = 100) -> Tensor:
 
 
 def test_cells_are_centred_in_their_strides():
-    centres, strides = cells([(3, 2, 3), (4, 1, 1)], torch.zeros(()))
+    centres, strides = anchor_points([(3, 2, 3), (4, 1, 1)], torch.zeros(()))
     assert centres.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8]]
     assert strides.tolist() == [8] * 6 + [16]
 

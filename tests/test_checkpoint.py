@@ -11,16 +11,17 @@ import torch
 
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def state() -> RunState:
+def state() -> Trainer:
     """A run two steps on, with state in every part."""
     run = tiny.run(balance={"type": "uncertainty"}, model={"encoder": {"drop_path": 0.1}})
     moving = tiny.state(run)
+    moving.steps_per_epoch = 2
     for batch in tiny.batches(run)[:2]:
-        moving.advance([batch])
+        moving.train_step([batch])
     return moving
 
 
@@ -99,8 +100,8 @@ def not_plain(value: Any, path: str = "") -> list[str]:
     return [] if type(value) in (torch.Tensor, str, int, float, bool, type(None)) else [f"{path}: {type(value)}"]
 
 
-def test_a_checkpoint_is_tensors_and_plain_data_and_comes_back_as_it_was(state: RunState, tmp_path: Path):
-    plain = state.plain(epochs_done=1)
+def test_a_checkpoint_is_tensors_and_plain_data_and_comes_back_as_it_was(state: Trainer, tmp_path: Path):
+    plain = state.state_dict()
 
     checkpoint.save(tmp_path / "a.pt", plain)
 
@@ -110,8 +111,8 @@ def test_a_checkpoint_is_tensors_and_plain_data_and_comes_back_as_it_was(state: 
     assert found["best"] == -math.inf and found["step"] == 2
 
 
-def test_the_file_alone_gives_the_averaged_network(state: RunState, tmp_path: Path):
-    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state.plain(epochs_done=1))
+def test_the_file_alone_gives_the_averaged_network(state: Trainer, tmp_path: Path):
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state.state_dict())
     image = tiny.batches(state.run)[3].image
 
     opened = open_model(tmp_path / "run" / "checkpoints" / "last.pt")
@@ -125,24 +126,24 @@ def test_the_file_alone_gives_the_averaged_network(state: RunState, tmp_path: Pa
     assert not any(module.training for module in opened.net.modules())
 
 
-def test_without_an_average_it_gives_the_weights_themselves(state: RunState, tmp_path: Path):
-    checkpoint.save(tmp_path / "a.pt", state.plain(epochs_done=1) | {"ema": None})
+def test_without_an_average_it_gives_the_weights_themselves(state: Trainer, tmp_path: Path):
+    checkpoint.save(tmp_path / "a.pt", state.state_dict() | {"ema": None})
     image = tiny.batches(state.run)[3].image
 
     with torch.no_grad():
         assert tiny.differences(open_model(tmp_path / "a.pt").net(image), state.net.eval()(image)) == []
 
 
-def test_a_checkpoint_of_the_time_of_device_decoding_still_opens(state: RunState, tmp_path: Path):
-    plain = state.plain(epochs_done=1)
+def test_a_checkpoint_of_the_time_of_device_decoding_still_opens(state: Trainer, tmp_path: Path):
+    plain = state.state_dict()
     plain["run"]["data"]["decode"] = "workers"
     checkpoint.save(tmp_path / "a.pt", plain)
 
     assert open_model(tmp_path / "a.pt").run == state.run
 
 
-def test_opening_needs_no_weights_from_elsewhere(state: RunState, tmp_path: Path):
-    plain = state.plain(epochs_done=1)
+def test_opening_needs_no_weights_from_elsewhere(state: Trainer, tmp_path: Path):
+    plain = state.state_dict()
     gone = tiny.merged(plain["run"], {"model": {"encoder": {"checkpoint": "/gone/since.pth"}}})
 
     checkpoint.save(tmp_path / "a.pt", plain | {"run": gone})

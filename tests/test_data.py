@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from tiny import epoch
 
-from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import Data, TrainLoader, val_loader
+from visionmtl.data.label_spaces import eval_names, resolve_spaces
+from visionmtl.data.loader import Data, train_loader, val_loader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers
 from visionmtl.datasets import Dataset, open_datasets
@@ -56,6 +57,9 @@ class _Task(Task):
     def collate(self, samples: Any, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         return {"seen": torch.tensor([-1 if sample is None else int(sample.image_id) for sample in samples])}
 
+    def count(self, targets: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {"images": (targets["seen"] >= 0).sum().float()}
+
     levels: ClassVar[Any] = ()
     build: ClassVar[Any] = None  # the loader asks for `collate` only
     loss: ClassVar[Any] = None
@@ -80,7 +84,7 @@ def loader(*train: Drawn, batch_size: int = 3, workers: int = 0, seed: int = 0, 
     if any("tools" in one.fields.values() for one in data.train):
         tasks["tools"] = Segmentation(space="tools")
     sources = open_datasets(data.train)
-    return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, batch_size, seed, rank, world)
+    return train_loader(data, tasks, resolve_spaces(tasks, sources), sources, batch_size, seed, rank, world)
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -90,7 +94,8 @@ def numbers(batch: Batch) -> list[int]:
 def assert_same(some: list[Batch], others: list[Batch]) -> None:
     assert len(some) == len(others) > 0
     for a, b in zip(some, others, strict=True):
-        assert torch.equal(a.image, b.image) and torch.equal(a.colour, b.colour)
+        assert torch.equal(a.image, b.image) and torch.equal(a.color, b.color)
+        assert a.counts == b.counts
         for task in a.targets:
             assert torch.equal(a.targets[task]["seen"], b.targets[task]["seen"])
             assert torch.equal(a.labelled[task], b.labelled[task])
@@ -100,41 +105,41 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     inline = loader(Drawn(num=20))
     for workers in (1, 2):
         processes = loader(Drawn(num=20), workers=workers)
-        for epoch in (0, 1):
-            assert_same(list(inline.epoch(epoch)), list(processes.epoch(epoch)))
+        for number in (0, 1):
+            assert_same(list(epoch(inline, number)), list(epoch(processes, number)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_gives_exactly_the_remaining_batches(workers):
-    whole = list(loader(Drawn(num=20)).epoch(4))
+    whole = list(epoch(loader(Drawn(num=20)), 4))
     resumed = loader(Drawn(num=20), workers=workers)
-    next(resumed.epoch(4))  # an epoch that was broken off does not leak into the next
+    next(epoch(resumed, 4))  # an epoch that was broken off does not leak into the next
 
-    assert_same(list(resumed.epoch(4, start=2)), whole[2:])
-    assert list(resumed.epoch(4, start=len(whole))) == []
+    assert_same(list(epoch(resumed, 4, start=2)), whole[2:])
+    assert list(epoch(resumed, 4, start=len(whole))) == []
 
 
 def test_epochs_and_seeds_differ():
-    first = [numbers(batch) for batch in loader(Drawn(num=50)).epoch(0)]
-    assert first != [numbers(batch) for batch in loader(Drawn(num=50)).epoch(1)]
-    assert first != [numbers(batch) for batch in loader(Drawn(num=50), seed=1).epoch(0)]
+    first = [numbers(batch) for batch in epoch(loader(Drawn(num=50)), 0)]
+    assert first != [numbers(batch) for batch in epoch(loader(Drawn(num=50)), 1)]
+    assert first != [numbers(batch) for batch in epoch(loader(Drawn(num=50), seed=1), 0)]
 
 
 def test_every_sample_is_augmented_anew_each_epoch():
-    epochs = [list(loader().epoch(epoch)) for epoch in range(2)]
-    matrices = [tuple(matrix.flatten().tolist()) for batches in epochs for batch in batches for matrix in batch.colour]
+    epochs = [list(epoch(loader(), number)) for number in range(2)]
+    matrices = [tuple(matrix.flatten().tolist()) for batches in epochs for batch in batches for matrix in batch.color]
     assert len(set(matrices)) == len(matrices) == 18
 
 
 def test_loading_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
-    list(loader(workers=1).epoch(0))
+    list(epoch(loader(workers=1), 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_ranks_share_one_common_batch_without_overlap():
-    alone = [numbers(batch) for batch in loader(Drawn(num=26), batch_size=8).epoch(3)]
-    ranks = [list(loader(Drawn(num=26), batch_size=4, rank=rank, world=2).epoch(3)) for rank in range(2)]
+    alone = [numbers(batch) for batch in epoch(loader(Drawn(num=26), batch_size=8), 3)]
+    ranks = [list(epoch(loader(Drawn(num=26), batch_size=4, rank=rank, world=2), 3)) for rank in range(2)]
 
     assert len(alone) == 3 and all(len(set(batch)) == 8 for batch in alone)
     assert alone == [numbers(left) + numbers(right) for left, right in zip(*ranks, strict=True)]
@@ -142,7 +147,7 @@ def test_ranks_share_one_common_batch_without_overlap():
 
 def test_a_label_teaches_only_the_tasks_of_its_space():
     train = Drawn(num=9), Drawn(num=9, first=100, fields={"segmentation": "tools"})
-    for batch in loader(*train).epoch(0):
+    for batch in epoch(loader(*train), 0):
         has_animals = torch.tensor([number < 100 for number in numbers(batch)])
         has_depth = has_animals & torch.tensor([number % 3 != 2 for number in numbers(batch)])
         assert torch.equal(batch.labelled["animals"], has_animals)
@@ -163,7 +168,7 @@ def test_images_are_padded_with_zeros_at_the_bottom_right():
 
 def test_without_colour_settings_no_matrices_travel():
     data = Data(train=[Drawn()], val=[Drawn()], size=(24, 32), workers=0)
-    assert next(TrainLoader(data, {}, {}, open_datasets(data.train), 2, 0).epoch(0)).colour is None
+    assert next(epoch(train_loader(data, {}, {}, open_datasets(data.train), 2, 0))).color is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -183,7 +188,7 @@ def test_validation_sees_every_image_once_with_its_original(workers):
 
 
 def test_jobs_for_spawned_workers_pickle():
-    pickle.loads(pickle.dumps(loader()._loader.dataset))
+    pickle.loads(pickle.dumps(loader().dataset))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_several_label_spaces_ask_for_a_choice():
 def test_validation_in_another_label_space_is_an_error():
     data = Data(train=[Drawn()], val=[Drawn(fields={"segmentation": "tools"})], size=(8, 8))
     with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with Drawn .tools."):
-        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_datasets(data.val), 2)
+        eval_names({"t": Segmentation()}, {"t": ANIMALS}, open_datasets(data.val))
 
 
 def test_too_little_data_for_one_step_is_an_error():

@@ -20,7 +20,7 @@ from PIL import Image
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.cache.packed import Packed, pack, to_parts
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import Data, TrainLoader
+from visionmtl.data.loader import Data, train_loader
 from visionmtl.data.loader.cache import decoded as data_cache
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import NamedDataset, open_datasets
@@ -50,7 +50,7 @@ def cached(data: Data, fields=FIELDS, max_zoom: float | None = None):
 
 
 def batches(data: Data, sources, tasks=TASKS):
-    return list(TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, 2, 0).epoch(0))
+    return list(tiny.epoch(train_loader(data, tasks, resolve_spaces(tasks, sources), sources, 2, 0)))
 
 
 def samples_file(folder: Path) -> Path:
@@ -60,7 +60,7 @@ def samples_file(folder: Path) -> Path:
 def test_batches_are_those_without_a_cache_bit_for_bit(tmp_path):
     data = scenes(tmp_path)
     for one, other in zip(batches(data, open_datasets(data.train)), batches(data, cached(data)), strict=True):
-        assert torch.equal(one.image, other.image) and torch.equal(one.colour, other.colour)
+        assert torch.equal(one.image, other.image) and torch.equal(one.color, other.color)
         for task, targets in one.targets.items():
             assert torch.equal(one.labelled[task], other.labelled[task])
             assert all(torch.equal(values, other.targets[task][name]) for name, values in targets.items())

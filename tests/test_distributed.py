@@ -15,7 +15,8 @@ from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import evaluate
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
 from visionmtl.run import Run
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ def settings(folder: Path, method: str, world: int, pyramid: dict[str, Any] = GR
 
 def one_of_two(groups: Iterator[None], folder: Path) -> None:
     """What each of the two processes runs."""
-    on_cpu = Options(device="cpu")
+    on_cpu = TrainOptions(device="cpu")
     runs = [(settings(folder, method, world=2), on_cpu) for method in METHODS]
     runs.append((settings(folder / "statistics", "fixed", world=2, pyramid={"norm": "batch"}), on_cpu))
     runs.append((settings(folder / "sharded", "fixed", world=2, distributed=SHARD), on_cpu))
@@ -74,7 +75,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same runs in this process, on batches twice as large."""
     folder = tmp_path_factory.mktemp("one")
     for method in METHODS:
-        train(settings(folder, method, world=1), Options(device="cpu"))
+        train(settings(folder, method, world=1), TrainOptions(device="cpu"))
     return folder
 
 

@@ -14,16 +14,16 @@ import pytest
 import tiny
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from visionmtl.data.loader import TrainLoader
+from visionmtl.data.sampler import BatchSampler
 from visionmtl.data.workers import start_method
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.distributed import LostProcess
-from visionmtl.engine.state import RunState
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import Trainer, train
 from visionmtl.run import Run
 
 DIES_BEFORE = 4  # of 6 steps, 2 to an epoch: the last checkpoint is that of step 2
-ON_CPU = Options(device="cpu", resume="auto")
+ON_CPU = TrainOptions(device="cpu", resume="auto")
 
 
 def settings(folder: Path, workers: int = 0) -> Run:
@@ -41,17 +41,17 @@ def dying(folder: str) -> None:
 
     Only there are its images read in another process, which takes seconds to start; they are the same.
     """
-    advance, first_life = RunState.advance, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    advance, first_life = Trainer.train_step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
-    def advance_or_die(state: RunState, *batches: Any) -> Any:
-        if state.step == DIES_BEFORE - 1 and first_life:
+    def advance_or_die(state: Trainer, *batches: Any) -> Any:
+        if state.state.step == DIES_BEFORE - 1 and first_life:
             workers = [str(child.pid) for child in multiprocessing.active_children()]
             (Path(folder) / f"workers-{state.ranks.rank}").write_text("\n".join(workers))
             if state.ranks.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
         return advance(state, *batches)
 
-    RunState.advance = advance_or_die  # type: ignore[method-assign]
+    Trainer.train_step = advance_or_die  # type: ignore[method-assign]
     train(settings(Path(folder) / "run", workers=int(first_life)), ON_CPU)
 
 
@@ -85,7 +85,7 @@ def ending(groups: Iterator[None], folder: Path) -> None:
 
     next(groups)
     if rank == 1:
-        TrainLoader.epoch = unreadable  # type: ignore[method-assign]
+        BatchSampler.__iter__ = unreadable  # type: ignore[method-assign]
     notes(folder.parent / f"unreadable-{rank}", settings(folder / "unreadable"))
 
     next(groups)
@@ -115,7 +115,7 @@ def changed(event: str, arguments: Any, folder: Path) -> Iterator[str]:
         yield from (f"{event} {path}" for path in map(str, arguments) if path.startswith(str(folder)))
 
 
-def unreadable(loader: TrainLoader, epoch: int, start: int = 0) -> Iterator[Any]:
+def unreadable(sampler: BatchSampler) -> Iterator[Any]:
     raise ValueError("image frame_17.png is damaged")
     yield
 

@@ -18,7 +18,7 @@ from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 from visionmtl.network import build_model
 from visionmtl.ops.losses import dice, hardest, lovasz_softmax
 from visionmtl.run import Run
@@ -67,13 +67,13 @@ def part(batch: Batch, share: slice) -> Batch:
     return Batch(batch.image[share], targets, {task: known[share] for task, known in batch.labelled.items()})
 
 
-def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, Any]]:
+def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[Trainer, dict[str, Any]]:
     """The state after all steps, and what was seen on the way. A layer that nobody reads does no harm."""
     spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
     torch.manual_seed(run.seed)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.trunk.idle = nn.Linear(2, 2)
-    state = RunState(run, net, ranks)
+    state = Trainer(run, net, ranks)
 
     buckets: list[bool] = []
 
@@ -87,13 +87,14 @@ def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, A
     seen: dict[str, Any] = {"buckets": buckets, "losses": [], "norms": [], "weights": []}
     together = run.train.accumulate
     for step in range(STEPS):
-        losses, weights, norm = state.advance(batches[step * together : (step + 1) * together])
+        output = state.train_step(batches[step * together : (step + 1) * together])
+        losses, weights, norm = output.losses, output.weights, output.grad_norm
         seen["losses"].append({task: {k: distributed.mean(v) for k, v in of.items()} for task, of in losses.items()})
         seen["weights"].append(dict(weights))
         seen["norms"].append(norm)
     if isinstance(state.loss_net, DistributedDataParallel):
         seen["broadcasts"] = state.loss_net.will_sync_module_buffers()
-    plain = state.plain(0)
+    plain = state.state_dict()
     return state, seen | {"net": {**plain["net"], **plain["balancer"]}}
 
 

@@ -16,7 +16,8 @@ import tiny
 import torch
 
 from visionmtl.datasets import Dataset
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
 from visionmtl.structures import Sample
 
 FILE = Path(__file__).parent / "golden" / "first_steps.json"
@@ -61,7 +62,7 @@ def first_steps(folder: Path, **changes: object) -> list[dict[str, dict[str, flo
             **changes,
         },
     )
-    train(run, Options(max_steps=STEPS))
+    train(run, TrainOptions(max_steps=STEPS))
     return [row["losses"] for row in tiny.rows(folder)]
 
 

@@ -8,7 +8,8 @@ import tiny
 import torch
 
 from visionmtl.balance.base import Balance
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
+from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 
@@ -17,12 +18,12 @@ LEFT = 0.65  # of each task's loss on the images it learnt from; measured: 0.28 
 PARTLY = {"train": [tiny.scenes(4, labels=["boxes"]), tiny.scenes(4, seed=1, labels=["segmentation", "depth_m"])]}
 
 
-def losses(state: RunState, batches: list[Batch]) -> dict[str, float]:
+def losses(state: Trainer, batches: list[Batch]) -> dict[str, float]:
     """By task, summed over the batches; one that labels nothing adds 0."""
     sums = dict.fromkeys(state.run.tasks, 0.0)
     with torch.no_grad():
         for batch in batches:
-            parts, _, _ = state.loss_net(batch.image, batch.targets, batch.labelled)
+            parts, _, _ = state.loss_net(batch.image, batch.targets, batch.labelled, step_totals([batch.counts]))
             for task, of_task in parts.items():
                 sums[task] += float(sum(of_task.values()))
     return sums
@@ -33,7 +34,7 @@ def share_left(run: Run) -> dict[str, float]:
     state, batches = tiny.state(run), tiny.batches(run)
     before = losses(state, batches)
     for step in range(STEPS):
-        state.advance([batches[step % len(batches)]])
+        state.train_step([batches[step % len(batches)]])
     after = losses(state, batches)
     return {task: after[task] / before[task] for task in before}
 
@@ -58,6 +59,6 @@ def test_a_task_that_nobody_labels_in_a_step_does_not_move():
     for group in state.optimizer.param_groups:
         group["weight_decay"] = 0.0
 
-    state.advance([batch])
+    state.train_step([batch])
 
     assert tiny.differences(before, dict(state.net.decoders["depth"].named_parameters())) == []

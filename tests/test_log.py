@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from visionmtl.engine.environment import PACKAGES, environment
-from visionmtl.engine.logging import RunLog, results_table
+from visionmtl.engine.logging import RunLog, logger, results_table
 
 RESULTS = {
     "segmentation": {"miou": 0.5, "per_class": {"wall": {"iou": 0.5}}, "pixels": 12, "protocol": "all pixels"},
@@ -22,7 +22,7 @@ def train(log: RunLog, step: int, silog: float = 0.25) -> None:
     """A row of training."""
     log.train(
         step=step, epoch=step // 10, total_steps=100, losses={"depth": {"silog": silog, "gradient": 0.5}},
-        weights={"depth": 1.0}, lr=1e-3, grad_norm=2.0, images_per_s=12.5, data_wait_share=0.03, eta_s=3725.0,
+        weights={"depth": 1.0}, lr=1e-3, grad_norm=2.0, images_per_s=12.5, data_time=0.03, eta_s=3725.0,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_a_fresh_log_starts_empty_files(tmp_path: Path):
 
 def test_lines_are_plain_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with RunLog.open(tmp_path) as log:
-        log.line("network [bold] 2.35 M")
+        logger.info("network [bold] 2.35 M")
         train(log, 20)
 
     shown = capsys.readouterr().out.splitlines()
@@ -114,7 +114,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("TERM", "xterm")
     with RunLog.open(tmp_path) as log:
         train(log, 20)
-        log.line("between")
+        logger.info("between")
 
     shown = capsys.readouterr().out
     assert "20/100" in shown and "depth 0.75" in shown and "between" in shown
@@ -124,7 +124,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_other_ranks_write_and_show_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with RunLog.open(tmp_path / "run", write=False) as log:
         log.config("seed: 0\n")
-        log.line("hello")
+        logger.info("hello")
         train(log, 20)
         log.val(step=20, epoch=1, results=RESULTS)
         log.picture("depth/0", np.zeros((4, 4, 3), np.uint8), 20)

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from visionmtl.engine import checkpoint, resume
 from visionmtl.engine import trainer as loop
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
 from visionmtl.run import Run
 
 TWO_EPOCHS: dict[str, Any] = {"data": {"train": [tiny.scenes(4)]}, "train": {"epochs": 2, "best": "depth/rmse_m"}}
@@ -53,7 +54,7 @@ def test_a_failing_evaluation_costs_no_step_and_is_made_up_for(
             train(settings(folder))
     assert plain(folder)["step"] == 2 and not list((folder / "eval").glob("*.json"))
 
-    results = train(settings(folder), Options(resume="auto"))
+    results = train(settings(folder), TrainOptions(resume="auto"))
 
     assert "step 2 was saved, but not evaluated to the end; that comes first" in (folder / "train.log").read_text()
     assert tiny.rows(folder, "val") == tiny.rows(whole, "val")
@@ -69,7 +70,7 @@ def test_the_best_value_of_the_evaluation_after_the_checkpoint_is_known_to_a_res
 
     errors = [row["results"]["depth"]["rmse_m"] for row in tiny.rows(whole, "val")]
     assert results and results["depth"]["rmse_m"] == errors[-1]
-    assert state.best == -min(errors)
+    assert state.state.best == -min(errors)
     assert checkpoint.load(path)["best"] == -errors[0], "the file itself is older than the last evaluation"
 
 
@@ -79,7 +80,7 @@ def test_values_by_another_rule_are_not_compared(whole: Path, tmp_path: Path):
     for rule, best in {"depth/rmse_m": 100.0, "mean": -math.inf}.items():
         state = tiny.state(settings(whole, train={"best": rule}))
         assert resume.go_on(state, path, {"depth"}) is None, "the file of results is not beside it"
-        assert state.best == best
+        assert state.state.best == best
 
 
 def test_an_evaluation_on_other_data_does_not_count(whole: Path):
@@ -88,7 +89,7 @@ def test_an_evaluation_on_other_data_does_not_count(whole: Path):
 
 
 def test_a_finished_run_says_what_it_found(whole: Path, capsys: pytest.CaptureFixture[str]):
-    results = train(settings(whole), Options(resume="auto"))
+    results = train(settings(whole), TrainOptions(resume="auto"))
 
     last = tiny.rows(whole, "val")[-1]["results"]["depth"]
     assert results["depth"]["rmse_m"] == last["rmse_m"]
@@ -103,22 +104,22 @@ def test_a_rule_for_the_best_that_cannot_be_answered_is_refused_before_the_first
         with pytest.raises(ValueError, match=rf"train.best is '{best}', but the validation data judge .*; correct it"):
             train(settings(tmp_path / "run", **tiny.merged(val, {"train": {"best": best}})))
     with pytest.raises(ValueError, match=r"'depth/rmse' is None; .* choose mean or depth/"):
-        train(settings(tmp_path / "run", train={"best": "depth/rmse"}), Options(dry_run=True))
+        train(settings(tmp_path / "run", train={"best": "depth/rmse"}), TrainOptions(dry_run=True))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trace_longer_than_the_run_is_refused_and_one_that_fits_is_written(tmp_path: Path):
     with pytest.raises(ValueError, match=r"--profile 3 needs 5 steps, .* and this start has 4; lower"):
-        train(settings(tmp_path / "run"), Options(profile=3))
+        train(settings(tmp_path / "run"), TrainOptions(profile=3))
     assert list(tmp_path.iterdir()) == []
 
-    train(settings(tmp_path / "run"), Options(profile=1))
+    train(settings(tmp_path / "run"), TrainOptions(profile=1))
     assert json.loads((tmp_path / "run" / "profile.json").read_text())["traceEvents"]
     assert "trace of 1 steps: " in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_run_out_of_time_announces_no_trace(tmp_path: Path):
-    train(settings(tmp_path / "run"), Options(profile=1, max_time_s=0.0))
+    train(settings(tmp_path / "run"), TrainOptions(profile=1, max_time_s=0.0))
     assert "trace of" not in (tmp_path / "run" / "train.log").read_text()
     assert not (tmp_path / "run" / "profile.json").exists()
 
@@ -136,23 +137,23 @@ def test_a_checkpoint_of_other_settings_is_refused_by_the_setting(whole: Path, c
     path = whole / "checkpoints" / "last.pt"
     state = tiny.state(settings(whole, **changes))
     with pytest.raises(ValueError, match=rf"last.pt was written with {said}.*; .* needs what .* has; .*--init-from"):
-        state.restore(checkpoint.load(path), path)
+        state.load_state_dict(checkpoint.load(path), path)
 
 
 def test_a_checkpoint_without_an_average_is_refused_where_one_is_kept(whole: Path):
     path = whole / "checkpoints" / "last.pt"
     state = tiny.state(settings(whole))
     with pytest.raises(ValueError, match=r"no weight average, this run has optim.ema_decay 0.9"):
-        state.restore(checkpoint.load(path) | {"ema": None}, path)
+        state.load_state_dict(checkpoint.load(path) | {"ema": None}, path)
 
 
 def test_a_start_from_nothing_in_an_old_folder_leaves_no_old_curve(tmp_path: Path):
     folder = tmp_path / "run"
-    train(settings(folder), Options(max_steps=2))
+    train(settings(folder), TrainOptions(max_steps=2))
     for file in (folder / "checkpoints").iterdir():
         file.unlink()
 
-    train(settings(folder), Options(resume="auto", max_steps=1))
+    train(settings(folder), TrainOptions(resume="auto", max_steps=1))
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -178,7 +179,7 @@ def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: 
 
 def test_a_setting_given_to_resume_is_not_taken_for_a_path(tmp_path: Path):
     with pytest.raises(ValueError, match=r"--resume is given 'optim.lr=1', which is no file .*\(optim.lr=1 --resume\)"):
-        train(settings(tmp_path / "run"), Options(resume="optim.lr=1"))
+        train(settings(tmp_path / "run"), TrainOptions(resume="optim.lr=1"))
 
     odd = tmp_path / "lr=1.pt"
     checkpoint.save(odd, {"step": 1})
@@ -189,6 +190,6 @@ def test_overfitting_takes_images_of_every_data_set(tmp_path: Path):
     two = [tiny.scenes(8, labels=["boxes"]), tiny.scenes(8, labels=["depth_m"], name="far")]
     run = tiny.run(tmp_path / "run", ["detection", "depth"], data={"train": two})
 
-    results = train(run, Options(overfit=3, max_steps=8))
+    results = train(run, TrainOptions(overfit=3, max_steps=8))
 
     assert {task: of_task["images"] for task, of_task in results.items()} == {"detection": 3, "depth": 3}

@@ -16,7 +16,7 @@ from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_prepared
 
 from visionmtl.data.label_spaces import eval_names, resolve_spaces
-from visionmtl.data.loader import TrainLoader, val_loader
+from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.evaluator import evaluate, monitored_value
 from visionmtl.engine.trainer import train
@@ -210,11 +210,11 @@ def test_a_task_that_its_data_set_cannot_judge_keeps_a_result_of_no_images(run: 
 
 
 def test_a_data_set_that_teaches_nobody_or_is_never_drawn_is_an_error(run: Run):
-    def load(**changes: Any) -> TrainLoader:
+    def load(**changes: Any) -> Any:
         data = run.data.model_copy(update=changes)
         sources = open_datasets(data.train)
         tasks = {"objects": run.tasks["objects"]} if "sampling" not in changes else run.tasks
-        return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, 6, 0)
+        return train_loader(data, tasks, resolve_spaces(tasks, sources), sources, 6, 0)
 
     with pytest.raises(
         ValueError, match=r"training data set 'cityscapes' teaches none of the tasks objects; .* remove"

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionmtl.balance.base import Balance, GramianBalance
-from visionmtl.engine.state import RunState
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import Trainer, train
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.heads.fcos import FCOS
@@ -82,9 +82,9 @@ def waits_of_a_step(tasks: dict[str, Task], method: Balance = FIXED, **settings:
     """Operators that wait in the second step, which accumulates two batches."""
     state = small_state(small_run(tasks, method, accumulate=2, **settings))
     batches = [small_batch(tasks), small_batch(tasks, num_boxes=40)]
-    state.advance(batches)
+    state.train_step(batches)
     with Waits() as waits:
-        state.advance(batches)
+        state.train_step(batches)
     assert waits.seen > 300
     return waits.found
 
@@ -108,7 +108,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check; and what no
         # output depends on is found once by a real forward and backward
-        with patch("visionmtl.engine.state.freeze_unused_parameters", return_value=[]):
+        with patch("visionmtl.engine.trainer.freeze_unused_parameters", return_value=[]):
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
 
@@ -121,9 +121,9 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
 
         autograd = {"backward": backward, "grad": grad}
         with patch.object(Tensor, "backward", backward), patch.multiple(torch.autograd, **autograd):
-            state.advance([batch])
+            state.train_step([batch])
             with Waits() as waits:
-                state.advance([batch])
+                state.train_step([batch])
     return waits.found
 
 
@@ -171,16 +171,16 @@ def test_the_fused_cross_entropy_does_not_wait_inside(device: str, monkeypatch: 
 
 def test_the_loop_waits_for_nothing_between_the_steps_it_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Loading, schedule, step, pace and prefetch together, for as long as nothing is logged."""
-    right, at = RunState.advance, []
+    right, at = Trainer.train_step, []
 
-    def advance(self: RunState, *arguments: Any) -> Any:
+    def advance(self: Trainer, *arguments: Any) -> Any:
         at.append(len(waits.found))
         return right(self, *arguments)
 
-    monkeypatch.setattr(RunState, "advance", advance)
+    monkeypatch.setattr(Trainer, "train_step", advance)
     run = tiny.run(tmp_path / "run", data={"train": [tiny.scenes(12)]}, train={"log_every_steps": 3})
     with Waits() as waits:
-        train(run, Options(max_steps=6))
+        train(run, TrainOptions(max_steps=6))
 
     assert len(at) == 6
     assert waits.found[at[0] : at[2]] == [] == waits.found[at[3] : at[5]], "steps 1, 2, 4 and 5 with what lies between"
@@ -238,9 +238,9 @@ def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
     batch.targets = {name: {k: pinned(v) for k, v in of_task.items()} for name, of_task in batch.targets.items()}
     batch.labelled = {name: pinned(v) for name, v in batch.labelled.items()}
     for _ in range(3):
-        state.advance([batch])
+        state.train_step([batch])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        state.advance([batch])
+        state.train_step([batch])
     finally:
         torch.cuda.set_sync_debug_mode("default")

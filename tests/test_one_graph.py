@@ -14,6 +14,7 @@ from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head
 from visionmtl.network import LossNet
+from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Train
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
@@ -96,24 +97,29 @@ def test_only_another_padding_of_boxes_makes_another_graph_and_the_log_says_so()
 def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_each_task():
     tasks = SMALL
     net, batch = small_net(tasks), small_batch(tasks)
-    _, shared, leaves = compiled(LossNet(net, cut=True))(batch.image, batch.targets, batch.labelled)
+    _, shared, leaves = compiled(LossNet(net, cut=True))(
+        batch.image, batch.targets, batch.labelled, step_totals([batch.counts])
+    )
     assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1 + len(tasks), {})
     assert all(leaf.is_leaf and leaf.requires_grad for leaf in leaves) and not any(m.is_leaf for m in shared)
 
 
 @pytest.mark.parametrize("method", [FIXED, UPGrad()], ids=lambda method: method.type)
-def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any):
-    monkeypatch.setattr("visionmtl.engine.state.compile_losses", lambda net, train, device: compiled(net, "aot_eager"))
+def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any, caplog: Any):
+    caplog.set_level("INFO", "visionmtl")
+    monkeypatch.setattr(
+        "visionmtl.engine.trainer.compile_losses", lambda net, train, device: compiled(net, "aot_eager")
+    )
     tasks = {name: SMALL[name] for name in ("classes", "depth")}
     batch = small_batch(tasks)
     states = [small_state(small_run(tasks, method, SGD, compile=choice)) for choice in (False, True)]
     for state in states:
         for _ in range(3):
-            state.advance([batch])
+            state.train_step([batch])
 
     plain, ours = (state.net.state_dict() for state in states)
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
-    assert [len(state.news) for state in states] == [0, 1]
+    assert len([record for record in caplog.records if record.message.startswith("compiled")]) == 1
 
 
 def test_cuda_graphs_need_a_cuda_device_and_one_batch_a_step():
@@ -131,6 +137,6 @@ def test_on_a_gpu_compiled_steps_move_the_weights_as_plain_ones_do(how: bool | s
     states = [small_state(small_run(tasks, optim=SGD, compile=choice), "cuda") for choice in (False, how)]
     for state in states:
         for _ in range(6):
-            state.advance([batch])
+            state.train_step([batch])
     plain, ours = (state.net.state_dict() for state in states)
     torch.testing.assert_close(ours, plain, rtol=1e-2, atol=1e-3)

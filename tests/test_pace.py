@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import tiny
 
-from visionmtl.data.loader import Data, TrainLoader, val_loader
+from visionmtl.data.loader import Data, train_loader, val_loader
 from visionmtl.data.loader import workers as loading
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import throughput as module
 from visionmtl.engine import trainer as training
-from visionmtl.engine.throughput import Advice, Pace
+from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 
 
 def data(**settings: Any) -> Data:
@@ -19,9 +19,9 @@ def data(**settings: Any) -> Data:
     return Data.model_validate(plain | settings)
 
 
-def advice(workers: int = 3, cores: int = 16, processes: int = 1, **settings: Any) -> Advice:
+def advice(workers: int = 3, cores: int = 16, processes: int = 1, **settings: Any) -> DataTimeAdvice:
     """Warmed up."""
-    warm = Advice(data(**settings), workers, cores, processes)
+    warm = DataTimeAdvice(data(**settings), workers, cores, processes)
     assert warm.line(0.9, 10) is None, "start-up is no news"
     return warm
 
@@ -29,20 +29,20 @@ def advice(workers: int = 3, cores: int = 16, processes: int = 1, **settings: An
 def test_figures_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch):
     now, waited = [0.0], [0.5]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    pace = Pace(8, lambda: waited.pop() if waited else 0.0)
+    pace = ThroughputMeter(8, lambda: waited.pop() if waited else 0.0)
     assert waited == [], "what was waited for before does not count"
 
     for _ in range(5):
         now[0] += 2.0
         pace.step()
     waited.append(1.0)
-    assert pace.read(steps_left=3) == {"images_per_s": 4.0, "data_wait_share": 0.1, "eta_s": 6.0}
+    assert pace.read(steps_left=3) == {"images_per_s": 4.0, "data_time": 0.1, "eta_s": 6.0}
 
     now[0], waited[:] = now[0] + 100.0, [7.0]
     pace.restart()  # an evaluation
     now[0] += 1.0
     pace.step()
-    assert pace.read(steps_left=1) == {"images_per_s": 8.0, "data_wait_share": 0.0, "eta_s": 1.0}
+    assert pace.read(steps_left=1) == {"images_per_s": 8.0, "data_time": 0.0, "eta_s": 1.0}
 
 
 def test_advice_names_what_to_try_in_order_with_numbers():
@@ -90,7 +90,7 @@ def test_a_run_that_waits_says_so_in_its_log(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(training, "num_cores", lambda: 8)
     folder = tmp_path / "run"
 
-    training.train(tiny.run(folder, ["depth"]), training.Options(max_steps=3))
+    training.train(tiny.run(folder, ["depth"]), training.TrainOptions(max_steps=3))
 
     said = [line for line in (folder / "train.log").read_text().splitlines() if "advice    waiting for data" in line]
     assert said and "data.cache=FOLDER" in said[0]
@@ -107,8 +107,9 @@ def test_the_processes_of_one_machine_share_its_cores_and_those_of_another_do_no
     for local in ("4", ""):
         monkeypatch.setenv("WORLD_SIZE", "8")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-        train = TrainLoader(run.data, run.tasks, {"depth": None}, sources, 1, seed=0, rank=0, world=8)
+        train = train_loader(run.data, run.tasks, {"depth": None}, sources, 1, seed=0, rank=0, world=8)
         val = val_loader(run.data, run.tasks, {"depth": None}, sources, 1, rank=0, world=8)
-        chosen.append((train.workers, val._loader.num_workers, train.workers_reason.partition(",")[0]))
+        reason = loading.choose_workers("auto", loading.num_processes_here())[1]
+        chosen.append((train.num_workers, val.num_workers, reason.partition(",")[0]))
 
     assert chosen == [(3, 3, "auto: 16 cores for 4 processes"), (1, 1, "auto: 16 cores for 8 processes")]

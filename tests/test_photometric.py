@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from visionmtl.data.loader import Data, TrainLoader
+from visionmtl.data.loader import Data, train_loader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.transforms.photometric import open_pipeline, repaint
 from visionmtl.datasets import Dataset
@@ -146,4 +146,4 @@ def test_a_missing_file_stops_the_training_before_it_starts_but_not_the_config(t
     augment = Augment(pipeline=tmp_path / "nowhere.yaml")
     data = Data(train=[pictures], val=[pictures], size=(24, 32), augment=augment, workers=0)
     with pytest.raises(ValueError, match=r"nowhere.yaml does not exist; allowed is .* A.save.*; correct the path"):
-        TrainLoader(data, {}, {}, [pictures], 2, 0)
+        train_loader(data, {}, {}, [pictures], 2, 0)

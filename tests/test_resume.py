@@ -9,7 +9,8 @@ import torch
 
 from visionmtl.engine import checkpoint
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.trainer import Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
 from visionmtl.run import Run
 
 CUT = 4  # of 6 steps, 3 to an epoch: in the middle of the second epoch
@@ -43,17 +44,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that stopped at CUT; not to be changed."""
     folder = tmp_path_factory.mktemp("cut") / "run"
-    train(settings(folder), Options(max_steps=CUT))
+    train(settings(folder), TrainOptions(max_steps=CUT))
     return folder
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_cut_within_an_epoch_equals_a_whole_one_bit_for_bit(whole: Path, tmp_path: Path, workers: int):
     run = settings(tmp_path / "run", data={"workers": workers})
-    train(run, Options(max_steps=CUT))
+    train(run, TrainOptions(max_steps=CUT))
     assert last(tmp_path / "run")["step"] == CUT
 
-    train(run, Options(resume="auto"))
+    train(run, TrainOptions(resume="auto"))
 
     assert last(whole)["step"] == 6
     assert tiny.differences(last(tmp_path / "run"), last(whole)) == []
@@ -76,7 +77,7 @@ def test_the_random_layers_of_this_file_are_on(tmp_path: Path):
 def test_a_checkpoint_of_any_step_continues_in_another_folder(whole: Path, tmp_path: Path):
     earlier = whole / "checkpoints" / "step-0000003.pt"
 
-    train(settings(tmp_path / "branch"), Options(resume=str(earlier)))
+    train(settings(tmp_path / "branch"), TrainOptions(resume=str(earlier)))
 
     assert tiny.differences(last(tmp_path / "branch"), last(whole)) == []
     assert tiny.rows(tmp_path / "branch") == tiny.rows(whole)[3:]
@@ -84,9 +85,9 @@ def test_a_checkpoint_of_any_step_continues_in_another_folder(whole: Path, tmp_p
 
 def test_going_back_in_the_same_folder_drops_what_came_after(whole: Path, tmp_path: Path):
     run = settings(tmp_path / "run")
-    train(run, Options(max_steps=CUT))
+    train(run, TrainOptions(max_steps=CUT))
 
-    train(run, Options(resume=str(tmp_path / "run" / "checkpoints" / "step-0000003.pt"), max_steps=5))
+    train(run, TrainOptions(resume=str(tmp_path / "run" / "checkpoints" / "step-0000003.pt"), max_steps=5))
 
     assert tiny.rows(tmp_path / "run") == tiny.rows(whole)[:5]
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt")}
@@ -94,7 +95,7 @@ def test_going_back_in_the_same_folder_drops_what_came_after(whole: Path, tmp_pa
 
 
 def test_resuming_without_a_checkpoint_starts_afresh(tmp_path: Path):
-    train(settings(tmp_path / "run"), Options(resume="auto", max_steps=1))
+    train(settings(tmp_path / "run"), TrainOptions(resume="auto", max_steps=1))
 
     assert [row["step"] for row in tiny.rows(tmp_path / "run")] == [1]
 
@@ -102,7 +103,7 @@ def test_resuming_without_a_checkpoint_starts_afresh(tmp_path: Path):
 def test_resuming_a_finished_run_changes_nothing(whole: Path):
     before = {path: path.read_bytes() for path in [*sorted(whole.rglob("*.pt")), whole / "metrics.jsonl"]}
 
-    train(settings(whole), Options(resume="auto"))
+    train(settings(whole), TrainOptions(resume="auto"))
 
     assert {path: path.read_bytes() for path in before} == before
 
@@ -116,7 +117,7 @@ def test_a_new_learning_rate_takes_effect_and_the_moments_stay(cut: Path):
     found = checkpoint.load(cut / "checkpoints" / "last.pt")
     state = tiny.state(settings(cut, optim={"lr": 5e-4, "betas": [0.8, 0.99]}))
 
-    state.restore(found, cut)
+    state.load_state_dict(found, cut)
 
     assert {(group["base_lr"], group["betas"]) for group in state.optimizer.param_groups} == {(5e-4, (0.8, 0.99))}
     assert tiny.differences(state.optimizer.state_dict()["state"], found["optimizer"]["state"]) == []
@@ -125,7 +126,7 @@ def test_a_new_learning_rate_takes_effect_and_the_moments_stay(cut: Path):
 def test_a_resumed_run_logs_its_new_learning_rate(cut: Path, tmp_path: Path):
     run = settings(tmp_path / "run", optim={"lr": 5e-4, "schedule": "constant"})
 
-    train(run, Options(resume=str(cut / "checkpoints" / "last.pt"), max_steps=CUT + 1))
+    train(run, TrainOptions(resume=str(cut / "checkpoints" / "last.pt"), max_steps=CUT + 1))
 
     assert [row["lr"] for row in tiny.rows(tmp_path / "run")] == [5e-4]
 
@@ -136,8 +137,8 @@ def test_ranks_drop_different_channels_also_after_resuming(cut: Path):
     losses = []
     for rank in (0, 0, 1):
         state = tiny.state(run, Ranks(rank, 1, torch.device("cpu")))
-        state.restore(checkpoint.load(cut / "checkpoints" / "last.pt"), cut)
-        losses.append(state.advance(micro_batches)[0])
+        state.load_state_dict(checkpoint.load(cut / "checkpoints" / "last.pt"), cut)
+        losses.append(state.train_step(micro_batches).losses)
 
     assert tiny.differences(losses[0], losses[1]) == []
     assert tiny.differences(losses[0], losses[2])
@@ -152,9 +153,9 @@ def test_a_damaged_checkpoint_points_at_the_one_before_which_works(cut: Path, tm
     run = settings(tmp_path / "run")
 
     with pytest.raises(ValueError, match=r"is damaged .*; use last\.pt\.previous beside it"):
-        train(run, Options(resume="auto"))
+        train(run, TrainOptions(resume="auto"))
 
-    train(run, Options(resume=str(path.with_name("last.pt.previous")), max_steps=CUT + 1))
+    train(run, TrainOptions(resume=str(path.with_name("last.pt.previous")), max_steps=CUT + 1))
     assert last(tmp_path / "run")["step"] == CUT + 1
 
 
@@ -162,7 +163,7 @@ def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path,
     source = checkpoint.load(cut / "checkpoints" / "last.pt")
     still = settings(tmp_path / "new", optim={"lr": 1e-12, "warmup_steps": None})
 
-    train(still, Options(init_from=str(cut / "checkpoints" / "last.pt"), max_steps=1))
+    train(still, TrainOptions(init_from=str(cut / "checkpoints" / "last.pt"), max_steps=1))
 
     found, averaged = last(tmp_path / "new"), checkpoint.best_weights(source)
     parameters = dict(tiny.state(still).net.named_parameters())
@@ -176,6 +177,6 @@ def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path,
 def test_a_checkpoint_of_another_network_is_refused_by_name(cut: Path, tmp_path: Path):
     run = tiny.run(tmp_path / "run", ["depth"])
     path = str(cut / "checkpoints" / "last.pt")
-    for options in (Options(init_from=path), Options(resume=path)):
+    for options in (TrainOptions(init_from=path), TrainOptions(resume=path)):
         with pytest.raises(ValueError, match=r"does not fit this network: 0 missing, .* unexpected .*decoders\.detec"):
             train(run, options)

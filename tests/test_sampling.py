@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from visionmtl.data.loader import Data
-from visionmtl.data.sampler import Draws, Sampling
+from visionmtl.data.sampler import MixtureSampler, Sampling
+
+
+def indices(mixture: MixtureSampler, epoch: int) -> list[int]:
+    return [key.index for key in mixture.keys(epoch)]
 
 
 def test_by_size_the_shares_are_those_of_the_images():
@@ -33,40 +37,39 @@ def test_temperature_moves_the_shares_towards_equal_ones():
 
 
 def test_by_size_every_image_is_drawn_once_an_epoch():
-    draws = Draws([7, 5, 1], Sampling().shares([7, 5, 1], [1, 1, 1], [{"a"}] * 3), None, seed=3)
+    draws = MixtureSampler([7, 5, 1], Sampling().shares([7, 5, 1], [1, 1, 1], [{"a"}] * 3), None, seed=3)
     for epoch in range(3):
-        images, rounds = draws.epoch(epoch)
-        assert sorted(images.tolist()) == list(range(13)) and not rounds.any()
-    assert not np.array_equal(draws.epoch(0)[0], draws.epoch(1)[0])
+        keys = draws.keys(epoch)
+        assert sorted(key.index for key in keys) == list(range(13)) and not any(key.repeat for key in keys)
+    assert indices(draws, 0) != indices(draws, 1)
 
 
 def test_over_epochs_no_image_is_drawn_more_than_once_oftener_than_another_of_its_data_set():
-    draws = Draws([9, 4], [0.2, 0.8], 20, seed=0)
+    draws = MixtureSampler([9, 4], [0.2, 0.8], 20, seed=0)
     assert draws.counts == [4, 16]
     seen: Counter[int] = Counter()
     for epoch in range(7):
-        images, rounds = draws.epoch(epoch)
-        assert len(set(zip(images.tolist(), rounds.tolist(), strict=True))) == 20, "each pair is its own"
-        seen.update(images.tolist())
+        assert len(set(draws.keys(epoch))) == 20, "each key is its own"
+        seen.update(indices(draws, epoch))
         for few in (range(9), range(9, 13)):
             assert max(seen[i] for i in few) - min(seen[i] for i in few) <= 1
 
 
 def test_every_stretch_of_an_epoch_holds_each_data_sets_share_to_a_rounding():
-    images, _ = Draws([1000, 100], [0.75, 0.25], 400, seed=1).epoch(2)
+    images = np.array(indices(MixtureSampler([1000, 100], [0.75, 0.25], 400, seed=1), 2))
     for first in range(0, 400, 8):
         assert abs(np.count_nonzero(images[first : first + 8] >= 1000) - 2) <= 1
 
 
 def test_what_rounding_leaves_goes_to_the_largest_remainders():
-    assert Draws([10, 10, 10], [0.5, 0.26, 0.24], 9, seed=0).counts == [5, 2, 2]  # 4.5, 2.34, 2.16
+    assert MixtureSampler([10, 10, 10], [0.5, 0.26, 0.24], 9, seed=0).counts == [5, 2, 2]  # 4.5, 2.34, 2.16
 
 
 def test_an_epoch_depends_on_seed_and_number_alone():
-    one, two = (Draws([50, 20], [0.5, 0.5], 30, seed=4) for _ in range(2))
-    one.epoch(0)
-    assert np.array_equal(one.epoch(5)[0], two.epoch(5)[0])
-    assert not np.array_equal(one.epoch(5)[0], Draws([50, 20], [0.5, 0.5], 30, seed=5).epoch(5)[0])
+    one, two = (MixtureSampler([50, 20], [0.5, 0.5], 30, seed=4) for _ in range(2))
+    one.keys(0)
+    assert one.keys(5) == two.keys(5)
+    assert indices(one, 5) != indices(MixtureSampler([50, 20], [0.5, 0.5], 30, seed=5), 5)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import monitored_value
-from visionmtl.engine.trainer import NotFinite, Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import NotFinite, train
 from visionmtl.tasks.depth import Depth
 
 EVERY = (*tiny.TASKS, "normals")
@@ -105,7 +106,7 @@ def test_the_rule_can_be_one_metric(tmp_path: Path):
 
 
 def test_a_dry_run_does_everything_once_and_writes_nothing(tmp_path: Path):
-    results = train(tiny.run(tmp_path / "run", train={"sample_pictures": 1}), Options(dry_run=True))
+    results = train(tiny.run(tmp_path / "run", train={"sample_pictures": 1}), TrainOptions(dry_run=True))
 
     assert {task: result["images"] for task, result in results.items()} == dict.fromkeys(tiny.TASKS, 2)
     assert list(tmp_path.iterdir()) == []
@@ -113,20 +114,20 @@ def test_a_dry_run_does_everything_once_and_writes_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize("names", [c for count in (1, 2) for c in combinations(EVERY, count)] + [EVERY], ids="-".join)
 def test_any_tasks_train_together(names: tuple[str, ...]):
-    assert list(train(tiny.run(None, names), Options(dry_run=True))) == list(names)
+    assert list(train(tiny.run(None, names), TrainOptions(dry_run=True))) == list(names)
 
 
 def test_limits_shorten_epochs_and_validation(tmp_path: Path):
     run = tiny.run(tmp_path / "run", ["depth"], train={"epochs": 2})
 
-    results = train(run, Options(limit_train_batches=3, limit_val_batches=1))
+    results = train(run, TrainOptions(limit_train_batches=3, limit_val_batches=1))
 
     assert [row["epoch"] for row in tiny.rows(tmp_path / "run")] == [0] * 3 + [1] * 3
     assert results["depth"]["images"] == 2
 
 
-@pytest.mark.parametrize("limit", [Options(max_time_s=0.0), Options(max_steps=1)], ids=["time", "steps"])
-def test_a_run_that_must_stop_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, limit: Options):
+@pytest.mark.parametrize("limit", [TrainOptions(max_time_s=0.0), TrainOptions(max_steps=1)], ids=["time", "steps"])
+def test_a_run_that_must_stop_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, limit: TrainOptions):
     assert train(tiny.run(tmp_path / "run", ["depth"]), limit) == {}
 
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 1
@@ -157,7 +158,7 @@ def test_half_precision_takes_a_step_near_that_of_full(tmp_path: Path, precision
     losses = {}
     for name in ("fp32", precision):
         run = tiny.run(tmp_path / name, tasks={"segmentation": {"dropout": 0.0}}, train={"precision": name})
-        train(run, Options(max_steps=2))
+        train(run, TrainOptions(max_steps=2))
         logged = [row["losses"] for row in tiny.rows(tmp_path / name)]
         losses[name] = [sum(parts.values()) for of_step in logged for parts in of_step.values()]
 
@@ -176,11 +177,11 @@ def _deterministic_ends_here() -> Iterator[None]:
 @pytest.mark.usefixtures("_deterministic_ends_here")
 def test_deterministic_runs_are_equal_and_the_switch_goes_back(tmp_path: Path):
     for name in ("a", "b"):
-        train(tiny.run(tmp_path / name, EVERY, train={"deterministic": True}), Options(max_steps=2))
+        train(tiny.run(tmp_path / name, EVERY, train={"deterministic": True}), TrainOptions(max_steps=2))
         assert torch.are_deterministic_algorithms_enabled()
     assert tiny.rows(tmp_path / "a") == tiny.rows(tmp_path / "b")
 
-    train(tiny.run(None, ["depth"]), Options(dry_run=True))
+    train(tiny.run(None, ["depth"]), TrainOptions(dry_run=True))
     assert not torch.are_deterministic_algorithms_enabled()
 
 

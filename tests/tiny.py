@@ -1,17 +1,17 @@
 """One tiny run on drawn scenes, as small as a run of every task can be; tests change what they are about."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import TrainLoader
+from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 from visionmtl.network import build_model
 from visionmtl.run import Run
 from visionmtl.structures import Batch
@@ -46,24 +46,30 @@ def scenes(count: int, **settings: Any) -> dict[str, Any]:
     return {"type": "scenes", "num_images": count, "size": SIZE, **settings}
 
 
-def state(of: Run, ranks: Ranks = ALONE) -> RunState:
+def state(of: Run, ranks: Ranks = ALONE) -> Trainer:
     """The run before its first step, with the same weights at each call."""
     spaces = resolve_spaces(of.tasks, open_datasets(of.data.train))
     torch.manual_seed(of.seed)
-    return RunState(of, build_model(of.model, of.tasks, spaces, of.data.size), ranks)
+    return Trainer(of, build_model(of.model, of.tasks, spaces, of.data.size), ranks)
 
 
 def batches(of: Run) -> list[Batch]:
     """Those of the first epoch."""
     sources = open_datasets(of.data.train)
     spaces = resolve_spaces(of.tasks, sources)
-    return list(TrainLoader(of.data, of.tasks, spaces, sources, of.train.batch_size, of.seed).epoch(0))
+    return list(epoch(train_loader(of.data, of.tasks, spaces, sources, of.train.batch_size, of.seed)))
+
+
+def epoch(loader: Any, number: int = 0, start: int = 0) -> Iterator[Batch]:
+    """The batches of one epoch from number `start` on."""
+    loader.batch_sampler.set_epoch(number, start)
+    yield from loader
 
 
 def rows(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
     """What a run logged, without the figures that a clock decides."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timing = ("images_per_s", "data_wait_share", "memory_mb", "eta_s")
+    timing = ("images_per_s", "data_time", "memory_mb", "eta_s")
     return [{k: v for k, v in row.items() if k not in timing} for row in found if row["kind"] == kind]
 
 

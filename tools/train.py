@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from visionmtl.engine.distributed import LostProcess
-from visionmtl.engine.trainer import NotFinite, Options, train
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import NotFinite, train
 from visionmtl.run import Run, print_config, read
 
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.print_config:
             print(print_config(loaded), end="")
             return 0
-        options = Options(
+        options = TrainOptions(
             args.resume, args.init_from, args.overfit, args.limit_train_batches, args.limit_val_batches,
             args.max_time, args.max_steps, args.profile, args.dry_run, args.device,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
-from visionmtl.structures import Batch, LabelSpace, Maps
+from visionmtl.structures import LabelSpace, Maps
 from visionmtl.tasks.base import Raw, Task
 
 
@@ -76,9 +76,9 @@ class MultiTaskNet(nn.Module):
         encoder: nn.Module = self.trunk.encoder  # type: ignore[assignment]
         return encoder
 
-    def shared(self, image: Tensor, colour: Tensor | None = None) -> Maps:
-        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colours -> the shared maps."""
-        maps: Maps = self.trunk(normalise(image, self.mean, self.std, colour))
+    def shared(self, image: Tensor, color: Tensor | None = None) -> Maps:
+        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colors -> the shared maps."""
+        maps: Maps = self.trunk(normalise(image, self.mean, self.std, color))
         return maps
 
     def decode(self, shared: Maps) -> dict[str, Raw]:
@@ -111,26 +111,34 @@ class LossNet(nn.Module):
         image: Tensor,
         targets: Mapping[str, Mapping[str, Tensor]],
         labelled: Mapping[str, Tensor],
-        colour: Tensor | None = None,
+        totals: Mapping[str, Mapping[str, Tensor]],
+        color: Tensor | None = None,
     ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
-        """From what a `Batch` holds: loss parts by task, and where it is cut the shared maps and their copies."""
-        shared = self.shared(image, colour)
+        """Loss parts by task; where the graph is cut, also the shared maps and their detached copies.
+
+        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`.
+        """
+        shared = self.shared(image, color)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps = self.net.trunk.split(leaves)
-        parts = {name: self.of_task(name, maps[name], targets[name], labelled[name]) for name in self.net.tasks}
+        parts = {
+            name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name]) for name in self.net.tasks
+        }
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
         return parts, list(shared.values()), list(leaves.values())
 
-    def shared(self, image: Tensor, colour: Tensor | None) -> Maps:
+    def shared(self, image: Tensor, color: Tensor | None) -> Maps:
         """The part before the cut."""
-        return self.net.shared(image, colour)
+        return self.net.shared(image, color)
 
-    def of_task(self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def of_task(
+        self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor, totals: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """One task behind the cut: what its decoder reads -> its loss parts."""
         raw = self.net.decoders[name](maps)
         with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
-            return self.net.tasks[name].loss(raw, dict(targets), labelled)
+            return self.net.tasks[name].loss(raw, dict(targets), labelled, dict(totals))
 
     def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""
@@ -139,20 +147,3 @@ class LossNet(nn.Module):
             self.of_task = one_graph(self.of_task)  # type: ignore[method-assign]
         else:
             self.forward = one_graph(self.forward)  # type: ignore[method-assign]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The tensors of a batch moved without waiting (from pinned memory)."""
-
-    def move(x: Tensor) -> Tensor:
-        return x.to(device, non_blocking=True)
-
-    return Batch(
-        image=move(batch.image),
-        targets={task: {k: move(v) for k, v in values.items()} for task, values in batch.targets.items()},
-        labelled={task: move(v) for task, v in batch.labelled.items()},
-        frames=batch.frames,
-        samples=batch.samples,
-        sources=batch.sources,
-        colour=None if batch.colour is None else move(batch.colour),
-    )

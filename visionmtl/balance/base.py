@@ -16,10 +16,12 @@ from visionmtl.ops.ranks import sum_over_ranks
 class Step:
     """What a balancer may look at. The graph is cut between `shared` and `leaves`, which hold the same values."""
 
-    losses: Mapping[str, Tensor]  # by task: float32 scalar, already divided over ranks
+    losses: Mapping[str, Tensor]  # by task: float32 scalar, divided by the labelled items of the whole optimiser step
     shared: Sequence[Tensor]  # the trunk's output, attached to its graph; empty when the balancer needs no cut
     leaves: Sequence[Tensor]  # what the decoders read; empty likewise
-    scale: Tensor | float = 1.0  # fp16 loss scale times 1/accumulation; multiplies every gradient
+    scale: Tensor | float = 1.0  # fp16 loss scale; multiplies every gradient
+    labelled: Mapping[str, Tensor] | None = None  # by task: bool scalar, whether the step has a label; None: all have
+    share: float = 1.0  # of the optimiser step that this micro-batch is; the losses are divided already
 
 
 class Balancer(nn.Module):

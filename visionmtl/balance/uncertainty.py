@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from visionmtl.balance.base import Balance, Balancer, Step
-from visionmtl.ops.ranks import sum_over_ranks
 
 
 class Uncertainty(Balance, frozen=True):
@@ -33,7 +32,9 @@ class _Uncertainty(Balancer):
         tasks = list(self.weights)
         precisions = torch.exp(-self.log_variances)
         losses = torch.stack([self.weights[task] * step.losses[task] for task in tasks])
-        seen = sum_over_ranks(losses) > 0
-        total = (precisions * losses + torch.where(seen, self.log_variances / 2, 0.0)).sum()
+        regulariser = self.log_variances / 2
+        if step.labelled is not None:
+            regulariser = torch.where(torch.stack([step.labelled[task] for task in tasks]), regulariser, 0.0)
+        total = (precisions * losses + step.share * regulariser).sum()
         (total * step.scale).backward()
         return {task: self.weights[task] * precisions[i].detach() for i, task in enumerate(tasks)}

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from pydantic import Field
+from torch.utils.data import DataLoader
 
 from visionmtl import run as config
 from visionmtl.benchmark.base import Figure, Note, Row, Table
@@ -19,7 +20,7 @@ from visionmtl.benchmark.plain_loader import PlainLoader, files_of
 from visionmtl.config.registry import Spec
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import Data, TrainLoader
+from visionmtl.data.loader import Data, train_loader
 from visionmtl.data.transforms.crop_resize import CropParams
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.ops.color import normalise
@@ -102,9 +103,9 @@ class Loading(Spec):
         yield Table("where it goes, ms an image", ("stage", "lower quartile", "median", "upper quartile"), tuple(rows))
 
 
-def _loader(run: Run, source: NamedDataset, batch: int) -> TrainLoader:
+def _loader(run: Run, source: NamedDataset, batch: int) -> DataLoader[Batch]:
     data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None})
-    return TrainLoader(data, run.tasks, resolve_spaces(run.tasks, [source]), [source], batch, run.seed)
+    return train_loader(data, run.tasks, resolve_spaces(run.tasks, [source]), [source], batch, run.seed)
 
 
 def _drained(epoch: Callable[[int], Iterable[object]]) -> Callable[[], object]:
@@ -121,7 +122,7 @@ def _stages(run: Run, source: NamedDataset, cached: NamedDataset, batch: int) ->
     samples = [source.read_part(index, wanted) for index in numbers]
     rng = np.random.default_rng(0)
     views = [augment.apply(sample, size, rng) for sample in samples]
-    batches: list[Batch] = list(_loader(run, source, batch).epoch(0))
+    batches: list[Batch] = list(_loader(run, source, batch))
 
     def framed(sample: Sample) -> Sample:
         params: CropParams = augment.draw(rng)
@@ -132,11 +133,11 @@ def _stages(run: Run, source: NamedDataset, cached: NamedDataset, batch: int) ->
         "the same with labels": lambda: [source.read_part(index, wanted) for index in numbers],
         "read from the cache": lambda: [cached.read_part(index, wanted) for index in numbers],
         "crop, resize and flip image and labels": lambda: [framed(sample) for sample in samples],
-        "draw colours": lambda: [augment.colour(view.image, rng) for view in views],
+        "draw colours": lambda: [augment.color(view.image, rng) for view in views],
         "colours and normalisation (the device's part)": lambda: [_on_device(one) for one in batches],
     }
 
 
 def _on_device(batch: Batch) -> torch.Tensor:
     mean, std = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 58.0)
-    return normalise(batch.image, mean, std, batch.colour)
+    return normalise(batch.image, mean, std, batch.color)

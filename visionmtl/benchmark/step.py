@@ -14,7 +14,7 @@ from visionmtl.benchmark.peers import THREE, peers
 from visionmtl.benchmark.workload import TASKS, Mode, Workload
 from visionmtl.benchmark.works import Built, build, encoder_step, joint_step, matrix_product
 from visionmtl.config.registry import Spec
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 from visionmtl.structures import Batch
 
 COMPILE_S = {"encoder": 50.0, "joint": 75.0, "peer": 45.0}
@@ -127,7 +127,8 @@ class _Measurement:
         def make() -> Work:
             of_others = {name: batch.targets[name] for name in others}
             labelled = {name: batch.labelled[name] for name in others}
-            less = Batch(image=batch.image, targets=of_others, labelled=labelled, colour=batch.colour)
+            counts = {name: batch.counts[name] for name in others}
+            less = Batch(batch.image, of_others, labelled, counts, batch.color)
             return joint_step(workload.state(others, mode=mode), less)
 
         return make
@@ -202,9 +203,9 @@ class _Later:
 
     def __init__(self, workload: Workload, mode: Mode) -> None:
         self._make = lambda: workload.state(mode=mode)
-        self._state: RunState | None = None
+        self._state: Trainer | None = None
 
-    def state(self) -> RunState:
+    def state(self) -> Trainer:
         """The same at each call."""
         self._state = self._state or self._make()
         return self._state

@@ -13,10 +13,10 @@ from torch import Tensor
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config.registry import Spec
-from visionmtl.data.loader import pad
+from visionmtl.data.collate import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
-from visionmtl.engine.state import DTYPES, RunState
+from visionmtl.engine.trainer import DTYPES, Trainer
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.ops.street_labels import CITYSCAPES19
 from visionmtl.run import Run
@@ -83,9 +83,9 @@ class Workload(Spec):
         net = build_model(run.model, run.tasks, {name: SPACES[name] for name in tasks}, self.size).to(self.on)
         return net.to(memory_format=torch.channels_last) if run.train.channels_last else net
 
-    def state(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> RunState:
+    def state(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
         """The run before its first step."""
-        return RunState(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
+        return Trainer(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
 
     def samples(self, boxes: int | None = None, seed: int = 0) -> list[Sample]:
         """As many random images as a batch has, each of the input's size. boxes: exactly so many in each."""
@@ -99,12 +99,9 @@ class Workload(Spec):
         image = pad([sample.image for sample in samples], self.size)
         targets = {name: task.collate(samples, self.size) for name, task in run.tasks.items()}
         labelled = {name: torch.ones(len(samples), dtype=torch.bool) for name in tasks}
-        return Batch(
-            image=self.pinned(image),
-            targets={name: {key: self.pinned(one) for key, one in values.items()} for name, values in targets.items()},
-            labelled={name: self.pinned(one) for name, one in labelled.items()},
-            colour=self.pinned(torch.eye(3, 4).repeat(len(samples), 1, 1)),
-        )
+        counts = {name: task.count(targets[name], self.size) for name, task in run.tasks.items()}
+        batch = Batch(image, targets, labelled, counts, torch.eye(3, 4).repeat(len(samples), 1, 1))
+        return batch.pin_memory() if self.on.type == "cuda" else batch
 
     def pinned(self, x: Tensor) -> Tensor:
         """Where a GPU can fetch it without the host waiting."""

@@ -8,7 +8,7 @@ import torch
 
 from visionmtl.benchmark.measure import PeakMemory, Work, count_flops, milliseconds
 from visionmtl.benchmark.workload import COMPILE, Mode, Workload
-from visionmtl.engine.state import RunState
+from visionmtl.engine.trainer import Trainer
 from visionmtl.structures import Batch
 
 WARM_UP = 3  # calls; CUDA graphs are recorded in the second and replayed from the third on
@@ -40,9 +40,9 @@ def build(make: Callable[[], Work], device: torch.device, count: bool = True) ->
     return Built(work, time.perf_counter() - start, milliseconds(work, device) / 1e3, flops, peak.mib)
 
 
-def joint_step(state: RunState, batch: Batch) -> Work:
+def joint_step(state: Trainer, batch: Batch) -> Work:
     """The step of a training run, copies of the (pinned) batch to the device included."""
-    return lambda: state.advance([batch])
+    return lambda: state.train_step([batch.to(state.ranks.device)])
 
 
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:

@@ -150,7 +150,7 @@ def moved(value: Any, before: str, after: str) -> Any:
 def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on from a checkpoint under settings that its optimiser, balancer or loss scale do not fit.
 
-    saved, fresh: as `RunState.plain` gives them, from the file and from the run that wants to go on; of one network.
+    saved, fresh: as `Trainer.plain` gives them, from the file and from the run that wants to go on; of one network.
     """
 
     def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:

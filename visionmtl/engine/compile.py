@@ -56,7 +56,7 @@ class Graphs:
         self._shapes: dict[str, str] = {}
         self.count = 0
 
-    def news(self, targets: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    def report(self, targets: Mapping[str, Mapping[str, Tensor]]) -> str | None:
         """A line when graphs were made since the last call, for a step on these targets. Waits for nothing."""
         now, old = _so_far(), self._shapes
         made, seconds = now[0] - self._before[0], now[1] - self._before[1]

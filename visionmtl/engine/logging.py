@@ -1,6 +1,7 @@
-"""Where a run's rows, lines and pictures go: metrics.jsonl, train.log, TensorBoard and the terminal."""
+"""Where a run's rows, messages and pictures go: metrics.jsonl, train.log, TensorBoard and the terminal."""
 
 import json
+import logging
 import math
 import os
 import sys
@@ -21,13 +22,19 @@ from typing_extensions import Self
 
 from visionmtl.engine.environment import environment
 
+logger = logging.getLogger("visionmtl")
+"""Messages for people. A `RunLog` sends them to train.log and the terminal."""
 
-class RunLog:
+
+class RunLog(logging.Handler):
     """The log of one run. Rank 0 opens it for writing; on the other ranks the same calls do nothing."""
 
     def __init__(self, screen: "_Screen | None", files: "_Files | None") -> None:
+        super().__init__(logging.INFO)
         self._screen = screen
         self._files = files
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
 
     @classmethod
     def open(
@@ -54,8 +61,9 @@ class RunLog:
             found = json.dumps(environment(), indent=1) + "\n"
             (self._files.folder / "env.json").write_text(found, encoding="utf-8")
 
-    def line(self, text: str) -> None:
-        """A line for people."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message of `logger`."""
+        text = record.getMessage()
         if self._files:
             self._files.line(text)
         if self._screen:
@@ -72,16 +80,16 @@ class RunLog:
         lr: float,
         grad_norm: float,
         images_per_s: float,
-        data_wait_share: float,
+        data_time: float,
         eta_s: float,
     ) -> None:
         """Figures of training: loss parts and weight by task, and how fast it goes.
 
-        data_wait_share: share of the time, 0..1, in which the loop waited for data.
+        data_time: share of the time, 0..1, in which the loop waited for data.
         """
         row = {
             "kind": "train", "step": step, "epoch": epoch, "losses": losses, "weights": weights, "lr": lr,
-            "grad_norm": grad_norm, "images_per_s": images_per_s, "data_wait_share": data_wait_share,
+            "grad_norm": grad_norm, "images_per_s": images_per_s, "data_time": data_time,
             "memory_mb": peak_memory_mb(), "eta_s": eta_s,
         }  # fmt: skip
         if self._files:
@@ -95,7 +103,7 @@ class RunLog:
         numbers = {task: {name: v for name, v in of_task.items() if _is_number(v)} for task, of_task in results.items()}
         if self._files:
             self._files.row({"kind": "val", "step": step, "epoch": epoch, "results": numbers})
-        self.line(f"evaluated at step {step}, epoch {epoch}\n{results_table(results)}")
+        logger.info(f"evaluated at step {step}, epoch {epoch}\n{results_table(results)}")
 
     def picture(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
         """A picture [H, W, 3] RGB for TensorBoard."""
@@ -104,11 +112,13 @@ class RunLog:
 
     def close(self) -> None:
         """Write out what is pending and give the terminal back."""
+        logger.removeHandler(self)
         if self._files:
             self._files.close()
         if self._screen:
             self._screen.close()
         self._files = self._screen = None
+        super().close()
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +205,7 @@ def _figures(row: Mapping[str, Any]) -> str:
             *losses,
             f"lr {row['lr']:.2e}",
             f"{row['images_per_s']:.1f} images/s",
-            f"waiting for data {row['data_wait_share']:.0%}",
+            f"waiting for data {row['data_time']:.0%}",
             f"{row['memory_mb']:,.0f} MB",
             f"eta {hours}:{minutes:02}:{seconds:02}",
         ]

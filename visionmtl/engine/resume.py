@@ -4,13 +4,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import Results, monitored_value
-from visionmtl.engine.state import RunState
 from visionmtl.run import Run
+
+if TYPE_CHECKING:  # the trainer resumes by this module
+    from visionmtl.engine.trainer import Trainer
 
 
 def results_file(folder: Path, step: int) -> Path:
@@ -42,24 +45,24 @@ def find(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
     return Path(which)
 
 
-def go_on(state: RunState, path: Path, eval_names: set[str]) -> Results | None:
+def go_on(trainer: "Trainer", path: Path, eval_names: set[str]) -> Results | None:
     """Restore a run from a checkpoint; returns the results at its step, None where that was not evaluated to the end.
 
     A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
     eval_names: names of this run's results; a file with others was found on other data and does not count.
     """
     saved = checkpoint.load(path)
-    state.restore(saved, path)
-    monitor = state.run.train.best
+    trainer.load_state_dict(saved, path)
+    monitor = trainer.run.train.best
     if saved["run"]["train"]["best"] != monitor:
-        state.best = -math.inf  # values by different rules cannot be compared
-    file = results_file(path.parent.parent, state.step)
+        trainer.state.best = -math.inf  # values by different rules cannot be compared
+    file = results_file(path.parent.parent, trainer.state.step)
     if not file.exists():
         return None
     results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
     if set(results) != eval_names:
         return None
-    state.best = max(state.best, monitored_value(results, state.run.tasks, monitor))
+    trainer.state.best = max(trainer.state.best, monitored_value(results, trainer.run.tasks, monitor))
     return results
 
 

@@ -12,18 +12,18 @@ WARMUP_STEPS = 10  # loader processes start, kernels are chosen or compiled
 CHANGED = 0.15  # of the share, before it is said again
 
 
-class Pace:
+class ThroughputMeter:
     """Images a second, share of time waiting for data, time to go; since the last reading."""
 
-    def __init__(self, images_per_step: int, waited_s: Callable[[], float]) -> None:
-        """waited_s: seconds waited for data since its last call."""
+    def __init__(self, images_per_step: int, data_time: Callable[[], float]) -> None:
+        """data_time: seconds waited for data since its last call."""
         self.images_per_step = images_per_step
-        self._waited_s = waited_s
+        self._data_time = data_time
         self.restart()
 
     def restart(self) -> None:
         """Forget the time since the last reading (evaluation)."""
-        self._waited_s()
+        self._data_time()
         self._since, self._steps = time.perf_counter(), 0
 
     def step(self) -> None:
@@ -35,14 +35,14 @@ class Pace:
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         figures = {
             "images_per_s": self._steps * self.images_per_step / elapsed,
-            "data_wait_share": self._waited_s() / elapsed,
+            "data_time": self._data_time() / elapsed,
             "eta_s": steps_left * elapsed / max(self._steps, 1),
         }
         self.restart()
         return figures
 
 
-class Advice:
+class DataTimeAdvice:
     """A line on what to try when the run waits for data: said once after warming up, and when it became much worse."""
 
     def __init__(self, data: Data, workers: int, cores: int, processes: int) -> None:

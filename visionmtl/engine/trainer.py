@@ -1,288 +1,554 @@
 """The training loop, top to bottom; it knows no task, data set or balancing method by name."""
 
+import copy
 import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
+from visionmtl.balance.base import Step
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import resolve_spaces, supervises
-from visionmtl.data.loader import TrainLoader, ValLoader, val_loader
+from visionmtl.data.label_spaces import eval_names, resolve_spaces, supervises
+from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.engine import checkpoint, distributed, resume
+from visionmtl.engine.checkpoint import check_continues
+from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import Results, evaluate, monitored_value, save_json
-from visionmtl.engine.logging import RunLog, results_table
-from visionmtl.engine.optim import lr_factor, set_lr
-from visionmtl.engine.options import PROFILE_WARMUP, Options, Plan, plan_steps
-from visionmtl.engine.state import RunState
-from visionmtl.engine.throughput import Advice, Pace
+from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
+from visionmtl.engine.logging import RunLog, logger, results_table
+from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, set_lr
+from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
+from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
+from visionmtl.modeling.sync_batchnorm import synchronise
+from visionmtl.modeling.unused_parameters import freeze_unused_parameters
 from visionmtl.modeling.weights import load_strictly
-from visionmtl.network import MultiTaskNet, build_model
+from visionmtl.network import LossNet, MultiTaskNet, build_model
+from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
-from visionmtl.structures import Sample
+from visionmtl.structures import Batch, Sample
 
-Losses = dict[str, dict[str, Tensor]]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NotFinite(RuntimeError):
     """A loss became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
 
 
-def train(run: Run, options: Options | None = None) -> Results:
+def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
     Raises ValueError for what does not fit together, NotFinite when a loss stops being finite.
     """
-    options = options or Options()
+    options = options or TrainOptions()
     with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
-        return _train(run, options, ranks)
+        return _prepare(run, options, ranks).fit()
 
 
-def _train(run: Run, options: Options, ranks: Ranks) -> Results:
+def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
+    """Open the data sets and build the network."""
     torch.manual_seed(run.seed)
     if run.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not reproducible without it
     torch.use_deterministic_algorithms(run.train.deterministic)
     if options.overfit:
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
-    sources, val_sources = _sources(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, sources)
-    loader = TrainLoader(run.data, run.tasks, spaces, sources, run.train.batch_size, run.seed, ranks.rank, ranks.world)
-    val = val_loader(
-        run.data, run.tasks, spaces, val_sources, run.train.batch_size, ranks.rank, ranks.world,
+
+    datasets, val_datasets = open_run_datasets(run, options.overfit)
+    spaces = resolve_spaces(run.tasks, datasets)
+    names = eval_names(run.tasks, spaces, val_datasets)
+    resume.check_best(run, spaces, names, val_datasets)
+    settings = run.train
+    train_batches = train_loader(
+        run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
+    )
+    val_batches = val_loader(
+        run.data, run.tasks, spaces, val_datasets, settings.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
     )  # fmt: skip
 
-    resume.check_best(run, spaces, val.eval_names, val_sources)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
     if options.init_from:
-        _start_from(net, Path(options.init_from))
-    state = RunState(run, net.to(ranks.device), ranks)
-    batches = min(len(loader), options.limit_train_batches or len(loader))
-    steps_per_epoch = batches // run.train.accumulate
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"an epoch has {batches} batches, but train.accumulate is {run.train.accumulate}; one step takes that many "
-            "batches; lower train.accumulate or train.batch_size"
-        )
-
-    folder = Path(run.output or "runs/unnamed")
-    path = resume.find(folder, options.resume, options.dry_run)
-    found = resume.go_on(state, path, set(val.eval_names)) if path else None
-    # all ranks have looked into the folder before the first one writes there
-    remedy = "let all machines see one run folder, or copy it to each"
-    distributed.check_same((state.step, found is not None), "the resumed step, and whether it was evaluated,", remedy)
-    plan = plan_steps(run.train, options, state.step, steps_per_epoch)
-    writes, resume_step = ranks.is_main_process and not options.dry_run, state.step if path else None
-    with RunLog.open(folder, writes, resume_step, show=ranks.is_main_process, evaluated=found is not None) as log:
-        log.config(dump(run))
-        for line in _introduction(run, net, loader, val, sources, val_sources, ranks, path is not None, state.step):
-            log.line(line)
-        return _loop(state, loader, val, log, options, plan, folder, found)
+        path = Path(options.init_from)
+        load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names)
+    return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
-def _loop(
-    state: RunState, loader: TrainLoader, val: ValLoader, log: RunLog, options: Options, plan: Plan, folder: Path,
-    found: Results | None,
-) -> Results:  # fmt: skip
-    """found: results at the step resumed from, where it was evaluated."""
-    run, ranks = state.run, state.ranks
-    settings, steps_per_epoch = run.train, plan.steps_per_epoch
-    total_steps, last_step = plan.total_steps, plan.last_step
-    results = found or {}
-    started = time.monotonic()
+def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedDataset], list[NamedDataset]]:
+    """The training and validation data sets of a run.
 
-    if found is None and plan.evaluates(state.step) and not options.dry_run:
-        log.line(f"step {state.step} was saved, but not evaluated to the end; that comes first")
-        results = _evaluate(state, val, log, folder, state.step // steps_per_epoch, options.dry_run)
-    if state.step >= last_step:
-        log.line(f"nothing is left to train: step {state.step} of {last_step} is done")
-        if found:
-            log.line(f"its evaluation gave\n{results_table(found)}")
-
-    profiler = _profiler(options.profile, folder, log) if options.profile and ranks.is_main_process else None
-    feed = Prefetcher(ranks.device)
-    meter = Pace(settings.batch_size * settings.accumulate * ranks.world, feed.waited_s)
-    advice = Advice(run.data, loader.workers, num_cores(), num_processes_here())
-    while state.step < last_step:
-        epoch, done = divmod(state.step, steps_per_epoch)
-        stream = itertools.islice(
-            loader.epoch(epoch, start=done * settings.accumulate), (steps_per_epoch - done) * settings.accumulate
-        )
-        for micro_batches in feed.groups(stream, settings.accumulate):
-            set_lr(state.optimizer, lr_factor(run.optim, state.step, total_steps, steps_per_epoch))
-            losses, weights, norm = state.advance(micro_batches)
-            if state.step < last_step:
-                feed.ahead()
-            while state.news:
-                log.line(state.news.pop(0))
-            meter.step()
-            if profiler:
-                profiler.step()
-            if state.step % settings.log_every_steps == 0 or state.step == last_step:
-                values = _read(losses, micro_batches[-1].labelled, state.step)
-                pace = meter.read(total_steps - state.step)
-                log.train(
-                    step=state.step, epoch=epoch, losses=values, weights={k: float(w) for k, w in weights.items()},
-                    grad_norm=float(norm), lr=state.optimizer.param_groups[-1]["lr"], total_steps=total_steps,
-                    **pace,
-                )  # fmt: skip
-                if line := advice.line(pace["data_wait_share"], settings.log_every_steps):
-                    log.line(line)
-            late = options.max_time_s is not None and time.monotonic() - started > options.max_time_s
-            stopping = distributed.any_rank(late, ranks.device) if options.max_time_s is not None else False
-            if stopping or state.step >= last_step:
-                break
-
-        # between logged steps too, nothing spoilt is evaluated or saved
-        _read(losses, micro_batches[-1].labelled, state.step)
-        ended = state.step % steps_per_epoch == 0
-        finished = state.step >= total_steps
-        epochs_done = state.step // steps_per_epoch
-        stopping = stopping or state.step >= last_step
-        saves = stopping or finished or (ended and epochs_done % settings.checkpoint_every_epochs == 0)
-        if saves and not options.dry_run:  # whatever evaluation comes to
-            state.hand_to_first(epochs_done, lambda plain: checkpoint.save_step(folder, plain, settings.keep))
-        if plan.evaluates(state.step):
-            results = _evaluate(state, val, log, folder, epochs_done, options.dry_run)
-            meter.restart()
-        if options.dry_run:
-            return results
-        if stopping and not finished:
-            log.line(f"stopped after step {state.step} of {total_steps}; continue with --resume")
-            break
-    if profiler:
-        profiler.stop()
-    distributed.barrier()
-    return results
-
-
-def _profiler(num_steps: int, folder: Path, log: RunLog) -> torch.profiler.profile:
-    """A running profiler that traces `num_steps` steps after PROFILE_WARMUP, fewer where time is up before."""
-    file = folder / "profile.json"
-
-    def keep(trace: torch.profiler.profile) -> None:
-        trace.export_chrome_trace(str(file))
-        log.line(f"trace of {num_steps} steps: {file}, for chrome://tracing or perfetto.dev")
-
-    profiler = torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=0, warmup=PROFILE_WARMUP, active=num_steps, repeat=1),
-        on_trace_ready=keep,
-    )
-    profiler.start()
-    return profiler
-
-
-def _evaluate(state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs_done: int, dry_run: bool) -> Results:
-    """Results of the averaged weights where there are any; keeps best.pt and a few pictures.
-
-    The file of results is written last: where it lies, a resumed run takes the evaluation as done.
+    overfit: the first so many images of each training data set are what is trained and evaluated on.
     """
-    run, ranks = state.run, state.ranks
-    net = state.judged()
-    drawn: list[tuple[Sample, dict[str, Any]]] = []
-
-    def collect(sample: Sample, predictions: dict[str, Any]) -> None:
-        if ranks.is_main_process and len(drawn) < run.train.sample_pictures:
-            drawn.append((sample, predictions))
-
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in val.eval_names.items()}
-    results = evaluate(net, val, ranks.device, precision=run.train.precision, meters=meters, on_image=collect)
-    log.val(step=state.step, epoch=epochs_done, results=results)
-    if dry_run:
-        if results.get(run.train.best.partition("/")[0], {}).get("images"):
-            monitored_value(results, run.tasks, run.train.best)  # a metric that does not exist is found now
-        return results
-    for i, (sample, predictions) in enumerate(drawn):
-        for name, prediction in predictions.items():
-            picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
-            log.picture(f"{name}/{i}", picture, state.step)
-
-    value = monitored_value(results, run.tasks, run.train.best)
-    if value > state.best:
-        state.best = value
-        state.hand_to_first(epochs_done, lambda plain: checkpoint.save(folder / "checkpoints" / "best.pt", plain))
-        log.line(f"best so far by rule {run.train.best!r}: {value:.4f}")
-    if ranks.is_main_process:
-        save_json(results, resume.results_file(folder, state.step), {"step": state.step, "epoch": epochs_done})
-    return results
-
-
-def _sources(run: Run, overfit: int | None) -> tuple[list[NamedDataset], list[NamedDataset]]:
-    sources = open_datasets(run.data.train)
+    datasets = open_datasets(run.data.train)
     if overfit is None:
         if run.data.cache is not None:
-            fields, (number, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
-            sources = with_cache(
-                sources, run.data.train, run.data.cache, fields, run.data.size, run.data.augment.zoom[1], number
+            fields, (num_workers, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
+            datasets = with_cache(
+                datasets, run.data.train, run.data.cache, fields, run.data.size, run.data.augment.zoom[1], num_workers
             )
-        return sources, open_datasets(run.data.val)
-    few = [(source, min(overfit, len(source))) for source in sources]
-    return (
-        [replace(source, reader=Subset(source.reader, count, len(source))) for source, count in few],
-        [replace(source, reader=Subset(source.reader, count, count)) for source, count in few],
-    )
+        return datasets, open_datasets(run.data.val)
+
+    def first(dataset: NamedDataset, length: int) -> NamedDataset:
+        count = min(overfit, len(dataset))
+        return replace(dataset, reader=Subset(dataset.reader, count, max(length, count)))
+
+    return [first(dataset, len(dataset)) for dataset in datasets], [first(dataset, 0) for dataset in datasets]
 
 
-def _start_from(net: MultiTaskNet, path: Path) -> None:
-    load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
+@dataclass(frozen=True)
+class LoopData:
+    """The data that a loop runs on."""
+
+    train_datasets: Sequence[NamedDataset]
+    val_datasets: Sequence[NamedDataset]
+    train_loader: "DataLoader[Batch]"  # with a `BatchSampler`
+    val_loader: "DataLoader[Batch]"
+    eval_names: Mapping[str, str]  # see `data.label_spaces.eval_names`
 
 
-def _read(losses: Losses, labelled: Mapping[str, Tensor], step: int) -> dict[str, dict[str, float]]:
-    """Loss parts of all ranks as numbers, of tasks with a label in the batch: a 0 that means "nobody looked" is none.
+@dataclass
+class TrainState:
+    """Where a training is."""
 
-    The one place of the loop that waits for the device.
+    step: int = 0  # optimiser steps done
+    best: float = -math.inf  # the monitored value of best.pt
+    results: Results = field(default_factory=dict)  # of the last evaluation
+    evaluated: bool = False  # whether `results` are those of this step
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one optimiser step gives, on the device."""
+
+    losses: dict[str, dict[str, Tensor]]  # by task and part: this rank's, summed over micro-batches
+    labelled: dict[str, Tensor]  # by task: bool scalar, whether the step has a label of it on any rank
+    weights: Mapping[str, Tensor]  # by task: as the balancing method gave it
+    grad_norm: Tensor
+
+
+class Trainer:
+    """A network in training: weights, optimiser, weight average, balancing method, and the loop around them.
+
+    `train_step` alone needs no data; `fit` needs `data`.
     """
-    names = [(task, part) for task, parts in losses.items() for part in parts]
-    flags = [labelled[task].any().to(losses[task][part].dtype) for task, part in names]
-    # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
-    mean = distributed.mean(torch.stack([*(losses[task][part] for task, part in names), *flags])).tolist()
-    values: dict[str, dict[str, float]] = {}
-    for (task, part), value, flag in zip(names, mean[: len(names)], mean[len(names) :], strict=True):
-        if flag or not math.isfinite(value):
-            values.setdefault(task, {})[part] = value
-    names = [(task, part) for task, parts in values.items() for part in parts]
-    if bad := [f"{task}/{part} {values[task][part]}" for task, part in names if not math.isfinite(values[task][part])]:
-        raise NotFinite(
-            f"losses are not finite at step {step}: {', '.join(bad)}; finite ones are needed; lower optim.lr, set "
-            "optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one task spoilt the "
-            "others, train.log_every_steps=1 shows the first"
+
+    def __init__(
+        self,
+        run: Run,
+        net: MultiTaskNet,
+        ranks: Ranks,
+        data: LoopData | None = None,
+        options: TrainOptions | None = None,
+    ) -> None:
+        """net: on the device of `ranks`."""
+        self.run, self.net, self.ranks, self.data, self.options = run, net, ranks, data, options or TrainOptions()
+        self.state = TrainState()
+        self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
+        self.stopping = False
+        self.sharded = run.train.distributed.shard and ranks.world > 1
+        if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
+            net.to(memory_format=torch.channels_last)
+        synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device)
+        self.balancer = run.balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
+        if run.train.distributed.shard:
+            check_shard(run.train, self.balancer)
+        loss_net = LossNet(net, self.balancer.needs_cut)
+        sharded_copy = None
+        if self.sharded:
+            self._unsharded = copy.deepcopy(net).cpu()
+            if run.optim.ema_decay:
+                sharded_copy = copy.deepcopy(net)
+                shard(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
+            shard(loss_net, ranks.device, ranks.world)
+        self.optimizer = build_optimizer(run.optim, net, self.balancer)
+        self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
+        self.graphs = Graphs() if run.train.compile else None
+        if run.train.compile:
+            compile_losses(loss_net, run.train, ranks.device)
+        self.loss_net: nn.Module = loss_net
+        if not self.sharded:
+            self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
+
+    # ---- one step ----
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> StepOutput:
+        """One optimiser step on batches that are on the device. Nothing waits for the device."""
+        self.net.train()
+        torch.manual_seed(self._step_seed())
+        totals = step_totals([batch.counts for batch in micro_batches])
+        labelled = self._labelled_tasks(micro_batches)
+        losses: dict[str, dict[str, Tensor]] = {}
+        weights: Mapping[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            with self._gradient_sync(last=number == len(micro_batches) - 1):
+                parts, weights = self._forward_backward(batch, totals, labelled, 1 / len(micro_batches))
+            for task, of_task in parts.items():
+                known = losses.setdefault(task, {})
+                for name, value in of_task.items():
+                    known[name] = known[name] + value.detach() if name in known else value.detach()
+        return StepOutput(losses, labelled, weights, self._optimizer_step())
+
+    def _labelled_tasks(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """By task: bool scalar, whether any image of the step, on any rank, has a label of it."""
+        flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.net.tasks]
+        on_any_rank = sum_over_ranks(torch.stack(flags).float()) > 0
+        return dict(zip(self.net.tasks, on_any_rank.unbind(), strict=True))
+
+    def _forward_backward(
+        self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
+    ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
+        settings, device = self.run.train, self.ranks.device
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        image = batch.image.contiguous(memory_format=memory_format)
+        if settings.compile == "cuda_graph":
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+            parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled, totals, batch.color)
+        losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
+        scale = self.scaler.scale(torch.ones((), device=device))
+        weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
+        if self.graphs and (line := self.graphs.report(batch.targets)):
+            logger.info(line)
+        return parts, weights
+
+    def _optimizer_step(self) -> Tensor:
+        """Returns the norm of all gradients before they are clipped."""
+        distributed.average_gradients(self.balancer.parameters())
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update()
+        self.state.step += 1
+        self.state.evaluated = False
+        return norm
+
+    def _step_seed(self) -> int:
+        """Dropout and drop path depend on run, rank and step alone, so that there is no random state to keep."""
+        entropy = (self.run.seed, self.ranks.rank, self.state.step)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+    def _gradient_sync(self, last: bool) -> Any:
+        """Ranks exchange gradients in the last of several backwards only."""
+        if isinstance(self.loss_net, FSDPModule):
+            self.loss_net.set_requires_gradient_sync(last)
+        no_sync = getattr(self.loss_net, "no_sync", None)
+        return torch.enable_grad() if last or no_sync is None else no_sync()
+
+    # ---- the loop ----
+
+    def fit(self) -> Results:
+        """Train to the end, or as far as the options say; returns the last evaluation's results by task."""
+        assert self.data is not None
+        run, options, ranks = self.run, self.options, self.ranks
+        folder = self.folder = Path(run.output or "runs/unnamed")
+        resumed = self._resume()
+        self._plan()
+        started = time.monotonic()
+        with RunLog.open(
+            folder, ranks.is_main_process and not options.dry_run, self.state.step if resumed else None,
+            show=ranks.is_main_process, evaluated=self.state.evaluated,
+        ) as self.log:  # fmt: skip
+            self.log.config(dump(run))
+            for line in self._introduction(resumed):
+                logger.info(line)
+            if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
+                logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
+                self.validate()
+            if self.state.step >= self.last_step:
+                logger.info(f"nothing is left to train: step {self.state.step} of {self.last_step} is done")
+                if self.state.evaluated:
+                    logger.info(f"its evaluation gave\n{results_table(self.state.results)}")
+
+            self.prefetcher = Prefetcher(ranks.device)
+            images_per_step = run.train.batch_size * run.train.accumulate * ranks.world
+            self.throughput = ThroughputMeter(images_per_step, self.prefetcher.data_time)
+            self.advice = DataTimeAdvice(
+                run.data, self.data.train_loader.num_workers, num_cores(), num_processes_here()
+            )
+            self.profiler = self._start_profiler() if options.profile and ranks.is_main_process else None
+            while self.state.step < self.last_step:
+                output = self._train_epoch(started)
+                self._losses(output)  # nothing that is not finite is saved or evaluated
+                stopping = self.stopping or self.state.step >= self.last_step
+                if self._save_is_due(stopping) and not options.dry_run:  # before the evaluation, which may fail
+                    self.save()
+                if self._evaluation_is_due():
+                    self.validate()
+                    self.throughput.restart()
+                if stopping:
+                    if self.state.step < self.total_steps:
+                        logger.info(
+                            f"stopped after step {self.state.step} of {self.total_steps}; continue with --resume"
+                        )
+                    break
+            if self.profiler:
+                self.profiler.stop()
+            distributed.barrier()
+        return self.state.results
+
+    def _resume(self) -> bool:
+        """Go on from a checkpoint, if the options ask for it and there is one."""
+        assert self.data is not None
+        path = resume.find(self.folder, self.options.resume, self.options.dry_run)
+        results = resume.go_on(self, path, set(self.data.eval_names)) if path else None
+        self.state.evaluated, self.state.results = results is not None, results or {}
+        # all ranks have looked into the folder before the first one writes there
+        position = (self.state.step, self.state.evaluated)
+        remedy = "let all machines see one run folder, or copy it to each"
+        distributed.check_same(position, "the resumed step, and whether it was evaluated,", remedy)
+        return path is not None
+
+    def _plan(self) -> None:
+        """How far this start goes, in optimiser steps of the whole run."""
+        assert self.data is not None
+        settings, options, done = self.run.train, self.options, self.state.step
+        batches = min(len(self.data.train_loader), options.limit_train_batches or len(self.data.train_loader))
+        self.steps_per_epoch = batches // settings.accumulate
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"an epoch has {batches} batches, but train.accumulate is {settings.accumulate}; one step takes that "
+                "many batches; lower train.accumulate or train.batch_size"
+            )
+        self.total_steps = done + 1 if options.dry_run else settings.epochs * self.steps_per_epoch
+        self.last_step = min(self.total_steps, options.max_steps or self.total_steps)
+        if options.profile:
+            needed = PROFILE_WARMUP + options.profile
+            if self.last_step - done < needed:
+                raise ValueError(
+                    f"--profile {options.profile} needs {needed} steps, {PROFILE_WARMUP} of them to warm up, and this "
+                    f"start has {max(self.last_step - done, 0)}; lower --profile, or raise train.epochs or --max-steps"
+                )
+            self.last_step = done + needed
+
+    def _train_epoch(self, started: float) -> StepOutput:
+        """The steps that are left of the present epoch."""
+        assert self.data is not None
+        settings = self.run.train
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        loader = self.data.train_loader
+        loader.batch_sampler.set_epoch(epoch, done * settings.accumulate)  # type: ignore[union-attr]
+        batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
+        for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
+            set_lr(self.optimizer, lr_factor(self.run.optim, self.state.step, self.total_steps, self.steps_per_epoch))
+            output = self.train_step(micro_batches)
+            if self.state.step < self.last_step:
+                self.prefetcher.prefetch()
+            self.throughput.step()
+            if self.profiler:
+                self.profiler.step()
+            if self.state.step % settings.log_every_steps == 0 or self.state.step == self.last_step:
+                self.log_step(output, epoch)
+            self.stopping = self.should_stop(started)
+            if self.stopping or self.state.step >= self.last_step:
+                break
+        return output
+
+    def log_step(self, output: StepOutput, epoch: int) -> None:
+        """Figures since the last logged step. The one place of a step that waits for the device."""
+        losses = self._losses(output)
+        throughput = self.throughput.read(self.total_steps - self.state.step)
+        self.log.train(
+            step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
+            weights={task: float(weight) for task, weight in output.weights.items()},
+            grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"], **throughput,
+        )  # fmt: skip
+        if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
+            logger.info(line)
+
+    def _losses(self, output: StepOutput) -> dict[str, dict[str, float]]:
+        """Loss parts of all ranks as numbers, of tasks with a label in the step. Raises NotFinite."""
+        names = [(task, part) for task, parts in output.losses.items() for part in parts]
+        flags = torch.stack(list(output.labelled.values())).float()  # the same on all ranks
+        # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
+        values = distributed.mean(torch.cat([torch.stack([output.losses[t][p] for t, p in names]), flags])).tolist()
+        labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
+        losses: dict[str, dict[str, float]] = {}
+        for (task, part), value in zip(names, values, strict=False):
+            if labelled[task] or not math.isfinite(value):  # else the 0 means that nothing was labelled
+                losses.setdefault(task, {})[part] = value
+        bad = [f"{t}/{p} {v}" for t, parts in losses.items() for p, v in parts.items() if not math.isfinite(v)]
+        if bad:
+            raise NotFinite(
+                f"losses are not finite at step {self.state.step}: {', '.join(bad)}; finite ones are needed; lower "
+                "optim.lr, set optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one "
+                "task spoilt the others, train.log_every_steps=1 shows the first"
+            )
+        return losses
+
+    def should_stop(self, started: float) -> bool:
+        """Whether the time that the options allow is over, on any rank. started: of `time.monotonic`."""
+        limit_s = self.options.max_time_s
+        return limit_s is not None and distributed.any_rank(time.monotonic() - started > limit_s, self.ranks.device)
+
+    def _save_is_due(self, stopping: bool) -> bool:
+        epochs, rest = divmod(self.state.step, self.steps_per_epoch)
+        return stopping or (rest == 0 and epochs % self.run.train.checkpoint_every_epochs == 0)
+
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.state.step, self.run.train.eval_every_epochs * self.steps_per_epoch
+        return step > 0 and (step >= self.total_steps or step % every == 0)
+
+    # ---- evaluation and checkpoints ----
+
+    def validate(self) -> None:
+        """Evaluate; keep best.pt and a few pictures.
+
+        The file of results is written last: where it lies, a resumed run takes the evaluation as done.
+        """
+        assert self.data is not None
+        run, step = self.run, self.state.step
+        net, epoch = self.eval_model(), step // self.steps_per_epoch
+        examples: list[tuple[Sample, dict[str, Any]]] = []
+
+        def keep_examples(sample: Sample, predictions: dict[str, Any]) -> None:
+            if self.ranks.is_main_process and len(examples) < run.train.sample_pictures:
+                examples.append((sample, predictions))
+
+        meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in self.data.eval_names.items()}
+        results = evaluate(
+            net, self.data.val_loader, self.ranks.device, precision=run.train.precision, meters=meters,
+            on_image=keep_examples,
+        )  # fmt: skip
+        self.state.results, self.state.evaluated = results, True
+        self.log.val(step=step, epoch=epoch, results=results)
+        if self.options.dry_run:
+            if results.get(run.train.best.partition("/")[0], {}).get("images"):
+                monitored_value(results, run.tasks, run.train.best)  # a metric that does not exist is found now
+            return
+        for number, (sample, predictions) in enumerate(examples):
+            for name, prediction in predictions.items():
+                picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
+                self.log.picture(f"{name}/{number}", picture, step)
+
+        value = monitored_value(results, run.tasks, run.train.best)
+        if value > self.state.best:
+            self.state.best = value
+            self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))
+            logger.info(f"best so far by rule {run.train.best!r}: {value:.4f}")
+        if self.ranks.is_main_process:
+            save_json(results, resume.results_file(self.folder, step), {"step": step, "epoch": epoch})
+
+    def eval_model(self) -> MultiTaskNet:
+        """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's statistics."""
+        net = self.ema.module if self.ema else self.net
+        distributed.share_statistics(net)
+        if not self.sharded:
+            return net
+        unsharded = copy.deepcopy(self._unsharded)  # with all weights, no rank waits for another while it predicts
+        unsharded.load_state_dict(gathered(net.state_dict()))
+        return unsharded.to(self.ranks.device)
+
+    def save(self) -> None:
+        """Write checkpoints/last.pt, and step-N.pt for the newest few."""
+        self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, self.run.train.keep))
+
+    def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
+        """Let the first rank write the state; where it is sharded, the others help to gather it."""
+        if self.ranks.is_main_process or self.sharded:
+            state = self.state_dict()
+            if self.ranks.is_main_process:
+                write(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain data, the same whether it is sharded or not; then all ranks must call it."""
+        state = {
+            "run": self.run.model_dump(mode="json"),
+            "spaces": {name: space and space.plain() for name, space in self.net.spaces.items()},
+            "net": self.net.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.state.step,
+            "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
+            "best": self.state.best,
+        }
+        return {key: gathered(value) for key, value in state.items()} if self.sharded else state
+
+    def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
+        """Undo `state_dict`. path: of the file it comes from, for messages."""
+        load_strictly(self.net, spread(state["net"], self.net), path)
+        check_continues(state, self.state_dict(), path)
+        if self.ema:
+            self.ema.load_state_dict({**state["ema"], "module": spread(state["ema"]["module"], self.ema.module)})
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(spread_moments(state["optimizer"], self.optimizer))
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)  # rates and decay come from this start's config, moments from the checkpoint
+        self.balancer.load_state_dict(state["balancer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.state.step, self.state.best = state["step"], state["best"]
+
+    # ---- for people ----
+
+    def _start_profiler(self) -> torch.profiler.profile:
+        """A running profiler that traces `options.profile` steps after PROFILE_WARMUP, fewer where time is up before."""
+        num_steps, file = self.options.profile, self.folder / "profile.json"
+        assert num_steps is not None
+
+        def keep(trace: torch.profiler.profile) -> None:
+            trace.export_chrome_trace(str(file))
+            logger.info(f"trace of {num_steps} steps: {file}, for chrome://tracing or perfetto.dev")
+
+        schedule = torch.profiler.schedule(wait=0, warmup=PROFILE_WARMUP, active=num_steps, repeat=1)
+        profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=keep)
+        profiler.start()
+        return profiler
+
+    def _introduction(self, resumed: bool) -> Iterator[str]:
+        """What a person wants to know before the first step."""
+        assert self.data is not None
+        run, net, data = self.run, self.net, self.data
+        millions = sum(p.numel() for p in net.parameters()) / 1e6
+        yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
+        yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
+        if self.unused:
+            yield f"frozen    {len(self.unused)} parameters that no output depends on, from {self.unused[0]} on"
+        for name, task in run.tasks.items():
+            space = net.spaces[name]
+            yield f"task      {name}: {task.type}" + (
+                f", {len(space.classes)} classes of {space.name}" if space else ""
+            )
+        yield (
+            f"data      {len(data.train_loader)} batches of {run.train.batch_size} a rank, {len(data.val_loader)} to "
+            f"validate, {run.data.size}"
         )
-    return values
-
-
-def _introduction(
-    run: Run, net: MultiTaskNet, loader: TrainLoader, val: ValLoader, sources: Sequence[NamedDataset],
-    val_sources: Sequence[NamedDataset], ranks: Ranks, resumed: bool, step: int,
-) -> Iterator[str]:  # fmt: skip
-    """What a person wants to know before the first step."""
-    millions = sum(p.numel() for p in net.parameters()) / 1e6
-    yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
-    yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
-    for name, task in run.tasks.items():
-        space = net.spaces[name]
-        yield f"task      {name}: {task.type}" + (f", {len(space.classes)} classes of {space.name}" if space else "")
-    yield f"data      {len(loader)} batches of {run.train.batch_size} a rank, {len(val)} to validate, {run.data.size}"
-    for source, count in zip(sources, loader.counts, strict=True):
-        taught = ", ".join(name for name, task in run.tasks.items() if supervises(source, task, net.spaces[name]))
-        yield f"train on  {source.name}: {len(source)} images, {count} drawn an epoch; teaches {taught}"
-    for source in val_sources:
-        yield f"judge on  {source.name}: {len(source)} images"
-    for source in (*sources, *val_sources):
-        yield from (f"note      {source.name}: {note}" for note in source.notes)
-    yield f"loading   {loader.workers} workers ({loader.workers_reason})"
-    yield f"device    {ranks.device}, {ranks.world} process(es), {run.train.precision}, balance {run.balance.type}"
-    if resumed:
-        yield f"resumed   at step {step}"
+        counts = data.train_loader.batch_sampler.mixture.counts  # type: ignore[union-attr]
+        for dataset, count in zip(data.train_datasets, counts, strict=True):
+            taught = ", ".join(n for n, task in run.tasks.items() if supervises(dataset, task, net.spaces[n]))
+            yield f"train on  {dataset.name}: {len(dataset)} images, {count} drawn an epoch; teaches {taught}"
+        for dataset in data.val_datasets:
+            yield f"eval on   {dataset.name}: {len(dataset)} images"
+        for dataset in (*data.train_datasets, *data.val_datasets):
+            yield from (f"note      {dataset.name}: {note}" for note in dataset.notes)
+        yield f"loading   {data.train_loader.num_workers} workers ({choose_workers(run.data.workers, num_processes_here())[1]})"
+        yield (
+            f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
+            f"balance {run.balance.type}"
+        )
+        if resumed:
+            yield f"resumed   at step {self.state.step}"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from visionmtl.data.loader import pad
+from visionmtl.data.collate import pad
 from visionmtl.data.transforms.augment import fit
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import LabelSpace

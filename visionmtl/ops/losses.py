@@ -1,4 +1,8 @@
-"""Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing."""
+"""Losses and output forms of dense maps: segmentation, depth, normals; missing labels teach nothing.
+
+A loss is a sum over labelled items, divided by how many there are in the whole optimiser step. `total` is that number:
+summed over ranks and micro-batches and divided by the number of ranks, because gradients are averaged over ranks.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,49 +11,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionmtl.ops.ranks import joint_sum, per_rank
+from visionmtl.ops.ranks import joint_sum, num_ranks
 from visionmtl.structures import ImageMeta
 
 
-def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
-    """Sum of `values` where `counts`, divided by the number of counted items over all ranks; 0 when there are none."""
-    return torch.where(counts, values, 0.0).sum() / per_rank(counts.sum().float())
+def mean_over_labelled(values: Tensor, counts: Tensor, total: Tensor) -> Tensor:
+    """Sum of `values` where `counts`, divided by `total`; 0 with zero gradient where nothing counts."""
+    return torch.where(counts, values, 0.0).sum() / total
 
 
-def hardest(values: Tensor, counts: Tensor, share: float) -> Tensor:
+def hardest(values: Tensor, counts: Tensor, share: float, total: Tensor) -> Tensor:
     """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
 
-    values: >= 0. At least one is kept where one is counted. Each rank looks among its own values.
+    values: >= 0; total: of the counted values. At least one is kept where one is counted. Each rank and each
+    micro-batch looks among its own values, so that k micro-batches are not exactly one large batch.
     """
     flat = torch.where(counts, values, -1.0).flatten()
     top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
     kept = torch.arange(len(top), device=top.device) < (share * counts.sum().double()).ceil()
-    return mean_over_labelled(top, kept & (top >= 0))
+    # as many as are kept of the whole step, to the rounding up within each batch
+    kept_total = (share * total).clamp(min=1 / num_ranks())
+    return mean_over_labelled(top, kept & (top >= 0), kept_total)
 
 
-def dice(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+def dice(logits: Tensor, classes: Tensor, counts: Tensor, total: Tensor) -> Tensor:
     """Soft Dice loss over all counted pixels of all ranks (Milletari et al. 2016, arXiv:1606.04797, sec. 3).
 
     Arguments as of `lovasz_softmax`; 0 when nothing counts on any rank. The denominator sums shares, not their
     squares, a class that is absent adds 0, and the mean is over all classes: that is the form of
-    segmentation_models_pytorch (0.6).
+    segmentation_models_pytorch (0.6). A ratio of sums is no sum: each of several micro-batches gives its own loss,
+    weighted by its share of the step's pixels.
     """
     shares = torch.where(counts[:, None], logits.softmax(dim=1), 0.0).flatten(2)
     of_class = torch.arange(logits.shape[1], device=logits.device)[:, None]
     wanted = ((classes.flatten(1)[:, None] == of_class) & counts.flatten(1)[:, None]).to(shares.dtype)  # [B, K, N]
     sums = torch.stack([(shares * wanted).sum((0, 2)), (shares + wanted).sum((0, 2)), wanted.sum((0, 2))])
-    overlap, total, here = joint_sum(sums)
+    overlap, both, here = joint_sum(sums)
     present = here > 0
-    return torch.where(present, 1 - 2 * overlap / total.clamp(min=1e-7), 0.0).mean()
+    loss = torch.where(present, 1 - 2 * overlap / both.clamp(min=1e-7), 0.0).mean()
+    return loss * (here.sum() / (total * num_ranks()))
 
 
-def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor, total: Tensor) -> Tensor:
     """Lovasz-Softmax over all counted pixels, mean over the classes present (arXiv:1705.08790, eq. 11 and alg. 1).
 
-    It ranks pixels, so that the loss of two ranks is not that of their common batch: each rank that has labels gives
-    its own, and theirs are averaged.
+    It ranks pixels, so that the loss of two ranks or micro-batches is not that of their common batch: each gives its
+    own, weighted by its share of the step's pixels.
 
     logits: [B, K, H, W]; classes: int64 [B, H, W], anything where not counted; counts: bool [B, H, W]
+    total: counted pixels of the step
     Fixed shapes: a pixel that does not count has error 0, so it adds nothing wherever it is sorted to.
     """
     shares = logits.softmax(dim=1).transpose(0, 1).flatten(1)  # [K, N]
@@ -59,21 +69,24 @@ def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     errors, order = torch.where(known, (wanted - shares).abs(), 0.0).sort(dim=1, descending=True)
 
     wanted = wanted.gather(1, order)
-    total = wanted.sum(dim=1, keepdim=True)
-    jaccard = 1 - (total - wanted.cumsum(dim=1)) / (total + (1 - wanted).cumsum(dim=1))
+    size = wanted.sum(dim=1, keepdim=True)
+    jaccard = 1 - (size - wanted.cumsum(dim=1)) / (size + (1 - wanted).cumsum(dim=1))
     steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
-    present = total.squeeze(1) > 0
+    present = size.squeeze(1) > 0
     mean = torch.where(present, (errors * steps).sum(dim=1), 0.0).sum() / present.sum().clamp(min=1)
-    return mean / per_rank(present.any().to(mean.dtype))
+    return mean * (known.sum() / total)
 
 
-def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float) -> Tensor:
+def scale_invariant_log(
+    log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float, total: Tensor
+) -> Tensor:
     """Scale-invariant log error, centred, under a root (Eigen et al. 2014, arXiv:1406.2283, eq. 4, as in BTS).
 
     log_pred, log_true: float32 [B, H, W], natural log of metres; log_true must be finite everywhere
     valid: bool [B, H, W]
     variance_focus: lambda; 1 would leave the scale untaught. Computed as variance + (1 - lambda) * mean^2, which does
     not cancel the way mean(e^2) - lambda * mean(e)^2 does.
+    total: images with valid pixels in the step
 
     Returns the mean over images with valid pixels; exactly 0 with zero gradient when there are none.
     """
@@ -84,28 +97,40 @@ def scale_invariant_log(log_pred: Tensor, log_true: Tensor, valid: Tensor, varia
     variance = torch.where(weight, (error - mean[:, None]).square(), 0.0).sum(dim=1) / pixels
     # 1e-6: the root has an infinite gradient at 0
     per_image = (variance + (1 - variance_focus) * mean.square() + 1e-6).sqrt()
-    return mean_over_labelled(per_image, weight.any(dim=1))
+    return mean_over_labelled(per_image, weight.any(dim=1), total)
 
 
-def gradient_matching(log_pred: Tensor, log_true: Tensor, valid: Tensor, num_scales: int) -> Tensor:
+def neighbours(valid: Tensor, num_scales: int) -> list[tuple[Tensor, Tensor]]:
+    """Where two neighbours in a row, and in a column, are both valid: bool maps by scale; scale k has every 2^k-th pixel.
+
+    valid: bool [B, H, W]
+    """
+    maps = [valid[:, :: 2**k, :: 2**k] for k in range(num_scales)]
+    return [(seen[:, :, 1:] & seen[:, :, :-1], seen[:, 1:] & seen[:, :-1]) for seen in maps]
+
+
+def gradient_matching(log_pred: Tensor, log_true: Tensor, valid: Tensor, totals: Sequence[Tensor]) -> Tensor:
     """Multi-scale gradient term (MegaDepth, arXiv:1804.00607, eq. 4): L1 of the log error's differences.
 
-    Same arguments as `scale_invariant_log`. Scale k takes every 2^k-th pixel. Mean over scales.
+    Other arguments as of `scale_invariant_log`. Scale k takes every 2^k-th pixel. Mean over scales.
+    totals: by scale, in a row and then in a column: the pairs that `neighbours` finds in the step
     """
-    total = log_pred.new_zeros(())
-    for k in range(num_scales):
-        step = 2**k
-        error = torch.where(valid, log_pred - log_true, 0.0)[:, ::step, ::step]
-        seen = valid[:, ::step, ::step]
-        across = mean_over_labelled((error[:, :, 1:] - error[:, :, :-1]).abs(), seen[:, :, 1:] & seen[:, :, :-1])
-        down = mean_over_labelled((error[:, 1:] - error[:, :-1]).abs(), seen[:, 1:] & seen[:, :-1])
-        total = total + across + down
-    return total / num_scales
+    error = torch.where(valid, log_pred - log_true, 0.0)
+    num_scales = len(totals) // 2
+    loss = log_pred.new_zeros(())
+    for k, (in_row, in_column) in enumerate(neighbours(valid, num_scales)):
+        at_scale = error[:, :: 2**k, :: 2**k]
+        loss = loss + mean_over_labelled((at_scale[:, :, 1:] - at_scale[:, :, :-1]).abs(), in_row, totals[2 * k])
+        loss = loss + mean_over_labelled((at_scale[:, 1:] - at_scale[:, :-1]).abs(), in_column, totals[2 * k + 1])
+    return loss / num_scales
 
 
-def cosine_distance(pred: Tensor, true: Tensor, valid: Tensor) -> Tensor:
-    """Mean of 1 - cos between vectors [B, 3, H, W]; `true` of unit length where valid, bool [B, H, W]."""
-    return mean_over_labelled(1 - (F.normalize(pred, dim=1, eps=1e-6) * true).sum(dim=1), valid)
+def cosine_distance(pred: Tensor, true: Tensor, valid: Tensor, total: Tensor) -> Tensor:
+    """Mean of 1 - cos between vectors [B, 3, H, W]; `true` of unit length where valid, bool [B, H, W].
+
+    total: valid pixels of the step
+    """
+    return mean_over_labelled(1 - (F.normalize(pred, dim=1, eps=1e-6) * true).sum(dim=1), valid, total)
 
 
 def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], original: tuple[int, int]) -> Tensor:

@@ -1,11 +1,15 @@
 """Sums over the ranks of a distributed run; the identity in a single process."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+Counts = dict[str, dict[str, Tensor]]
+"""By task, then by the names of its `count`: float32 scalars."""
 
 
 def num_ranks() -> int:
@@ -22,15 +26,20 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def per_rank(count: Tensor, least: float = 1.0) -> Tensor:
-    """Denominator of a loss: labelled items over all ranks, divided by the number of ranks.
+def step_totals(counts: Sequence[Counts]) -> Counts:
+    """The denominators of the losses of one optimiser step: labelled items over all its micro-batches and ranks.
 
-    Gradients are averaged over ranks afterwards, so a rank's sum of losses divided by this is its share of the mean
-    over all labelled items.
-    count: float scalar, this rank's labelled items (or any non-negative normaliser)
-    least: what the sum over ranks counts as where it is smaller
+    counts: what the tasks count in each micro-batch of this rank, all with the same names.
+    Divided by the number of ranks, because gradients are averaged over ranks afterwards: then every labelled item of
+    the step weighs the same. At least 1e-6, so that nothing / nothing is 0.
     """
-    return sum_over_ranks(count).clamp(min=least) / num_ranks()
+    names = [(task, name) for task, of_task in counts[0].items() for name in of_task]
+    own = torch.stack([torch.stack([of_batch[task][name] for task, name in names]) for of_batch in counts]).sum(0)
+    values = (sum_over_ranks(own).clamp(min=1e-6) / num_ranks()).unbind()
+    totals: Counts = {task: {} for task in counts[0]}
+    for (task, name), value in zip(names, values, strict=True):
+        totals[task][name] = value
+    return totals
 
 
 def joint_sum(value: Tensor) -> Tensor:

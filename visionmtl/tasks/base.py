@@ -67,12 +67,24 @@ class Task(Configurable, package="visionmtl.tasks"):
         """
 
     @abstractmethod
-    def loss(self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """How many labelled items the loss is a mean over, by name: float32 scalars; runs in the loader.
+
+        targets: what `collate` gave, of inputs of `size` = (H, W). The names must not depend on the values. Each count
+        is a sum over images: the loop adds those of all ranks and micro-batches, so that one optimiser step of k
+        micro-batches is the step of one batch of k times the size.
+        """
+
+    @abstractmethod
+    def loss(
+        self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Named loss parts (float32 scalars, >= 0); their sum is the task's loss.
 
         targets: what `collate` gave, on the device; labelled: bool [B].
-        Divided by the number of labelled items over all ranks (`ops.ranks.per_rank`); exactly 0 with exactly zero
-        gradient when nothing is labelled. No host waits: no `.item()`, boolean indexing or `nonzero`.
+        totals: by the names of `count`: the items of the whole step, divided by the number of ranks (over which
+        gradients are averaged); above 0. Each part is a sum over labelled items divided by one of these: exactly 0
+        with exactly zero gradient when nothing is labelled. No host waits: no `.item()`, boolean indexing, `nonzero`.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from visionmtl.metrics.depth import DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
-from visionmtl.ops.losses import each_to_original, gradient_matching, scale_invariant_log
+from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
@@ -70,18 +70,32 @@ class Depth(Task, frozen=True):
                 depth_m[i, :height, :width] = torch.from_numpy(sample.depth_m)
         return {"depth_m": depth_m}
 
-    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Images with a measured pixel, and pairs of measured neighbours by scale and direction."""
+        valid = self._valid(targets["depth_m"])
+        counts = {"images": valid.flatten(1).any(dim=1).sum().float()}
+        if self.gradient_weight:
+            for k, (in_row, in_column) in enumerate(neighbours(valid, self.gradient_scales)):
+                counts |= {f"row_pairs_{k}": in_row.sum().float(), f"column_pairs_{k}": in_column.sum().float()}
+        return counts
+
+    def _valid(self, depth_m: Tensor) -> Tensor:
+        return (depth_m >= self.min_depth_m) & (depth_m <= self.max_depth_m)
+
+    def loss(
+        self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Parts "silog" and "gradient"; at full resolution, in float32."""
         depth_m = targets["depth_m"]
-        valid = (depth_m >= self.min_depth_m) & (depth_m <= self.max_depth_m) & labelled[:, None, None]
+        valid = self._valid(depth_m) & labelled[:, None, None]
         # replaced before the log: a masked NaN would still poison the gradient
         log_true = torch.where(valid, depth_m, 1.0).log()
         log_pred = upsample(raw.float(), depth_m.shape[1] // raw.shape[2]).squeeze(1)
-        parts = {"silog": scale_invariant_log(log_pred, log_true, valid, self.variance_focus)}
+        parts = {"silog": scale_invariant_log(log_pred, log_true, valid, self.variance_focus, totals["images"])}
         if self.gradient_weight:
-            parts["gradient"] = self.gradient_weight * gradient_matching(
-                log_pred, log_true, valid, self.gradient_scales
-            )
+            names = [f"{axis}_pairs_{k}" for k in range(self.gradient_scales) for axis in ("row", "column")]
+            loss = gradient_matching(log_pred, log_true, valid, [totals[name] for name in names])
+            parts["gradient"] = self.gradient_weight * loss
         return parts
 
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:

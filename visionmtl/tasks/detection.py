@@ -61,9 +61,16 @@ class Detection(Task, frozen=True):
                 targets["valid"][i, :count] = True
         return targets
 
-    def loss(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """What the head's loss is a mean over."""
+        return self.head.count(targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], size)
+
+    def loss(
+        self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The head's parts."""
-        return self.head.loss(raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled)
+        boxes, valid = targets["boxes"], targets["valid"] & labelled[:, None]
+        return self.head.loss(raw, boxes, targets["labels"], valid, targets["crowd"], labelled, totals)
 
     def predict(self, raw: RawBoxes, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Detections]:
         return self._originals(*self._inside(raw, metas), metas)

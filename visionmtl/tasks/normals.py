@@ -45,13 +45,20 @@ class Normals(Task, frozen=True):
                 normals[i, :, :height, :width] = torch.from_numpy(sample.normals).permute(2, 0, 1)
         return {"normals": normals}
 
-    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Pixels with a known direction."""
+        return {"pixels": _known(targets["normals"]).sum().float()}
+
+    def loss(
+        self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Part "cosine": 1 - cos of the angle, at full resolution."""
         true = targets["normals"]
-        valid = (true.square().sum(dim=1) > 0.25) & labelled[:, None, None]
+        valid = _known(true) & labelled[:, None, None]
         # replaced before use: a masked NaN would still poison the gradient
         true = torch.where(valid[:, None], true, 0.0)
-        return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
+        pred = upsample(raw.float(), true.shape[2] // raw.shape[2])
+        return {"cosine": cosine_distance(pred, true, valid, totals["pixels"])}
 
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:
         return [_unit(vectors).permute(1, 2, 0).cpu().numpy() for vectors in each_to_original(raw, size, metas)]
@@ -75,6 +82,10 @@ class Normals(Task, frozen=True):
         self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         return draw_normals(image, prediction)
+
+
+def _known(normals: Tensor) -> Tensor:
+    return normals.square().sum(dim=1) > 0.25  # zero vectors are unknown
 
 
 def _unit(vectors: Tensor) -> Tensor:

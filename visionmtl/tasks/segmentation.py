@@ -16,7 +16,6 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
-from visionmtl.ops.ranks import per_rank
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
@@ -70,7 +69,13 @@ class Segmentation(Task, frozen=True):
                 classes[i, :height, :width] = torch.from_numpy(sample.segmentation)
         return {"classes": classes}
 
-    def loss(self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+    def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Labelled pixels."""
+        return {"pixels": (targets["classes"] != IGNORE).sum().float()}
+
+    def loss(
+        self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Parts "cross_entropy" and, when chosen, "dice" or "lovasz"; at full resolution.
 
         Cross-entropy alone is summed up without ever holding the logits at full resolution. `hardest` ranks all pixels
@@ -85,7 +90,7 @@ class Segmentation(Task, frozen=True):
             total = upsampled_cross_entropy(
                 raw.float(), classes, ignore=IGNORE, weights=weights, label_smoothing=self.label_smoothing
             )
-            return {"cross_entropy": total / per_rank(counts.sum().float())}
+            return {"cross_entropy": total / totals["pixels"]}
 
         target = classes.long()
         logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
@@ -93,13 +98,14 @@ class Segmentation(Task, frozen=True):
             logits, target, weights, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
         if self.hardest is None:
-            parts = {"cross_entropy": mean_over_labelled(pixel_loss, counts)}
+            parts = {"cross_entropy": mean_over_labelled(pixel_loss, counts, totals["pixels"])}
         else:
-            parts = {"cross_entropy": hardest(pixel_loss, counts, self.hardest)}
+            parts = {"cross_entropy": hardest(pixel_loss, counts, self.hardest, totals["pixels"])}
 
         if self.region_loss is not None:
             region_loss = lovasz_softmax if self.region_loss == "lovasz" else dice
-            parts[self.region_loss] = (self.region_weight or 1.0) * region_loss(logits, target, counts)
+            loss = region_loss(logits, target, counts, totals["pixels"])
+            parts[self.region_loss] = (self.region_weight or 1.0) * loss
         return parts
 
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -93,7 +93,9 @@ def with_cache(
     """
     choose_scale = partial(jpeg_scale, size=size, params=CropParams(max_zoom))
     return [
-        replace(source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), choose_scale, workers))
+        replace(
+            source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), choose_scale, workers)
+        )
         for source, spec in zip(sources, specs, strict=True)
     ]
 
@@ -194,7 +196,9 @@ class _Packing:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> _Item:
-        choose_scale = self._choose_scale if callable(self._choose_scale) else partial(_always, self._choose_scale[index])
+        choose_scale = (
+            self._choose_scale if callable(self._choose_scale) else partial(_always, self._choose_scale[index])
+        )
         sample = read_part(self._reader, index, ReadRequest(self._fields, choose_scale))
         wanted, size = choose_scale(sample.size), sample.size
         if sample.jpeg_scale < wanted:  # a PNG, or a reader that does not know how to reduce

@@ -109,7 +109,7 @@ class Augment(Spec):
         return Sample(
             image=crop.image(sample.image, sample.jpeg_scale),
             image_id=sample.image_id,
-            boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.size),
+            boxes=None if sample.boxes is None else self._boxes(sample.boxes, crop, sample.size),
             segmentation=None if sample.segmentation is None else crop.nearest(sample.segmentation),
             depth_m=None if sample.depth_m is None else crop.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,

@@ -11,7 +11,6 @@ from typing_extensions import Self
 from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import task_aligned
 from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou, to_distances
-from visionmtl.ops.ranks import per_rank
 
 
 class Aligned(Head, frozen=True):
@@ -56,8 +55,21 @@ class Aligned(Head, frozen=True):
         centres, strides = anchor_points(raw["shapes"], raw["logits"])
         return from_distances(self._distances_px(raw, strides), centres), raw["logits"].float().sigmoid()
 
+    def count(
+        self, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Boxes that are no crowd."""
+        return {"boxes": (valid & ~crowd).sum().float()}
+
     def loss(
-        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor
+        self,
+        raw: RawBoxes,
+        boxes: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        crowd: Tensor,
+        labelled: Tensor,
+        totals: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Parts "class" (quality focal), "box" (GIoU) and, with bins, "bins" (distribution focal)."""
         logits = raw["logits"].float()
@@ -66,10 +78,10 @@ class Aligned(Head, frozen=True):
         predicted = from_distances(distances, centres)
         with torch.no_grad():
             target = task_aligned(
-                logits.sigmoid(), predicted, raw["shapes"], boxes, labels, valid & labelled[:, None], crowd,
+                logits.sigmoid(), predicted, raw["shapes"], boxes, labels, valid, crowd,
                 topk=self.topk, alpha=self.alpha, beta=self.beta,
             )  # fmt: skip
-            normaliser = per_rank(target.quality.sum())  # at least 1, or one poor box would blow up all negatives
+            normaliser = target.quality.sum().clamp(min=1)  # XXX
             wanted = one_hot(target.labels, logits.shape[2]) * target.quality[..., None]
 
         # quality focal loss (arXiv:2006.04388, eq. 2): |wanted - score|^beta * cross-entropy

@@ -47,10 +47,26 @@ class Head(Configurable, package="visionmtl.modeling.heads"):
         """module(maps) -> RawBoxes."""
 
     @abstractmethod
-    def loss(
-        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor
+    def count(
+        self, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Named parts. boxes: float [B, M, 4]; labels: int64 [B, M]; valid, crowd: bool [B, M]; labelled: bool [B]."""
+        """What the loss is a mean over, by name, for inputs of `size` = (H, W); see `tasks.base.Task.count`."""
+
+    @abstractmethod
+    def loss(
+        self,
+        raw: RawBoxes,
+        boxes: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        crowd: Tensor,
+        labelled: Tensor,
+        totals: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Named parts. boxes: float [B, M, 4]; labels: int64 [B, M]; valid, crowd: bool [B, M]; labelled: bool [B].
+
+        valid: False in unlabelled images; totals: of the step, by the names of `count`; see `tasks.base.Task.loss`.
+        """
 
     @abstractmethod
     def decode(self, raw: RawBoxes) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from torchvision.ops import sigmoid_focal_loss
 from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import fcos
 from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou
-from visionmtl.ops.ranks import per_rank
 
 
 class FCOS(Head, frozen=True):
@@ -42,8 +41,23 @@ class FCOS(Head, frozen=True):
         scores = (raw["logits"].float().sigmoid() * raw["quality"].float().sigmoid()[..., None]).sqrt()
         return self._boxes(raw, centres, strides), scores
 
+    def count(
+        self, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Positive cells, and the sum of their centre-ness."""
+        shapes = [(level, -(-size[0] // 2**level), -(-size[1] // 2**level)) for level in self.levels]
+        target = fcos(shapes, self._ranges(), boxes, labels, valid, crowd, radius=self.radius)
+        return {"positive": target.positive.sum().float(), "centreness": target.quality.sum()}
+
     def loss(
-        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, labelled: Tensor
+        self,
+        raw: RawBoxes,
+        boxes: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        crowd: Tensor,
+        labelled: Tensor,
+        totals: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Parts "class" (focal), "box" (GIoU weighted by centre-ness) and "centreness" (cross-entropy)."""
         logits = raw["logits"].float()
@@ -51,11 +65,7 @@ class FCOS(Head, frozen=True):
         centres, strides = anchor_points(raw["shapes"], logits)
         predicted = self._boxes(raw, centres, strides)
         with torch.no_grad():
-            target = fcos(
-                raw["shapes"], self._ranges(), boxes, labels, valid & labelled[:, None], crowd, radius=self.radius
-            )
-            num_positive = per_rank(target.positive.sum().float())
-            sum_quality = per_rank(target.quality.sum(), least=1e-6)
+            target = fcos(raw["shapes"], self._ranges(), boxes, labels, valid, crowd, radius=self.radius)
             wanted = (one_hot(target.labels, logits.shape[2]) & target.positive[..., None]).float()
 
         counts = (labelled[:, None] & ~target.ignored)[..., None]
@@ -63,7 +73,7 @@ class FCOS(Head, frozen=True):
         giou = generalised_iou(predicted, target.boxes)
         centreness = F.binary_cross_entropy_with_logits(raw["quality"].float(), target.quality, reduction="none")
         return {
-            "class": torch.where(counts, focal, 0.0).sum() / num_positive,
-            "box": torch.where(target.positive, (1 - giou) * target.quality, 0.0).sum() / sum_quality,
-            "centreness": torch.where(target.positive, centreness, 0.0).sum() / num_positive,
+            "class": torch.where(counts, focal, 0.0).sum() / totals["positive"],
+            "box": torch.where(target.positive, (1 - giou) * target.quality, 0.0).sum() / totals["centreness"],
+            "centreness": torch.where(target.positive, centreness, 0.0).sum() / totals["positive"],
         }
