@@ -61,7 +61,7 @@ def evaluate(
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
                 raw = net(image)
                 mirrored = net(mirror_contents(image, batch.metas)) if flip else None
-            feed.ahead()
+            feed.prefetch()
 
             size = batch.image.shape[2], batch.image.shape[3]
             predictions: dict[str, list[Any]] = {}
