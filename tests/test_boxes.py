@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from visionmtl.ops.boxes import (
+from visionmtl.ops.boxes import anchor_points, (
     box_area,
     from_distances,
     generalised_iou,
