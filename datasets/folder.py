@@ -29,7 +29,7 @@ from visionmtl.ops.label_values import class_file, label_table, to_classes
 from visionmtl.ops.palette import palette
 from visionmtl.ops.path_patterns import FilePerImage, RelativePath
 from visionmtl.ops.photos import read_png, read_reduced
-from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 
 Missing = Literal["error", "unlabelled"]
 
@@ -160,10 +160,10 @@ class FolderReader:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """As `read`; see `visionmtl.datasets.DatasetReader`."""
         read = read_upright if self._spec.upright else read_reduced
-        pixels, size, divisor = read(self.file(index), wanted.shrink)
+        pixels, size, divisor = read(self.file(index), wanted.choose_scale)
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
         return Sample(
             image=pixels,
@@ -172,7 +172,7 @@ class FolderReader:
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
             full_size=size,
-            shrunk=divisor,
+            jpeg_scale=divisor,
         )
 
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
