@@ -25,7 +25,7 @@ from visionmtl.ops.instances import outlines
 from visionmtl.ops.photos import read_map, read_photo
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19, THING_OF_CODE, THINGS8, UNKNOWN, class_table
 from visionmtl.ops.street_panoptic import PanopticBoxes
-from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, ReadRequest, Sample
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
@@ -120,8 +120,8 @@ class CityscapesReader:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
 
-    def read_part(self, index: int, part: Wanted) -> Sample:
-        """As `read`; see `visionmtl.datasets.FrugalReader`. PNGs are not reduced."""
+    def read_part(self, index: int, part: ReadRequest) -> Sample:
+        """As `read`; see `visionmtl.datasets.DatasetReader`. PNGs are not reduced."""
         image = read_photo(self._file("image", index))
         size = image.shape[:2]
         wanted = {label: bool(known[index]) for label, known in self._labelled.items() if label in part.fields}

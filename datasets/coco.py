@@ -25,7 +25,7 @@ from visionmtl.ops.coco_json import PackedBoxes, read_boxes
 from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
 from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_encoded, read_map, read_reduced
-from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 
 Label = Literal["boxes", "segmentation"]
 Maps = Literal["panoptic", "stuffthingmaps", "instances", "instances_and_background"]
@@ -204,10 +204,10 @@ class Reader:
         """The sample at full size; `image_id` is COCO's number. A broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """As `read`; see `visionmtl.datasets.DatasetReader`."""
         file = self.file(index)
-        photo = read_encoded(file) if wanted.encoded else read_reduced(file, wanted.shrink)
+        photo = read_encoded(file) if wanted.encoded else read_reduced(file, wanted.choose_scale)
         size, declared = photo.full_size, self._images.size(index)
         if size != declared and 0 not in declared:
             raise ValueError(
@@ -222,7 +222,7 @@ class Reader:
             if self._spec.maps and "segmentation" in wanted.fields
             else None,
             full_size=size,
-            shrunk=photo.shrunk,
+            jpeg_scale=photo.jpeg_scale,
             jpeg=photo.jpeg,
         )
 

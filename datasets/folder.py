@@ -29,7 +29,7 @@ from visionmtl.ops.label_values import class_file, label_table, to_classes
 from visionmtl.ops.palette import palette
 from visionmtl.ops.path_patterns import FilePerImage, RelativePath
 from visionmtl.ops.photos import read_encoded, read_png, read_reduced
-from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, Sample, Wanted
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 
 Missing = Literal["error", "unlabelled"]
 
@@ -160,13 +160,13 @@ class FolderReader:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """As `read`; see `visionmtl.datasets.DatasetReader`."""
         file, upright = self.file(index), self._spec.upright
         if wanted.encoded:
             photo = read_encoded(file, upright)
         else:
-            photo = (read_upright if upright else read_reduced)(file, wanted.shrink)
+            photo = (read_upright if upright else read_reduced)(file, wanted.choose_scale)
         size = photo.full_size
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
         return Sample(
@@ -176,7 +176,7 @@ class FolderReader:
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
             full_size=size,
-            shrunk=photo.shrunk,
+            jpeg_scale=photo.jpeg_scale,
             jpeg=photo.jpeg,
         )
 

@@ -26,7 +26,7 @@ from visionmtl.ops.coco_entries import read_json
 from visionmtl.ops.depth_values import range_complaint, spread
 from visionmtl.ops.palette import palette
 from visionmtl.ops.photos import read_encoded, read_map, read_png, read_reduced
-from visionmtl.structures import EVERYTHING, LabelSpace, Sample, Wanted, at_full_size
+from visionmtl.structures import EVERYTHING, LabelSpace, ReadRequest, Sample, at_full_size
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
@@ -139,8 +139,8 @@ class _Reader:
         """The sample at full size; a broken file raises ValueError with its name."""
         return self.read_part(index, EVERYTHING)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """As `read`; see `visionmtl.datasets.FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """As `read`; see `visionmtl.datasets.DatasetReader`."""
         file, stem, border = self.file(index), self._stems[index], self._spec.black_border
         if wanted.encoded:
             if border:
@@ -150,7 +150,7 @@ class _Reader:
                 )
             photo = read_encoded(file)
         else:
-            photo = read_reduced(file, at_full_size if border else wanted.shrink)  # the border ends at odd pixels
+            photo = read_reduced(file, at_full_size if border else wanted.choose_scale)  # the border ends at odd pixels
             if border:
                 blacken_border(photo.pixels, file)
         size, units = photo.full_size, self._units_per_metre
@@ -162,7 +162,7 @@ class _Reader:
             segmentation=self._read_segmentation(stem, size) if segmentation and self._segmentation else None,
             depth_m=self._read_depth(stem, size, units) if depth and units else None,
             full_size=size,
-            shrunk=photo.shrunk,
+            jpeg_scale=photo.jpeg_scale,
             jpeg=photo.jpeg,
         )
 

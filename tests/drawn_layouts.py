@@ -55,7 +55,7 @@ def _write_coco(root: Path) -> None:
 
 
 def _write_cityscapes(root: Path) -> None:
-    """The boxes of the first frame are in the panoptic json alone."""
+    """The boxes of the first meta are in the panoptic json alone."""
     write_cityscapes(root, num_train=2, num_val=0, size=SIZE)
     part_file(root, "train", "aachen", 0, "instanceIds").unlink()
     segment = {"id": 26001, "category_id": 26, "bbox": [1, 2, 3, 4], "area": 9, "iscrowd": 0}

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Kind
-from visionmtl.structures import LABEL_FIELDS, Boxes, Detections, Frame, LabelSpace, Maps, Sample
+from visionmtl.structures import LABEL_FIELDS, Boxes, Detections, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Task
 
 CHANNELS = 64  # GroupNorm needs two channels a group where a map has one cell
@@ -114,7 +114,7 @@ def check_prediction(prediction: Any, size: tuple[int, int]) -> None:
 
 
 FRAMES = [
-    Frame(size=(100, 180), content_size=(53, 96)),  # a wide image: the bottom of the input is padding
-    Frame(size=(64, 40), content_size=(64, 40)),  # a high one: the right is
-    Frame(size=SIZE, content_size=SIZE),
+    ImageMeta(size=(100, 180), content_size=(53, 96)),  # a wide image: the bottom of the input is padding
+    ImageMeta(size=(64, 40), content_size=(64, 40)),  # a high one: the right is
+    ImageMeta(size=SIZE, content_size=SIZE),
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionmtl.ops.assignment import Assignment, fcos, task_aligned
-from visionmtl.ops.boxes import cells
+from visionmtl.ops.boxes import anchor_points
 
 SHAPES = [(3, 8, 8), (4, 4, 4), (5, 2, 2)]
 CENTRES, STRIDES = cells(SHAPES, torch.zeros(()))
@@ -180,7 +180,7 @@ def test_a_cell_that_two_boxes_overlap_alike_goes_to_the_first():
 
 def test_maps_need_not_be_square():
     shapes = [(3, 4, 12), (4, 2, 6)]
-    centres, strides = cells(shapes, torch.zeros(()))
+    centres, strides = anchor_points(shapes, torch.zeros(()))
     box = [34.0, 3, 90, 29]
     generator = torch.Generator().manual_seed(0)
     reach = torch.rand(1, len(centres), 4, generator=generator) * 3 * strides[:, None]

@@ -74,14 +74,14 @@ def test_view_fits_the_size_without_distortion(seed):
     size = tuple(int(side) for side in rng.integers(40, 300, 2))
     sample = drawn(seed)
     view = WILD.apply(sample, size, rng)
-    resized, frame = fit(sample.image, size)
+    resized, meta = fit(sample.image, size)
 
     assert all(np.asarray(view.image.shape[:2]) <= size)
-    assert frame.content_size == resized.shape[:2] and frame.size == sample.image.shape[:2]
+    assert meta.content_size == resized.shape[:2] and meta.size == sample.image.shape[:2]
     assert 0 in np.subtract(size, resized.shape[:2])  # touches one side
-    h, w = frame.size
+    h, w = meta.size
     scale = min(size[0] / h, size[1] / w)
-    np.testing.assert_allclose(frame.content_size, [h * scale, w * scale], atol=0.5 + 1e-9)
+    np.testing.assert_allclose(meta.content_size, [h * scale, w * scale], atol=0.5 + 1e-9)
 
 
 def test_labels_are_sampled_at_pixel_centres():

@@ -11,8 +11,8 @@ from visionmtl.benchmark.base import Note, Row, Table
 from visionmtl.benchmark.loading import Loading
 from visionmtl.benchmark.plain_loader import PlainLoader, files_of
 from visionmtl.data.transforms.augment import Augment
-from visionmtl.data.transforms.crop_resize import Framing, Window
-from visionmtl.datasets import open_sources
+from visionmtl.data.transforms.crop_resize import CropParams, CropResize
+from visionmtl.datasets import open_datasets
 from visionmtl.datasets.nyuv2 import NYUv2
 
 SIZE = (48, 64)
@@ -44,7 +44,7 @@ def config_of(tmp_path, **data):
 
 def test_both_loaders_show_the_same_view(root):
     augment, spec = Augment(zoom=(1.0, 1.5), flip=0.5), NYUv2(root=str(root))
-    source = open_sources([spec])[0]
+    source = open_datasets([spec])[0]
     samples = [source.read(index) for index in range(8)]
     plain = PlainLoader(files_of(source, spec), [sample.boxes for sample in samples], augment, SIZE, 2)
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -53,7 +53,7 @@ def test_both_loaders_show_the_same_view(root):
         view = augment.apply(sample, SIZE, np.random.default_rng(index))
 
         theirs = ((image * std + mean) * 255).permute(1, 2, 0).numpy()
-        # the frames are noise, and the filter is a triangle instead of a box
+        # the metas are noise, and the filter is a triangle instead of a box
         assert np.corrcoef(theirs.ravel(), view.image.ravel())[0, 1] > 0.9 > 2 * _one_pixel_beside(view.image)
         assert classes.shape == depth.shape == SIZE and depth.dtype == torch.float32
         codes = sample.segmentation + np.uint8(1)  # in the file 0 is void
@@ -65,12 +65,12 @@ def test_both_loaders_show_the_same_view(root):
     assert images.shape == (2, 3, *SIZE) and images.dtype == torch.float32 and len(maps) == 2
 
 
-def nearest(labels: np.ndarray, framing: Framing) -> np.ndarray:
+def nearest(labels: np.ndarray, params: CropParams) -> np.ndarray:
     """As torchvision samples: up to half a pixel beside the centre, where ours does not."""
-    window = Window.cut(labels.shape, SIZE, framing)
-    rows, columns = slice(window.top, window.top + window.size[0]), slice(window.left, window.left + window.size[1])
-    resized = cv2.resize(labels[rows, columns], window.out[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized[:, ::-1] if window.mirrored else resized
+    crop = CropResize.cut(labels.shape, SIZE, params)
+    rows, columns = slice(crop.top, crop.top + crop.size[0]), slice(crop.left, crop.left + crop.size[1])
+    resized = cv2.resize(labels[rows, columns], crop.out[::-1], interpolation=cv2.INTER_NEAREST)
+    return resized[:, ::-1] if crop.mirrored else resized
 
 
 def _one_pixel_beside(image: np.ndarray) -> float:

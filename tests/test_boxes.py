@@ -5,7 +5,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from visionmtl.ops.boxes import box_area, cells, from_distances, generalised_iou, pairwise_iou, suppress, to_distances
+from visionmtl.ops.boxes import (
+    box_area,
+    from_distances,
+    generalised_iou,
+    nms,
+    pairwise_iou,
+    to_distances,
+)
 
 
 def random_boxes(*shape: int, extent: float = 100) -> Tensor:
@@ -74,7 +81,7 @@ def test_suppression_of_a_batch_equals_torchvision_image_by_image(keep: int, tog
     boxes, scores = random_boxes(3, 80), torch.rand(3, 80, 4)
     scores[2] *= 0.1  # an image in which little is sure
 
-    found = suppress(boxes, scores, max_iou=0.5, min_score=0.09, candidates=320, keep=keep, together=together)
+    found = nms(boxes, scores, max_iou=0.5, min_score=0.09, candidates=320, keep=keep, together=together)
 
     for i in range(3):
         for ours, theirs in zip(found[i], reference(boxes[i], scores[i], 0.5, 0.09, keep), strict=True):
@@ -90,7 +97,7 @@ def test_many_classes_and_images_do_not_blur_the_boxes(together: bool):
     boxes = pair.expand(64, 3, 4)
 
     for max_iou, expected in ((0.8, 2), (0.83, 3)):
-        found = suppress(boxes, scores, max_iou=max_iou, min_score=0.1, candidates=100, keep=10, together=together)
+        found = nms(boxes, scores, max_iou=max_iou, min_score=0.1, candidates=100, keep=10, together=together)
         assert len(found[-1][1]) == expected
 
 
@@ -98,7 +105,7 @@ def test_many_classes_and_images_do_not_blur_the_boxes(together: bool):
 def test_other_classes_and_other_images_suppress_nothing(together: bool):
     same = torch.tensor([0.0, 0, 10, 10]).expand(2, 3, 4)
     half = torch.full((2, 3, 2), 0.5)
-    found = suppress(same, half, max_iou=0.5, min_score=0.1, candidates=100, keep=100, together=together)
+    found = nms(same, half, max_iou=0.5, min_score=0.1, candidates=100, keep=100, together=together)
     assert [sorted(labels.tolist()) for _, _, labels in found] == [[0, 1], [0, 1]]
 
 
@@ -107,8 +114,8 @@ def test_an_image_without_candidates_has_no_detections(together: bool):
     boxes, scores = random_boxes(2, 10), torch.zeros(2, 10, 3)
     scores[1, 4, 2] = 0.7
     settings = {"max_iou": 0.5, "min_score": 0.1, "candidates": 100, "keep": 100}
-    nothing = suppress(boxes, torch.zeros_like(scores), **settings, together=together)
-    empty, one = suppress(boxes, scores, **settings, together=together)
+    nothing = nms(boxes, torch.zeros_like(scores), **settings, together=together)
+    empty, one = nms(boxes, scores, **settings, together=together)
     assert [len(labels) for _, _, labels in nothing] == [0, 0]
     assert [len(x) for x in empty] == [0, 0, 0] and empty[0].shape == (0, 4)
     assert (one[0].tolist(), one[2].tolist()) == ([boxes[1, 4].tolist()], [2])

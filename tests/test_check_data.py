@@ -178,9 +178,9 @@ def test_a_data_set_that_cannot_be_opened_leaves_the_others_checked(mine):
 
 def test_the_official_layouts_are_read_as_they_are(tmp_path):
     write_coco.write_coco(tmp_path / "coco", 3, 2, stuffthingmaps=True)
-    frames = write_nyuv2.drawn_frames(3, (64, 96))
-    write_nyuv2.write_prepared(tmp_path / "nyuv2", frames, "train", [1, 2])
-    write_nyuv2.write_prepared(tmp_path / "nyuv2", frames, "test", [3])
+    metas = write_nyuv2.drawn_frames(3, (64, 96))
+    write_nyuv2.write_prepared(tmp_path / "nyuv2", metas, "train", [1, 2])
+    write_nyuv2.write_prepared(tmp_path / "nyuv2", metas, "test", [3])
     coco, nyuv2 = {"type": "coco", "root": str(tmp_path / "coco")}, {"type": "nyuv2", "root": str(tmp_path / "nyuv2")}
     data = {"train": [coco, nyuv2], "val": [coco | {"split": "val"}, nyuv2 | {"split": "test"}]}
     status, report = check(tmp_path, data)

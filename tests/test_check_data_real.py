@@ -97,11 +97,11 @@ def test_cityscapes_is_what_its_files_say(real_data, tmp_path):
     assert sum("depth_m: 3 of 3 images not labelled" in text for text in told) == 1
 
     panoptic = json.loads((root / "gtFine/cityscapes_panoptic_val.json").read_text())
-    frames = {file.name.removesuffix("_leftImg8bit.png") for file in (root / "leftImg8bit/val").rglob("*.png")}
+    metas = {file.name.removesuffix("_leftImg8bit.png") for file in (root / "leftImg8bit/val").rglob("*.png")}
     things = [
         segment
         for image in panoptic["annotations"]
-        if image["image_id"] in frames
+        if image["image_id"] in metas
         for segment in image["segments_info"]
         if segment["category_id"] in (24, 25, 26, 27, 28, 31, 32, 33)
     ]

@@ -1,4 +1,4 @@
-"""The Cityscapes reader on drawn frames in the official tree, and on the real ones where VISIONMTL_DATA has them."""
+"""The Cityscapes reader on drawn metas in the official tree, and on the real ones where VISIONMTL_DATA has them."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ SIZE = (64, 128)
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """Three training frames (two cities), one of validation and one of test; tests must not change it."""
+    """Three training metas (two cities), one of validation and one of test; tests must not change it."""
     root = tmp_path_factory.mktemp("cityscapes")
     write_cityscapes(root, num_train=3, num_val=1, num_test=1, size=SIZE)
     return root
@@ -32,7 +32,7 @@ def root(drawn: Path, tmp_path: Path) -> Path:
 
 
 def first(root: Path, part: str) -> Path:
-    """A file of frame aachen_000000."""
+    """A file of meta aachen_000000."""
     return part_file(root, "train", "aachen", 0, part)
 
 

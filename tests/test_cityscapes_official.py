@@ -1,4 +1,4 @@
-"""The Cityscapes reader and the scores against the official scripts, on drawn frames and on the real ones."""
+"""The Cityscapes reader and the scores against the official scripts, on drawn metas and on the real ones."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def perturbed(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for _ in range(30):
         y, x = rng.integers(height), rng.integers(width)
         guess[y : y + height // 8, x : x + width // 8] = rng.integers(19)
-    guess[:2] = 16  # trains, which no frame here has
+    guess[:2] = 16  # trains, which no meta here has
     return guess
 
 
@@ -98,7 +98,7 @@ def test_real_depth_is_the_formula_in_float64(real_data):
         expected[known] = camera["extrinsic"]["baseline"] * camera["intrinsic"]["fx"] / ((codes[known] - 1) / 256)
         assert (sample.depth_m[~known] == 0).all() and (sample.depth_m[known] > 0).all()
         worst_m, measured = max(worst_m, np.abs(sample.depth_m - expected).max()), measured + 1
-    print(f"\nworst difference on {measured} frames: {worst_m:.2e} m")
+    print(f"\nworst difference on {measured} metas: {worst_m:.2e} m")
     assert measured == 3 and worst_m < 1e-3
 
 
@@ -112,7 +112,7 @@ def test_real_boxes_are_those_of_the_official_panoptic_script(real_data, tmp_pat
     official = {one["image_id"]: official_rows(one) for one in content["annotations"]}
     reader = opened(real_data / "cityscapes", "train", "boxes")
     ours = {sample.image_id: rows(sample.boxes) for sample in map(reader.read, range(len(reader))) if sample.boxes}
-    print(f"\n{len(ours)} frames, {sum(map(len, ours.values()))} boxes")
+    print(f"\n{len(ours)} metas, {sum(map(len, ours.values()))} boxes")
     assert ours == official and len(ours) == 3
 
 

@@ -11,7 +11,7 @@ from visionmtl.data import Data, TrainLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers
-from visionmtl.datasets import Dataset, open_sources
+from visionmtl.datasets import Dataset, open_datasets
 from visionmtl.structures import Batch, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 
@@ -79,7 +79,7 @@ def loader(*train: Drawn, batch_size: int = 3, workers: int = 0, seed: int = 0, 
     tasks: dict[str, Task] = {"depth": Depth(), "animals": Segmentation(space="animals")}
     if any("tools" in one.fields.values() for one in data.train):
         tasks["tools"] = Segmentation(space="tools")
-    sources = open_sources(data.train)
+    sources = open_datasets(data.train)
     return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, batch_size, seed, rank, world)
 
 
@@ -155,7 +155,7 @@ def test_a_label_teaches_only_the_tasks_of_its_space():
 
 def test_images_are_padded_with_zeros_at_the_bottom_right():
     data = Data(train=[Drawn(first=50)], val=[Drawn(first=50)], size=(24, 30))
-    batch = next(iter(val_loader(data, {}, {}, open_sources(data.val), 2, workers=0)))
+    batch = next(iter(val_loader(data, {}, {}, open_datasets(data.val), 2, workers=0)))
     assert batch.image.shape == (2, 3, 24, 30) and batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert (batch.image[1, :, :20] == 51).all() and (batch.image[:, :, 20:] == 0).all()
@@ -163,13 +163,13 @@ def test_images_are_padded_with_zeros_at_the_bottom_right():
 
 def test_without_colour_settings_no_matrices_travel():
     data = Data(train=[Drawn()], val=[Drawn()], size=(24, 32), workers=0)
-    assert next(TrainLoader(data, {}, {}, open_sources(data.train), 2, 0).epoch(0)).colour is None
+    assert next(TrainLoader(data, {}, {}, open_datasets(data.train), 2, 0).epoch(0)).colour is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_validation_sees_every_image_once_with_its_original(workers):
     data = Data(train=[Drawn()], val=[Drawn(num=7), Drawn(num=4, first=7)], size=(10, 32), workers=workers)
-    sources, tasks = open_sources(data.val), {"depth": Depth()}
+    sources, tasks = open_datasets(data.val), {"depth": Depth()}
     spaces = resolve_spaces(tasks, sources)
     ranks = [val_loader(data, tasks, spaces, sources, 4, rank, 2) for rank in range(2)]
     batches = [batch for rank in ranks for batch in rank]
@@ -177,7 +177,7 @@ def test_validation_sees_every_image_once_with_its_original(workers):
     assert [len(rank) for rank in ranks] == [2, 2] and [len(batch.samples) for batch in batches] == [4, 2, 4, 1]
     assert sorted(int(sample.image_id) for batch in batches for sample in batch.samples) == list(range(11))
     for batch in batches:
-        assert all(frame.size == (20, 30) and frame.content_size == (10, 15) for frame in batch.frames)
+        assert all(meta.size == (20, 30) and meta.content_size == (10, 15) for meta in batch.metas)
         assert batch.labelled["depth"].tolist() == [sample.depth_m is not None for sample in batch.samples]
     assert len(list(val_loader(data, tasks, spaces, sources, 4, limit=1))) == 1
 
@@ -195,11 +195,11 @@ def test_jobs_for_spawned_workers_pickle():
 )
 def test_a_task_nobody_can_teach_is_an_error(task, fields, message):
     with pytest.raises(ValueError, match=message):
-        resolve_spaces({"t": task}, open_sources([Drawn(fields=fields)]))
+        resolve_spaces({"t": task}, open_datasets([Drawn(fields=fields)]))
 
 
 def test_several_label_spaces_ask_for_a_choice():
-    sources = open_sources([Drawn(), Drawn(fields={"segmentation": "tools"})])
+    sources = open_datasets([Drawn(), Drawn(fields={"segmentation": "tools"})])
     with pytest.raises(ValueError, match=r"can learn animals, tools; .* tasks.t.space=NAME"):
         resolve_spaces({"t": Segmentation()}, sources)
     assert resolve_spaces({"t": Segmentation(space="tools")}, sources) == {"t": TOOLS}
@@ -208,7 +208,7 @@ def test_several_label_spaces_ask_for_a_choice():
 def test_validation_in_another_label_space_is_an_error():
     data = Data(train=[Drawn()], val=[Drawn(fields={"segmentation": "tools"})], size=(8, 8))
     with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with Drawn .tools."):
-        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_sources(data.val), 2)
+        val_loader(data, {"t": Segmentation()}, {"t": ANIMALS}, open_datasets(data.val), 2)
 
 
 def test_too_little_data_for_one_step_is_an_error():

@@ -23,7 +23,7 @@ from visionmtl.data.cache.packed import Packed, pack, to_parts
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader.cache import decoded as data_cache
 from visionmtl.data.transforms.augment import Augment
-from visionmtl.datasets import Source, open_sources
+from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine.trainer import train
 from visionmtl.ops.file_lock import locked
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
@@ -46,7 +46,7 @@ def scenes(folder: Path, **settings):
 
 def cached(data: Data, fields=FIELDS, max_zoom: float | None = None):
     zoom = data.augment.zoom[1] if max_zoom is None else max_zoom
-    return with_cache(open_sources(data.train), data.train, data.cache, fields, data.size, zoom, workers=0)
+    return with_cache(open_datasets(data.train), data.train, data.cache, fields, data.size, zoom, workers=0)
 
 
 def batches(data: Data, sources, tasks=TASKS):
@@ -59,7 +59,7 @@ def samples_file(folder: Path) -> Path:
 
 def test_batches_are_those_without_a_cache_bit_for_bit(tmp_path):
     data = scenes(tmp_path)
-    for one, other in zip(batches(data, open_sources(data.train)), batches(data, cached(data)), strict=True):
+    for one, other in zip(batches(data, open_datasets(data.train)), batches(data, cached(data)), strict=True):
         assert torch.equal(one.image, other.image) and torch.equal(one.colour, other.colour)
         for task, targets in one.targets.items():
             assert torch.equal(one.labelled[task], other.labelled[task])
@@ -117,7 +117,7 @@ def test_images_are_kept_as_large_as_the_largest_zoom_needs_them(tmp_path):
     assert cached(data, max_zoom=1.0)[0].reader.packed.folder == small.folder  # both hold enough
 
     data = data.model_copy(update={"augment": Augment(zoom=(0.4, 1.0), flip=0.5)})
-    pairs = zip(batches(data, open_sources(data.train)), batches(data, cached(data)), strict=True)
+    pairs = zip(batches(data, open_datasets(data.train)), batches(data, cached(data)), strict=True)
     for one, other in pairs:
         # averaged twice instead of once, which changes pictures by 1 to 4 levels (`data_cache`)
         assert (one.image.int() - other.image.int()).abs().float().mean() < 4
@@ -185,7 +185,7 @@ def test_a_changed_label_is_named(tmp_path):
 def test_every_reader_knows_the_files_that_make_a_sample(name: str, tmp_path):
     layout = LAYOUTS[name]
     layout.write(tmp_path)
-    source = Source(name, layout.open(tmp_path))
+    source = NamedDataset(name, layout.open(tmp_path))
     known = {Path(str(source.file(layout.index))), *source.label_files(layout.index)}
     not_read = {"coco": {"stuff"}, "nyuv2_mat": {"names", "coarse"}}.get(name, set())  # or only for names of classes
     others = {"list", *not_read}

@@ -18,7 +18,7 @@ from visionmtl.data_check.statistics import statistics
 from visionmtl.data_check.survey import Checked, plan, read_all
 from visionmtl.data_check.tally import Tally
 from visionmtl.data_check.verdict import judge
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
 
 SPACE = LabelSpace("toy", ("cup", "floor"), ((255, 0, 0), (0, 255, 0)))
@@ -188,8 +188,8 @@ def test_equal_images_are_not_nearly_the_same_and_flat_ones_like_nothing():
 
 def test_frames_of_a_resting_camera_are_each_compared_with_the_first():
     rng, scene = np.random.default_rng(0), photo(0, (120, 160)).astype(np.int16)
-    frames = [np.clip(scene + rng.integers(-3, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(5)]
-    assert [pair[:2] for pair in near_images([fingerprint(one) for one in frames])] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    metas = [np.clip(scene + rng.integers(-3, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(5)]
+    assert [pair[:2] for pair in near_images([fingerprint(one) for one in metas])] == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 def test_counts_are_those_made_by_hand_and_add_up():
@@ -242,7 +242,7 @@ class Toy:
 
 
 def read(*samples, complaint=""):
-    one = Checked(DataSet("train", "toy", "toy", Source("toy", Toy(samples, complaint))))
+    one = Checked(DataSet("train", "toy", "toy", NamedDataset("toy", Toy(samples, complaint))))
     assert plan([one], None) == len(samples)
     read_all([one], 0, lambda images: None)
     return one

@@ -13,7 +13,7 @@ from write_jpegs import SIZES, picture, write_jpeg, write_jpegs
 
 from visionmtl.data import Data, TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.device_decode import _shown
 from visionmtl.network import to_device
 from visionmtl.structures import Batch, View
@@ -34,7 +34,7 @@ def loader(spec: dict[str, Any], decode: str = "device", size=SIZE, **changes: A
     augment = {**AUGMENT, **changes}
     plain = {"train": [spec], "val": [spec], "size": size, "workers": 0, "augment": augment, "decode": decode}
     data = Data.model_validate(plain)
-    sources = open_sources(data.train)
+    sources = open_datasets(data.train)
     tasks = {name: task for name, task in TASKS.items() if task.field in sources[0].provides}
     return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, 4, seed=3)
 
@@ -82,7 +82,7 @@ LEVELS = 0.75
 def test_views_are_those_of_the_workers_at_every_zoom(tmp_path):
     views = [view for one in check_like_the_workers(write_jpegs(tmp_path), LEVELS) for view in one.encoded.views]
 
-    assert {view.mirrored for view in views} == {True, False} and {view.shrink for view in views} >= {1, 2}
+    assert {view.mirrored for view in views} == {True, False} and {view.choose_scale for view in views} >= {1, 2}
     assert min(view.out[0] / view.crop[0] for view in views) < 0.5
     assert max(view.out[0] / view.crop[0] for view in views) > 1.5
     assert any(view.out[0] < SIZE[0] for view in views) and any(view.top > 0 for view in views)
@@ -109,7 +109,7 @@ def test_what_a_worker_would_read_reduced_is_averaged_over_squares():
     values = torch.tensor([[10, 200, 10], [200, 10, 200], [10, 200, 10]], dtype=torch.uint8)
     squares = values.repeat_interleave(2, 0).repeat_interleave(2, 1).expand(3, 6, 6).clone()
     squares[:, ::2, ::2] += 8  # a pixel of each four: 2 more in the mean
-    view = View("", 0, (6, 6), 1, top=2, left=0, crop=(4, 6), shrink=2, out=(2, 3), mirrored=True)
+    view = View("", 0, (6, 6), 1, top=2, left=0, crop=(4, 6), choose_scale=2, out=(2, 3), mirrored=True)
     assert torch.equal(_shown(squares, view)[0], values[1:].flip(1).float() + 2)
 
 
@@ -237,7 +237,7 @@ def test_a_damaged_photograph_is_named_when_it_is_decoded(tmp_path):
 def test_a_header_that_says_another_size_is_named(tmp_path):
     batch = batches(write_jpegs(tmp_path, 4), limit=1)[0]
     content, first = batch.encoded.content, batch.encoded.views[0]
-    start = content[: first.num_bytes].numpy().tobytes().index(b"\xff\xc0") + 5  # height and width of the frame
+    start = content[: first.num_bytes].numpy().tobytes().index(b"\xff\xc0") + 5  # height and width of the meta
     content[start + 1] -= 1
     with pytest.raises(ValueError, match=rf"{first.file} decodes to \d+x\d+ px, but its header says"):
         to_device(batch, CPU)

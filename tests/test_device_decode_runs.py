@@ -16,8 +16,8 @@ from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.prefetch import Feed
-from visionmtl.datasets import open_sources
+from visionmtl.data.prefetch import Prefetcher
+from visionmtl.datasets import open_datasets
 from visionmtl.engine.throughput import WARMUP_STEPS, Advice
 from visionmtl.network import to_device
 from visionmtl.run import Run
@@ -39,7 +39,7 @@ def run(folder: Path, decode: str = "device", **options: Any) -> Run:
 
 def batches(of: Run, workers: int = 0) -> list[Batch]:
     """Those of the first epoch."""
-    data, sources = of.data.model_copy(update={"workers": workers}), open_sources(of.data.train)
+    data, sources = of.data.model_copy(update={"workers": workers}), open_datasets(of.data.train)
     spaces = resolve_spaces(of.tasks, sources)
     return list(TrainLoader(data, of.tasks, spaces, sources, of.train.batch_size, of.seed).epoch(0))
 
@@ -65,7 +65,7 @@ def test_the_loader_pins_the_bytes(tmp_path, monkeypatch):
 
 def test_the_feed_hands_on_what_is_decoded_in_the_step(tmp_path):
     of = run(tmp_path)
-    state, feed = tiny.state(of), Feed(CPU)
+    state, feed = tiny.state(of), Prefetcher(CPU)
     for group in feed.groups(batches(of), 2):
         assert all(batch.encoded is not None for batch in group)
         losses, _, norm = state.advance(group)
@@ -119,7 +119,7 @@ def test_on_a_gpu_each_step_sees_its_own_batch_however_late_it_runs(tmp_path):
     """Steps are far behind the decoding, whose memory must not be written again before it is read."""
     given = [replace(batch, encoded=batch.encoded.pin_memory()) for batch in batches(run(tmp_path, subsampling=0))]
     expected = [to_device(batch, CPU).image.float().mean() for batch in given]
-    feed, means, busy = Feed(CUDA), [], torch.rand(4096, 4096, device=CUDA)
+    feed, means, busy = Prefetcher(CUDA), [], torch.rand(4096, 4096, device=CUDA)
     for (one,) in feed.groups(itertools.islice(itertools.cycle(given), 24)):
         for _ in range(3):
             busy = busy @ busy / 4096

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from visionmtl.data import val_loader
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import evaluate
 from visionmtl.engine.trainer import Options, train
@@ -173,7 +173,7 @@ def test_what_the_ranks_measured_is_what_their_checkpoint_gives(two: Path):
     opened = checkpoint.open_model(folder / "checkpoints" / "last.pt")
     data, net = opened.run.data, opened.net
 
-    again = evaluate(net, val_loader(data, net.tasks, net.spaces, open_sources(data.val), batch_size=1), "cpu")
+    again = evaluate(net, val_loader(data, net.tasks, net.spaces, open_datasets(data.val), batch_size=1), "cpu")
 
     measured = json.loads((folder / "eval" / f"step-{STEPS:07d}.json").read_text())["results"]
     assert again["depth"]["rmse_m"] == pytest.approx(measured["depth"]["rmse_m"], rel=1e-6)

@@ -12,7 +12,7 @@ import torch
 
 from visionmtl.data import ValLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate
@@ -30,7 +30,7 @@ def settings(count: int) -> Run:
 
 
 def loader(run: Run, ranks: Ranks) -> ValLoader:
-    sources = open_sources(run.data.val)
+    sources = open_datasets(run.data.val)
     spaces = resolve_spaces(run.tasks, sources)
     return val_loader(run.data, run.tasks, spaces, sources, 2, ranks.rank, ranks.world)
 

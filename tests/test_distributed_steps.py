@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.state import RunState
@@ -69,7 +69,7 @@ def part(batch: Batch, share: slice) -> Batch:
 
 def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[RunState, dict[str, Any]]:
     """The state after all steps, and what was seen on the way. A layer that nobody reads does no harm."""
-    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
     torch.manual_seed(run.seed)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.trunk.idle = nn.Linear(2, 2)

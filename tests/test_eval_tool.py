@@ -8,7 +8,7 @@ import torch
 from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.network import build_model
 
@@ -27,7 +27,7 @@ SMALL = [
 def saved(tmp_path_factory):
     """The last.pt of a run folder, as training leaves it."""
     run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
     torch.manual_seed(0)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     folder = tmp_path_factory.mktemp("run")

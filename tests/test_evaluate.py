@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import evaluate, evaluate_files, headline, save_json, score
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
-from visionmtl.structures import Batch, Frame, LabelSpace, Sample
+from visionmtl.structures import Batch, ImageMeta, LabelSpace, Sample
 
 SPACE = LabelSpace("two", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
 
@@ -23,9 +23,9 @@ SPACE = LabelSpace("two", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
 class Task(SimpleNamespace):
     """Just what evaluation asks of a task; raw is the prediction."""
 
-    def predict(self, raw, frames, size):
+    def predict(self, raw, metas, size):
         assert raw.shape[1:] == size
-        return [one[: frame.size[0], : frame.size[1]].numpy() for one, frame in zip(raw, frames, strict=True)]
+        return [one[: meta.size[0], : meta.size[1]].numpy() for one, meta in zip(raw, metas, strict=True)]
 
     predict_for_meter = predict
 
@@ -65,7 +65,7 @@ def batch(*values, seg=True, depth=True):
     ]
     labelled = {"seg": torch.full((len(values),), seg), "depth": torch.full((len(values),), depth)}
     return Batch(
-        image=images, targets={}, labelled=labelled, frames=[Frame((2, 3), (2, 3))] * len(values), samples=samples
+        image=images, targets={}, labelled=labelled, metas=[ImageMeta((2, 3), (2, 3))] * len(values), samples=samples
     )
 
 
@@ -129,9 +129,9 @@ def test_on_image_gets_every_sample_with_all_predictions():
 def test_flipping_measures_both_views_together_and_says_so():
     net, seen = Net(), []
 
-    def joined(raw, mirrored, frames, size):
+    def joined(raw, mirrored, metas, size):
         seen.append((raw, mirrored))
-        return net.tasks["seg"].predict(raw, frames, size)
+        return net.tasks["seg"].predict(raw, metas, size)
 
     net.tasks["seg"].predict_mirrored = joined
     one = batch(50)
@@ -180,13 +180,15 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
         "depth": lambda sample: (sample.image_id, sample.image[..., 0].astype(np.float32) / 100),
     }
 
-    results = evaluate_files(reads, meters, tasks, net.spaces, [Source("values", Reader())])
+    results = evaluate_files(reads, meters, tasks, net.spaces, [NamedDataset("values", Reader())])
 
     assert results == evaluate(net, [batch(value) for value in VALUES], "cpu")
 
     twice = {f"{name}@{place}": tasks[name].meter(net.spaces[name]) for name in tasks for place in ("here", "there")}
     with pytest.raises(ValueError, match=r"images '101' of here and '101' of there are both judged by .* of 'depth'"):
-        evaluate_files(reads, twice, tasks, net.spaces, [Source("here", Reader()), Source("there", Reader())])
+        evaluate_files(
+            reads, twice, tasks, net.spaces, [NamedDataset("here", Reader()), NamedDataset("there", Reader())]
+        )
 
 
 VALUES = [30, 90, 101, 150, 240]

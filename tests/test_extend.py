@@ -69,8 +69,8 @@ class Borders(Task, frozen=True):
         of_pixel = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return {"border": mean_over_labelled(of_pixel, counts)}
 
-    def predict(self, raw, frames, size):
-        full = [to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(frames)]
+    def predict(self, raw, metas, size):
+        full = [to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(metas)]
         return [one[0, 0].sigmoid().cpu().numpy() for one in full]
 
     def meter(self, space): return Meter()

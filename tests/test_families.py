@@ -18,7 +18,7 @@ from visionmtl.modeling.pyramids.base import Pyramid
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.pyramids.simple import Simple
 from visionmtl.network import LossNet, Model, build_model
-from visionmtl.structures import Frame
+from visionmtl.structures import ImageMeta
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -61,7 +61,7 @@ def check_step(model: Model, tasks: Mapping[str, Task]) -> None:
     with torch.inference_mode():
         raw = net.eval()(image)
         for name, task in tasks.items():
-            for prediction in task.predict(raw[name], [Frame(ORIGINAL, SIZE)] * 2, SIZE):
+            for prediction in task.predict(raw[name], [ImageMeta(ORIGINAL, SIZE)] * 2, SIZE):
                 check_prediction(prediction, ORIGINAL)
 
 

@@ -10,7 +10,7 @@ import torch
 from small_run import small_batch, small_run, small_state, small_tasks
 
 from visionmtl.data import prefetch as module
-from visionmtl.data.prefetch import Feed
+from visionmtl.data.prefetch import Prefetcher
 from visionmtl.structures import Batch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -28,7 +28,7 @@ def test_on_a_cpu_the_batches_pass_as_they_are_in_order_and_no_sooner_than_asked
             taken.append(one)
             yield one
 
-    feed, groups = Feed(CPU), []
+    feed, groups = Prefetcher(CPU), []
     for group in feed.groups(loader(), 2):
         feed.ahead()
         groups.append(group)
@@ -48,7 +48,7 @@ def test_on_a_cpu_waiting_is_the_time_in_the_loader(monkeypatch: pytest.MonkeyPa
             now[0] += 0.25
             yield batch(0)
 
-    feed, waited = Feed(CPU), []
+    feed, waited = Prefetcher(CPU), []
     for _ in feed.groups(loader()):
         now[0] += 1.0  # the step
         waited.append(feed.waited_s())
@@ -118,7 +118,7 @@ def test_the_next_batch_is_copied_on_a_stream_of_its_own_while_the_step_on_the_p
     monkeypatch: pytest.MonkeyPatch,
 ):
     gpu = Imagined(monkeypatch)
-    feed = Feed(CUDA, gpu.there)
+    feed = Prefetcher(CUDA, gpu.there)
     for number, _ in enumerate(feed.groups(map(batch, range(2)))):
         gpu.notes.append(f"step {number}")
         feed.ahead()
@@ -137,7 +137,7 @@ def test_the_next_batch_is_copied_on_a_stream_of_its_own_while_the_step_on_the_p
 
 def test_a_gpu_waits_from_the_end_of_its_work_to_the_end_of_the_copy(monkeypatch: pytest.MonkeyPatch):
     gpu = Imagined(monkeypatch)
-    feed = Feed(CUDA, gpu.there)
+    feed = Prefetcher(CUDA, gpu.there)
     gpu.times = {"main": 0.0, "side": 30.0}  # the first batch came 30 ms after the device was free
     groups = feed.groups(map(batch, range(3)))
     next(groups)
@@ -154,7 +154,7 @@ def test_a_gpu_waits_from_the_end_of_its_work_to_the_end_of_the_copy(monkeypatch
 
 def test_a_pass_broken_off_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch):
     gpu = Imagined(monkeypatch)
-    feed = Feed(CUDA, gpu.there)
+    feed = Prefetcher(CUDA, gpu.there)
     next(feed.groups(map(batch, range(5))))
     feed.ahead()
 
@@ -175,7 +175,7 @@ def test_batches_do_not_outlive_their_step_though_nobody_asks_how_long_they_took
         watched.append(weakref.ref(there))
         return there
 
-    feed = Feed(CUDA, moved)
+    feed = Prefetcher(CUDA, moved)
     for group in feed.groups(map(batch, range(5))):
         feed.ahead()
         assert len(group) == 1 and sum(one() is not None for one in watched) <= 2, "this one and the next"
@@ -194,7 +194,7 @@ def test_on_a_gpu_each_step_sees_its_own_batch_however_late_it_runs():
     """Memory of a batch must not be written again before the step that reads it; here steps are far behind copies."""
     count, size = 40, (16, 3, 512, 512)
     batches = (pinned(Batch(torch.full(size, i, dtype=torch.uint8), {}, {})) for i in range(count))
-    feed, sums, busy = Feed(CUDA), [], torch.rand(4096, 4096, device=CUDA)
+    feed, sums, busy = Prefetcher(CUDA), [], torch.rand(4096, 4096, device=CUDA)
     for (one,) in feed.groups(batches):
         for _ in range(3):
             busy = busy @ busy / 4096
@@ -207,7 +207,7 @@ def test_on_a_gpu_each_step_sees_its_own_batch_however_late_it_runs():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_a_gpu_fed_steps_wait_for_nothing():
     tasks = small_tasks()
-    state, feed = small_state(small_run(tasks), "cuda"), Feed(CUDA)
+    state, feed = small_state(small_run(tasks), "cuda"), Prefetcher(CUDA)
     for step, group in enumerate(feed.groups([pinned(small_batch(tasks)) for _ in range(6)])):
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
         try:

@@ -12,7 +12,7 @@ from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops import assignment as assign
-from visionmtl.ops.boxes import cells, generalised_iou, to_distances
+from visionmtl.ops.boxes import anchor_points, generalised_iou, to_distances
 
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
 HEADS += [pytest.param(Aligned(num_convs=0, bins=4), id="aligned with bins")]
@@ -179,7 +179,7 @@ def test_fcos_weighs_boxes_by_centreness_and_learns_it():
 @pytest.mark.parametrize("head", [Aligned(levels=(3,)), FCOS(levels=(3,))], ids=["aligned", "fcos"])
 def test_a_perfect_box_costs_nothing(head: Any):
     raw, known = blank_raw(head), targets([BOX])
-    centres, strides = cells(raw["shapes"], raw["logits"])
+    centres, strides = anchor_points(raw["shapes"], raw["logits"])
     steps = to_distances(known["boxes"][:, :1], centres).clamp(min=1) / strides[:, None]
     raw["distances"] = steps - 1 if isinstance(head, FCOS) else steps.log() - 1.4
     assert head.loss(raw, **known)["box"].item() == pytest.approx(0, abs=1e-5)

@@ -17,7 +17,7 @@ from write_nyuv2 import drawn_frames, write_prepared
 
 from visionmtl.data import TrainLoader, val_loader
 from visionmtl.data.label_spaces import judged, resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine.evaluator import evaluate, score
 from visionmtl.engine.trainer import train
 from visionmtl.run import Run
@@ -167,13 +167,13 @@ def test_two_heads_of_one_field_learn_two_label_spaces(run: Run):
 
 
 def test_a_limited_evaluation_looks_at_every_data_set(run: Run):
-    net, sources = tiny.state(run).net, open_sources(run.data.val)
+    net, sources = tiny.state(run).net, open_datasets(run.data.val)
     (batch,) = val_loader(run.data, run.tasks, net.spaces, sources, 4, limit=1)
     assert batch.sources == ["coco", "cityscapes", "nyuv2", "coco"]
 
 
 def test_a_data_set_judged_alone_gives_what_it_gives_among_others(run: Run):
-    net, sources = tiny.state(run).net.eval(), open_sources(run.data.val)
+    net, sources = tiny.state(run).net.eval(), open_datasets(run.data.val)
     together = val_loader(run.data, run.tasks, net.spaces, sources, 3)
     meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in together.judged.items()}
     results = evaluate(net, together, "cpu", meters=meters)
@@ -184,7 +184,7 @@ def test_a_data_set_judged_alone_gives_what_it_gives_among_others(run: Run):
 
 
 def test_a_task_learns_from_the_data_sets_it_names_only(run: Run):
-    tasks, sources = dict(run.tasks), open_sources(run.data.train)
+    tasks, sources = dict(run.tasks), open_datasets(run.data.train)
     with pytest.raises(
         ValueError, match=r"tasks.depth.learns_from names 'nyu2' \(did you mean 'nyuv2'\?\).* coco, city"
     ):
@@ -194,7 +194,7 @@ def test_a_task_learns_from_the_data_sets_it_names_only(run: Run):
 
 
 def test_who_learns_from_one_name_is_not_judged_under_another(run: Run):
-    tasks, sources = run.tasks, open_sources(run.data.val)
+    tasks, sources = run.tasks, open_datasets(run.data.val)
     renamed = [*sources[:2], replace(sources[2], name="rooms")]
     spaces = resolve_spaces(tasks, sources)
     assert judged(tasks, spaces, sources).keys() == JUDGED
@@ -205,14 +205,14 @@ def test_who_learns_from_one_name_is_not_judged_under_another(run: Run):
 def test_a_task_that_its_data_set_cannot_judge_keeps_a_result_of_no_images(run: Run):
     tasks = {"depth": run.tasks["depth"].model_copy(update={"learns_from": ("cityscapes",)})}
     streets = run.data.val[1].model_copy(update={"labels": ("boxes", "segmentation")})
-    sources = open_sources([streets, run.data.val[2]])
+    sources = open_datasets([streets, run.data.val[2]])
     assert judged(tasks, {"depth": None}, sources) == {"depth": "depth"}
 
 
 def test_a_data_set_that_teaches_nobody_or_is_never_drawn_is_an_error(run: Run):
     def load(**changes: Any) -> TrainLoader:
         data = run.data.model_copy(update=changes)
-        sources = open_sources(data.train)
+        sources = open_datasets(data.train)
         tasks = {"objects": run.tasks["objects"]} if "sampling" not in changes else run.tasks
         return TrainLoader(data, tasks, resolve_spaces(tasks, sources), sources, 6, 0)
 
@@ -229,5 +229,5 @@ def test_a_data_set_that_teaches_nobody_or_is_never_drawn_is_an_error(run: Run):
 def test_a_name_stands_for_one_data_set(run: Run):
     twice = [run.data.train[0].model_copy(update={"name": "same"})] * 2
     with pytest.raises(ValueError, match=r"2 data sets are named same, same; .* give each a name of its own"):
-        open_sources(twice)
-    assert [source.name for source in open_sources([run.data.train[0]] * 2)] == ["coco", "coco-2"]
+        open_datasets(twice)
+    assert [source.name for source in open_datasets([run.data.train[0]] * 2)] == ["coco", "coco-2"]

@@ -108,7 +108,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check; and what no
         # output depends on is found once by a real forward and backward
-        with patch("visionmtl.engine.state.freeze_unread", return_value=[]):
+        with patch("visionmtl.engine.state.freeze_unused_parameters", return_value=[]):
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks)
 

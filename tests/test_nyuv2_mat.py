@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from write_nyuv2 import NAMES, TO_40, Frame, drawn_frames, official_mapping, real_frames, write_official
+from write_nyuv2 import NAMES, TO_40, ImageMeta, drawn_frames, official_mapping, real_frames, write_official
 
 from visionmtl.datasets.nyuv2 import CLASSES, things_space
 from visionmtl.datasets.nyuv2_mat import SEG40_TO_13, NYUv2Mat
@@ -22,24 +22,24 @@ def label(name: str) -> int:
     return 1 + NAMES.index(name)
 
 
-def blank(height: int = 6, width: int = 10) -> Frame:
+def blank(height: int = 6, width: int = 10) -> ImageMeta:
     zeros = np.zeros((height, width))
     image = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
     depth = np.full((height, width), 2, np.float32)
-    return Frame(image, zeros.astype(np.uint16), zeros.astype(np.uint8), depth, depth)
+    return ImageMeta(image, zeros.astype(np.uint16), zeros.astype(np.uint8), depth, depth)
 
 
-def read(folder: Path, frame: Frame, **settings):
-    write_official(folder, [frame])
+def read(folder: Path, meta: ImageMeta, **settings):
+    write_official(folder, [meta])
     return NYUv2Mat(root=str(folder), **settings).build().read(0)
 
 
 def test_rows_columns_and_colours_are_where_they_belong(tmp_path):
-    frame = blank()
-    frame.labels[1, 7], frame.depth_m[2, 9] = label("sofa"), 3.5
-    sample = read(tmp_path, frame, classes=40)
+    meta = blank()
+    meta.labels[1, 7], meta.depth_m[2, 9] = label("sofa"), 3.5
+    sample = read(tmp_path, meta, classes=40)
 
-    np.testing.assert_array_equal(sample.image, frame.image)
+    np.testing.assert_array_equal(sample.image, meta.image)
     assert sample.image_id == "0001"
     assert sample.segmentation[1, 7] == CLASSES[40].index("sofa") and (sample.segmentation == IGNORE).sum() == 59
     assert sample.depth_m[2, 9] == 3.5 and sample.depth_m.shape == (6, 10)
@@ -47,13 +47,13 @@ def test_rows_columns_and_colours_are_where_they_belong(tmp_path):
 
 
 def test_an_object_is_a_pair_of_label_and_instance(tmp_path):
-    frame = blank()
-    frame.labels[:, :] = label("wall")
-    frame.labels[0:2, 0:6] = label("chair")  # two that touch ...
-    frame.instances[0:2, 0:3], frame.instances[0:2, 3:6] = 1, 2
-    frame.labels[4, [0, 9]] = label("lamp")  # ... one that is parted, and one whose instance is called 0
-    frame.labels[5, 5], frame.instances[5, 5] = label("baby chair"), 1
-    boxes = read(tmp_path, frame).boxes
+    meta = blank()
+    meta.labels[:, :] = label("wall")
+    meta.labels[0:2, 0:6] = label("chair")  # two that touch ...
+    meta.instances[0:2, 0:3], meta.instances[0:2, 3:6] = 1, 2
+    meta.labels[4, [0, 9]] = label("lamp")  # ... one that is parted, and one whose instance is called 0
+    meta.labels[5, 5], meta.instances[5, 5] = label("baby chair"), 1
+    boxes = read(tmp_path, meta).boxes
 
     found = {(*box, things_space().classes[name]) for box, name in zip(boxes.xyxy.tolist(), boxes.labels, strict=True)}
     assert found == {(0, 0, 3, 2, "chair"), (3, 0, 6, 2, "chair"), (0, 4, 10, 5, "lamp"), (5, 5, 6, 6, "chair")}
@@ -62,9 +62,9 @@ def test_an_object_is_a_pair_of_label_and_instance(tmp_path):
 
 @pytest.mark.parametrize("name", ["wall", "floor", "ceiling", None])
 def test_stuff_and_unlabelled_pixels_are_no_objects(tmp_path, name):
-    frame = blank()
-    frame.labels[2:4], frame.instances[2:4] = label(name) if name else 0, 1
-    assert read(tmp_path, frame).boxes.xyxy.shape == (0, 4)
+    meta = blank()
+    meta.labels[2:4], meta.instances[2:4] = label(name) if name else 0, 1
+    assert read(tmp_path, meta).boxes.xyxy.shape == (0, 4)
 
 
 def test_things_keep_their_number_among_the_40_classes():
@@ -75,32 +75,32 @@ def test_things_keep_their_number_among_the_40_classes():
 
 
 def test_labels_reach_13_classes_by_way_of_40(tmp_path):
-    frame = blank()
-    frame.labels[0, :3] = label("desk"), label("baby chair"), label("television")
-    segmentation = read(tmp_path, frame, classes=13).segmentation
+    meta = blank()
+    meta.labels[0, :3] = label("desk"), label("baby chair"), label("television")
+    segmentation = read(tmp_path, meta, classes=13).segmentation
     assert [CLASSES[13][number] for number in segmentation[0, :3]] == ["table", "chair", "tv"]
     assert segmentation[0, 3] == IGNORE and SEG40_TO_13[0] == 0
 
 
 def test_depth_is_rounded_to_millimetres_and_what_is_no_depth_is_not_measured(tmp_path):
-    frame = blank()
-    frame.depth_m[0, :6] = 1.23449, 1.2346, np.nan, np.inf, -1, 0
-    depth_m = read(tmp_path, frame).depth_m
+    meta = blank()
+    meta.depth_m[0, :6] = 1.23449, 1.2346, np.nan, np.inf, -1, 0
+    depth_m = read(tmp_path, meta).depth_m
     assert depth_m[0, :6].tolist() == [np.float32(1.234), np.float32(1.235), 0, 0, 0, 0]
 
 
 def test_raw_depth_has_holes_where_the_other_is_filled(tmp_path):
-    frame = blank()
-    frame.raw_depth_m[:] = 0
-    frame = replace(frame, depth_m=np.full((6, 10), 2, np.float32), raw_depth_m=np.zeros((6, 10), np.float32))
-    assert read(tmp_path, frame, depth="raw").depth_m.max() == 0 and read(tmp_path, frame).depth_m.min() == 2
+    meta = blank()
+    meta.raw_depth_m[:] = 0
+    meta = replace(meta, depth_m=np.full((6, 10), 2, np.float32), raw_depth_m=np.zeros((6, 10), np.float32))
+    assert read(tmp_path, meta, depth="raw").depth_m.max() == 0 and read(tmp_path, meta).depth_m.min() == 2
     with pytest.raises(ValueError, match="depth: raw has no effect"):
         NYUv2Mat(root="x", depth="raw", labels=("boxes",))
 
 
 def test_the_border_is_black_where_depth_papers_have_it_so(tmp_path):
-    frame = blank(480, 640)
-    image = read(tmp_path, replace(frame, image=np.full((480, 640, 3), 9, np.uint8)), black_border=True).image
+    meta = blank(480, 640)
+    image = read(tmp_path, replace(meta, image=np.full((480, 640, 3), 9, np.uint8)), black_border=True).image
     rows, columns = np.flatnonzero(image.any((1, 2))), np.flatnonzero(image.any((0, 2)))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (7, 473, 7, 631)
     with pytest.raises(ValueError, match=r"defined for \[480, 640, 3\]"):
@@ -222,17 +222,17 @@ def test_arrays_in_another_order_of_axes_are_refused(tmp_path):
 
 
 def test_depth_in_millimetres_is_refused(tmp_path):
-    frame = blank()
-    frame.depth_m[:] = 2000
+    meta = blank()
+    meta.depth_m[:] = 2000
     with pytest.raises(ValueError, match=r"depths of image 1 reaches 2000; allowed are metres"):
-        read(tmp_path, frame)
+        read(tmp_path, meta)
 
 
 def test_a_label_without_a_name_is_refused(tmp_path):
-    frame = blank()
-    frame.labels[0, 0] = len(NAMES) + 1
+    meta = blank()
+    meta.labels[0, 0] = len(NAMES) + 1
     with pytest.raises(ValueError, match="image 1 has label 43, but only 42 labels"):
-        read(tmp_path, frame)
+        read(tmp_path, meta)
 
 
 def test_without_h5py_the_error_says_what_to_install(tmp_path, monkeypatch):
@@ -243,10 +243,10 @@ def test_without_h5py_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_the_official_mapping_gives_back_the_official_segmentation(real_data, tmp_path):
-    frames = real_frames(real_data / "nyuv2", "test", 2)
-    write_official(tmp_path, frames, (), *official_mapping(real_data / "nyuv2"))
+    metas = real_frames(real_data / "nyuv2", "test", 2)
+    write_official(tmp_path, metas, (), *official_mapping(real_data / "nyuv2"))
     reader = NYUv2Mat(root=str(tmp_path), classes=40).build()
-    for index, frame in enumerate(frames):
+    for index, meta in enumerate(metas):
         to_40 = np.array([0, *official_mapping(real_data / "nyuv2")[1]])
-        expected = to_40[frame.labels].astype(np.int64) - 1
+        expected = to_40[meta.labels].astype(np.int64) - 1
         np.testing.assert_array_equal(reader.read(index).segmentation, np.where(expected < 0, IGNORE, expected))

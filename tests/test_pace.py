@@ -8,7 +8,7 @@ import tiny
 
 from visionmtl.data import Data, TrainLoader, val_loader
 from visionmtl.data import workers as loading
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import throughput as module
 from visionmtl.engine import trainer as training
 from visionmtl.engine.throughput import Advice, Pace
@@ -102,7 +102,7 @@ def test_the_processes_of_one_machine_share_its_cores_and_those_of_another_do_no
     """Two machines of 16 cores, four processes on each; then eight, started by something that is not torchrun."""
     monkeypatch.setattr(loading, "num_cores", lambda: 16)
     run = tiny.run(names=["depth"], data={"workers": "auto"}, train={"batch_size": 1})
-    sources = open_sources(run.data.train)
+    sources = open_datasets(run.data.train)
     chosen = []
     for local in ("4", ""):
         monkeypatch.setenv("WORLD_SIZE", "8")

@@ -20,13 +20,13 @@ EVERY_SETTING = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """official/: six drawn frames as MATLAB writes them; prepared/: made of it; reference/: written independently."""
+    """official/: six drawn metas as MATLAB writes them; prepared/: made of it; reference/: written independently."""
     root = tmp_path_factory.mktemp("nyuv2")
-    frames = drawn_frames(6)
-    write_official(root / "official", frames, test=(2, 5))
+    metas = drawn_frames(6)
+    write_official(root / "official", metas, test=(2, 5))
     assert main(["nyuv2", str(root / "official"), str(root / "prepared")]) == 0
-    write_prepared(root / "reference", frames, "train", [1, 3, 4, 6])
-    write_prepared(root / "reference", frames, "test", [2, 5])
+    write_prepared(root / "reference", metas, "train", [1, 3, 4, 6])
+    write_prepared(root / "reference", metas, "test", [2, 5])
     return root
 
 

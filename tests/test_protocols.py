@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.engine.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
 from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19
 from visionmtl.structures import Boxes, LabelSpace, Sample
@@ -107,7 +107,7 @@ class Reader:
 
 
 def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labels():
-    (resized,) = find_protocol("cityscapes_disparity_128x256").sources([Source("streets", Reader())])
+    (resized,) = find_protocol("cityscapes_disparity_128x256").sources([NamedDataset("streets", Reader())])
     one = resized.read(0)
 
     assert one.image.shape == (128, 256, 3)
@@ -116,7 +116,7 @@ def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labe
     assert one.boxes is None
     assert one.disparity_px_metre == 400, "disparity stays that of the whole image"
     assert set(resized.provides) == {"segmentation", "depth_m"}
-    assert find_protocol("nyu40").sources([Source("streets", Reader())])[0].provides is Reader.provides
+    assert find_protocol("nyu40").sources([NamedDataset("streets", Reader())])[0].provides is Reader.provides
 
 
 def test_a_label_takes_the_pixel_under_its_centre():

@@ -17,7 +17,7 @@ from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.config import loader as overlay
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import Dataset, open_sources
+from visionmtl.datasets import Dataset, open_datasets
 from visionmtl.network import build_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -39,9 +39,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(root / "coco", num_train=2, num_val=2)
     write_cityscapes(root / "cityscapes", num_train=2, num_val=2)
     (root / "nyuv2").mkdir()
-    frames = drawn_frames(2, (480, 640))
+    metas = drawn_frames(2, (480, 640))
     for split in ("train", "test"):
-        write_prepared(root / "nyuv2", frames, split)
+        write_prepared(root / "nyuv2", metas, split)
     return root
 
 
@@ -73,7 +73,7 @@ def test_a_recipe_trains_and_evaluates(name: str, official: Path, tmp_path: Path
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_network_fits_the_sizes_of_its_recipe(name: str, official: Path):
     run = config.load(CONFIGS / f"{name}.yaml", [*placed(name, official), "model.encoder.pretrained=false"])
-    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
     dense = [task for task, spec in run.tasks.items() if spec.field != "boxes"]
 
     with FakeTensorMode(), torch.no_grad():  # shapes without values: nothing is computed

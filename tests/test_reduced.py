@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from visionmtl.data.transforms.augment import Augment
-from visionmtl.data.transforms.crop_resize import Framing, Window
+from visionmtl.data.transforms.crop_resize import CropParams, CropResize
 from visionmtl.datasets import read_part
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.ops.images import read_image, read_upright
 from visionmtl.ops.photos import read_photo, read_reduced
-from visionmtl.structures import EVERYTHING, Sample, Wanted
+from visionmtl.structures import EVERYTHING, ReadRequest, Sample
 
 ORIENTATION = 0x0112
 SIZE = (96, 128)
@@ -40,7 +40,7 @@ def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor,
     seen = []
     for read, read_whole in ((read_reduced, read_photo), (read_upright, read_image)):
         photo = read(file, lambda full: seen.append(full) or divisor)
-        assert (photo.full_size, photo.shrunk) == (size, divisor) and seen.pop() == size
+        assert (photo.full_size, photo.jpeg_scale) == (size, divisor) and seen.pop() == size
         assert photo.pixels.shape == (*(-(-side // divisor) for side in size), 3)
 
         h, w = (side // divisor * divisor for side in size)
@@ -57,7 +57,7 @@ def test_upright_photos_are_reduced_where_turning_moves_nothing(tmp_path, orient
     photo = read_upright(file, lambda full: 8 if full == whole.shape[:2] else 0)
 
     allowed = 8 if orientation in (0, 1, 9) else {512: 8, 516: 4, 513: 1}[size[0]]
-    assert photo.shrunk == allowed and photo.full_size == whole.shape[:2]
+    assert photo.jpeg_scale == allowed and photo.full_size == whole.shape[:2]
     h, w = (side // allowed for side in photo.full_size)
     squares = whole[: h * allowed, : w * allowed].reshape(h, allowed, w, allowed, 3).mean(axis=(1, 3))
     assert np.abs(photo.pixels[:h, :w] - squares).mean() < 1
@@ -67,7 +67,7 @@ def test_a_png_is_read_whole_and_nobody_asks(tmp_path):
     Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
     for read in (read_reduced, read_upright):
         photo = read(tmp_path / "a.png", lambda full: pytest.fail("asked"))
-        assert photo.shrunk == 1 and photo.pixels.shape == (64, 64, 3)
+        assert photo.jpeg_scale == 1 and photo.pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("read", [read_reduced, read_upright])
@@ -83,18 +83,18 @@ def test_a_damaged_jpeg_is_named_when_reduced_too(tmp_path, read):
 def test_a_window_on_the_grid_moves_by_less_than_a_pixel_of_the_view(seed):
     rng = np.random.default_rng(seed)
     original, zoom = tuple(int(side) for side in rng.integers(60, 1500, 2)), float(rng.uniform(0.7, 2))
-    framing = Framing(zoom, rng.random(), rng.random())
-    fine, window = Window._cut(original, SIZE, framing), Window.cut(original, SIZE, framing)
+    params = CropParams(zoom, rng.random(), rng.random())
+    fine, crop = CropResize._cut(original, SIZE, params), CropResize.cut(original, SIZE, params)
 
-    k = window.shrink
-    assert all(value % k == 0 for value in (window.top, window.left, *window.size)) and window.out == fine.out
-    assert k == 1 or all(side // k >= out - 1 for side, out in zip(window.size, window.out, strict=True))  # rounding
-    smaller = Framing(zoom * float(rng.uniform(0.3, 1)), rng.random(), rng.random())
-    assert Window.cut(original, SIZE, smaller).shrink % k == 0
-    for moved in (window.top - fine.top, window.left - fine.left, *np.subtract(window.size, fine.size)):
-        assert -k < moved <= 0 and abs(moved) * max(window.scale) < 1
-    if max(window.scale) > 0.51:
-        assert k == 1 and (window.top, window.left, window.size) == (fine.top, fine.left, fine.size)
+    k = crop.choose_scale
+    assert all(value % k == 0 for value in (crop.top, crop.left, *crop.size)) and crop.out == fine.out
+    assert k == 1 or all(side // k >= out - 1 for side, out in zip(crop.size, crop.out, strict=True))  # rounding
+    smaller = CropParams(zoom * float(rng.uniform(0.3, 1)), rng.random(), rng.random())
+    assert CropResize.cut(original, SIZE, smaller).jpeg_scale % k == 0
+    for moved in (crop.top - fine.top, crop.left - fine.left, *np.subtract(crop.size, fine.size)):
+        assert -k < moved <= 0 and abs(moved) * max(crop.scale) < 1
+    if max(crop.scale) > 0.51:
+        assert k == 1 and (crop.top, crop.left, crop.size) == (fine.top, fine.left, fine.size)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -102,13 +102,13 @@ def test_a_view_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path, seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(side) for side in rng.integers(400, 1300, 2))
     file, augment = save(tmp_path / "a.jpg", smooth(*size)), Augment(zoom=(1.0, 2.0), flip=0.5)
-    framing = augment.draw(rng)
+    params = augment.draw(rng)
     whole = Sample(image=read_photo(file), image_id="")
-    photo = read_reduced(file, lambda full: Window.cut(full, SIZE, framing).shrink)
-    part = Sample(image=photo.pixels, image_id="", full_size=photo.full_size, shrunk=photo.shrunk)
+    photo = read_reduced(file, lambda full: CropResize.cut(full, SIZE, params).choose_scale)
+    part = Sample(image=photo.pixels, image_id="", full_size=photo.full_size, jpeg_scale=photo.jpeg_scale)
 
-    one, other = (augment.view(sample, SIZE, framing, rng).image for sample in (whole, part))
-    assert photo.shrunk > 1 and one.shape == other.shape
+    one, other = (augment.view(sample, SIZE, params, rng).image for sample in (whole, part))
+    assert photo.jpeg_scale > 1 and one.shape == other.shape
     assert np.abs(one.astype(int) - other).mean() < 1.5  # a grey level; the picture changes by up to 7 in a pixel
     (x, y), _ = cv2.phaseCorrelate(one[..., 0].astype(np.float64), other[..., 0].astype(np.float64))
     assert abs(x) < 0.1 and abs(y) < 0.1
@@ -121,7 +121,7 @@ def test_labels_that_are_not_wanted_are_not_opened(tmp_path):
     spec = {"files": "{stem}.png", "classes": ["floor"]}
     reader = Folder(root=str(tmp_path), images="images/*.jpg", segmentation=spec).build()
 
-    assert read_part(reader, 0, Wanted(frozenset({"boxes"}))).segmentation is None
+    assert read_part(reader, 0, ReadRequest(frozenset({"boxes"}))).segmentation is None
     with pytest.raises(ValueError, match=r"a.png is missing or no readable image"):
         read_part(reader, 0, EVERYTHING)
 
@@ -129,7 +129,7 @@ def test_labels_that_are_not_wanted_are_not_opened(tmp_path):
 def test_a_reduced_image_keeps_the_labels_of_the_whole_one(real_data):
     reader = NYUv2(root=str(real_data / "nyuv2")).build()
     whole = reader.read(3)
-    part = read_part(reader, 3, Wanted(EVERYTHING.fields, lambda size: 4))
+    part = read_part(reader, 3, ReadRequest(EVERYTHING.fields, lambda size: 4))
     assert part.image.shape == (120, 160, 3) and part.size == whole.size == (480, 640)
     np.testing.assert_array_equal(part.segmentation, whole.segmentation)
     np.testing.assert_array_equal(part.depth_m, whole.depth_m)

@@ -15,7 +15,7 @@ from kit import sample
 
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.evaluator import evaluate_files
 from visionmtl.inference.results_io import SubmissionWriter
@@ -97,7 +97,7 @@ class Two:
 def judge_by_files(rank: int) -> None:
     """Of the images called alike, no process sees both."""
     tasks: dict[str, Task] = {"depth": Depth()}
-    sources = [Source("up", Two("01")), Source("down", Two("10"))]
+    sources = [NamedDataset("up", Two("01")), NamedDataset("down", Two("10"))]
     meters = {f"depth@{source.name}": tasks["depth"].meter(None) for source in sources}
     reads = {"depth": lambda one: (one.image_id, one.depth_m)}
     evaluate_files(reads, meters, tasks, {"depth": None}, sources, rank, world=2)

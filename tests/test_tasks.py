@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.fcos import FCOS
-from visionmtl.structures import Boxes, Frame, Sample
+from visionmtl.structures import Boxes, ImageMeta, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -101,9 +101,9 @@ def test_predictions_are_in_user_units_at_the_original_size_and_can_be_judged_an
     with torch.no_grad():
         predictions = task.predict(raw, FRAMES, SIZE)
 
-    for seed, (prediction, frame) in enumerate(zip(predictions, FRAMES, strict=True)):
-        truth = sample(seed, size=frame.size)
-        check_prediction(prediction, frame.size)
+    for seed, (prediction, meta) in enumerate(zip(predictions, FRAMES, strict=True)):
+        truth = sample(seed, size=meta.size)
+        check_prediction(prediction, meta.size)
         meter.update(prediction, truth)
         picture = task.draw(truth.image, prediction, SPACE, 0.0)
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
@@ -169,11 +169,11 @@ def test_depth_under_bfloat16_is_not_rounded_to_bfloat16():
 
 
 def test_depth_of_an_input_twice_as_large_as_in_training_is_doubled():
-    task, frame = Depth(max_depth_m=100), Frame(size=SIZE, content_size=SIZE)
+    task, meta = Depth(max_depth_m=100), ImageMeta(size=SIZE, content_size=SIZE)
     raw = torch.full((1, 1, SIZE[0] // 4, SIZE[1] // 4), math.log(3))
     for predict in (task.predict, lambda raw, *rest: task.predict_mirrored(raw, raw, *rest)):
-        assert predict(raw, [frame], SIZE)[0].mean() == pytest.approx(3, rel=1e-5)
-        assert predict(raw, [replace(frame, zoom=2.0)], SIZE)[0].mean() == pytest.approx(6, rel=1e-5)
+        assert predict(raw, [meta], SIZE)[0].mean() == pytest.approx(3, rel=1e-5)
+        assert predict(raw, [replace(meta, zoom=2.0)], SIZE)[0].mean() == pytest.approx(6, rel=1e-5)
 
 
 def test_predicted_normals_have_unit_length():
@@ -187,7 +187,7 @@ def test_a_box_in_the_padding_is_no_detection():
     task = Detection(head=FCOS(num_convs=0), min_score=0.0)
     with torch.no_grad():
         raw = decoder(task)(random_maps(task.levels, 1))
-        (prediction,) = task.predict(raw, [Frame(size=(64, 64), content_size=(32, 32))], SIZE)
+        (prediction,) = task.predict(raw, [ImageMeta(size=(64, 64), content_size=(32, 32))], SIZE)
     assert len(prediction.scores) > 0 and (prediction.xyxy[:, 2:] > prediction.xyxy[:, :2]).all()
     assert (prediction.xyxy <= 64).all(), "the original is twice as large as the content"
 

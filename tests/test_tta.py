@@ -6,13 +6,13 @@ import torch
 from kit import FRAMES, SIZE, decoder, found, random_maps
 
 from visionmtl.engine.evaluator import mirror_contents
-from visionmtl.structures import Detections, Frame
+from visionmtl.structures import Detections, ImageMeta
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
 
-WHOLE = [Frame(SIZE, SIZE)] * 2
+WHOLE = [ImageMeta(SIZE, SIZE)] * 2
 every_task = pytest.mark.parametrize("task", [pytest.param(p.values[0](), id=p.id) for p in found(Task)])
 
 
@@ -43,8 +43,8 @@ def test_exchanging_the_views_mirrors_the_prediction(task: Task):
     with torch.no_grad():
         there, back = (task.predict_mirrored(*views, FRAMES[:2], SIZE) for views in ((one, other), (other, one)))
 
-    for a, b, frame in zip(there, back, FRAMES, strict=False):
-        expected = turned(b, frame.size[1])
+    for a, b, meta in zip(there, back, FRAMES, strict=False):
+        expected = turned(b, meta.size[1])
         if isinstance(a, Detections):
             a, expected = rows(a), rows(expected)
         np.testing.assert_allclose(a, expected, atol=2e-3)
@@ -63,15 +63,15 @@ def test_two_views_that_agree_change_nothing(task: Task):
 
 def test_the_content_is_mirrored_and_the_padding_stays():
     image = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
-    frames = [Frame((9, 9), (2, 3)), Frame((4, 5), (4, 5))]
+    metas = [ImageMeta((9, 9), (2, 3)), ImageMeta((4, 5), (4, 5))]
 
-    mirrored = mirror_contents(image, frames)
+    mirrored = mirror_contents(image, metas)
 
     assert torch.equal(mirrored[0, :, :2, :3], image[0, :, :2, :3].flip(-1))
     assert torch.equal(mirrored[0, :, 2:], image[0, :, 2:])
     assert torch.equal(mirrored[0, :, :, 3:], image[0, :, :, 3:])
     assert torch.equal(mirrored[1], image[1].flip(-1))
-    assert torch.equal(mirror_contents(mirrored, frames), image)
+    assert torch.equal(mirror_contents(mirrored, metas), image)
 
 
 def test_a_task_that_cannot_join_two_views_says_what_to_do():

@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from visionmtl.modeling.unused_parameters import freeze_unread
+from visionmtl.modeling.unused_parameters import freeze_unused_parameters
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
 def test_what_no_output_depends_on_is_frozen_and_named():
     net = Net()
 
-    assert freeze_unread(net, (8, 8), CPU) == ["aside.weight", "aside.bias"]
+    assert freeze_unused_parameters(net, (8, 8), CPU) == ["aside.weight", "aside.bias"]
     assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["aside.weight", "aside.bias"]
 
 
@@ -42,7 +42,7 @@ def test_looking_changes_neither_statistics_nor_random_numbers_nor_the_mode():
     expected = torch.rand(2)
     torch.manual_seed(3)
 
-    freeze_unread(net, (8, 8), CPU)
+    freeze_unused_parameters(net, (8, 8), CPU)
 
     assert torch.equal(torch.rand(2), expected)
     assert tiny.differences(dict(net.named_buffers()), before) == []

@@ -12,7 +12,7 @@ from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.data import TrainLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import picture, predict
@@ -31,7 +31,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 def saved(tmp_path_factory):
     """The checkpoint of an untrained run."""
     run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_sources(run.data.train))
+    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
     torch.manual_seed(0)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.pt"
@@ -60,7 +60,7 @@ def test_predictions_have_the_size_of_their_own_image(opened):
 
 def test_predict_sees_what_validation_sees(opened):
     run, net = opened.run, opened.net
-    batch = next(iter(val_loader(run.data, run.tasks, net.spaces, open_sources(run.data.val), 1, workers=0)))
+    batch = next(iter(val_loader(run.data, run.tasks, net.spaces, open_datasets(run.data.val), 1, workers=0)))
     with torch.inference_mode():
         expected = run.tasks["depth"].predict(net(batch.image)["depth"], batch.frames, run.data.size)
 
@@ -125,7 +125,7 @@ def test_several_data_sets_are_drawn_in_the_shares_and_the_order_of_training(tmp
     assert drawn("configs/quickstart.yaml", *settings, "--mode", "data", "--num", 6, "--output", tmp_path) == 0
 
     run = config.load("configs/quickstart.yaml", settings)
-    sources = open_sources(run.data.train)
+    sources = open_datasets(run.data.train)
     loader = TrainLoader(run.data, run.tasks, resolve_spaces(run.tasks, sources), sources, 1, run.seed)
     ids = [source.read(index).image_id for source in sources for index in range(len(source))]
     drawn_ids = [re.sub(r"[^A-Za-z0-9.-]+", "_", ids[index]) for index, _ in loader.draws(0)[:6]]

@@ -9,7 +9,7 @@ import torch
 
 from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_sources
+from visionmtl.datasets import open_datasets
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.state import RunState
 from visionmtl.network import build_model
@@ -48,14 +48,14 @@ def scenes(count: int, **settings: Any) -> dict[str, Any]:
 
 def state(of: Run, ranks: Ranks = ALONE) -> RunState:
     """The run before its first step, with the same weights at each call."""
-    spaces = resolve_spaces(of.tasks, open_sources(of.data.train))
+    spaces = resolve_spaces(of.tasks, open_datasets(of.data.train))
     torch.manual_seed(of.seed)
     return RunState(of, build_model(of.model, of.tasks, spaces, of.data.size), ranks)
 
 
 def batches(of: Run) -> list[Batch]:
     """Those of the first epoch."""
-    sources = open_sources(of.data.train)
+    sources = open_datasets(of.data.train)
     spaces = resolve_spaces(of.tasks, sources)
     return list(TrainLoader(of.data, of.tasks, spaces, sources, of.train.batch_size, of.seed).epoch(0))
 

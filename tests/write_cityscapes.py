@@ -28,8 +28,8 @@ def write_cityscapes(
 ) -> None:
     """`leftImg8bit`, and those of PARTS that are named, for the first images of every split.
 
-    Each frame has its own camera; a strip of ego vehicle at the bottom, where disparity lies; a border of rectification
-    and one out of the region of interest; disparities 0 and 1. Every second frame turns an object into a group of its
+    Each meta has its own camera; a strip of ego vehicle at the bottom, where disparity lies; a border of rectification
+    and one out of the region of interest; disparities 0 and 1. Every second meta turns an object into a group of its
     class (a crowd), every third another one into a caravan.
     """
     for split, count in (("train", num_train), ("val", num_val), ("test", num_test)):

@@ -1,4 +1,4 @@
-"""Writes NYUv2 as its official .mat file and as the prepared folder, from drawn or real frames, for other tests."""
+"""Writes NYUv2 as its official .mat file and as the prepared folder, from drawn or real metas, for other tests."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TO_40 = (*(CLASSES[40].index(name) + 1 for name in sorted(CLASSES[40])), 5, 40)
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageMeta:
     """One image of the official file; its number is its position in the list + 1."""
 
     image: np.ndarray  # uint8 [H, W, 3] RGB
@@ -29,9 +29,9 @@ class Frame:
     raw_depth_m: np.ndarray  # float32 [H, W], 0 = hole
 
 
-def drawn_frames(count: int, size: tuple[int, int] = (24, 32)) -> list[Frame]:
+def drawn_frames(count: int, size: tuple[int, int] = (24, 32)) -> list[ImageMeta]:
     """Noise under ten random rectangles: some unlabelled, some parted by others, some of one label."""
-    frames = []
+    metas = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
         height, width = size
@@ -44,11 +44,11 @@ def drawn_frames(count: int, size: tuple[int, int] = (24, 32)) -> list[Frame]:
         depth_m = rng.uniform(0.7, 10, size).astype(np.float32)
         holes = rng.random(size) < 0.2
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        frames.append(Frame(image, labels, instances, depth_m, np.where(holes, np.float32(0), depth_m)))
-    return frames
+        metas.append(ImageMeta(image, labels, instances, depth_m, np.where(holes, np.float32(0), depth_m)))
+    return metas
 
 
-def real_frames(nyuv2: Path, split: str, count: int) -> list[Frame]:
+def real_frames(nyuv2: Path, split: str, count: int) -> list[ImageMeta]:
     """The first images of the folder that the real data comes in; a label and depth as good as that tells.
 
     Label numbers are those of `official_mapping`; instances are connected regions.
@@ -58,7 +58,7 @@ def real_frames(nyuv2: Path, split: str, count: int) -> list[Frame]:
         names.index(name) + 1 if name in names else to_40.index(number) + 1
         for number, name in enumerate(CLASSES[40], start=1)
     ]
-    frames = []
+    metas = []
     for stem in (nyuv2 / f"{split}.txt").read_text().split()[:count]:
         seg40 = cv2.imread(str(nyuv2 / f"seg40/{split}/{stem}.png"), cv2.IMREAD_UNCHANGED)
         depth_m = cv2.imread(str(nyuv2 / f"depth/{split}/{stem}.png"), cv2.IMREAD_UNCHANGED).astype(np.float32) / 25.5
@@ -68,8 +68,8 @@ def real_frames(nyuv2: Path, split: str, count: int) -> list[Frame]:
             instances += np.minimum(regions, 255).astype(np.uint8)
         image = cv2.imread(str(nyuv2 / f"image/{split}/{stem}.jpg"))[..., ::-1]
         raw_m = np.where(depth_m > 5, np.float32(0), depth_m)
-        frames.append(Frame(image, np.array(label_of, np.uint16)[seg40], instances, depth_m, raw_m))
-    return frames
+        metas.append(ImageMeta(image, np.array(label_of, np.uint16)[seg40], instances, depth_m, raw_m))
+    return metas
 
 
 def official_mapping(nyuv2: Path) -> tuple[list[str], list[int]]:
@@ -80,7 +80,7 @@ def official_mapping(nyuv2: Path) -> tuple[list[str], list[int]]:
 
 def write_official(
     folder: Path,
-    frames: list[Frame],
+    metas: list[ImageMeta],
     test: tuple[int, ...] = (),
     names: tuple[str, ...] | list[str] = NAMES,
     to_40: tuple[int, ...] | list[int] = TO_40,
@@ -91,11 +91,11 @@ def write_official(
     """
     folder.mkdir(parents=True, exist_ok=True)
     stacks: dict[str, list[np.ndarray]] = {
-        "images": [frame.image.transpose(2, 1, 0) for frame in frames],
-        "labels": [frame.labels.T for frame in frames],
-        "instances": [frame.instances.T for frame in frames],
-        "depths": [frame.depth_m.T for frame in frames],
-        "rawDepths": [frame.raw_depth_m.T for frame in frames],
+        "images": [meta.image.transpose(2, 1, 0) for meta in metas],
+        "labels": [meta.labels.T for meta in metas],
+        "instances": [meta.instances.T for meta in metas],
+        "depths": [meta.depth_m.T for meta in metas],
+        "rawDepths": [meta.raw_depth_m.T for meta in metas],
     }
     with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
         for name, stack in stacks.items():
@@ -106,7 +106,7 @@ def write_official(
             text = texts.create_dataset(f"n{position}", data=np.array([[ord(c)] for c in name], np.uint16))
             references[0, position] = text.ref
 
-    train = [number for number in range(1, len(frames) + 1) if number not in test]
+    train = [number for number in range(1, len(metas) + 1) if number not in test]
     column = {"trainNdxs": train, "testNdxs": list(test)}
     scipy.io.savemat(folder / "splits.mat", {key: np.array(value, np.uint16)[:, None] for key, value in column.items()})
     cells = {"className": np.array(CLASSES[40], object), "allClassName": np.array(names, object)}
@@ -115,28 +115,28 @@ def write_official(
     scipy.io.savemat(folder / "class13Mapping.mat", {"classMapping13": coarse})
 
 
-def write_prepared(root: Path, frames: list[Frame], split: str = "train", numbers: list[int] | None = None) -> None:
+def write_prepared(root: Path, metas: list[ImageMeta], split: str = "train", numbers: list[int] | None = None) -> None:
     """One split of the prepared folder, written without the code it is a reference for: slow and plain."""
-    chosen = list(range(1, len(frames) + 1)) if numbers is None else numbers
+    chosen = list(range(1, len(metas) + 1)) if numbers is None else numbers
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     for number in chosen:
-        frame = frames[number - 1]
+        meta = metas[number - 1]
         name = f"{split}/{number:04}.png"
-        seg40 = np.array([0, *TO_40], np.uint8)[frame.labels]
-        write_pixels(root / "image" / name, frame.image[..., ::-1])
+        seg40 = np.array([0, *TO_40], np.uint8)[meta.labels]
+        write_pixels(root / "image" / name, meta.image[..., ::-1])
         write_pixels(root / "seg40" / name, seg40)
         write_pixels(root / "seg13" / name, SEG40_TO_13[seg40])
-        for folder, depth_m in (("depth", frame.depth_m), ("depth_raw", frame.raw_depth_m)):
+        for folder, depth_m in (("depth", meta.depth_m), ("depth_raw", meta.raw_depth_m)):
             write_pixels(root / folder / name, np.round(depth_m.astype(np.float64) * 1000).astype(np.uint16))
 
-        height, width = frame.labels.shape
+        height, width = meta.labels.shape
         images.append({"id": number, "file_name": f"{number:04}.png", "width": width, "height": height})
-        pairs = sorted(set(zip(frame.labels.ravel().tolist(), frame.instances.ravel().tolist(), strict=True)))
+        pairs = sorted(set(zip(meta.labels.ravel().tolist(), meta.instances.ravel().tolist(), strict=True)))
         for label, instance in pairs:
             if label == 0 or NAMES[label - 1] in ("wall", "floor", "ceiling"):
                 continue
-            rows, columns = np.nonzero((frame.labels == label) & (frame.instances == instance))
+            rows, columns = np.nonzero((meta.labels == label) & (meta.instances == instance))
             left, top = int(columns.min()), int(rows.min())
             bbox = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
             objects.append({

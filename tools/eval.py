@@ -21,7 +21,7 @@ from visionmtl.config.loader import ConfigError, Tree, dotted
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data import val_loader
 from visionmtl.data.label_spaces import Spaces, judged, resolve_spaces, supervises, task_of
-from visionmtl.datasets import Source, open_sources
+from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import LostProcess, Ranks
@@ -142,8 +142,8 @@ def _score_coco_files(args: argparse.Namespace) -> int:
 
 
 def _rules(
-    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, sources: list[Source]
-) -> tuple[dict[str, Meter], list[Source]]:
+    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, sources: list[NamedDataset]
+) -> tuple[dict[str, Meter], list[NamedDataset]]:
     """The meters by name of their results, and the data as they want it."""
     if args.data:  # tasks that these data sets do not judge are left out
         tasks = {
@@ -169,9 +169,9 @@ def _rules(
     return meters, sources
 
 
-def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[Source]:
+def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[NamedDataset]:
     """The validation data sets, or those of --data; what their readers found worth telling is printed."""
-    sources = open_sources(run.data.val)
+    sources = open_datasets(run.data.val)
     names = [source.name for source in sources]
     if strange := [name for name in args.data if name not in names]:
         raise ValueError(
@@ -245,7 +245,7 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _pictures(opened: Opened, tasks: Mapping[str, Task], sources: Sequence[Source]) -> list[Titled]:
+def _pictures(opened: Opened, tasks: Mapping[str, Task], sources: Sequence[NamedDataset]) -> list[Titled]:
     """The first images, predictions above the truth."""
     run, net = opened.run, opened.net
     first = val_loader(run.data, tasks, net.spaces, sources, NUM_PICTURES, workers=0, limit=1)

@@ -22,7 +22,7 @@ from visionmtl.config.registry import did_you_mean
 from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces, supervises
 from visionmtl.data.sampler import random_numbers
-from visionmtl.datasets import Source, open_sources
+from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.drawing import Picture, contact_sheet
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import Opened, open_model
@@ -51,7 +51,7 @@ class Show:
         """The image and its rows of drawings."""
         return picture(self.tasks, self.spaces, image, rows, self.min_score)
 
-    def truths(self, sample: Sample, source: Source) -> dict[str, Any]:
+    def truths(self, sample: Sample, source: NamedDataset) -> dict[str, Any]:
         """The sample's labels by task, of those tasks that it supervises."""
         return {
             name: task.truth(sample) for name, task in self.tasks.items() if supervises(source, task, self.spaces[name])
@@ -182,13 +182,13 @@ def _shown(opened: Opened, show: Show, images: Iterator[tuple[str, Picture]]) ->
         yield name, show.picture(image, {"prediction": prediction})
 
 
-def _places(sources: Sequence[Source]) -> list[tuple[Source, int]]:
+def _places(sources: Sequence[NamedDataset]) -> list[tuple[NamedDataset, int]]:
     return [(source, index) for source in sources for index in range(len(source))]
 
 
 def _compared(opened: Opened, show: Show, num: int) -> Iterator[tuple[str, Picture]]:
     """Validation images spread evenly over the data sets: neighbours tend to show one scene."""
-    places = _places(open_sources(opened.run.data.val))
+    places = _places(open_datasets(opened.run.data.val))
     for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int)):
         source, index = places[at]
         sample = source.read(index)
@@ -199,7 +199,7 @@ def _compared(opened: Opened, show: Show, num: int) -> Iterator[tuple[str, Pictu
 
 def _augmented(run: Run, args: argparse.Namespace) -> Iterator[tuple[str, Picture]]:
     """The first images of the first epoch, with the very random numbers that training draws (see `data`)."""
-    data, sources = run.data, open_sources(run.data.train)
+    data, sources = run.data, open_datasets(run.data.train)
     places = _places(sources)
     spaces = resolve_spaces(run.tasks, sources)
     show = Show(_chosen(run.tasks, args.tasks), spaces, args.score)

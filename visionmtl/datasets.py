@@ -9,7 +9,7 @@ from typing import Protocol
 from pydantic import Field
 
 from visionmtl.config.registry import Kind
-from visionmtl.structures import LabelSpace, Sample, Wanted
+from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
 _here = Path(__file__).resolve().parent
 # a checkout or editable install has the folder beside the package; a wheel carries a copy inside it.
@@ -38,10 +38,10 @@ class Reader(Protocol):
         ...
 
 
-class FrugalReader(Reader, Protocol):
+class DatasetReader(Reader, Protocol):
     """A reader that saves work where not everything is wanted; training reads through it."""
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
         """As `read`, but labels that are not wanted may be None, and the image may be reduced (with `full_size`).
 
         Where it is wanted encoded, a reader of JPEGs gives `Sample.jpeg` instead of pixels, with the same `size`.
@@ -63,7 +63,7 @@ class Dataset(Kind, home="visionmtl.datasets"):
 
 
 @dataclass(frozen=True)
-class Source:
+class NamedDataset:
     """An opened data set under the name by which a run calls it."""
 
     name: str
@@ -97,20 +97,20 @@ class Source:
         """See `Reader.read`."""
         return self.reader.read(index)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """See `FrugalReader`; a reader that can only read everything does so."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """See `DatasetReader`; a reader that can only read everything does so."""
         return read_part(self.reader, index, wanted)
 
 
-def read_part(reader: Reader, index: int, wanted: Wanted) -> Sample:
+def read_part(reader: Reader, index: int, wanted: ReadRequest) -> Sample:
     """What is wanted of a sample, with as little work as the reader knows how."""
-    frugal: Callable[[int, Wanted], Sample] | None = getattr(reader, "read_part", None)
+    frugal: Callable[[int, ReadRequest], Sample] | None = getattr(reader, "read_part", None)
     return reader.read(index) if frugal is None else frugal(index, wanted)
 
 
-def open_sources(datasets: Sequence[Dataset]) -> list[Source]:
+def open_datasets(datasets: Sequence[Dataset]) -> list[NamedDataset]:
     """Every data set, checked, indexed and named. Raises ValueError for a name given twice."""
-    return [Source(name, one.build(), one.weight) for name, one in zip(name_all(datasets), datasets, strict=True)]
+    return [NamedDataset(name, one.build(), one.weight) for name, one in zip(name_all(datasets), datasets, strict=True)]
 
 
 def name_all(datasets: Sequence[Dataset]) -> list[str]:
@@ -133,7 +133,7 @@ def name_all(datasets: Sequence[Dataset]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Subset:
     """The first `count` samples of a reader, over and over up to `length`."""
 
     reader: Reader
@@ -152,6 +152,6 @@ class Repeated:
         """Sample `index` modulo `count`."""
         return self.reader.read(index % self.count)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """See `FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """See `DatasetReader`."""
         return read_part(self.reader, index % self.count, wanted)

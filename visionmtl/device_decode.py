@@ -1,6 +1,6 @@
 """JPEGs decoded, cropped and resized on the device, to the views that loader workers would have made of them.
 
-The resizing is that of `Window.image`, and squares of pixels are averaged where a worker would have a JPEG decoded at
+The resizing is that of `CropResize.image`, and squares of pixels are averaged where a worker would have a JPEG decoded at
 a fraction of its size. On photographs of COCO and NYUv2 decoded by libjpeg-turbo the views differ from the workers' by
 0.2 to 0.4 grey levels in the mean over images, 0.72 in the worst. nvJPEG, which decodes on CUDA devices, may round and
 interpolate colours otherwise.
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from visionmtl.data.transforms.crop_resize import Size, Window
-from visionmtl.datasets import Source
+from visionmtl.data.transforms.crop_resize import CropResize, Size
+from visionmtl.datasets import NamedDataset
 from visionmtl.ops.color import GREY
-from visionmtl.structures import Encoded, Jpeg, Sample, View, Wanted
+from visionmtl.structures import Encoded, Jpeg, ReadRequest, Sample, View
 
 NUM_PROBES = 8
 """Images of a data set whose headers are looked at before a training begins."""
@@ -30,7 +30,7 @@ _TURNS = {  # by EXIF orientation: whether rows and columns change places first,
 }  # fmt: skip
 
 
-def check_sources(sources: Sequence[Source]) -> None:
+def check_sources(sources: Sequence[NamedDataset]) -> None:
     """Raises ValueError, before the training, for a data set whose images the device cannot decode.
 
     Of each, NUM_PROBES images are looked at, and the first whose name does not end as a JPEG's; what is wrong with
@@ -41,7 +41,7 @@ def check_sources(sources: Sequence[Source]) -> None:
         odd = (index for index, file in enumerate(files) if file and Path(file).suffix.lower() not in _ENDINGS)
         probes = np.linspace(0, len(source) - 1, NUM_PROBES).astype(int).tolist()
         for index in sorted({*probes, next(odd, 0)}):
-            jpeg_of(source.read_part(index, Wanted(frozenset(), encoded=True)), source.name)
+            jpeg_of(source.read_part(index, ReadRequest(frozenset(), encoded=True)), source.name)
 
 
 def jpeg_of(sample: Sample, name: str) -> Jpeg:
@@ -54,7 +54,7 @@ def jpeg_of(sample: Sample, name: str) -> Jpeg:
     return sample.jpeg
 
 
-def encoded(jpegs: Sequence[Jpeg], windows: Sequence[Window], size: Size) -> Encoded:
+def encoded(jpegs: Sequence[Jpeg], windows: Sequence[CropResize], size: Size) -> Encoded:
     """A batch of photographs, with the window that each is to show, on images padded to `size` = (H, W)."""
     views = [
         View(
@@ -65,7 +65,7 @@ def encoded(jpegs: Sequence[Jpeg], windows: Sequence[Window], size: Size) -> Enc
             top=window.top,
             left=window.left,
             crop=window.size,
-            shrink=window.shrink,
+            choose_scale=window.choose_scale,
             out=window.out,
             mirrored=window.mirrored,
         )
@@ -141,7 +141,7 @@ def _shown(photo: Tensor, view: View) -> Tensor:
     photo = photo.transpose(1, 2) if lies else photo
     photo = photo.flip(backwards) if backwards else photo  # which copies
     crop = photo[:, view.top : view.top + view.crop[0], view.left : view.left + view.crop[1]].float()
-    if view.shrink > 1:
-        crop = F.avg_pool2d(crop, view.shrink)
+    if view.choose_scale > 1:
+        crop = F.avg_pool2d(crop, view.choose_scale)
     resized = F.interpolate(crop[None], view.out, mode="bilinear", antialias=True)[0].round_()
     return resized.flip(2) if view.mirrored else resized

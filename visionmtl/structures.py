@@ -90,7 +90,7 @@ class Sample:
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
-    shrunk: int = 1  # by which divisor, see `Wanted`
+    jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
     jpeg: Jpeg | None = None  # the image, where it was wanted `encoded`
 
     @property
@@ -102,27 +102,27 @@ class Sample:
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
 
-Shrink = Callable[[tuple[int, int]], int]
+JpegScale = Callable[[tuple[int, int]], int]
 """From the (H, W) of an image to the divisor, 1, 2, 4 or 8, at which it is still large enough."""
 
 
 def at_full_size(size: tuple[int, int]) -> int:
-    """The `Shrink` that never reduces."""
+    """The `JpegScale` that never reduces."""
     return 1
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A decoded photograph, perhaps reduced, or one that is not decoded (see `Wanted`)."""
+    """A decoded photograph, perhaps reduced, or one that is not decoded (see `ReadRequest`)."""
 
     pixels: NDArray[np.uint8]  # [h, w, 3] RGB; [0, 0, 3] where `jpeg` holds them
     full_size: tuple[int, int]  # (H, W) of the whole one
-    shrunk: int  # h = H / shrunk, rounded up
+    jpeg_scale: int  # h = H / jpeg_scale, rounded up
     jpeg: Jpeg | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadRequest:
     """What is needed of a sample; what is not need not be read.
 
     Of an image that is reduced by k, pixel (y, x) shows the square of k x k pixels at (k*y, k*x) of the whole one;
@@ -130,15 +130,15 @@ class Wanted:
     """
 
     fields: frozenset[str]  # of LABEL_FIELDS
-    shrink: Shrink = at_full_size
+    choose_scale: JpegScale = at_full_size
     encoded: bool = False  # the image is wanted as `Sample.jpeg`; a reader of other files gives pixels, or an error
 
 
-EVERYTHING = Wanted(frozenset(LABEL_FIELDS))
+EVERYTHING = ReadRequest(frozenset(LABEL_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ImageMeta:
     """How an original image lies in the network's input: resized to content_size at the top left, then padding."""
 
     size: tuple[int, int]  # (H, W) of the original, pixels
@@ -166,7 +166,7 @@ class View:
     top: int  # the rectangle, in pixels of the turned photograph
     left: int
     crop: tuple[int, int]  # (h, w)
-    shrink: int  # divides `crop`: means of squares of so many pixels are enough
+    choose_scale: int  # divides `crop`: means of squares of so many pixels are enough
     out: tuple[int, int]  # (h, w) in pixels of the network's input, whose top left it fills
     mirrored: bool
 
@@ -191,7 +191,7 @@ class Batch:
     image: Tensor  # uint8 [B, 3, H, W], RGB; [B, 3, 0, 0] as long as there is `encoded`
     targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
     labelled: dict[str, Tensor]  # by task: bool [B]
-    frames: list[Frame] = field(default_factory=list)
+    metas: list[ImageMeta] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)  # the originals; filled for evaluation only
     sources: list[str] = field(default_factory=list)  # names of their data sets; as above
     colour: Tensor | None = None  # float32 [B, 3, 4] for `ops.colour.apply_matrices`; None = leave the colours alone

@@ -10,7 +10,7 @@ from pydantic import Field
 from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.workload import SPACES, TASKS, Workload
 from visionmtl.config.registry import Spec
-from visionmtl.structures import Frame
+from visionmtl.structures import ImageMeta
 
 
 class Evaluation(Spec):
@@ -33,14 +33,14 @@ class Evaluation(Spec):
         for number in range(self.batches + 1):
             samples = workload.samples(seed=number)
             image = workload.batch_of(samples).image
-            frames = [Frame(workload.size, workload.size)] * workload.batch
+            metas = [ImageMeta(workload.size, workload.size)] * workload.batch
             clock = _Stages(workload.on)
             with torch.inference_mode():
                 with workload.autocast()():
                     raw = net(image.to(workload.on, non_blocking=True))
                 clock.ends("network")
                 for name, task in net.tasks.items():
-                    predictions = task.predict_for_meter(raw[name], frames, workload.size)
+                    predictions = task.predict_for_meter(raw[name], metas, workload.size)
                     clock.ends(f"predict {name}")
                     for prediction, sample in zip(predictions, samples, strict=True):
                         meters[name].update(prediction, sample)

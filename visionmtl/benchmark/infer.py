@@ -11,7 +11,7 @@ from visionmtl.benchmark.measure import Clock, Work, alternate, check_clock, qua
 from visionmtl.benchmark.workload import TASKS, Workload
 from visionmtl.config.registry import Spec
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Frame
+from visionmtl.structures import ImageMeta
 from visionmtl.tasks.detection import Detection
 
 RAW, UNSUPPRESSED, PREDICTIONS = "raw outputs", "without suppression", "predictions"
@@ -73,7 +73,7 @@ class Infer(Spec):
         workload = self.workload
         images = np.stack([one.image for one in workload.model_copy(update={"batch": batch}).samples()])
         image = workload.pinned(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        frames = [Frame(workload.size, workload.size)] * batch
+        metas = [ImageMeta(workload.size, workload.size)] * batch
         device, autocast = workload.on, workload.autocast()
 
         @torch.inference_mode()
@@ -84,8 +84,8 @@ class Infer(Spec):
 
         works: dict[str, Work] = {RAW: raw}
         if any(isinstance(task, Detection) for task in net.tasks.values()):
-            works[UNSUPPRESSED] = lambda: _predictions(net, raw, frames, workload.size, suppress=False)
-        works[PREDICTIONS] = lambda: _predictions(net, raw, frames, workload.size, suppress=True)
+            works[UNSUPPRESSED] = lambda: _predictions(net, raw, metas, workload.size, suppress=False)
+        works[PREDICTIONS] = lambda: _predictions(net, raw, metas, workload.size, suppress=True)
         return works
 
 
@@ -93,7 +93,7 @@ class Infer(Spec):
 def _predictions(
     net: MultiTaskNet,
     raw: Callable[[], dict[str, object]],
-    frames: Sequence[Frame],
+    metas: Sequence[ImageMeta],
     size: tuple[int, int],
     suppress: bool,
 ) -> list[object]:
@@ -101,6 +101,6 @@ def _predictions(
     return [
         task.head.decode(outputs[name])  # type: ignore[arg-type]
         if isinstance(task, Detection) and not suppress
-        else task.predict(outputs[name], frames, size)
+        else task.predict(outputs[name], metas, size)
         for name, task in net.tasks.items()
     ]

@@ -20,11 +20,11 @@ from visionmtl.config.registry import Spec
 from visionmtl.data import Data, TrainLoader
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.transforms.crop_resize import Framing
-from visionmtl.datasets import Repeated, Source, open_sources
+from visionmtl.data.transforms.crop_resize import CropParams
+from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.ops.color import normalise
 from visionmtl.run import Run
-from visionmtl.structures import Batch, Sample, Wanted
+from visionmtl.structures import Batch, ReadRequest, Sample
 
 LEAST_DECODING, LEAST_CACHED = 2.5, 5.0
 """Times the images a second of the straightforward loader."""
@@ -64,13 +64,13 @@ class Loading(Spec):
             cv2.setNumThreads(threads[1])
 
     def _measure(self, run: Run, folder: Path) -> Iterator[Figure]:
-        spec, whole = run.data.train[0], open_sources(run.data.train)[0]
+        spec, whole = run.data.train[0], open_datasets(run.data.train)[0]
         number = min(self.images, len(whole)) // self.batch * self.batch
-        source = replace(whole, reader=Repeated(whole.reader, number, number))
+        source = replace(whole, reader=Subset(whole.reader, number, number))
         zoom, fields = run.data.augment.zoom[1], {task.field for task in run.tasks.values()}
         cached = with_cache([source], [spec], folder, fields, run.data.size, zoom, workers=0)[0]
 
-        boxes = [source.read_part(index, Wanted(frozenset({"boxes"}))).boxes for index in range(number)]
+        boxes = [source.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
         plain = PlainLoader(files_of(whole, spec), boxes, run.data.augment, run.data.size, self.batch)
         works = {
             _OURS: _drained(_loader(run, source, self.batch).epoch),
@@ -110,7 +110,7 @@ class Loading(Spec):
         yield Table("where it goes, ms an image", ("stage", "lower quartile", "median", "upper quartile"), tuple(rows))
 
 
-def _loader(run: Run, source: Source, batch: int, decode: str = "workers") -> TrainLoader:
+def _loader(run: Run, source: NamedDataset, batch: int, decode: str = "workers") -> TrainLoader:
     data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None, "decode": decode})
     return TrainLoader(data, run.tasks, resolve_spaces(run.tasks, [source]), [source], batch, run.seed)
 
@@ -121,19 +121,19 @@ def _drained(epoch: Callable[[int], Iterable[object]]) -> Callable[[], object]:
     return lambda: deque(epoch(next(numbers)), maxlen=0)
 
 
-def _stages(run: Run, source: Source, cached: Source, batch: int) -> dict[str, Callable[[], object]]:
+def _stages(run: Run, source: NamedDataset, cached: NamedDataset, batch: int) -> dict[str, Callable[[], object]]:
     """Parts of the work that the loaders do, each on all images."""
     augment, size, numbers = run.data.augment, run.data.size, range(len(source))
-    wanted = Wanted(frozenset(task.field for task in run.tasks.values()))
-    only_image = Wanted(frozenset())
+    wanted = ReadRequest(frozenset(task.field for task in run.tasks.values()))
+    only_image = ReadRequest(frozenset())
     samples = [source.read_part(index, wanted) for index in numbers]
     rng = np.random.default_rng(0)
     views = [augment.apply(sample, size, rng) for sample in samples]
     batches: list[Batch] = list(_loader(run, source, batch).epoch(0))
 
     def framed(sample: Sample) -> Sample:
-        framing: Framing = augment.draw(rng)
-        return augment.view(sample, size, framing, rng)
+        params: CropParams = augment.draw(rng)
+        return augment.view(sample, size, params, rng)
 
     return {
         "read and decode the image": lambda: [source.read_part(index, only_image) for index in numbers],

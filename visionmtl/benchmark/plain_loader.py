@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from visionmtl.data.transforms.augment import Augment
-from visionmtl.data.transforms.crop_resize import Size, Window
-from visionmtl.datasets import Dataset, Source
+from visionmtl.data.transforms.crop_resize import CropResize, Size
+from visionmtl.datasets import Dataset, NamedDataset
 from visionmtl.datasets.coco import COCO
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.structures import Boxes
@@ -25,7 +25,7 @@ Files = Callable[[int], tuple[Path, list[tuple[Path, float | None]]]]
 _DEPTH_UNITS = 1000.0  # the value does not matter to the time
 
 
-def files_of(source: Source, spec: Dataset) -> Files:
+def files_of(source: NamedDataset, spec: Dataset) -> Files:
     """Where the files of a data set lie. Raises ValueError for one whose files this loader cannot read."""
 
     def of(index: int) -> tuple[Path, list[tuple[Path, float | None]]]:
@@ -76,7 +76,7 @@ class PlainLoader:
         file, map_files = self._files(index)
         pixels = Image.open(file).convert("RGB")
         image = functional.to_dtype(functional.to_image(pixels), torch.float32, scale=True)
-        window = Window.cut((pixels.height, pixels.width), self._size, self._augment.draw(rng))
+        window = CropResize.cut((pixels.height, pixels.width), self._size, self._augment.draw(rng))
 
         image = self._normalise(self._jitter(self._place(image, window)))
         maps = [self._place(_read_map(*one), window) for one in map_files]
@@ -89,7 +89,7 @@ class PlainLoader:
         labels = torch.from_numpy(found.labels)
         return image, maps, self._sanitise({"boxes": self._place(boxes, window), "labels": labels})
 
-    def _place(self, value: Any, window: Window) -> Any:
+    def _place(self, value: Any, window: CropResize) -> Any:
         value = functional.resized_crop(value, window.top, window.left, *window.size, list(window.out))
         if window.mirrored:
             value = functional.horizontal_flip(value)

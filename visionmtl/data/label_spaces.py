@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from visionmtl.config.registry import did_you_mean
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import Task
 
@@ -11,7 +11,7 @@ Spaces = Mapping[str, LabelSpace | None]
 """By task: the label space it learns, or None for tasks without classes."""
 
 
-def resolve_spaces(tasks: Mapping[str, Task], sources: Sequence[Source]) -> dict[str, LabelSpace | None]:
+def resolve_spaces(tasks: Mapping[str, Task], sources: Sequence[NamedDataset]) -> dict[str, LabelSpace | None]:
     """The label space each task learns: the one it names in `space`, else the only one the data sets offer."""
     spaces: dict[str, LabelSpace | None] = {}
     known = [source.name for source in sources]
@@ -54,7 +54,7 @@ def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) ->
     return named[wanted] if wanted is not None else next(iter(named.values()), None)
 
 
-def supervises(source: Source, task: Task, space: LabelSpace | None) -> bool:
+def supervises(source: NamedDataset, task: Task, space: LabelSpace | None) -> bool:
     """Whether labels of this data set are of the kind the task learns, and it may learn from them."""
     if task.field not in source.provides or not _may_teach(source, task):
         return False
@@ -62,7 +62,7 @@ def supervises(source: Source, task: Task, space: LabelSpace | None) -> bool:
     return (offer and (offer.name, offer.classes)) == (space and (space.name, space.classes))
 
 
-def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]) -> dict[str, str]:
+def judged(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]) -> dict[str, str]:
     """Names of results, and the task of each: "depth" where one data set judges the task, else "depth@nyuv2" for each.
 
     Figures of different data sets are never mixed: they have their own protocols and tables. A task for which no data
@@ -93,12 +93,12 @@ def task_of(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _offers(task: Task, sources: Sequence[Source]) -> list[LabelSpace | None]:
+def _offers(task: Task, sources: Sequence[NamedDataset]) -> list[LabelSpace | None]:
     fitting = [source for source in sources if task.field in source.provides and _may_teach(source, task)]
     return [source.provides[task.field] for source in fitting]
 
 
-def _may_teach(source: Source, task: Task) -> bool:
+def _may_teach(source: NamedDataset, task: Task) -> bool:
     return task.learns_from is None or source.name in task.learns_from
 
 

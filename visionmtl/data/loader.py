@@ -23,10 +23,10 @@ from visionmtl.config.registry import Spec
 from visionmtl.data.label_spaces import Spaces, judged, supervises
 from visionmtl.data.sampler import Draws, Sampling, random_numbers
 from visionmtl.data.transforms.augment import Augment, fit
-from visionmtl.data.transforms.crop_resize import Window, divisor
+from visionmtl.data.transforms.crop_resize import CropResize, divisor
 from visionmtl.data.workers import choose_workers, load, num_processes_here
-from visionmtl.datasets import Dataset, Source
-from visionmtl.structures import Batch, Frame, Sample, Shrink, Wanted, at_full_size
+from visionmtl.datasets import Dataset, NamedDataset
+from visionmtl.structures import Batch, ImageMeta, JpegScale, ReadRequest, Sample, at_full_size
 from visionmtl.tasks.base import Task
 
 _Job = tuple[int, list[tuple[int, int]]]  # epoch, then index and round (see `Draws`) of each sample of one batch
@@ -95,7 +95,7 @@ class TrainLoader:
         data: Data,
         tasks: Mapping[str, Task],
         spaces: Spaces,
-        sources: Sequence[Source],
+        sources: Sequence[NamedDataset],
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -163,7 +163,7 @@ def val_loader(
     data: Data,
     tasks: Mapping[str, Task],
     spaces: Spaces,
-    sources: Sequence[Source],
+    sources: Sequence[NamedDataset],
     batch_size: int,
     rank: int = 0,
     world: int = 1,
@@ -186,7 +186,7 @@ def val_loader(
 
 
 def _draws(
-    sampling: Sampling, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
+    sampling: Sampling, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset], seed: int
 ) -> Draws:
     teaches = [{name for name, task in tasks.items() if supervises(one, task, spaces[name])} for one in sources]
     if idle := [one.name for one, of_one in zip(sources, teaches, strict=True) if tasks and not of_one]:
@@ -218,7 +218,7 @@ class _Work:
     _encoded = False  # whether images stay as their files hold them
 
     def __init__(
-        self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]
+        self, size: tuple[int, int], tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]
     ) -> None:
         self._size, self._tasks, self._sources = size, dict(tasks), list(sources)
         self._ends = list(accumulate(len(source) for source in sources))
@@ -227,11 +227,11 @@ class _Work:
         ]
         self._fields = [frozenset(tasks[name].field for name, does in one.items() if does) for one in self._supervises]
 
-    def _read(self, index: int, shrink: Shrink = at_full_size) -> tuple[Sample, frozenset[str], str]:
+    def _read(self, index: int, choose_scale: JpegScale = at_full_size) -> tuple[Sample, frozenset[str], str]:
         """The sample, the tasks it supervises, and the name of its data set; labels of no such task may be None."""
         which = bisect.bisect_right(self._ends, index)
         source = self._sources[which]
-        wanted = Wanted(self._fields[which], shrink, self._encoded)
+        wanted = ReadRequest(self._fields[which], choose_scale, self._encoded)
         sample = source.read_part(index - (self._ends[which] - len(source)), wanted)
         taught = self._supervises[which]
         tasks = {name for name, task in self._tasks.items() if taught[name] and getattr(sample, task.field) is not None}
@@ -243,7 +243,7 @@ class _Work:
 
 class _TrainWork(_Work):
     def __init__(
-        self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source], seed: int
+        self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset], seed: int
     ) -> None:
         super().__init__(data.size, tasks, spaces, sources)
         self._augment, self._seed, self._encoded = data.augment, seed, data.decode == "device"
@@ -254,12 +254,12 @@ class _TrainWork(_Work):
         samples, taught, colours, windows, jpegs = [], [], [], [], []
         for index, again in draws:
             rng = random_numbers(self._seed, epoch, index, again)
-            framing = self._augment.draw(rng)
-            original, tasks, name = self._read(index, partial(divisor, size=self._size, framing=framing))
-            sample = self._augment.view(original, self._size, framing, rng)
+            params = self._augment.draw(rng)
+            original, tasks, name = self._read(index, partial(divisor, size=self._size, params=params))
+            sample = self._augment.view(original, self._size, params, rng)
             if self._encoded:
                 jpegs.append(device_decode.jpeg_of(original, name))
-                windows.append(Window.cut(original.size, self._size, framing))
+                windows.append(CropResize.cut(original.size, self._size, params))
             samples.append(sample)
             taught.append(tasks)
             if self._augment.colours:
@@ -279,20 +279,20 @@ class _TrainWork(_Work):
 
 
 class _ValWork(_Work):
-    def __init__(self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Source]) -> None:
+    def __init__(self, data: Data, tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]) -> None:
         super().__init__(data.input_size, tasks, spaces, sources)
         self._train_size = data.size
 
     def __getitem__(self, job: _Job) -> dict[str, Any]:
         samples, taught, names = zip(*(self._read(index) for index, _ in job[1]), strict=True)
-        fitted: list[tuple[NDArray[np.uint8], Frame]] = [
+        fitted: list[tuple[NDArray[np.uint8], ImageMeta]] = [
             fit(sample.image, self._size, self._train_size) for sample in samples
         ]
         return {
             "image": pad([image for image, _ in fitted], self._size),
             "targets": {},
             "labelled": self._labelled(taught),
-            "frames": [frame for _, frame in fitted],
+            "metas": [meta for _, meta in fitted],
             "samples": list(samples),
             "sources": list(names),
         }

@@ -13,7 +13,7 @@ from visionmtl.network import to_device
 from visionmtl.structures import Batch
 
 MOST_PAUSES = 4096
-"""Pauses kept for `Feed.waited_s`, which somebody who does not ask never takes out."""
+"""Pauses kept for `Prefetcher.waited_s`, which somebody who does not ask never takes out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class _Copied:
     done: torch.cuda.Event  # behind their copies
 
 
-class Feed:
+class Prefetcher:
     """Hands batches on in groups, and knows how long the device stood still for want of them.
 
     On CUDA they are copied from pinned memory on a stream of their own, by `move`; elsewhere they pass as they are.

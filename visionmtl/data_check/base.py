@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.structures import LabelSpace
 
 Severity = Literal["error", "warning", "note"]
@@ -152,7 +152,7 @@ class DataSet:
     role: Role
     name: str
     type: str
-    source: Source | None
+    source: NamedDataset | None
 
     @property
     def provides(self) -> Mapping[str, LabelSpace | None]:

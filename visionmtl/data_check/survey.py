@@ -16,7 +16,7 @@ from visionmtl.data_check.base import DataSet, Finding, Problem, Role
 from visionmtl.data_check.fingerprint import Fingerprint, fingerprint
 from visionmtl.data_check.sample import find_problems
 from visionmtl.data_check.tally import Tally
-from visionmtl.datasets import Source, name_all
+from visionmtl.datasets import NamedDataset, name_all
 
 _IMAGES_A_JOB = 8
 _WORTH_STARTING = 500  # images; a worker takes seconds to import torch
@@ -62,7 +62,7 @@ def open_data_sets(data: Data) -> list[Checked]:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
-                    source = Source(name, spec.build(), spec.weight)
+                    source = NamedDataset(name, spec.build(), spec.weight)
                 except (ValueError, OSError) as error:
                     problems.append(Problem("not_opened", "data set", str(error)))
             notes = list(source.notes) if source else []

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from visionmtl.data.label_spaces import Spaces, supervises, task_of
-from visionmtl.data.prefetch import Feed
-from visionmtl.datasets import Source
+from visionmtl.data.prefetch import Prefetcher
+from visionmtl.datasets import NamedDataset
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Batch, Frame, Sample
+from visionmtl.structures import Batch, ImageMeta, Sample
 from visionmtl.tasks.base import Meter, Task
 
 Results = dict[str, dict[str, Any]]
@@ -53,14 +53,14 @@ def evaluate(
     pooled = not meters
     meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
     counts = dict.fromkeys(meters, 0)
-    feed = Feed(device, _with_image_there)
+    feed = Prefetcher(device, _with_image_there)
 
     with _evaluating(net), torch.inference_mode():
         for (batch,) in feed.groups(loader):
             image = batch.image.to(device)  # there already, unless the feed copies nothing
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
                 raw = net(image)
-                mirrored = net(mirror_contents(image, batch.frames)) if flip else None
+                mirrored = net(mirror_contents(image, batch.metas)) if flip else None
             feed.ahead()
 
             size = batch.image.shape[2], batch.image.shape[3]
@@ -70,10 +70,10 @@ def evaluate(
                 if not any(labelled) and on_image is None:
                     continue
                 if mirrored is not None:
-                    predictions[name] = task.predict_mirrored(raw[name], mirrored[name], batch.frames, size)
+                    predictions[name] = task.predict_mirrored(raw[name], mirrored[name], batch.metas, size)
                 else:  # whoever else looks at the predictions wants arrays; a meter need not wait for them
                     predict = task.predict_for_meter if on_image is None else task.predict
-                    predictions[name] = predict(raw[name], batch.frames, size)
+                    predictions[name] = predict(raw[name], batch.metas, size)
                 for i, (prediction, sample) in enumerate(zip(predictions[name], batch.samples, strict=True)):
                     judge = name if name in meters else f"{name}@{batch.sources[i]}"
                     if labelled[i] and judge in meters:
@@ -93,7 +93,7 @@ def evaluate_files(
     meters: Mapping[str, Meter],
     tasks: Mapping[str, Task],
     spaces: Spaces,
-    sources: Sequence[Source],
+    sources: Sequence[NamedDataset],
     rank: int = 0,
     world: int = 1,
 ) -> Results:
@@ -137,11 +137,11 @@ def _with_image_there(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, image=batch.image.to(device, non_blocking=True))
 
 
-def mirror_contents(image: Tensor, frames: Sequence[Frame]) -> Tensor:
+def mirror_contents(image: Tensor, metas: Sequence[ImageMeta]) -> Tensor:
     """The contents of padded images [B, 3, H, W] turned left to right where they lie; the padding stays behind them."""
     mirrored = image.clone()
-    for one, frame in zip(mirrored, frames, strict=True):
-        height, width = frame.content_size
+    for one, meta in zip(mirrored, metas, strict=True):
+        height, width = meta.content_size
         one[:, :height, :width] = one[:, :height, :width].flip(-1)
     return mirrored
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
-from visionmtl.datasets import Reader, Source
+from visionmtl.datasets import NamedDataset, Reader
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
@@ -79,7 +79,7 @@ class Protocol:
     def _meter(self, part: Part, space: LabelSpace | None) -> Meter:
         return _Named(self.name, part.meter(space))
 
-    def sources(self, sources: Sequence[Source]) -> list[Source]:
+    def sources(self, sources: Sequence[NamedDataset]) -> list[NamedDataset]:
         """The data as this protocol wants it."""
         if self.size is None:
             return list(sources)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visionmtl.data.label_spaces import Spaces, supervises
-from visionmtl.datasets import Source
+from visionmtl.datasets import NamedDataset
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import Results, score
 from visionmtl.engine.state import RunState
@@ -63,7 +63,7 @@ def go_on(state: RunState, path: Path, judged: set[str]) -> Results | None:
     return results
 
 
-def check_best(run: Run, spaces: Spaces, judged: Mapping[str, str], sources: Sequence[Source]) -> None:
+def check_best(run: Run, spaces: Spaces, judged: Mapping[str, str], sources: Sequence[NamedDataset]) -> None:
     """Refuse a `train.best` that no evaluation of this run can answer, before the first step and not after an epoch.
 
     judged: names of results and their tasks (see `spaces.judged`). Which metrics there are is known after evaluating.

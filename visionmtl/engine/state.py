@@ -20,7 +20,7 @@ from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
 from visionmtl.engine.optim import Ema, build_optimizer
 from visionmtl.modeling.sync_batchnorm import synchronise
-from visionmtl.modeling.unused_parameters import freeze_unread
+from visionmtl.modeling.unused_parameters import freeze_unused_parameters
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import LossNet, MultiTaskNet, to_device
 from visionmtl.run import Run
@@ -38,7 +38,7 @@ class RunState:
         if run.train.channels_last and not self.sharded:  # what is spread lies in a row; the images turn all the same
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        unread = freeze_unread(net, run.data.size, ranks.device)
+        unread = freeze_unused_parameters(net, run.data.size, ranks.device)
         weights = {name: task.weight for name, task in run.tasks.items()}
         self.balancer = run.balance.build(weights).to(ranks.device)
         if run.train.distributed.shard:

@@ -15,10 +15,10 @@ from torch import Tensor
 from visionmtl.data import TrainLoader, ValLoader, val_loader
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces, supervises
-from visionmtl.data.prefetch import Feed
+from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
-from visionmtl.datasets import Repeated, Source, open_sources
+from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.engine import checkpoint, distributed, resume
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import Results, evaluate, save_json, score
@@ -113,7 +113,7 @@ def _loop(
             log.line(f"its evaluation gave\n{results_table(found)}")
 
     profiler = _profiler(options.profile, folder, log) if options.profile and ranks.first else None
-    feed = Feed(ranks.device)
+    feed = Prefetcher(ranks.device)
     meter = Pace(settings.batch_size * settings.accumulate * ranks.world, feed.waited_s)
     advice = Advice(run.data, loader.workers, num_cores(), num_processes_here())
     while state.step < last_step:
@@ -220,19 +220,19 @@ def _evaluate(state: RunState, val: ValLoader, log: RunLog, folder: Path, epochs
     return results
 
 
-def _sources(run: Run, overfit: int | None) -> tuple[list[Source], list[Source]]:
-    sources = open_sources(run.data.train)
+def _sources(run: Run, overfit: int | None) -> tuple[list[NamedDataset], list[NamedDataset]]:
+    sources = open_datasets(run.data.train)
     if overfit is None:
         if run.data.cache is not None:
             fields, (number, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
             sources = with_cache(
                 sources, run.data.train, run.data.cache, fields, run.data.size, run.data.augment.zoom[1], number
             )
-        return sources, open_sources(run.data.val)
+        return sources, open_datasets(run.data.val)
     few = [(source, min(overfit, len(source))) for source in sources]
     return (
-        [replace(source, reader=Repeated(source.reader, count, len(source))) for source, count in few],
-        [replace(source, reader=Repeated(source.reader, count, count)) for source, count in few],
+        [replace(source, reader=Subset(source.reader, count, len(source))) for source, count in few],
+        [replace(source, reader=Subset(source.reader, count, count)) for source, count in few],
     )
 
 
@@ -264,8 +264,8 @@ def _read(losses: Losses, labelled: Mapping[str, Tensor], step: int) -> dict[str
 
 
 def _introduction(
-    run: Run, net: MultiTaskNet, loader: TrainLoader, val: ValLoader, sources: Sequence[Source],
-    val_sources: Sequence[Source], ranks: Ranks, resumed: bool, step: int,
+    run: Run, net: MultiTaskNet, loader: TrainLoader, val: ValLoader, sources: Sequence[NamedDataset],
+    val_sources: Sequence[NamedDataset], ranks: Ranks, resumed: bool, step: int,
 ) -> Iterator[str]:  # fmt: skip
     """What a person wants to know before the first step."""
     millions = sum(p.numel() for p in net.parameters()) / 1e6

@@ -47,9 +47,9 @@ def _predict_batch(
 ) -> list[dict[str, Any]]:
     fitted = [fit(image, size, net.size) for image in images]
     batch = pad([image for image, _ in fitted], size).to(net.mean.device)
-    frames = [frame for _, frame in fitted]
+    metas = [meta for _, meta in fitted]
     raws = net(batch)
-    by_task = {name: task.predict(raws[name], frames, size) for name, task in net.tasks.items()}
+    by_task = {name: task.predict(raws[name], metas, size) for name, task in net.tasks.items()}
     return [{name: of_task[i] for name, of_task in by_task.items()} for i in range(len(images))]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-def freeze_unread(net: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:
+def freeze_unused_parameters(net: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:
     """Stop what no output of a training step depends on from being trained; returns the names.
 
     Some encoders compute more than is read: of HRNet's maps the coarse ones, when tasks read the fine ones. Found by

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visionmtl.ops.boxes import box_area, cells, pairwise_iou, to_distances
+from visionmtl.ops.boxes import anchor_points, box_area, pairwise_iou, to_distances
 
 Shapes = Sequence[tuple[int, int, int]]
 """(level, h, w) of the maps whose cells, row by row, are the A cells."""
@@ -106,7 +106,7 @@ def fcos(
 
     smallest = torch.where(candidate, box_area(boxes)[..., None], torch.inf).argmin(dim=1)  # [B, A]
     positive = candidate.gather(1, smallest[:, None]).squeeze(1)
-    distances = to_distances(_of_owner(boxes, smallest), cells(shapes, boxes)[0])
+    distances = to_distances(_of_owner(boxes, smallest), anchor_points(shapes, boxes)[0])
     horizontal, vertical = distances[..., 0::2].clamp(min=1e-6), distances[..., 1::2].clamp(min=1e-6)
     centreness = (horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)).sqrt()
     columns, rows = _inside(shapes, boxes)

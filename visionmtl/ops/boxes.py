@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor
 
 
-def cells(shapes: Sequence[tuple[int, int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+def anchor_points(shapes: Sequence[tuple[int, int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Centres [A, 2] (x, y pixels) and strides [A] of all cells of levels given as (level, h, w)."""
     centres, strides = [], []
     for level, height, width in shapes:
@@ -58,7 +58,7 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / union - (hull - union) / hull
 
 
-def suppress(
+def nms(
     boxes: Tensor,
     scores: Tensor,
     *,

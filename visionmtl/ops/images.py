@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
-from visionmtl.structures import Photo, Shrink, at_full_size
+from visionmtl.structures import JpegScale, Photo, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -26,16 +26,16 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return read_upright(Path(path), at_full_size).pixels
 
 
-def read_upright(path: Path, shrink: Shrink) -> Photo:
-    """As `read_image`, but a JPEG is decoded at the fraction of its size that `shrink` allows; see `ops.photos`.
+def read_upright(path: Path, choose_scale: JpegScale) -> Photo:
+    """As `read_image`, but a JPEG is decoded at the fraction of its size that `choose_scale` allows; see `ops.photos`.
 
-    shrink: is asked about the upright (H, W)
+    choose_scale: is asked about the upright (H, W)
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; an image file is needed ({' '.join(SUFFIXES)}); check the path")
     try:
         with Image.open(path) as opened:
-            size, shrunk = _reduce(opened, shrink)
+            size, jpeg_scale = _reduce(opened, choose_scale)
             image = ImageOps.exif_transpose(opened)
             image.load()
     except UNREADABLE as error:
@@ -44,22 +44,22 @@ def read_upright(path: Path, shrink: Shrink) -> Photo:
             "file; fetch or convert it again, or leave it out"
         ) from error
 
-    return Photo(_to_rgb(image, path), size, shrunk)
+    return Photo(_to_rgb(image, path), size, jpeg_scale)
 
 
-def _reduce(opened: ImageFile.ImageFile, shrink: Shrink) -> tuple[tuple[int, int], int]:
+def _reduce(opened: ImageFile.ImageFile, choose_scale: JpegScale) -> tuple[tuple[int, int], int]:
     """Have a JPEG decoded at a fraction; returns the (H, W) of the whole image, upright, and the divisor."""
     width, height = opened.size
     orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     size = (width, height) if orientation in LYING else (height, width)
-    shrunk = shrink(size) if isinstance(opened, JpegImagePlugin.JpegImageFile) else 1
+    jpeg_scale = choose_scale(size) if isinstance(opened, JpegImagePlugin.JpegImageFile) else 1
     # turning would move the incomplete pixels at the right and lower edge to the others, and everything by their part
-    while orientation in _TURNED and (height % shrunk or width % shrunk):
-        shrunk //= 2
-    if shrunk > 1:
-        opened.draft("RGB", (width // shrunk, height // shrunk))
-        assert opened.size == (-(-width // shrunk), -(-height // shrunk))
-    return size, shrunk
+    while orientation in _TURNED and (height % jpeg_scale or width % jpeg_scale):
+        jpeg_scale //= 2
+    if jpeg_scale > 1:
+        opened.draft("RGB", (width // jpeg_scale, height // jpeg_scale))
+        assert opened.size == (-(-width // jpeg_scale), -(-height // jpeg_scale))
+    return size, jpeg_scale
 
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionmtl.ops.ranks import joint_sum, per_rank
-from visionmtl.structures import Frame
+from visionmtl.structures import ImageMeta
 
 
 def mean_over_labelled(values: Tensor, counts: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], o
     return F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
 
 
-def each_to_original(maps: Tensor, size: tuple[int, int], frames: Sequence[Frame]) -> Iterator[Tensor]:
+def each_to_original(maps: Tensor, size: tuple[int, int], metas: Sequence[ImageMeta]) -> Iterator[Tensor]:
     """`to_original` image by image in float32: [C, H, W] of each, since their sizes may differ."""
-    for i, frame in enumerate(frames):
-        yield to_original(maps[i : i + 1].float(), size, frame.content_size, frame.size)[0]
+    for i, meta in enumerate(metas):
+        yield to_original(maps[i : i + 1].float(), size, meta.content_size, meta.size)[0]

@@ -19,7 +19,7 @@ def upsample(x: Tensor, factor: int) -> Tensor:
     and backward for [8, 64, 32, 40] by 4 on one EPYC core, and 6 ms against 116 ms in channels_last.
     """
     if factor < 1:
-        raise ValueError(f"factor is {factor}; allowed are whole numbers from 1; use resize to shrink")
+        raise ValueError(f"factor is {factor}; allowed are whole numbers from 1; use resize to choose_scale")
     if factor == 1:
         return x
     if x.device.type == "cpu" or not torch.is_grad_enabled() or torch.compiler.is_exporting():

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Kind
-from visionmtl.structures import Frame, LabelSpace, Sample
+from visionmtl.structures import ImageMeta, LabelSpace, Sample
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
@@ -76,17 +76,17 @@ class Task(Kind, home="visionmtl.tasks"):
         """
 
     @abstractmethod
-    def predict(self, raw: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
+    def predict(self, raw: Raw, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Any]:
         """One prediction per image, in user units at the original resolution, as numpy (see the task's docstring).
 
         size: (H, W) of the padded network input.
         """
 
-    def predict_for_meter(self, raw: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
+    def predict_for_meter(self, raw: Raw, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Any]:
         """As `predict`, but a task may leave what its meter also takes as tensors on the device: nothing waits then."""
-        return self.predict(raw, frames, size)
+        return self.predict(raw, metas, size)
 
-    def predict_mirrored(self, raw: Raw, mirrored: Raw, frames: Sequence[Frame], size: tuple[int, int]) -> list[Any]:
+    def predict_mirrored(self, raw: Raw, mirrored: Raw, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Any]:
         """As `predict`, from two views: `raw` of the input, and `mirrored` of its contents turned left to right.
 
         Where a task does not define it, it cannot be evaluated with flipping.

@@ -17,7 +17,7 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, scale_invariant_log
 from visionmtl.ops.resize import upsample
-from visionmtl.structures import Frame, LabelSpace, Maps, Sample
+from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
 
 
@@ -84,23 +84,21 @@ class Depth(Task, frozen=True):
             )
         return parts
 
-    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
-        return [depth_m.cpu().numpy() for depth_m in self.predict_for_meter(raw, frames, size)]
+    def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:
+        return [depth_m.cpu().numpy() for depth_m in self.predict_for_meter(raw, metas, size)]
 
-    def predict_for_meter(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Tensor]:
-        return [
-            self._metres(one, frame) for one, frame in zip(each_to_original(raw, size, frames), frames, strict=True)
-        ]
+    def predict_for_meter(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Tensor]:
+        return [self._metres(one, meta) for one, meta in zip(each_to_original(raw, size, metas), metas, strict=True)]
 
     def predict_mirrored(
-        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+        self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[NDArray[np.float32]]:
         """The geometric mean of the two depths."""
-        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), frames, strict=True)
-        return [self._metres((one + other.flip(-1)) / 2, frame).cpu().numpy() for one, other, frame in views]
+        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), metas, strict=True)
+        return [self._metres((one + other.flip(-1)) / 2, meta).cpu().numpy() for one, other, meta in views]
 
-    def _metres(self, log_depth: Tensor, frame: Frame) -> Tensor:
-        return (log_depth[0].exp() * frame.zoom).clamp(self.min_depth_m, self.max_depth_m)
+    def _metres(self, log_depth: Tensor, meta: ImageMeta) -> Tensor:
+        return (log_depth[0].exp() * meta.zoom).clamp(self.min_depth_m, self.max_depth_m)
 
     def meter(self, space: LabelSpace | None) -> Meter:
         return DepthMeter(self.protocol, self.min_depth_m, self.max_depth_m)

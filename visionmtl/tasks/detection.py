@@ -13,8 +13,8 @@ from visionmtl.drawing import draw_boxes
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
-from visionmtl.ops.boxes import box_area, suppress
-from visionmtl.structures import Detections, Frame, LabelSpace, Sample
+from visionmtl.ops.boxes import box_area, nms
+from visionmtl.structures import Detections, ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
 
 BUCKETS = (32, 64, 128, 256)
@@ -65,37 +65,37 @@ class Detection(Task, frozen=True):
         """The head's parts."""
         return self.head.loss(raw, targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], labelled)
 
-    def predict(self, raw: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]) -> list[Detections]:
-        return self._originals(*self._inside(raw, frames), frames)
+    def predict(self, raw: RawBoxes, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Detections]:
+        return self._originals(*self._inside(raw, metas), metas)
 
     def predict_mirrored(
-        self, raw: RawBoxes, mirrored: RawBoxes, frames: Sequence[Frame], size: tuple[int, int]
+        self, raw: RawBoxes, mirrored: RawBoxes, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[Detections]:
         """The boxes of both views, suppressed together."""
-        boxes, scores = self._inside(raw, frames)
-        others, other_scores = self._inside(mirrored, frames)
-        widths = torch.tensor([frame.content_size[1] for frame in frames]).to(others)[:, None]
+        boxes, scores = self._inside(raw, metas)
+        others, other_scores = self._inside(mirrored, metas)
+        widths = torch.tensor([meta.content_size[1] for meta in metas]).to(others)[:, None]
         x1, y1, x2, y2 = others.unbind(dim=-1)
         turned = torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
-        return self._originals(torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), frames)
+        return self._originals(torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), metas)
 
-    def _inside(self, raw: RawBoxes, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    def _inside(self, raw: RawBoxes, metas: Sequence[ImageMeta]) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""
         boxes, scores = self.head.decode(raw)
-        limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in frames]).to(boxes)
+        limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in metas]).to(boxes)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
         return boxes, scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
 
-    def _originals(self, boxes: Tensor, scores: Tensor, frames: Sequence[Frame]) -> list[Detections]:
+    def _originals(self, boxes: Tensor, scores: Tensor, metas: Sequence[ImageMeta]) -> list[Detections]:
         """Suppressed, in pixels of the original images."""
-        kept = suppress(
+        kept = nms(
             boxes, scores, max_iou=self.max_iou, min_score=self.min_score, candidates=self.candidates,
             keep=self.max_detections,
         )  # fmt: skip
 
         predictions = []
-        for frame, (xyxy, score, label) in zip(frames, kept, strict=True):
-            (height, width), (content_height, content_width) = frame.size, frame.content_size
+        for meta, (xyxy, score, label) in zip(metas, kept, strict=True):
+            (height, width), (content_height, content_width) = meta.size, meta.content_size
             scale = np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
             predictions.append(Detections(xyxy.cpu().numpy() * scale, score.cpu().numpy(), label.cpu().numpy()))
         return predictions

@@ -15,7 +15,7 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
-from visionmtl.structures import Frame, LabelSpace, Sample
+from visionmtl.structures import ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import Meter, Task
 
 
@@ -53,14 +53,14 @@ class Normals(Task, frozen=True):
         true = torch.where(valid[:, None], true, 0.0)
         return {"cosine": cosine_distance(upsample(raw.float(), true.shape[2] // raw.shape[2]), true, valid)}
 
-    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.float32]]:
-        return [_unit(vectors).permute(1, 2, 0).cpu().numpy() for vectors in each_to_original(raw, size, frames)]
+    def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:
+        return [_unit(vectors).permute(1, 2, 0).cpu().numpy() for vectors in each_to_original(raw, size, metas)]
 
     def predict_mirrored(
-        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+        self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[NDArray[np.float32]]:
         """The middle direction; turned left to right, a vector's x changes its sign."""
-        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
+        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
         sign = raw.new_tensor([-1.0, 1.0, 1.0], dtype=torch.float32)[:, None, None]
         middles = (_unit(_unit(one) + sign * _unit(other.flip(-1))) for one, other in views)
         return [vectors.permute(1, 2, 0).cpu().numpy() for vectors in middles]

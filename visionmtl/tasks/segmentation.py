@@ -19,7 +19,7 @@ from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
 from visionmtl.ops.ranks import per_rank
 from visionmtl.ops.resize import upsample
-from visionmtl.structures import IGNORE, Frame, LabelSpace, Maps, Sample
+from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import Meter, Task
 
 
@@ -102,17 +102,17 @@ class Segmentation(Task, frozen=True):
             parts[self.region_loss] = (self.region_weight or 1.0) * region_loss(logits, target, counts)
         return parts
 
-    def predict(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-        return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, frames, size)]
+    def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+        return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, metas, size)]
 
-    def predict_for_meter(self, raw: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Tensor]:
-        return [one.argmax(0).byte() for one in each_to_original(raw, size, frames)]
+    def predict_for_meter(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Tensor]:
+        return [one.argmax(0).byte() for one in each_to_original(raw, size, metas)]
 
     def predict_mirrored(
-        self, raw: Tensor, mirrored: Tensor, frames: Sequence[Frame], size: tuple[int, int]
+        self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[NDArray[np.uint8]]:
         """The classes of the summed logits."""
-        views = zip(each_to_original(raw, size, frames), each_to_original(mirrored, size, frames), strict=True)
+        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
         return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
 
     def meter(self, space: LabelSpace | None) -> Meter:

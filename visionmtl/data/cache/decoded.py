@@ -28,11 +28,11 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from visionmtl.data.cache.packed import Packed, Parts, checksum, num_bytes, pack, to_parts
-from visionmtl.data.transforms.crop_resize import Framing, Size, divisor
+from visionmtl.data.transforms.crop_resize import CropParams, Size, divisor
 from visionmtl.data.workers import begin, start_method
-from visionmtl.datasets import Dataset, Reader, Source, read_part
+from visionmtl.datasets import Dataset, NamedDataset, Reader, read_part
 from visionmtl.ops.file_lock import locked
-from visionmtl.structures import LabelSpace, Sample, Shrink, Wanted
+from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
 VERSION = 2
 """Of the way in which samples become bytes; another one makes another cache."""
@@ -64,7 +64,7 @@ class CachedReader:
         return len(self.packed)
 
     def file(self, index: int) -> Any:
-        """See `Source.file`."""
+        """See `NamedDataset.file`."""
         find = getattr(self.reader, "file", None)
         return None if find is None else find(index)
 
@@ -72,60 +72,62 @@ class CachedReader:
         """The sample at full size, from the data set itself: what is kept may be smaller."""
         return self.reader.read(index)
 
-    def read_part(self, index: int, wanted: Wanted) -> Sample:
-        """See `visionmtl.datasets.FrugalReader`."""
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """See `visionmtl.datasets.DatasetReader`."""
         return self.packed.read(index, wanted.fields & self.fields)
 
 
 def with_cache(
-    sources: Sequence[Source],
+    sources: Sequence[NamedDataset],
     specs: Sequence[Dataset],
     folder: Path,
     fields: Collection[str],
     size: Size,
     max_zoom: float,
     workers: int,
-) -> list[Source]:
+) -> list[NamedDataset]:
     """The sources, read from caches in `folder`; those that are not there yet are written first, one process a machine.
 
     specs: the settings of each source; fields: labels that the run's tasks learn; size, max_zoom: of the network's
     input, and the largest that is drawn. Raises ValueError when a data set has changed, or the disk is too small.
     """
-    shrink = partial(divisor, size=size, framing=Framing(max_zoom))
+    choose_scale = partial(divisor, size=size, params=CropParams(max_zoom))
     return [
-        replace(source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), shrink, workers))
+        replace(
+            source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), choose_scale, workers)
+        )
         for source, spec in zip(sources, specs, strict=True)
     ]
 
 
 def _open(
-    source: Source, spec: Dataset, folder: Path, fields: frozenset[str], shrink: Shrink, workers: int
+    source: NamedDataset, spec: Dataset, folder: Path, fields: frozenset[str], choose_scale: JpegScale, workers: int
 ) -> CachedReader:
     settings = json.dumps([VERSION, spec.model_dump(mode="json", exclude={"name", "weight"})], sort_keys=True)
     stem = f"{spec.type.rpartition('.')[2]}-{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"
     wait = partial(Console().print, f"another process writes the cache of {source.name}; waiting for it", markup=False)
     with locked(folder / f"{stem}.lock", wait):
-        packed = _find(folder, stem, fields, shrink)
+        packed = _find(folder, stem, fields, choose_scale)
         if packed is None:
-            packed = _write(folder, stem, source, fields, shrink, workers)
+            packed = _write(folder, stem, source, fields, choose_scale, workers)
         else:
             _check_unchanged(packed, source)
     return CachedReader(source.reader, packed, fields)
 
 
-def _find(folder: Path, stem: str, fields: frozenset[str], shrink: Shrink) -> Packed | None:
+def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegScale) -> Packed | None:
     """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
     fitting: list[Packed] = []
     for found in sorted(folder.glob(f"{stem}-*/index")):
         packed = Packed(found.parent)
         sizes = np.unique(packed.sizes, axis=0)
-        enough = all(shrink((height, width)) % shrunk == 0 for height, width, shrunk in sizes.tolist())
+        enough = all(choose_scale((height, width)) % jpeg_scale == 0 for height, width, jpeg_scale in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
             fitting.append(packed)
     return max(fitting, key=lambda packed: int(packed.sizes[:, 2].sum()), default=None)
 
 
-def _check_unchanged(packed: Packed, source: Source) -> None:
+def _check_unchanged(packed: Packed, source: NamedDataset) -> None:
     kept, found = packed.extra["stamps"], _stamps(source)
     changed = np.arange(1)[:0] if len(kept) != len(found) else np.flatnonzero((kept != found).any(axis=1))
     what = f"{len(source)} images instead of {len(kept)}" if len(kept) != len(found) else ""
@@ -144,8 +146,10 @@ def _check_unchanged(packed: Packed, source: Source) -> None:
         )
 
 
-def _write(folder: Path, stem: str, source: Source, fields: frozenset[str], shrink: Shrink, workers: int) -> Packed:
-    work = _Packing(source.reader, fields, shrink)
+def _write(
+    folder: Path, stem: str, source: NamedDataset, fields: frozenset[str], choose_scale: JpegScale, workers: int
+) -> Packed:
+    work = _Packing(source.reader, fields, choose_scale)
     probes = [num_bytes(work[index][0]) for index in _probes(len(source))]
     need = int(np.mean(probes) * len(source))
     free = shutil.disk_usage(folder).free
@@ -184,20 +188,20 @@ def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_It
 class _Packing:
     """Runs in workers: an index in, the arrays of that sample out."""
 
-    def __init__(self, reader: Reader, fields: frozenset[str], shrink: Shrink | list[int]) -> None:
-        """shrink: or the divisor of each image."""
-        self._reader, self._fields, self._shrink = reader, fields, shrink
+    def __init__(self, reader: Reader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
+        """choose_scale: or the divisor of each image."""
+        self._reader, self._fields, self._shrink = reader, fields, choose_scale
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> _Item:
-        shrink = self._shrink if callable(self._shrink) else partial(_always, self._shrink[index])
-        sample = read_part(self._reader, index, Wanted(self._fields, shrink))
-        wanted, size = shrink(sample.size), sample.size
-        if sample.shrunk < wanted:  # a PNG, or a reader that does not know how to reduce
-            sample = replace(sample, image=_reduced(sample.image, wanted // sample.shrunk), shrunk=wanted)
-        return to_parts(sample, self._fields), size, sample.shrunk
+        choose_scale = self._shrink if callable(self._shrink) else partial(_always, self._shrink[index])
+        sample = read_part(self._reader, index, ReadRequest(self._fields, choose_scale))
+        wanted, size = choose_scale(sample.size), sample.size
+        if sample.jpeg_scale < wanted:  # a PNG, or a reader that does not know how to reduce
+            sample = replace(sample, image=_reduced(sample.image, wanted // sample.jpeg_scale), jpeg_scale=wanted)
+        return to_parts(sample, self._fields), size, sample.jpeg_scale
 
     def items(self, workers: int) -> Iterator[_Item]:
         """All of them, in order."""
@@ -228,7 +232,7 @@ def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(squares, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _stamps(source: Source) -> NDArray[np.int64]:
+def _stamps(source: NamedDataset) -> NDArray[np.int64]:
     """[N, 2] bytes and last change (ns) of the files of each image and of its labels; 0 where it has none."""
     seen: dict[str, tuple[int, int]] = {}  # annotation files are those of many images
 

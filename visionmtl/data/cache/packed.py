@@ -73,7 +73,7 @@ def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], ex
     """
     rows: list[tuple[Any, ...]] = []
     with (folder / _SAMPLES).open("wb") as file:
-        for parts, full_size, shrunk in samples:
+        for parts, full_size, jpeg_scale in samples:
             offsets, shapes, dtypes = np.full(len(_PARTS), -1), np.zeros((len(_PARTS), 3), int), np.zeros(len(_PARTS))
             for place, name in enumerate(_PARTS):
                 if name not in parts:
@@ -82,7 +82,7 @@ def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], ex
                 offsets[place], dtypes[place] = file.tell(), _DTYPES.index(array.dtype)
                 shapes[place, : array.ndim] = array.shape
                 file.write(_content(array))
-            rows.append((offsets, shapes, dtypes, checksum(parts), (*full_size, shrunk), file.tell()))
+            rows.append((offsets, shapes, dtypes, checksum(parts), (*full_size, jpeg_scale), file.tell()))
     columns = (
         *(("offsets", np.int64), ("shapes", np.int32), ("dtypes", np.uint8)),
         *(("checksums", np.uint32), ("sizes", np.int32), ("ends", np.int64)),
@@ -145,7 +145,7 @@ class Packed:
         if "boxes" in fields:
             wanted |= {"xyxy", "labels", "crowd", "area"}
         parts = dict(self._parts(index, wanted))
-        height, width, shrunk = self.sizes[index].tolist()
+        height, width, jpeg_scale = self.sizes[index].tolist()
         depth = parts.get("depth_m")
         if "depth_table" in parts and depth is not None:
             table = parts["depth_table"]
@@ -158,7 +158,7 @@ class Packed:
             depth_m=depth,
             normals=parts.get("normals"),
             full_size=(height, width),
-            shrunk=shrunk,
+            jpeg_scale=jpeg_scale,
         )
 
     def _parts(self, index: int, wanted: set[str]) -> Iterator[tuple[str, NDArray]]:

@@ -11,22 +11,22 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
-from visionmtl.data.transforms.crop_resize import Framing, Size, Window
+from visionmtl.data.transforms.crop_resize import CropParams, CropResize, Size
 from visionmtl.data.transforms.photometric import open_pipeline, repaint
 from visionmtl.ops.color import colour_matrix
-from visionmtl.structures import Boxes, Frame, Sample
+from visionmtl.structures import Boxes, ImageMeta, Sample
 
 
-def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) -> tuple[NDArray[np.uint8], Frame]:
+def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) -> tuple[NDArray[np.uint8], ImageMeta]:
     """The whole image [H, W, 3] resized without distortion (to the rounding of a pixel) to fit into `size`.
 
     The result is at most `size` and touches it on one side; padding to `size` is the loader's.
-    train_size: that of training, where it is another: the frame says how much larger everything looks.
+    train_size: that of training, where it is another: the meta says how much larger everything looks.
     """
     height, width = image.shape[:2]
-    window = Window.whole((height, width), size)
+    crop = CropResize.whole((height, width), size)
     scale, trained = (min(h / height, w / width) for h, w in (size, train_size or size))
-    return window.image(image), Frame(size=(height, width), content_size=window.out, zoom=scale / trained)
+    return crop.image(image), ImageMeta(size=(height, width), content_size=crop.out, zoom=scale / trained)
 
 
 class Augment(Spec):
@@ -73,21 +73,21 @@ class Augment(Spec):
         """A view of the sample of at most `size`; labels not given stay None. Draws four numbers, or five."""
         return self.view(sample, size, self.draw(rng), rng)
 
-    def draw(self, rng: np.random.Generator) -> Framing:
+    def draw(self, rng: np.random.Generator) -> CropParams:
         """What the view will show of an image that need not be known yet. Draws four numbers."""
         u_zoom, u_top, u_left, u_flip = rng.random(4)
         low, high = self.zoom
         zoom = math.exp(math.log(low) + u_zoom * (math.log(high) - math.log(low)))
-        return Framing(zoom, u_top, u_left, mirrored=bool(u_flip < self.flip))
+        return CropParams(zoom, u_top, u_left, mirrored=bool(u_flip < self.flip))
 
-    def view(self, sample: Sample, size: Size, framing: Framing, rng: np.random.Generator) -> Sample:
-        """The view that `draw` chose, of an image that may be reduced by the divisor that `Window.cut` allows.
+    def view(self, sample: Sample, size: Size, params: CropParams, rng: np.random.Generator) -> Sample:
+        """The view that `draw` chose, of an image that may be reduced by the divisor that `CropResize.cut` allows.
 
         Of an image that is not decoded, the labels alone: it stays as it is. Draws a number if there is a pipeline.
         """
         # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
         # gets its own interpolation and dtype in one line
-        view = self._view(sample, Window.cut(sample.size, size, framing), framing.zoom)
+        view = self._view(sample, CropResize.cut(sample.size, size, params), params.zoom)
         return replace(view, image=repaint(view.image, self.pipeline, rng)) if self.pipeline else view
 
     def colour(self, image: NDArray[np.uint8] | None, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -105,28 +105,28 @@ class Augment(Spec):
             mean_rgb=(1.0, 1.0, 1.0) if image is None else cv2.mean(image)[:3],
         )
 
-    def _view(self, sample: Sample, window: Window, zoom: float) -> Sample:
-        normals = None if sample.normals is None else window.nearest(sample.normals)
-        if normals is not None and window.mirrored:
+    def _view(self, sample: Sample, crop: CropResize, zoom: float) -> Sample:
+        normals = None if sample.normals is None else crop.nearest(sample.normals)
+        if normals is not None and crop.mirrored:
             normals = normals * np.array([-1, 1, 1], normals.dtype)
 
         return Sample(
-            image=sample.image if sample.jpeg else window.image(sample.image, sample.shrunk),
+            image=sample.image if sample.jpeg else crop.image(sample.image, sample.jpeg_scale),
             image_id=sample.image_id,
             boxes=None if sample.boxes is None else self._boxes(sample.boxes, window, sample.size),
-            segmentation=None if sample.segmentation is None else window.nearest(sample.segmentation),
-            depth_m=None if sample.depth_m is None else window.nearest(sample.depth_m) / np.float32(zoom),
+            segmentation=None if sample.segmentation is None else crop.nearest(sample.segmentation),
+            depth_m=None if sample.depth_m is None else crop.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,
-            full_size=window.out if sample.jpeg else None,
+            full_size=crop.out if sample.jpeg else None,
             jpeg=sample.jpeg,
         )
 
-    def _boxes(self, boxes: Boxes, window: Window, size: Size) -> Boxes:
+    def _boxes(self, boxes: Boxes, crop: CropResize, size: Size) -> Boxes:
         whole = _clip(boxes.xyxy, 0, 0, *size)
-        seen = _clip(whole, window.top, window.left, window.top + window.size[0], window.left + window.size[1])
+        seen = _clip(whole, crop.top, crop.left, crop.top + crop.size[0], crop.left + crop.size[1])
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN and empty boxes: dropped two lines down
             visible = _area(seen) / _area(whole)
-            xyxy = window.boxes(seen)
+            xyxy = crop.boxes(seen)
         shorter = np.minimum(xyxy[:, 2] - xyxy[:, 0], xyxy[:, 3] - xyxy[:, 1])
 
         kept = (visible >= self.min_visible) & (shorter >= self.min_box_px) | boxes.crowd
@@ -135,7 +135,7 @@ class Augment(Spec):
             xyxy=xyxy[kept].astype(np.float32),
             labels=boxes.labels[kept],
             crowd=boxes.crowd[kept],
-            area=(boxes.area[kept] * visible[kept] * math.prod(window.scale)).astype(np.float32),
+            area=(boxes.area[kept] * visible[kept] * math.prod(crop.scale)).astype(np.float32),
         )
 
 

@@ -18,7 +18,7 @@ DIVISORS = (8, 4, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Framing:
+class CropParams:
     """The random part of a view, drawn before anything is known of the image."""
 
     zoom: float = 1.0  # relative to the scale at which the whole image fits
@@ -27,49 +27,51 @@ class Framing:
     mirrored: bool = False
 
 
-class Window:
+class CropResize:
     """A rectangle of the original, resized to `out` and perhaps mirrored.
 
-    shrink: the divisor by which the image may be reduced before. Then the rectangle lies on a grid of so many pixels,
+    choose_scale: the divisor by which the image may be reduced before. Then the rectangle lies on a grid of so many pixels,
     so that image and labels show the same place exactly; it moves by less than a pixel of `out` for that.
     """
 
-    def __init__(self, top: int, left: int, size: Size, out: Size, mirrored: bool, shrink: int = 1) -> None:
+    def __init__(self, top: int, left: int, size: Size, out: Size, mirrored: bool, choose_scale: int = 1) -> None:
         self.top, self.left, self.size, self.out, self.mirrored = top, left, size, out, mirrored
-        self.shrink = shrink
+        self.choose_scale = choose_scale
         self.scale = (out[0] / size[0], out[1] / size[1])
 
     @staticmethod
-    def whole(original: Size, size: Size) -> "Window":
+    def whole(original: Size, size: Size) -> "CropResize":
         """Every pixel of the original (H, W), as large as fits into `size`."""
-        return Window._cut(original, size, Framing())
+        return CropResize._cut(original, size, CropParams())
 
     @staticmethod
-    def cut(original: Size, size: Size, framing: Framing) -> "Window":
+    def cut(original: Size, size: Size, params: CropParams) -> "CropResize":
         """As much of the original (H, W) as fits into `size` at the zoom, on the grid of the divisor that allows."""
-        fine = Window._cut(original, size, framing)
+        fine = CropResize._cut(original, size, params)
         # by the scale alone, not by `out`, whose rounding would let a smaller zoom allow a smaller divisor
-        scale = framing.zoom * min(size[0] / original[0], size[1] / original[1])
-        shrink = next((k for k in DIVISORS if k * scale <= 1 + 1e-9 and k <= min(fine.size)), 1)
-        top, left, height, width = (value // shrink * shrink for value in (fine.top, fine.left, *fine.size))
-        return Window(top, left, (height, width), fine.out, fine.mirrored, shrink)
+        scale = params.zoom * min(size[0] / original[0], size[1] / original[1])
+        choose_scale = next((k for k in DIVISORS if k * scale <= 1 + 1e-9 and k <= min(fine.size)), 1)
+        top, left, height, width = (value // choose_scale * choose_scale for value in (fine.top, fine.left, *fine.size))
+        return CropResize(top, left, (height, width), fine.out, fine.mirrored, choose_scale)
 
     @staticmethod
-    def _cut(original: Size, size: Size, framing: Framing) -> "Window":
+    def _cut(original: Size, size: Size, params: CropParams) -> "CropResize":
         h, w = original
-        scale = framing.zoom * min(size[0] / h, size[1] / w)
+        scale = params.zoom * min(size[0] / h, size[1] / w)
         crop = (min(h, max(1, round(size[0] / scale))), min(w, max(1, round(size[1] / scale))))
         out = (min(size[0], max(1, round(crop[0] * scale))), min(size[1], max(1, round(crop[1] * scale))))
-        top, left = int(framing.u_top * (h - crop[0] + 1)), int(framing.u_left * (w - crop[1] + 1))
-        return Window(top, left, crop, out, framing.mirrored)
+        top, left = int(params.u_top * (h - crop[0] + 1)), int(params.u_left * (w - crop[1] + 1))
+        return CropResize(top, left, crop, out, params.mirrored)
 
-    def image(self, image: NDArray[np.uint8], shrunk: int = 1) -> NDArray[np.uint8]:
+    def image(self, image: NDArray[np.uint8], jpeg_scale: int = 1) -> NDArray[np.uint8]:
         """Bilinear; when shrinking, over as many pixels as become one (no aliasing).
 
-        shrunk: the divisor by which `image` has been reduced; it divides `shrink`
+        jpeg_scale: the divisor by which `image` has been reduced; it divides `choose_scale`
         """
-        assert self.shrink % shrunk == 0, f"reduced by {shrunk}, but only {self.shrink} leaves enough"
-        top, left, height, width = (value // shrunk for value in (self.top, self.left, *self.size))
+        assert self.choose_scale % jpeg_scale == 0, (
+            f"reduced by {jpeg_scale}, but only {self.choose_scale} leaves enough"
+        )
+        top, left, height, width = (value // jpeg_scale for value in (self.top, self.left, *self.size))
         cropped = image[top : top + height, left : left + width]
         if self.out[0] < height or self.out[1] < width:
             return self._mirror(_shrunk(cropped, self.out))
@@ -99,9 +101,9 @@ class Window:
         return cv2.flip(resized, 1) if self.mirrored else resized
 
 
-def divisor(original: Size, size: Size, framing: Framing) -> int:
-    """By how much an image of `original` (H, W) may be reduced for the view that this framing gives of it."""
-    return Window.cut(original, size, framing).shrink
+def divisor(original: Size, size: Size, params: CropParams) -> int:
+    """By how much an image of `original` (H, W) may be reduced for the view that this params gives of it."""
+    return CropResize.cut(original, size, params).choose_scale
 
 
 def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:

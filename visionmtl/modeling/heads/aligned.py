@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.modeling.heads.base import Head, RawBoxes, Towers, one_hot
+from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import task_aligned
-from visionmtl.ops.boxes import cells, from_distances, generalised_iou, to_distances
+from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou, to_distances
 from visionmtl.ops.ranks import per_rank
 
 
@@ -39,7 +39,7 @@ class Aligned(Head, frozen=True):
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
         num_distances = 4 * (self.bins + 1) if self.bins else 4
-        return Towers(self, channels, num_classes, num_distances, prior=0.01, with_quality=False)
+        return DecoupledHead(self, channels, num_classes, num_distances, prior=0.01, with_quality=False)
 
     def _distances_px(self, raw: RawBoxes, strides: Tensor) -> Tensor:
         """float32 [B, A, 4], left top right bottom."""
@@ -53,7 +53,7 @@ class Aligned(Head, frozen=True):
         return steps * strides[:, None]
 
     def decode(self, raw: RawBoxes) -> tuple[Tensor, Tensor]:
-        centres, strides = cells(raw["shapes"], raw["logits"])
+        centres, strides = anchor_points(raw["shapes"], raw["logits"])
         return from_distances(self._distances_px(raw, strides), centres), raw["logits"].float().sigmoid()
 
     def loss(
@@ -61,7 +61,7 @@ class Aligned(Head, frozen=True):
     ) -> dict[str, Tensor]:
         """Parts "class" (quality focal), "box" (GIoU) and, with bins, "bins" (distribution focal)."""
         logits = raw["logits"].float()
-        centres, strides = cells(raw["shapes"], logits)
+        centres, strides = anchor_points(raw["shapes"], logits)
         distances = self._distances_px(raw, strides)
         predicted = from_distances(distances, centres)
         with torch.no_grad():

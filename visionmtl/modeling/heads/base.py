@@ -57,7 +57,7 @@ class Head(Kind, home="visionmtl.modeling.heads"):
         """Boxes float32 [B, A, 4] in input pixels and scores float32 [B, A, K] in 0..1."""
 
 
-class _Tower(nn.Module):
+class ConvTower(nn.Module):
     """Convolutions shared by the levels, each followed by a normalisation and ReLU.
 
     BatchNorm is each level's own: training normalises every level by itself, so running statistics mixed over levels
@@ -83,7 +83,7 @@ class _Tower(nn.Module):
         return x
 
 
-class Towers(nn.Module):
+class DecoupledHead(nn.Module):
     """Two towers (class, box) over the levels, with one output convolution each and a learnt scale a level."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Towers(nn.Module):
         width = spec.channels or channels
 
         last = width if spec.num_convs else channels
-        self.class_tower, self.box_tower = _Tower(spec, channels, width), _Tower(spec, channels, width)
+        self.class_tower, self.box_tower = ConvTower(spec, channels, width), ConvTower(spec, channels, width)
         self.logits = nn.Conv2d(last, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(last, num_distances, 3, padding=1)
         self.quality = nn.Conv2d(last, 1, 3, padding=1) if with_quality else None

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from visionmtl.modeling.heads.base import Head, RawBoxes, Towers, one_hot
+from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import fcos
-from visionmtl.ops.boxes import cells, from_distances, generalised_iou
+from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou
 from visionmtl.ops.ranks import per_rank
 
 
@@ -24,7 +24,7 @@ class FCOS(Head, frozen=True):
     focal_gamma: float = Field(2.0, ge=0)
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
-        return Towers(self, channels, num_classes, 4, prior=0.01, with_quality=True)
+        return DecoupledHead(self, channels, num_classes, 4, prior=0.01, with_quality=True)
 
     def _ranges(self) -> list[tuple[float, float]]:
         """Pixels, by level: a level of stride s handles 4s..8s, the finest from 0, the coarsest to infinity."""
@@ -37,7 +37,7 @@ class FCOS(Head, frozen=True):
         return from_distances(F.relu(raw["distances"].float() + 1.0) * strides[:, None], centres)
 
     def decode(self, raw: RawBoxes) -> tuple[Tensor, Tensor]:
-        centres, strides = cells(raw["shapes"], raw["logits"])
+        centres, strides = anchor_points(raw["shapes"], raw["logits"])
         assert raw["quality"] is not None
         scores = (raw["logits"].float().sigmoid() * raw["quality"].float().sigmoid()[..., None]).sqrt()
         return self._boxes(raw, centres, strides), scores
@@ -48,7 +48,7 @@ class FCOS(Head, frozen=True):
         """Parts "class" (focal), "box" (GIoU weighted by centre-ness) and "centreness" (cross-entropy)."""
         logits = raw["logits"].float()
         assert raw["quality"] is not None
-        centres, strides = cells(raw["shapes"], logits)
+        centres, strides = anchor_points(raw["shapes"], logits)
         predicted = self._boxes(raw, centres, strides)
         with torch.no_grad():
             target = fcos(
