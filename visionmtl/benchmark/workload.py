@@ -13,12 +13,12 @@ from torch import Tensor
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config.registry import Spec
-from visionmtl.data import pad
+from visionmtl.data.loader import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.state import DTYPES, RunState
+from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.ops.street_labels import CITYSCAPES19
 from visionmtl.run import Run
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 

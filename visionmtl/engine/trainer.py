@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionmtl.data import TrainLoader, ValLoader, val_loader
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, resolve_spaces, supervises
+from visionmtl.data.loader import TrainLoader, ValLoader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
@@ -58,6 +58,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> Results:
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
     sources, val_sources = _sources(run, options.overfit)
     spaces = resolve_spaces(run.tasks, sources)
+    val_sources = align(val_sources, run.tasks, spaces)
     loader = TrainLoader(run.data, run.tasks, spaces, sources, run.train.batch_size, run.seed, ranks.rank, ranks.world)
     val = val_loader(
         run.data, run.tasks, spaces, val_sources, run.train.batch_size, ranks.rank, ranks.world,

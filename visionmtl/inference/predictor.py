@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visionmtl import drawing
-from visionmtl.data import pad
+from visionmtl.data.loader import pad
 from visionmtl.data.transforms.augment import fit
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import LabelSpace
@@ -30,7 +30,7 @@ def predict(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
-                "read files with visionmtl.ops.images.read_image, or convert the array"
+                "read files with visionmtl.io.images.read_image, or convert the array"
             )
     was_training = net.training
     net.eval()
