@@ -8,7 +8,7 @@ from visionmtl.cli import main
 
 
 def test_workers_share_the_annotations_and_start_from_the_cache(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("visionmtl.ops.index_cache.MIN_BYTES", 0)
+    monkeypatch.setattr("visionmtl.io.index.MIN_BYTES", 0)
     command = ["benchmark", "data", "--images", "300", "--boxes", "2000", "--workers", "2"]
     assert main([*command, "--json", str(tmp_path / "a.json")]) == 0
 

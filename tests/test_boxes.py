@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from visionmtl.ops.boxes import anchor_points, (
+from visionmtl.ops.boxes import (
+    anchor_points,
     box_area,
     from_distances,
     generalised_iou,

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -18,6 +17,7 @@ from visionmtl.benchmark.memory import Memory
 from visionmtl.benchmark.report import Report
 from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Workload
+from visionmtl.io.paths import home_path
 
 Arguments = argparse.ArgumentParser
 Measure = Callable[[argparse.Namespace], Iterator[Figure]]
@@ -29,8 +29,8 @@ def parser() -> Arguments:
     verbs = p.add_subparsers(dest="verb", required=True)
     for name, (measure, add_arguments) in VERBS.items():
         verb = verbs.add_parser(name, help=measure.__doc__, description=measure.__doc__)
-        verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-        verb.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there too")
+        verb.add_argument("--json", type=home_path, metavar="FILE", help="write the figures there too")
+        verb.add_argument("--markdown", type=home_path, metavar="FILE", help="write what is printed there too")
         add_arguments(verb)
     return p
 
@@ -143,13 +143,13 @@ DATA_PARTS: dict[str, Measure] = {"memory": _memory, "loading": _loading}
 
 def _data_arguments(verb: Arguments) -> None:
     verb.add_argument("--only", choices=DATA_PARTS, help="one part; default: all")
-    verb.add_argument("--config", type=Path, help="whose training data to load (nyuv2, or coco with boxes)")
+    verb.add_argument("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
     verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
     verb.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
     verb.add_argument("--images", type=int, default=118_287, metavar="N", help="default: COCO's 118287")
     verb.add_argument("--boxes", type=int, default=860_001, metavar="N", help="default: COCO's 860001")
     verb.add_argument("--workers", type=int, default=2, metavar="N", help="processes; each looks up every image")
-    verb.add_argument("--folder", type=Path, metavar="DIR", help="keep the drawn data set there, and use it again")
+    verb.add_argument("--folder", type=home_path, metavar="DIR", help="keep the drawn data set there, and use it again")
 
 
 def balance(args: argparse.Namespace) -> Iterator[Figure]:

@@ -15,6 +15,7 @@ from visionmtl.data_check.statistics import statistics
 from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
 from visionmtl.data_check.tables import count_all, print_result
 from visionmtl.data_check.verdict import judge
+from visionmtl.io.paths import home_path
 from visionmtl.run import load_data
 
 
@@ -32,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("config", help="YAML file, of which `data` alone matters; shipped configs are found from anywhere")
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and findings there")
-    p.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw images with their labels there")
+    p.add_argument("--json", type=home_path, metavar="FILE", help="write all numbers and findings there")
+    p.add_argument("--sheet", type=home_path, metavar="FILE.png", help="draw images with their labels there")
     p.add_argument(
         "--workers", type=lambda text: at_least(0, text), metavar="N",
         help="processes that read; 0: this one; default: data.workers, and if that is auto one for each core",

@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from visionmtl import run as config
-from visionmtl.coco_files import score_results
 from visionmtl.config.loader import ConfigError, Tree, dotted
 from visionmtl.config.registry import did_you_mean
-from visionmtl.data.label_spaces import Spaces, eval_names, resolve_spaces, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, align, eval_names, resolve_spaces, supervises, task_of
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import checkpoint, distributed
@@ -28,8 +27,9 @@ from visionmtl.engine.protocols import find_protocol
 from visionmtl.eval_options import check, parser
 from visionmtl.inference.predictor import picture, predict
 from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.io.paths import home_path
+from visionmtl.metrics.coco_ap import official_lines, score_files
 from visionmtl.metrics.detection import DetectionMeter
-from visionmtl.ops.coco_ap import official_lines
 from visionmtl.report.report import Titled, write_report
 from visionmtl.run import Run
 from visionmtl.tasks.base import Meter, Task
@@ -125,11 +125,13 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def _score_coco_files(args: argparse.Namespace) -> int:
-    file = Path(args.from_predictions[0])
-    kind, result = score_results(file, args.truth, args.ap_backend)
+    file = home_path(args.from_predictions[0])
+    kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
     for expectation in args.expect:
         expectation.check_task([kind])
     header = {"predictions": str(file), "truth": str(args.truth), "kind": kind, "backend": args.ap_backend}
+    for note in notes:
+        print(f"note: {note}")
     title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
     _print(title, args, {kind: result}, header, args.json)
     for counted, why in (("ignored", "their category is not in the annotations"), ("dropped", "they are not finite")):
@@ -142,6 +144,7 @@ def _rules(
     args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, sources: list[NamedDataset]
 ) -> tuple[dict[str, Meter], list[NamedDataset]]:
     """The meters by name of their results, and the data as they want it."""
+    sources = align(sources, tasks, spaces)
     if args.data:  # tasks that these data sets do not judge are left out
         tasks = {
             name: task for name, task in tasks.items() if any(supervises(one, task, spaces[name]) for one in sources)

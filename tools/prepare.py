@@ -14,6 +14,7 @@ from rich.progress import track
 
 from visionmtl.datasets.nyuv2 import CLASSES, things_space
 from visionmtl.datasets.nyuv2_mat import MAT, SEG40_TO_13, UNITS_PER_METRE, Official
+from visionmtl.io.paths import home_path
 
 BOXES_RULE = (
     "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "
@@ -28,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     nyuv2 = verbs.add_parser(
         "nyuv2", help=f"{MAT}, splits.mat and classMapping40.mat to image, label and depth PNGs (about 1.5 GB)",
     )  # fmt: skip
-    nyuv2.add_argument("source", type=Path, metavar="SRC", help="the folder with the official files")
-    nyuv2.add_argument("target", type=Path, metavar="DST", help="the folder to write; made if it does not exist")
+    nyuv2.add_argument("source", type=home_path, metavar="SRC", help="the folder with the official files")
+    nyuv2.add_argument("target", type=home_path, metavar="DST", help="the folder to write; made if it does not exist")
     return p
 
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from os.path import expanduser
 from pathlib import Path
 
 from visionmtl.engine.distributed import LostProcess
@@ -29,13 +30,18 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="train", description=__doc__)
-    p.add_argument("config", help="YAML file; names of shipped configs work from anywhere")
+    p.add_argument("config", type=expanduser, help="YAML file; names of shipped configs work from anywhere")
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
     p.add_argument(
-        "--resume", nargs="?", const="auto", metavar="PATH", help="continue the run's last or a given checkpoint"
+        "--resume", type=expanduser, nargs="?", const="auto", metavar="PATH",
+        help="continue the run's last or a given checkpoint",
+    )  # fmt: skip
+    p.add_argument(
+        "--init-from", type=expanduser, metavar="PATH", help="start from a checkpoint's weights, as a new run"
     )
-    p.add_argument("--init-from", metavar="PATH", help="start from a checkpoint's weights, as a new run")
-    p.add_argument("--output", metavar="DIR", help="run directory; default: the config's, else runs/NAME")
+    p.add_argument(
+        "--output", type=expanduser, metavar="DIR", help="run directory; default: the config's, else runs/NAME"
+    )
     p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")
     p.add_argument(
         "--overfit", type=positive, metavar="N", help="learn each data set's first N images only, and evaluate on them"

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from visionmtl.config.loader import Tree
 from visionmtl.config.registry import did_you_mean
-from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, resolve_spaces, supervises
 from visionmtl.data.loader import TrainLoader
 from visionmtl.data.sampler import random_numbers
 from visionmtl.datasets import NamedDataset, open_datasets
@@ -24,9 +25,10 @@ from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.inference.predictor import picture, predict
+from visionmtl.io.images import SUFFIXES, list_images, read_image
+from visionmtl.io.paths import home_path
+from visionmtl.io.video import is_video, read_frames, write_video
 from visionmtl.ops.color import apply_matrices
-from visionmtl.ops.images import SUFFIXES, read_image
-from visionmtl.ops.videos import is_video, read_frames, write_video
 from visionmtl.run import Run, load
 from visionmtl.structures import LabelSpace, Sample
 from visionmtl.tasks.base import Task
@@ -58,13 +60,13 @@ class Show:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="visualize", description=__doc__)
-    p.add_argument("checkpoint", type=Path, help="a .pt file of a run; with --mode data also a config")
+    p.add_argument("checkpoint", type=home_path, help="a .pt file of a run; with --mode data also a config")
     p.add_argument(
-        "inputs", nargs="*", metavar="INPUT",
+        "inputs", nargs="*", type=expanduser, metavar="INPUT",
         help="image, folder, glob, video or camera:0; without any: the run's validation images; "
         "a.b=c replaces a setting of the run",
     )  # fmt: skip
-    p.add_argument("--output", type=Path, metavar="DIR", help="default: samples/MODE in the run's folder")
+    p.add_argument("--output", type=home_path, metavar="DIR", help="default: samples/MODE in the run's folder")
     p.add_argument(
         "--mode", choices=["predict", "compare", "data"],
         help="predict: predictions on INPUT; compare: validation images, predictions above the truth; data: training "
@@ -155,7 +157,7 @@ def _images(inputs: Sequence[str]) -> list[Path]:
             continue
         path = Path(text)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            files = list_images(path)
         elif path.is_file():
             files = [path]
         else:
@@ -185,7 +187,7 @@ def _places(sources: Sequence[NamedDataset]) -> list[tuple[NamedDataset, int]]:
 
 def _compared(opened: Opened, show: Show, num: int) -> Iterator[tuple[str, Picture]]:
     """Validation images spread evenly over the data sets: neighbours tend to show one scene."""
-    places = _places(open_datasets(opened.run.data.val))
+    places = _places(align(open_datasets(opened.run.data.val), opened.run.tasks, opened.net.spaces))
     for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int)):
         source, index = places[at]
         sample = source.read(index)

@@ -1,11 +1,12 @@
 """What `tools/eval.py` can be asked, and which of it contradicts itself."""
 
 import argparse
-from pathlib import Path
+from os.path import expanduser
 
 from visionmtl.engine.protocols import PROTOCOLS
 from visionmtl.engine.verify_results import Expectation
 from visionmtl.inference.results_io import KITTI_UNITS
+from visionmtl.io.paths import home_path
 
 _EXAMPLES = """
   eval.py runs/NAME/checkpoints/best.pt                                 a network on the run's data.val
@@ -25,7 +26,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT",
+        "checkpoint", nargs="?", type=expanduser, metavar="CHECKPOINT",
         help="a .pt file of a run, e.g. runs/NAME/checkpoints/best.pt; with --from-predictions also a config",
     )  # fmt: skip
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the run")
@@ -35,19 +36,27 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     p.add_argument("--protocol", metavar="NAME", help=f"a benchmark's rules: {', '.join(PROTOCOLS)}")
     p.add_argument("--tta", choices=["flip"], help="predict from each image and its mirror image together")
-    p.add_argument("--save-predictions", type=Path, metavar="DIR", help="write official submission files there")
+    p.add_argument("--save-predictions", type=home_path, metavar="DIR", help="write official submission files there")
     p.add_argument(
         "--from-predictions", action="append", default=[], metavar="[TASK=]PATH",
         help="score these files instead of a network: a folder as --save-predictions writes it, or each task's own",
     )  # fmt: skip
-    p.add_argument("--truth", type=Path, metavar="FILE", help="COCO annotations for one COCO results file")
+    p.add_argument("--truth", type=home_path, metavar="FILE", help="COCO annotations for one COCO results file")
+    p.add_argument(
+        "--iou-type", choices=["bbox", "segm"],
+        help="with --truth: score the boxes or the masks; default: boxes where every result has one",
+    )  # fmt: skip
     p.add_argument(
         "--depth-units", type=int, metavar="N",
         help=f"units per metre in depth files: 256 as KITTI, 1000 for millimetres; default: {KITTI_UNITS}, or as saved",
     )  # fmt: skip
     p.add_argument("--ap-backend", choices=["pycocotools", "faster_coco_eval"], default="pycocotools")
-    p.add_argument("--json", type=Path, metavar="FILE", help="default: eval/CHECKPOINT-SPLIT.json in the run's folder")
-    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with numbers, curves and pictures")
+    p.add_argument(
+        "--json", type=home_path, metavar="FILE", help="default: eval/CHECKPOINT-SPLIT.json in the run's folder"
+    )
+    p.add_argument(
+        "--report", type=home_path, metavar="FILE.html", help="write a page with numbers, curves and pictures"
+    )
     p.add_argument(
         "--expect", type=Expectation.parse, action="append", default=[], metavar="TASK/METRIC>=X",
         help="also <=X and =X+-Y; may be repeated; the exit status is 1 when one is not met",
@@ -72,6 +81,8 @@ def check(args: argparse.Namespace) -> None:
         )
     idle = [name for name in (*_NEEDS_NETWORK, *_NEEDS_DATA) if args.truth and getattr(args, name)]
     idle += [name for name in _NEEDS_NETWORK if args.from_predictions and not args.truth and getattr(args, name)]
+    if args.iou_type and not args.truth:
+        idle.append("iou_type")
     if args.depth_units and not (args.from_predictions or args.save_predictions):
         idle.append("depth_units")
     if idle:

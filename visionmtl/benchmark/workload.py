@@ -17,8 +17,8 @@ from visionmtl.data.collate import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.trainer import DTYPES, Trainer
+from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.ops.street_labels import CITYSCAPES19
 from visionmtl.run import Run
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 

@@ -225,7 +225,7 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
 
 def find_base(path: Path, base: str) -> Path:
     """The base file named in `path`."""
-    file = path.parent / base
+    file = path.parent / Path(base).expanduser()
     if not file.is_file():
         near = did_you_mean(file.name, (other.name for other in file.parent.glob("*.yaml")))
         raise ConfigError(

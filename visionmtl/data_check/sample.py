@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.data_check.base import MAX_BEYOND_PX, MIN_SIDE_PX, UNIT_TOLERANCE, Problem
-from visionmtl.ops.depth_values import PLAUSIBLE_M
+from visionmtl.io.depth_maps import PLAUSIBLE_M
 from visionmtl.structures import IGNORE, LABEL_FIELDS, Boxes, LabelSpace, Sample
 
 _BOTTOM = 8  # the last eighth of the rows, in which a cut JPEG shows first

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import eval_names, resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, eval_names, resolve_spaces, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
@@ -71,6 +71,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
     spaces = resolve_spaces(run.tasks, datasets)
+    val_datasets = align(val_datasets, run.tasks, spaces)
     names = eval_names(run.tasks, spaces, val_datasets)
     resume.check_best(run, spaces, names, val_datasets)
     settings = run.train

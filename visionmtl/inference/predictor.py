@@ -30,7 +30,7 @@ def predict(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
-                "read files with visionmtl.ops.images.read_image, or convert the array"
+                "read files with visionmtl.io.images.read_image, or convert the array"
             )
     was_training = net.training
     net.eval()

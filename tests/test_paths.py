@@ -1,14 +1,16 @@
 """Names of files mean one image, lie inside their folder, and are looked for one folder at a time."""
 
+import unicodedata
+
 import pytest
 
-from visionmtl.ops.file_names import (
+from visionmtl.io.paths import (
     ABSENT,
     AMBIGUOUS,
+    Files,
     Names,
     any_case,
     fixed_part,
-    present,
     read_lines,
     stays_inside,
     without_ending,
@@ -57,4 +59,24 @@ def test_a_list_that_is_no_text_is_named(tmp_path):
 def test_files_are_found_where_they_are(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.png").touch()
-    assert present(tmp_path, ["a/1.png", "a/2.png", "b/1.png"]).tolist() == [True, False, False]
+    assert Files(tmp_path).present(["a/1.png", "a/2.png", "b/1.png"]).tolist() == [True, False, False]
+
+
+def test_names_in_two_unicode_forms_meet(tmp_path):
+    composed = [f"Räume/café_{i}.png" for i in range(2)]
+    decomposed = [unicodedata.normalize("NFD", name) for name in composed]
+    assert (
+        composed[0] != decomposed[0] and Names(decomposed).find(composed[1]) == Names(composed).find(decomposed[1]) == 1
+    )
+    (tmp_path / decomposed[0]).parent.mkdir()
+    (tmp_path / decomposed[0]).touch()
+
+    files = Files(tmp_path)
+
+    assert files.present(composed).tolist() == [True, False]
+    assert files.path(composed[0]) == tmp_path / decomposed[0] and files.path(composed[0]).is_file()
+
+
+def test_where_both_forms_are_images_the_very_name_decides():
+    names = Names(["é.png", "e\u0301.png"])
+    assert (names.find("é.png"), names.find("e\u0301.png"), names.find("é")) == (0, 1, 0)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +13,14 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from visionmtl.io.coco.annotations import encode, read_truth
+from visionmtl.io.coco.results import Row, is_finite, read_rows
+
 Backend = Literal["pycocotools", "faster_coco_eval"]
 Kind = Literal["bbox", "segm"]
 Annotation = dict[str, Any]
 
+_CUTS = (1, 10, 100)
 RECALLS = tuple(round(number / 100, 2) for number in range(101))
 SIZES = {"small": 1, "medium": 2, "large": 3}  # positions in pycocotools' areaRngLbl; 0 is all
 AP50, AP75 = 0, 5  # positions in pycocotools' iouThrs
@@ -28,6 +33,73 @@ _LINES = (  # metric, title, IoU, area, position in maxDets
     *((f"ar{cut}", "Average Recall    (AR)", "0.50:0.95", "all", at) for at, cut in enumerate((1, 10, 100))),
     *((f"ar_{size}", "Average Recall    (AR)", "0.50:0.95", size, -1) for size in SIZES),
 )
+
+
+def score_files(
+    results: Path, truth: Path, backend: Backend = "pycocotools", kind: Kind | None = None
+) -> tuple[Kind, dict[str, Any], list[str]]:
+    """A results file scored against an annotation file, with neither images nor a network.
+
+    kind: what is scored; None: boxes where every result has one, else masks.
+    Returns the kind, what `DetectionMeter.compute` gives over all images of `truth`, and what is odd about the files.
+    Results of categories that the annotations do not have count nowhere, as in COCO's own evaluation; `ignored` tells
+    how many. Results that are not finite are `dropped`.
+    """
+    rows, notes = read_rows(results), []
+    has_boxes, has_masks = (sum(key in row for row in rows) for key in ("bbox", "segmentation"))
+    if kind is None:
+        kind = "bbox" if has_boxes or not rows else "segm"
+        if kind == "bbox" and has_masks:
+            notes.append(f"{results} holds masks too; its boxes are scored; --iou-type segm scores the masks")
+    fitting = has_boxes if kind == "bbox" else has_masks
+    if fitting < len(rows):
+        what, other = ("boxes", "masks alone") if kind == "bbox" else ("masks", "boxes alone")
+        raise ValueError(
+            f"{results} has {what} in {fitting} of {len(rows)} results and {other} in others; every result needs what "
+            "is scored; split the file, or choose with --iou-type bbox or segm"
+        )
+    annotated = read_truth(truth, masks=kind == "segm")
+    notes += annotated.notes
+
+    number_of = {image_id: number for number, image_id in enumerate(annotated.image_ids, start=1)}
+    if strangers := sorted({row["image_id"] for row in rows} - number_of.keys()):
+        raise ValueError(
+            f"{results} has results for {len(strangers)} image(s) that {truth} does not list, the first is "
+            f"{strangers[0]}; both must be of one split; give the annotations of the split that was predicted"
+        )
+    label_of = {category_id: label for label, (category_id, _) in enumerate(annotated.categories)}
+    known = [at for at, row in enumerate(rows) if row["category_id"] in label_of]
+    finite = [at for at in known if is_finite(rows[at])]
+    counted: list[Annotation] = []
+    for at in finite:
+        row: Row = {**rows[at], "image_id": number_of[rows[at]["image_id"]]}
+        row["category_id"] = label_of[row["category_id"]]
+        if kind == "segm":
+            image = annotated.images[row["image_id"] - 1]
+            size = [image.get("height", 0), image.get("width", 0)]
+            row["segmentation"] = {"size": size, "counts": encode(results, "entry", at, rows, size)}
+        counted.append(row)
+
+    counts = [0] * len(label_of)
+    for annotation in annotated.annotations:
+        counts[annotation["category_id"]] += not annotation["iscrowd"]
+    present = [label for label, count in enumerate(counts) if count]
+    precision, recall = precision_and_recall(
+        annotated.annotations, counted, annotated.images, present, _CUTS, kind, backend
+    )
+    names = [name for _, name in annotated.categories]
+    result = summary(precision, recall, [names[label] for label in present], _CUTS)
+    for label in present:
+        result["per_class"][names[label]]["boxes"] = counts[label]
+    summed = {
+        "images": len(annotated.images),
+        **result,
+        "absent": [name for name, count in zip(names, counts, strict=True) if not count],
+        "dropped": len(known) - len(finite),
+        "ignored": len(rows) - len(known),
+        "protocol": "coco",
+    }
+    return kind, summed, notes
 
 
 def precision_and_recall(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visionmtl.ops.depth_values import histogram, range_complaint, read_array, spread, to_metres
+from visionmtl.io.depth_maps import histogram, range_complaint, read_array, spread, to_metres
 
 FILE = Path("depth/a.npy")
 

@@ -6,20 +6,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.ops.coco_entries import (
+from visionmtl.io.coco.annotations import (
     Entry,
     Packed,
     bad,
+    existing,
     file_names,
-    found,
-    integers,
-    load,
-    look_up,
-    pack_labels,
+    image_rows,
+    labels_of,
+    pack_categories,
+    pack_images,
     packed_text,
+    parse_categories,
+    parse_images,
+    read_lists,
 )
-from visionmtl.ops.index_cache import cached
-from visionmtl.ops.photos import read_png
+from visionmtl.io.images import read_png
+from visionmtl.io.index import cached
 from visionmtl.structures import IGNORE
 
 
@@ -57,47 +60,58 @@ class PackedSegments(Packed):
 
 def read_segments(file: Path) -> PackedSegments:
     """A panoptic file. Raises ValueError naming the entry, as `read_boxes` does."""
-    return PackedSegments(file, cached(found(file), "segments-2", lambda: _pack(file)))
+    return PackedSegments(file, cached(existing(file), "segments-3", lambda: _pack(file)))
 
 
 def _pack(file: Path) -> dict[str, NDArray]:
-    columns, entries = load(file)
-    rows = look_up(columns["image_ids"], integers(file, "annotations", entries, "image_id"))
-    _check_rows(file, entries, rows)
+    lists = read_lists(file, ("images", "annotations", "categories"))
+    entries = lists["annotations"]
+    image_ids, names, sizes = parse_images(file, lists["images"])
+    category_ids, category_names = parse_categories(file, lists["categories"])
+    rows = image_rows(file, entries, image_ids)
+    check_segments(file, entries)
+    _check_once(file, entries, rows)
 
     of_row = dict(zip(rows.tolist(), zip(file_names(file, "annotations", entries), entries, strict=True), strict=True))
     empty: tuple[str, Entry] = ("", {"segments_info": []})
-    ordered = [of_row.get(row, empty) for row in range(len(columns["image_ids"]))]
+    ordered = [of_row.get(row, empty) for row in range(len(image_ids))]
     counts = [len(entry["segments_info"]) for _, entry in ordered]
     segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
-    ids = integers(file, "segments_info", segments, "id")
-    _check_ids(file, segments, ids, np.repeat(np.arange(len(ordered)), counts))
+    ids = _segment_ids(file, segments, np.repeat(np.arange(len(ordered)), counts))
     return {
-        **columns,
+        **pack_images(image_ids, names, sizes),
+        **pack_categories(category_ids, category_names),
         "pngs": packed_text([name for name, _ in ordered]),
         "start": np.cumsum([0, *counts]),
-        "segment_ids": ids.astype(np.int32),
-        "labels": pack_labels(file, "segments_info", segments, columns["category_ids"]).astype(np.uint8),
+        "segment_ids": ids,
+        "labels": labels_of(file, "segments_info", segments, category_ids).astype(np.uint8),
     }
 
 
-def _check_ids(file: Path, segments: Sequence[Entry], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-    """What three channels of 8 bits can hold, without void, and once an image."""
-    wrong = np.flatnonzero((ids <= 0) | (ids >= 2**24))
-    if len(wrong):
-        raise bad(file, "segments_info", int(wrong[0]), segments, "an id of 1 to 16777215; 0 is void")
+def _segment_ids(file: Path, segments: Sequence[Entry], rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Ids that three channels of 8 bits can hold, without void, and once an image."""
+    for number, segment in enumerate(segments):
+        if type(segment.get("id")) is not int or not 0 < segment["id"] < 2**24:
+            raise bad(file, "segments_info", number, segments, "an id of 1 to 16777215; 0 is void")
+    ids = np.array([segment["id"] for segment in segments], np.int32)
     first = np.unique(np.stack([rows, ids]), axis=1, return_index=True)[1]
     if len(first) < len(ids):
         again = np.setdiff1d(np.arange(len(ids)), first)[0]
         raise bad(file, "segments_info", int(again), segments, "its own id, which no other segment of its image has")
+    return ids
 
 
-def _check_rows(file: Path, entries: Sequence[Entry], rows: NDArray[np.int64]) -> None:
-    """One annotation an image, of an image that is listed, with a list of segments."""
+def _check_once(file: Path, entries: Sequence[Entry], rows: NDArray[np.int64]) -> None:
+    """One annotation an image, of an image that is listed."""
     first = set(np.unique(rows, return_index=True)[1].tolist())
-    for number, (entry, row) in enumerate(zip(entries, rows.tolist(), strict=True)):
+    for number, row in enumerate(rows.tolist()):
         if row < 0 or number not in first:
             raise bad(file, "annotations", number, entries, "an image_id that `images` lists, once")
+
+
+def check_segments(file: Path, entries: Sequence[Entry]) -> None:
+    """Raises ValueError for the first annotation without a list of segments."""
+    for number, entry in enumerate(entries):
         segments = entry.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
             raise bad(file, "annotations", number, entries, "a list of objects {...} as segments_info")

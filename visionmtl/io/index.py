@@ -61,7 +61,7 @@ def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -
     folder = cache_folder() / f"{source.stem}-{kind}-{content_key(source)}"
     if folder.is_dir():
         return open_arrays(folder)
-    with _alone(folder):
+    with locked(folder.parent / f".{folder.name}.lock", wait_s=WAIT_S):
         if folder.is_dir():  # by the process that was waited for
             return open_arrays(folder)
         arrays = make()
@@ -78,23 +78,28 @@ def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time is inside for the same `folder`; one that dies there lets the next in at once.
+def locked(file: Path, on_wait: Callable[[], None] = lambda: None, wait_s: float = -1) -> Iterator[None]:
+    """Only one process at a time is inside for the same `file`; one that dies there lets the next in at once.
 
-    One that takes longer than WAIT_S is not waited for any more: two may parse, but none hangs.
+    on_wait: called once before another is waited for. After wait_s (-1: never) it is not waited for any more: two may
+    do the work then, but none hangs. So may several on a disk without locks.
     """
-    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=WAIT_S)
+    lock = FileLock(file)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire(timeout=wait_s)
     except Timeout:
         warnings.warn(
-            f"another process has been making {folder} for {WAIT_S:g} s; it is made here as well, which needs its "
-            f"memory twice; end what holds {lock.lock_file} if nothing should",
+            f"another process has held {file} for {wait_s:g} s; its work is done here as well, which needs its memory "
+            f"twice; end what holds {file} if nothing should",
             stacklevel=4,
         )
     except (OSError, NotImplementedError):
-        pass  # a disk without locks, where each parses for itself; or one that cannot be written, which saving will say
+        pass  # a disk without locks, or one that cannot be written, which saving will say
     try:
         yield
     finally:

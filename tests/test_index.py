@@ -1,4 +1,4 @@
-"""Claims about `visionmtl.ops.index_cache`: parsed once, found by content, shared by name, never half there."""
+"""Claims about `visionmtl.io.index`: parsed once, found by content, shared by name, never half there."""
 
 import os
 import pickle
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visionmtl.ops import index_cache
-from visionmtl.ops.index_cache import Arrays, cached
+from visionmtl.io import index
+from visionmtl.io.index import Arrays, cached
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(index_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     monkeypatch.setenv("VISIONMTL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.json").write_text("one")
@@ -68,7 +68,7 @@ def test_a_worker_is_sent_the_name_and_not_the_values(source):
 
 
 def test_small_sources_are_not_kept(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_cache, "MIN_BYTES", 100)
+    monkeypatch.setattr(index, "MIN_BYTES", 100)
     arrays = cached(source, "kind", make)
     assert not (tmp_path / "cache").exists()
     assert pickle.loads(pickle.dumps(arrays))["numbers"].tolist() == [0, 1, 2, 3, 4]
@@ -102,8 +102,8 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(source, tmp_path, monk
 
 def test_where_another_process_was_faster_its_index_stays(source, tmp_path):
     def beaten() -> dict[str, np.ndarray]:
-        folder = tmp_path / "cache" / f"a-kind-{index_cache.content_key(source)}"
-        index_cache.save_arrays(folder, {"numbers": np.array([1])})  # by one that does not wait
+        folder = tmp_path / "cache" / f"a-kind-{index.content_key(source)}"
+        index.save_arrays(folder, {"numbers": np.array([1])})  # by one that does not wait
         return {"numbers": np.array([2])}
 
     assert cached(source, "kind", beaten)["numbers"].tolist() == [1]
@@ -120,6 +120,6 @@ def test_a_damaged_index_is_named_with_what_to_do(source):
 def test_the_default_folder_is_the_users_cache(monkeypatch):
     monkeypatch.delenv("VISIONMTL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert index_cache.cache_folder() == Path("/somewhere/visionmtl")
+    assert index.cache_folder() == Path("/somewhere/visionmtl")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert index_cache.cache_folder() == Path.home() / ".cache" / "visionmtl"
+    assert index.cache_folder() == Path.home() / ".cache" / "visionmtl"

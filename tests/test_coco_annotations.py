@@ -1,4 +1,4 @@
-"""Claims about `visionmtl.ops.coco_json` and `coco_panoptic`: flat arrays, and every kind of bad entry answered."""
+"""Annotation files of COCO's formats: flat arrays, and every kind of bad entry answered."""
 
 import json
 import pickle
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from visionmtl.ops import index_cache
-from visionmtl.ops.coco_json import _covers, read_boxes
-from visionmtl.ops.coco_panoptic import read_segments
+from visionmtl.io import index
+from visionmtl.io.coco.annotations import _covers, read_boxes
+from visionmtl.io.coco.panoptic import read_segments
 
 SIZE = 40, 60  # H, W
 SQUARE = [[10, 10, 20, 10, 20, 20, 10, 20]]
@@ -119,7 +119,7 @@ def image(**more) -> list[dict]:
         (content(box(2, [0, 0, 1])), r"annotations\[0\] .* four numbers x, y, width, height as bbox"),
         (content(box(2, [0, 0, 1, None])), "four numbers"),
         (content({"id": 1, "image_id": 2, "category_id": 3}), "four numbers"),
-        (content(box("2", [0, 0, 1, 1])), "a whole number as image_id"),
+        (content(box([2], [0, 0, 1, 1])), "a whole number or a text as image_id"),
         (content(annotations=["text"]), r"annotations\[0\] is \"text\"; it needs an object"),
         (content(images=image(id=2)), r"images\[1\] .* needs its own id, which no other entry has"),
         (content(images=image(file_name="2.jpg")), "its own file_name"),
@@ -198,11 +198,11 @@ def test_a_mask_that_cannot_be_meant_is_named_when_masks_are_wanted(packed, segm
 
 
 def test_a_second_start_reads_the_index_and_reports_the_same(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     monkeypatch.setenv("VISIONMTL_CACHE", str(tmp_path / "cache"))
     what = content(box(9, [9, 0, 1, 1]), box(2, [9, 0, 0, 1]))
     first = packed(what)
-    monkeypatch.setattr("visionmtl.ops.coco_json.load", None)
+    monkeypatch.setattr("visionmtl.io.coco.annotations.read_lists", None)
     second = pickle.loads(pickle.dumps(packed(what)))
     assert second.of(2).xyxy.tolist() == first.of(2).xyxy.tolist() == [[9, 0, 10, 1]]
     assert second.report() == first.report() != [] and second.categories == first.categories
@@ -220,7 +220,7 @@ def test_panoptic_annotations_are_once_an_image_and_of_listed_classes(tmp_path):
         ({"file_name": "../2.png"}, "a file_name relative"),
         ({"segments_info": None}, "a list of objects"),
         ({"segments_info": [{"id": 300, "category_id": 9}]}, r"segments_info\[0\] .* a category_id that `categories`"),
-        ({"segments_info": [{"id": "x", "category_id": 7}]}, "a whole number as id"),
+        ({"segments_info": [{"id": "x", "category_id": 7}]}, "an id of 1 to 16777215"),
     ]:
         with pytest.raises(ValueError, match=message):
             read({**good, **wrong})
