@@ -18,7 +18,7 @@ from visionmtl.balance.fixed import Fixed
 from visionmtl.config import loader as overlay
 from visionmtl.config.loader import ConfigError, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec, did_you_mean
-from visionmtl.data import Data
+from visionmtl.data.loader import Data
 from visionmtl.engine.optim import Optim
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task

@@ -18,9 +18,9 @@ from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
-from visionmtl.engine.optim import Ema, build_optimizer
+from visionmtl.engine.optim import Ema, build_optimizer, skip_if_not_finite
 from visionmtl.modeling.sync_batchnorm import synchronise
-from visionmtl.modeling.unused_parameters import freeze_unused_parameters
+from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import LossNet, MultiTaskNet, to_device
 from visionmtl.run import Run
@@ -38,7 +38,9 @@ class RunState:
         if run.train.channels_last and not self.sharded:  # what is spread lies in a row; the images turn all the same
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        unread = freeze_unused_parameters(net, run.data.size, ranks.device)
+        unread = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        if run.data.input_size != run.data.size:
+            check_evaluates(net, run.data.input_size, ranks.device)
         weights = {name: task.weight for name, task in run.tasks.items()}
         self.balancer = run.balance.build(weights).to(ranks.device)
         if run.train.distributed.shard:
@@ -56,6 +58,8 @@ class RunState:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.step = 0
         self.best = -math.inf
+        self.num_spoilt = torch.zeros((), device=ranks.device)
+        """Steps of this start whose gradient was not finite; read by the loop when it logs."""
 
         self.graphs = Graphs() if run.train.compile else None
         self.news: list[str] = []  # lines for the log; whoever logs takes them out
@@ -68,7 +72,11 @@ class RunState:
             self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
 
     def advance(self, micro_batches: list[Batch]) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor], Tensor]:
-        """One optimiser step. Returns the last micro-batch's loss parts, task weights and the gradient norm."""
+        """One optimiser step. Returns the last micro-batch's loss parts, task weights and the gradient norm.
+
+        A gradient that is not finite leaves the weights as they are: under fp16 the loss scale is lowered, otherwise
+        the step counts in `num_spoilt`.
+        """
         settings, device = self.run.train, self.ranks.device
         self.net.train()
         torch.manual_seed(self._seed())
@@ -92,6 +100,8 @@ class RunState:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not self.scaler.is_enabled():  # the scaler does the same
+            self.num_spoilt += skip_if_not_finite(self.optimizer, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionmtl.data import TrainLoader, ValLoader, val_loader
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.loader import TrainLoader, ValLoader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
@@ -23,7 +23,7 @@ from visionmtl.engine import checkpoint, distributed, resume
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import Results, evaluate, save_json, score
 from visionmtl.engine.logging import RunLog, results_table
-from visionmtl.engine.optim import lr_factor, set_lr
+from visionmtl.engine.optim import lr_factor, num_warmup_steps, set_lr
 from visionmtl.engine.options import PROFILE_WARMUP, Options, Plan, plan_steps
 from visionmtl.engine.state import RunState
 from visionmtl.engine.throughput import Advice, Pace
@@ -36,13 +36,13 @@ Losses = dict[str, dict[str, Tensor]]
 
 
 class NotFinite(RuntimeError):
-    """A loss became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
+    """A loss or gradient became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
 
 
 def train(run: Run, options: Options | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, NotFinite when a loss stops being finite.
+    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite.
     """
     options = options or Options()
     with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
@@ -77,6 +77,7 @@ def _train(run: Run, options: Options, ranks: Ranks) -> Results:
             f"an epoch has {batches} batches, but train.accumulate is {run.train.accumulate}; one step takes that many "
             "batches; lower train.accumulate or train.batch_size"
         )
+    _check_warmup(run, len(loader) // run.train.accumulate)
 
     folder = Path(run.output or "runs/unnamed")
     path = resume.find(folder, options.resume, options.dry_run)
@@ -90,6 +91,10 @@ def _train(run: Run, options: Options, ranks: Ranks) -> Results:
         log.config(dump(run))
         for line in _introduction(run, net, loader, val, sources, val_sources, ranks, path is not None, state.step):
             log.line(line)
+        if num_warmup_steps(run.optim, steps_per_epoch) > run.train.epochs * steps_per_epoch:
+            log.line(
+                "note      --limit-train-batches ends the run before its warm-up does; the rate stays below optim.lr"
+            )
         return _loop(state, loader, val, log, options, plan, folder, found)
 
 
@@ -132,7 +137,7 @@ def _loop(
             if profiler:
                 profiler.step()
             if state.step % settings.log_every_steps == 0 or state.step == last_step:
-                values = _read(losses, micro_batches[-1].labelled, state.step)
+                values = _read(losses, micro_batches[-1].labelled, state.num_spoilt, state.step)
                 pace = meter.read(total_steps - state.step)
                 log.train(
                     step=state.step, epoch=epoch, losses=values, weights={k: float(w) for k, w in weights.items()},
@@ -147,7 +152,7 @@ def _loop(
                 break
 
         # between logged steps too, nothing spoilt is evaluated or saved
-        _read(losses, micro_batches[-1].labelled, state.step)
+        _read(losses, micro_batches[-1].labelled, state.num_spoilt, state.step)
         ended = state.step % steps_per_epoch == 0
         finished = state.step >= total_steps
         epochs_done = state.step // steps_per_epoch
@@ -236,19 +241,34 @@ def _sources(run: Run, overfit: int | None) -> tuple[list[NamedDataset], list[Na
     )
 
 
+def _check_warmup(run: Run, steps_per_epoch: int) -> None:
+    """Raise ValueError where the whole run, whatever a start's options cut off, ends before its warm-up does."""
+    warmup, total = num_warmup_steps(run.optim, steps_per_epoch), run.train.epochs * steps_per_epoch
+    if warmup > total:
+        setting = "warmup_epochs" if run.optim.warmup_steps is None else "warmup_steps"
+        raise ValueError(
+            f"the warm-up takes {warmup} steps, but the run has {total} (train.epochs {run.train.epochs} of "
+            f"{steps_per_epoch} steps), so the rate would never reach optim.lr; allowed are up to {total} steps; lower "
+            f"optim.{setting}, or raise train.epochs"
+        )
+
+
 def _start_from(net: MultiTaskNet, path: Path) -> None:
     load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
 
 
-def _read(losses: Losses, labelled: Mapping[str, Tensor], step: int) -> dict[str, dict[str, float]]:
+def _read(losses: Losses, labelled: Mapping[str, Tensor], num_spoilt: Tensor, step: int) -> dict[str, dict[str, float]]:
     """Loss parts of all ranks as numbers, of tasks with a label in the batch: a 0 that means "nobody looked" is none.
 
+    num_spoilt: the steps of this start whose gradient was not finite
     The one place of the loop that waits for the device.
     """
     names = [(task, part) for task, parts in losses.items() for part in parts]
     flags = [labelled[task].any().to(losses[task][part].dtype) for task, part in names]
     # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
-    mean = distributed.mean(torch.stack([*(losses[task][part] for task, part in names), *flags])).tolist()
+    terms = [losses[task][part] for task, part in names]
+    mean = distributed.mean(torch.stack([*terms, *flags, num_spoilt])).tolist()
+    spoilt = round(mean.pop())
     values: dict[str, dict[str, float]] = {}
     for (task, part), value, flag in zip(names, mean[: len(names)], mean[len(names) :], strict=True):
         if flag or not math.isfinite(value):
@@ -259,6 +279,12 @@ def _read(losses: Losses, labelled: Mapping[str, Tensor], step: int) -> dict[str
             f"losses are not finite at step {step}: {', '.join(bad)}; finite ones are needed; lower optim.lr, set "
             "optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one task spoilt the "
             "others, train.log_every_steps=1 shows the first"
+        )
+    if spoilt:
+        raise NotFinite(
+            f"the gradient was not finite in {spoilt} step(s) up to step {step}, which left the weights as they were; "
+            "finite ones are needed; lower optim.lr, or look at the labels with tools/visualize.py --mode data; "
+            "train.log_every_steps=1 shows the first such step"
         )
     return values
 
