@@ -233,16 +233,16 @@ def test_a_warm_up_longer_than_the_run_is_an_error(tmp_path: Path):
         return tiny.run(tmp_path / "run", ["depth"], optim=optim, train={"epochs": 2})
 
     with pytest.raises(ValueError, match=r"takes 9 steps, but the run has 8 .*lower optim.warmup_steps, or raise"):
-        train(run(warmup_steps=9), Options(dry_run=True))
+        train(run(warmup_steps=9), TrainOptions(dry_run=True))
     with pytest.raises(ValueError, match=r"takes 12 steps, but the run has 8 .*lower optim.warmup_epochs, or raise"):
-        train(run(warmup_epochs=3), Options(dry_run=True))
-    train(run(warmup_steps=8), Options(max_steps=1))
+        train(run(warmup_epochs=3), TrainOptions(dry_run=True))
+    train(run(warmup_steps=8), TrainOptions(max_steps=1))
 
 
 def test_options_that_cut_a_run_short_keep_its_warm_up(tmp_path: Path):
     run = tiny.run(tmp_path / "run", ["depth"], optim={"warmup_steps": 4})
-    train(run, Options(max_steps=1))
+    train(run, TrainOptions(max_steps=1))
     assert "warm-up" not in (tmp_path / "run" / "train.log").read_text()
 
-    train(run.model_copy(update={"output": str(tmp_path / "short")}), Options(limit_train_batches=2))
+    train(run.model_copy(update={"output": str(tmp_path / "short")}), TrainOptions(limit_train_batches=2))
     assert "--limit-train-batches ends the run before its warm-up" in (tmp_path / "short" / "train.log").read_text()
