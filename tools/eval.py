@@ -14,6 +14,7 @@ from rich.table import Table
 
 from visionmtl import run as config
 from visionmtl.config.loader import ConfigError, Tree, dotted
+from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces, align, eval_names, resolve_spaces, supervises, task_of
 from visionmtl.data.loader import val_loader
@@ -27,7 +28,6 @@ from visionmtl.engine.protocols import find_protocol
 from visionmtl.eval_options import check, parser
 from visionmtl.inference.predictor import picture, predict
 from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
-from visionmtl.io.paths import home_path
 from visionmtl.metrics.coco_ap import official_lines, score_files
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.report.report import Titled, write_report

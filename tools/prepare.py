@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from visionmtl.config.paths import home_path
 from visionmtl.datasets.nyuv2 import CLASSES, things_space
 from visionmtl.datasets.nyuv2_mat import MAT, SEG40_TO_13, UNITS_PER_METRE, Official
-from visionmtl.io.paths import home_path
 
 BOXES_RULE = (
     "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "

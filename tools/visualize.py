@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from visionmtl.config.loader import Tree
+from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import align, resolve_spaces, supervises
 from visionmtl.data.loader import TrainLoader
@@ -26,7 +27,6 @@ from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.inference.predictor import picture, predict
 from visionmtl.io.images import SUFFIXES, list_images, read_image
-from visionmtl.io.paths import home_path
 from visionmtl.io.video import is_video, read_frames, write_video
 from visionmtl.ops.color import apply_matrices
 from visionmtl.run import Run, load

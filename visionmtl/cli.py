@@ -6,8 +6,8 @@ import pkgutil
 import sys
 from pathlib import Path
 
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import did_you_mean
-from visionmtl.config.shipped import shipped_folder
 
 # found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
 _folder = shipped_folder("tools")

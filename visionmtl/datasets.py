@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import Field
 
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import Configurable
-from visionmtl.config.shipped import shipped_folder
 from visionmtl.structures import IGNORE, LabelSpace, ReadRequest, Sample
 
 __path__ = [str(shipped_folder("datasets"))]

@@ -3,10 +3,10 @@
 import argparse
 from os.path import expanduser
 
+from visionmtl.config.paths import home_path
 from visionmtl.engine.protocols import PROTOCOLS
 from visionmtl.engine.verify_results import Expectation
 from visionmtl.inference.results_io import KITTI_UNITS
-from visionmtl.io.paths import home_path
 
 _EXAMPLES = """
   eval.py runs/NAME/checkpoints/best.pt                                 a network on the run's data.val

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import did_you_mean
-from visionmtl.config.shipped import shipped_folder
 
 SHIPPED = shipped_folder("configs")
 

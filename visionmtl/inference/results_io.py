@@ -23,12 +23,13 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
-from visionmtl.io.paths import Files, composed, home_path, is_hidden
+from visionmtl.io.paths import Files, composed, is_hidden
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 

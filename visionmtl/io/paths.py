@@ -19,11 +19,6 @@ from pydantic_core import PydanticCustomError
 ABSENT, AMBIGUOUS = -1, -2
 
 
-def home_path(text: str) -> Path:
-    """A path from a command line; `~` is the home folder, which a shell does not fill in after `--option=`."""
-    return Path(os.path.expanduser(text))
-
-
 def is_hidden(name: str) -> bool:
     """Whether listings of a folder leave this file out: macOS writes `._NAME` beside NAME on some disks."""
     return name.startswith(".")

@@ -1,5 +1,6 @@
-"""Where the top-level folders `datasets/`, `configs/` and `tools/` lie: beside the package, or inside it in a wheel."""
+"""Paths: where the top-level folders of the project lie, and what `~` means. Imports nothing heavy."""
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -18,3 +19,8 @@ def shipped_folder(name: str) -> Path:
         f"there is neither {_PACKAGE / f'_{name}'} nor {_PACKAGE.parent / name}; the folder {name}/ belongs to "
         "visionmtl; reinstall it"
     )
+
+
+def home_path(text: str) -> Path:
+    """A path from a command line; `~` is the home folder, which a shell does not fill in after `--option=`."""
+    return Path(os.path.expanduser(text))
