@@ -1,13 +1,15 @@
 """Errors of metric depth under a named protocol."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
 from visionmtl.structures import Sample
 
@@ -39,6 +41,12 @@ class DepthMeter:
     align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
     protocol's name. Sums are float64 and exact in the order: any split over ranks gives the same numbers.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("abs_rel", "sq_rel", "mae_m", "rmse_m", "rmse_log", "log10", "silog"), "min"),
+        **dict.fromkeys(("delta1", "delta2", "delta3"), "max"),
+        **dict.fromkeys(("pixels", "images_measured")),
+    }
 
     def __init__(
         self,

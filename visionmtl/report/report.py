@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from visionmtl.data.label_spaces import task_of
 from visionmtl.report.charts import NUM_COLOURS, Points, line_chart
 from visionmtl.run import load
+from visionmtl.tasks.base import Task
 
 Titled = tuple[str, NDArray[np.uint8]]
 PrimaryMetrics = Mapping[str, tuple[str, str]]
@@ -33,7 +34,7 @@ def write_report(
     """
     config, environment = _text(run_dir / "config.yaml"), _text(run_dir / "env.json")
     tasks = load(run_dir / "config.yaml").tasks if config else {}
-    primary = {name: tasks[task_of(name)].primary_metric for name in results if task_of(name) in tasks}
+    primary = {name: _primary(tasks[task_of(name)]) for name in results if task_of(name) in tasks}
     rows = read_rows(run_dir / "metrics.jsonl")
     missing = [name for name in ("config.yaml", "env.json", "metrics.jsonl") if not (run_dir / name).is_file()]
 
@@ -50,6 +51,10 @@ def write_report(
     page = "".join([head.replace("{title}", title), *body, foot])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _primary(task: Task) -> tuple[str, str]:
+    return task.primary_metric, task.meter_type.metrics[task.primary_metric] or ""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

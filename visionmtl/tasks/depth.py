@@ -11,13 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from visionmtl.metrics.base import Meter
 from visionmtl.metrics.depth import DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_depth
 
 
@@ -26,7 +27,8 @@ class Depth(Task, frozen=True):
 
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
+    meter_type: ClassVar = DepthMeter
+    primary_metric: ClassVar[str] = "rmse_m"
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
     max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")
