@@ -76,6 +76,19 @@ def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
     assert result["protocol"].startswith("cityscapes: per_image: 0.001 < truth < 80 m")
 
 
+@pytest.mark.parametrize("name", ["nyu_eigen", "eigen"])
+def test_a_depth_task_scores_the_protocol_of_that_name_by_its_rules(name):
+    """Whatever range the task learns; `eigen` is what configs and checkpoints called it."""
+    learns = Depth(protocol=name, min_depth_m=0.5, max_depth_m=8.0)
+
+    ours = learns.meter(None).compute()
+    benchmark = find_protocol("nyu_eigen").makers({"depth": learns}, {"depth": None})["depth"]().compute()
+
+    assert learns.protocol == "nyu_eigen"
+    assert ours["protocol"] == benchmark["protocol"]
+    assert ours["protocol"].startswith("nyu_eigen: 0.001 < truth < 10 m")
+
+
 def test_disparity_protocol_scores_categories_and_disparity_in_the_units_of_the_files():
     spaces = {"classes": CITYSCAPES19, "depth": None}
     makers = find_protocol("cityscapes_disparity_128x256").makers(DENSE, spaces)

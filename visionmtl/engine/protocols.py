@@ -13,7 +13,7 @@ from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
 from visionmtl.datasets import NamedDataset, Reader
 from visionmtl.metrics.base import Meter, Results
-from visionmtl.metrics.depth import DepthMeter
+from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
 from visionmtl.metrics.normals import NormalsMeter
@@ -166,7 +166,7 @@ PROTOCOLS = {
         Protocol(
             "nyu_eigen",
             "depth papers: crop 45:471 x 41:601 of 480x640, 1e-3 < truth < 10 m, mean over images",
-            (Part("depth_m", lambda space: DepthMeter("eigen", 1e-3, 10.0)),),
+            (Part("depth_m", lambda space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
         ),
         Protocol(
             "nyu13_288x384",
