@@ -22,17 +22,18 @@ from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import LostProcess, Ranks
-from visionmtl.engine.evaluator import Results, evaluate, evaluate_files, save_json
+from visionmtl.engine.evaluator import evaluate, evaluate_files, save_json
 from visionmtl.engine.logging import results_table
 from visionmtl.engine.protocols import find_protocol
 from visionmtl.eval_options import check, parser
 from visionmtl.inference.predictor import picture, predict
 from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.metrics.base import Meter, Results
 from visionmtl.metrics.coco_ap import official_lines, score_files
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.report.report import Titled, write_report
 from visionmtl.run import Run
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 
 NUM_PICTURES = 8
 
@@ -69,6 +70,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         opened.net, loader, ranks.device, precision=run.train.precision, meters=meters, flip=args.tta == "flip",
         on_image=writer.add if writer else None,
     )  # fmt: skip
+    results = _named(args, results)
     if writer:
         writer.close()
     if not ranks.is_main_process:
@@ -111,7 +113,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     scored = dict.fromkeys(map(task_of, meters))
     files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
     reads = {name: of_task.read for name, of_task in files.items()}
-    results = evaluate_files(reads, meters, tasks, spaces, sources, ranks.rank, ranks.world)
+    results = _named(args, evaluate_files(reads, meters, tasks, spaces, sources, ranks.rank, ranks.world))
     if ranks.is_main_process:
         split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
         header = {"predictions": args.from_predictions, "split": split, "protocol": args.protocol}
@@ -158,8 +160,7 @@ def _rules(
     names = eval_names({name: tasks[name] for name in makers}, spaces, sources)
     meters = {name: makers[task]() for name, task in names.items()}
     if args.ap_backend != "pycocotools":
-        counters = [getattr(meter, "meter", meter) for meter in meters.values()]
-        boxes = [meter for meter in counters if isinstance(meter, DetectionMeter)]
+        boxes = [meter for meter in meters.values() if isinstance(meter, DetectionMeter)]
         if not boxes:
             raise ValueError("--ap-backend would have no effect; it counts boxes, and none are scored; leave it out")
         for meter in boxes:
@@ -167,6 +168,10 @@ def _rules(
     for expectation in args.expect:  # a misspelt task is better found before the evaluation than after
         expectation.check_task(meters)
     return meters, sources
+
+
+def _named(args: argparse.Namespace, results: Results) -> Results:
+    return find_protocol(args.protocol).named(results) if args.protocol else results
 
 
 def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[NamedDataset]:

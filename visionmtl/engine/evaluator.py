@@ -1,4 +1,4 @@
-"""Every task's meter over one split, merged over ranks, and the few numbers that a run is judged by."""
+"""Every task's meter over one split, merged over ranks."""
 
 import itertools
 import json
@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from visionmtl.data.label_spaces import Spaces, supervises, task_of
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets import NamedDataset
+from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Batch, ImageMeta, Sample
-from visionmtl.tasks.base import Meter, Task
-
-Results = dict[str, dict[str, Any]]
-"""By task ("depth"), or by task and data set ("depth@nyuv2") where several judge it: what its meter computed, and
-"images" counted; only {"images": 0} where the split has no label for it."""
+from visionmtl.tasks.base import Task
 
 Value = TypeVar("Value")
 
@@ -184,51 +181,6 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def primary_metrics(
-    results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
-) -> dict[str, tuple[str, float | None]]:
-    """By name of results: the primary metric's name and value; None where the split could not tell."""
-    metrics = {name: tasks[task_of(name)].primary_metric[0] for name in results}
-    return {name: (metric, results[name].get(metric)) for name, metric in metrics.items()}
-
-
-def monitored_value(
-    results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], monitor: str = "mean"
-) -> float:
-    """One number, higher is better, by which the best checkpoint is chosen.
-
-    monitor "mean": the mean over tasks of the primary metric's value where more is better (these lie in 0..1), and of
-    1 / (1 + value) where less is better; a task judged by several data sets counts with their mean, one that the split
-    cannot judge is left out. "task/metric" or "task@data set/metric": that metric, turned round as the task's
-    primary metric says.
-    Raises ValueError when `monitor` names nothing that was measured.
-    """
-    if monitor == "mean":
-        of_task: dict[str, list[float]] = {}
-        for name, (_, value) in primary_metrics(results, tasks).items():
-            if value is not None:
-                task = task_of(name)
-                of_task.setdefault(task, []).append(
-                    value if tasks[task].primary_metric[1] == "max" else 1 / (1 + value)
-                )
-        if not of_task:
-            raise ValueError(
-                f"none of the tasks {', '.join(tasks)} has labels in this split; at least one is needed to choose the "
-                "best checkpoint; add a validation data set with labels"
-            )
-        means = [sum(values) / len(values) for values in of_task.values()]
-        return sum(means) / len(means)
-
-    name, _, metric = monitor.partition("/")
-    found = results.get(name, {}).get(metric)
-    if not isinstance(found, int | float):
-        known = [f"{one}/{key}" for one, row in results.items() for key, value in row.items() if type(value) is float]
-        raise ValueError(
-            f"{monitor!r} is {found}; the best checkpoint needs a number; choose mean or {', '.join(known)}"
-        )
-    return float(found) if tasks[task_of(name)].primary_metric[1] == "max" else -float(found)
 
 
 def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any]) -> None:

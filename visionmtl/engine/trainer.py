@@ -29,12 +29,14 @@ from visionmtl.engine import checkpoint, distributed, resume
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.evaluator import Results, evaluate, monitored_value, save_json
+from visionmtl.engine.evaluator import evaluate, save_json
 from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
 from visionmtl.engine.logging import RunLog, logger, results_table
+from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
+from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import load_strictly
@@ -73,8 +75,10 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     spaces = resolve_spaces(run.tasks, datasets)
     val_datasets = align(val_datasets, run.tasks, spaces)
     names = eval_names(run.tasks, spaces, val_datasets)
-    resume.check_best(run, spaces, names, val_datasets)
     settings = run.train
+    monitor = Monitor(settings.best, run.tasks, names)
+    num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
+    monitor.check(spaces, val_datasets, num_judged)
     train_batches = train_loader(
         run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
     )
@@ -88,7 +92,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     if options.init_from:
         path = Path(options.init_from)
         load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names)
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -134,6 +138,7 @@ class LoopData:
     train_loader: "DataLoader[Batch]"  # with a `BatchSampler`
     val_loader: "DataLoader[Batch]"
     eval_names: Mapping[str, str]  # see `data.label_spaces.eval_names`
+    monitor: Monitor
 
 
 @dataclass
@@ -341,7 +346,7 @@ class Trainer:
         """Go on from a checkpoint, if the options ask for it and there is one."""
         assert self.data is not None
         path = resume.find(self.folder, self.options.resume, self.options.dry_run)
-        results = resume.go_on(self, path, set(self.data.eval_names)) if path else None
+        results = resume.go_on(self, path, self.data.monitor) if path else None
         self.state.evaluated, self.state.results = results is not None, results or {}
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
@@ -471,15 +476,13 @@ class Trainer:
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
-            if results.get(run.train.best.partition("/")[0], {}).get("images"):
-                monitored_value(results, run.tasks, run.train.best)  # a metric that does not exist is found now
             return
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
                 picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
                 self.log.picture(f"{name}/{number}", picture, step)
 
-        value = monitored_value(results, run.tasks, run.train.best)
+        value = self.data.monitor.value(results)
         if value > self.state.best:
             self.state.best = value
             self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))

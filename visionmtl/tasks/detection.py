@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from visionmtl.metrics.base import Meter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, nms
 from visionmtl.structures import Detections, ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
@@ -26,7 +27,8 @@ class Detection(Task, frozen=True):
 
     type: Literal["detection"] = "detection"
     field: ClassVar[str] = "boxes"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("ap", "max")
+    meter_type: ClassVar = DetectionMeter
+    primary_metric: ClassVar[str] = "ap"
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     head: Head = Aligned()
