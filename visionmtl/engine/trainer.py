@@ -44,6 +44,7 @@ from visionmtl.network import LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
+from visionmtl.tasks.base import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -203,6 +204,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.num_not_finite = torch.zeros((), device=ranks.device)
         """Steps of this start whose gradient was not finite; read when the loop logs."""
+        kinds = {type(task).count_predictions for task in net.tasks.values()} - {Task.count_predictions}
+        self.counts_predictions = bool(kinds)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             compile_losses(loss_net, run.train, ranks.device)
@@ -219,8 +222,11 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        counts = [batch.counts for batch in micro_batches]
+        if len(micro_batches) > 1 and self.counts_predictions:
+            counts = self._with_predicted_counts(micro_batches)
+        totals = step_totals(counts)
         torch.manual_seed(self._step_seed())
-        totals = step_totals([batch.counts for batch in micro_batches])
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
         weights: Mapping[str, Tensor] = {}
@@ -233,6 +239,29 @@ class Trainer:
                     known[name] = known[name] + value.detach() if name in known else value.detach()
         return StepOutput(losses, labelled, weights, self._optimizer_step())
 
+    @torch.no_grad()
+    def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
+        """The counts of each micro-batch with those that need predictions: a forward pass more, without gradients.
+
+        It draws the same random numbers as the step and leaves running statistics as they are.
+        """
+        settings, device = self.run.train, self.ranks.device
+        buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
+        torch.manual_seed(self._step_seed())
+        counts = []
+        for batch in micro_batches:
+            with self._gradient_sync(last=False), torch.no_grad():
+                with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+                    predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
+            counts.append({task: {**known, **predicted[task]} for task, known in batch.counts.items()})
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return counts
+
+    def _image(self, batch: Batch) -> Tensor:
+        memory_format = torch.channels_last if self.run.train.channels_last else torch.contiguous_format
+        return batch.image.contiguous(memory_format=memory_format)
+
     def _labelled_tasks(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """By task: bool scalar, whether any image of the step, on any rank, has a label of it."""
         flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.net.tasks]
@@ -243,12 +272,12 @@ class Trainer:
         self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
         settings, device = self.run.train, self.ranks.device
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        image = batch.image.contiguous(memory_format=memory_format)
         if settings.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-            parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled, totals, batch.color)
+            parts, shared, leaves = self.loss_net(
+                self._image(batch), batch.targets, batch.labelled, totals, batch.color
+            )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=device))
         weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
@@ -588,5 +617,7 @@ class Trainer:
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
+        if run.train.accumulate > 1 and self.counts_predictions:
+            yield "note      a loss is a mean over what predictions tell of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"

@@ -58,6 +58,14 @@ class Task(Configurable, package="visionmtl.tasks"):
         micro-batches is the step of one batch of k times the size.
         """
 
+    def count_predictions(self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Further counts that depend on predictions; only asked for where a step has several micro-batches.
+
+        Then a forward pass without gradients over all of them comes first, and `loss` finds the sums in `totals`. In a
+        step of one batch they are not in `totals`: there the loss sums them over ranks itself (`ops.ranks`).
+        """
+        return {}
+
     @abstractmethod
     def loss(
         self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]

@@ -67,6 +67,11 @@ class Detection(Task, frozen=True):
         """What the head's loss is a mean over."""
         return self.head.count(targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], size)
 
+    def count_predictions(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """What the head's loss is a mean over and only its predictions tell."""
+        valid = targets["valid"] & labelled[:, None]
+        return self.head.count_predictions(raw, targets["boxes"], targets["labels"], valid, targets["crowd"])
+
     def loss(
         self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
     ) -> dict[str, Tensor]:
