@@ -6,17 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from PIL import Image
-from rich.console import Console
-
-from visionmtl.data_check.progress import Reading
-from visionmtl.data_check.sheet import draw_sheet
-from visionmtl.data_check.statistics import statistics
-from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
-from visionmtl.data_check.tables import count_all, print_result
-from visionmtl.data_check.verdict import judge
 from visionmtl.io.paths import home_path
-from visionmtl.run import load_data
 
 
 def at_least(least: int, text: str) -> int:
@@ -29,7 +19,10 @@ def at_least(least: int, text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="check_data", description=__doc__, epilog="exit status: 0 without errors, 1 with, 2 where nothing was read"
+        prog="check_data",
+        description=__doc__,
+        epilog="exit status: 0 without errors; 1 with errors in the data; 2 where the check could not run: wrong "
+        "arguments or settings, or no data set could be opened",
     )
     p.add_argument("config", help="YAML file, of which `data` alone matters; shipped configs are found from anywhere")
     p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
@@ -51,6 +44,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when there are errors in the data, 2 when they could not be checked."""
     args = parser().parse_intermixed_args(argv)
+    # here, not above: they import torch, for which --help need not wait
+    from PIL import Image
+    from rich.console import Console
+
+    from visionmtl.data_check.sheet import draw_sheet
+    from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
+    from visionmtl.data_check.terminal import count_all, print_result, progress
+    from visionmtl.data_check.verdict import judge
+    from visionmtl.run import load_data
+
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
     try:
         for file in (args.json, args.sheet):
@@ -59,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         checked = open_data_sets(data)
         images = plan(checked, args.limit)
         workers = choose_processes(data, images) if args.workers is None else args.workers
-        with Reading(console, images) as reading:
-            read_all(checked, workers, reading.advance)
+        with progress(console, images) as advance:
+            read_all(checked, workers, advance)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,18 +75,24 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     findings = [*(finding for one in checked for finding in one.findings), *judge(checked)]
-    numbers = [statistics(one) for one in checked]
-    print_result(console, numbers, findings)
+    numbers = [one.numbers() for one in checked]
     counts = count_all(findings)
+    # before anything is printed: a closed pipe or a terminal without Unicode must not lose what took an hour
     if args.json:
         asked = {"config": args.config, "overrides": args.overrides, "limit": args.limit}
         plain = [finding.plain() for finding in findings]
         content = {**asked, "counts": counts, "data_sets": numbers, "findings": plain}
         args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"written: {args.json}")
-    if args.sheet and any(one.seen for one in checked):
-        Image.fromarray(draw_sheet(checked, numbers, findings)).save(args.sheet)
-        console.print(f"written: {args.sheet}")
+    has_sheet = args.sheet and any(one.seen for one in checked)
+    if has_sheet:
+        Image.fromarray(draw_sheet(checked, findings)).save(args.sheet)
+    print_result(console, numbers, findings)
+    for file in (args.json, args.sheet if has_sheet else None):
+        if file:
+            console.print(f"written: {file}")
+    if not any(one.source for one in checked):
+        print("error: no data set could be opened, so nothing was checked; correct what is said above", file=sys.stderr)
+        return 2
     return 1 if counts["error"] else 0
 
 

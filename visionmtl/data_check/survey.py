@@ -1,8 +1,8 @@
 """Reading every image of every data set, in worker processes of which only small counts come back."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from visionmtl.data.loader import Data
 from visionmtl.data.workers import choose_workers, init_worker, start_method
-from visionmtl.data_check.base import DataSet, Finding, Problem, Role
 from visionmtl.data_check.fingerprint import Fingerprint, fingerprint
+from visionmtl.data_check.rules import Finding, Problem, Role
 from visionmtl.data_check.sample import find_problems
 from visionmtl.data_check.tally import Tally
 from visionmtl.datasets import NamedDataset, name_all
+from visionmtl.structures import LabelSpace
 
 _IMAGES_A_JOB = 8
 _WORTH_STARTING = 500  # images; a worker takes seconds to import torch
@@ -35,18 +36,37 @@ class Seen:
 
 @dataclass
 class Checked:
-    """What is known of one data set; `asked` images were to be read, those that could be are in `seen`."""
+    """What is known of one entry of data.train or data.val."""
 
-    data_set: DataSet
-    asked: int = 0
+    role: Role
+    name: str
+    type: str
+    source: NamedDataset | None  # None where it could not be opened
+    asked: int = 0  # images that were to be read; those that could be are in `seen`
     tally: Tally = field(default_factory=Tally)
     seen: list[Seen] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
-    def was_whole(self) -> bool:
-        """Whether every image was to be read."""
-        return self.data_set.source is not None and self.asked == len(self.data_set.source)
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """See `Reader.provides`."""
+        return self.source.provides if self.source else {}
+
+    @property
+    def images(self) -> int:
+        """In the whole data set."""
+        return len(self.source) if self.source else 0
+
+    def finding(self, rule: str, field: str, text: str, seen: Seen | None = None) -> Finding:
+        """About one of its images, or about the data set as a whole."""
+        place = (seen.image_id, seen.file) if seen else (None, None)
+        return Finding(Problem(rule, field, text), self.role, self.name, *place)
+
+    def numbers(self) -> dict[str, Any]:
+        """Its counts as plain data."""
+        images = self.images if self.source else None
+        about = {"role": self.role, "name": self.name, "type": self.type, "images": images, "asked": self.asked}
+        return about | self.tally.numbers(self.provides)
 
 
 def open_data_sets(data: Data) -> list[Checked]:
@@ -67,18 +87,17 @@ def open_data_sets(data: Data) -> list[Checked]:
                     problems.append(Problem("not_opened", "data set", str(error)))
             notes = list(source.notes) if source else []
             told = "\n".join(notes)  # readers may warn of what their notes say
-            notes += [text for text in (str(one.message) for one in caught) if text not in told]
+            notes += [text for text in (str(warning.message) for warning in caught) if text not in told]
             problems += [Problem("told_by_reader", "data set", note) for note in dict.fromkeys(notes)]
-            found = [Finding(problem, role, name) for problem in problems]
-            opened.append(Checked(DataSet(role, name, spec.type, source), findings=found))
+            findings = [Finding(problem, role, name) for problem in problems]
+            opened.append(Checked(role, name, spec.type, source, findings=findings))
     return opened
 
 
 def plan(checked: Sequence[Checked], limit: int | None) -> int:
     """Set how many images of each data set are to be read: all, or at most `limit`; returns their sum."""
     for one in checked:
-        total = len(one.data_set.source) if one.data_set.source else 0
-        one.asked = total if limit is None else min(total, limit)
+        one.asked = one.images if limit is None else min(one.images, limit)
     return sum(one.asked for one in checked)
 
 
@@ -96,10 +115,9 @@ def read_all(checked: Sequence[Checked], workers: int, advance: Callable[[int], 
     """
     jobs: list[_Job] = []
     for number, one in enumerate(checked):
-        last = len(one.data_set.source) - 1 if one.data_set.source else 0
-        indices = np.linspace(0, last, one.asked).round().astype(int).tolist()
+        indices = np.linspace(0, one.images - 1, one.asked).round().astype(int).tolist()
         jobs += [(number, indices[first : first + _IMAGES_A_JOB]) for first in range(0, len(indices), _IMAGES_A_JOB)]
-    for number, part in _parts([one.data_set for one in checked], jobs, workers):
+    for number, part in _parts(checked, jobs, workers):
         one = checked[number]
         one.tally.merge(part.tally)
         one.seen += part.seen
@@ -107,8 +125,8 @@ def read_all(checked: Sequence[Checked], workers: int, advance: Callable[[int], 
         advance(part.asked)
 
 
-def _parts(data_sets: Sequence[DataSet], jobs: list[_Job], workers: int) -> Iterator[tuple[int, Checked]]:
-    work: Any = _Work(data_sets)
+def _parts(checked: Sequence[Checked], jobs: list[_Job], workers: int) -> Iterator[tuple[int, Checked]]:
+    work: Any = _Work(checked)
     yield from DataLoader(
         work,
         batch_size=None,  # one job is one item
@@ -124,39 +142,39 @@ def _parts(data_sets: Sequence[DataSet], jobs: list[_Job], workers: int) -> Iter
 class _Work:
     """Runs in the workers: a job in, what was found out."""
 
-    def __init__(self, data_sets: Sequence[DataSet]) -> None:
-        self._data_sets = list(data_sets)
+    def __init__(self, checked: Sequence[Checked]) -> None:
+        self._data_sets = [replace(one, findings=[]) for one in checked]
 
     def __getitem__(self, job: _Job) -> tuple[int, Checked]:
         number, indices = job
-        data_set = self._data_sets[number]
+        whole = self._data_sets[number]
+        assert whole.source is not None
         # the reader itself stays here: only counts go back
-        part = Checked(DataSet(data_set.role, data_set.name, data_set.type, None), asked=len(indices))
+        part = Checked(whole.role, whole.name, whole.type, None, asked=len(indices))
         for index in indices:
-            self._check(data_set, index, part)
+            _check(whole.source, index, part)
         return number, part
 
-    def _check(self, data_set: DataSet, index: int, part: Checked) -> None:
-        source = data_set.source
-        assert source is not None
-        file, sample = source.file(index), None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for of_code in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # they tell of no file
-                warnings.simplefilter("ignore", of_code)
-            try:
-                sample = source.read(index)
-                problems = find_problems(sample, source.provides)
-            except (ValueError, OSError, cv2.error) as error:
-                problems = [Problem("unreadable", "file", _named(str(error), file or f"{source.name}, image {index}"))]
-        problems += [
-            Problem("decoder_warning", "file", text) for text in dict.fromkeys(str(one.message) for one in caught)
-        ]
-        image_id = sample.image_id if sample else f"number {index}"
-        part.findings += [Finding(one, data_set.role, data_set.name, image_id, file) for one in problems]
-        if sample and _countable(problems):
-            part.tally.add(sample)
-            part.seen.append(Seen(index, sample.image_id, file, fingerprint(sample.image)))
+
+def _check(source: NamedDataset, index: int, part: Checked) -> None:
+    """Read one image and add it, and what is wrong with it, to `part`."""
+    file, sample = source.file(index), None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for of_code in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # they tell of no file
+            warnings.simplefilter("ignore", of_code)
+        try:
+            sample = source.read(index)
+            problems = find_problems(sample, source.provides)
+        except (ValueError, OSError, cv2.error) as error:
+            problems = [Problem("unreadable", "file", _named(str(error), file or f"{source.name}, image {index}"))]
+    complaints = dict.fromkeys(str(warning.message) for warning in caught)
+    problems += [Problem("decoder_warning", "file", text) for text in complaints]
+    image_id = sample.image_id if sample else f"number {index}"
+    part.findings += [Finding(problem, part.role, part.name, image_id, file) for problem in problems]
+    if sample and _countable(problems):
+        part.tally.add(sample)
+        part.seen.append(Seen(index, sample.image_id, file, fingerprint(sample.image)))
 
 
 def _named(text: str, place: str) -> str:
@@ -166,4 +184,4 @@ def _named(text: str, place: str) -> str:
 
 def _countable(problems: Sequence[Problem]) -> bool:
     """Whether arrays have the types and axes that counting needs."""
-    return not {"image_form", "form", "field_unexpected"} & {one.rule for one in problems}
+    return not {"image_form", "form", "field_unexpected"} & {problem.rule for problem in problems}

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from visionmtl.datasets import NamedDataset
-from visionmtl.structures import LabelSpace
-
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """error: something false would be learnt or measured; warning: probably not meant; note: worth knowing."""
@@ -143,22 +140,3 @@ class Finding:
             "field": self.problem.field,
             "text": self.text,
         }
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One entry of data.train or data.val; `source` is None where it could not be opened."""
-
-    role: Role
-    name: str
-    type: str
-    source: NamedDataset | None
-
-    @property
-    def provides(self) -> Mapping[str, LabelSpace | None]:
-        """See `Reader.provides`."""
-        return self.source.provides if self.source else {}
-
-    def finding(self, rule: str, field: str, found: str) -> Finding:
-        """About the data set as a whole."""
-        return Finding(Problem(rule, field, found), self.role, self.name)
