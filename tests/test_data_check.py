@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from visionmtl.data_check.fingerprint import fingerprint, near_images, same_images
-from visionmtl.data_check.rules import RULES
-from visionmtl.data_check.sample import find_problems
-from visionmtl.data_check.sheet import draw_sheet
-from visionmtl.data_check.survey import Checked, plan, read_all
-from visionmtl.data_check.tally import Tally, most_frequent
-from visionmtl.data_check.terminal import progress
-from visionmtl.data_check.verdict import judge
+from visionmtl.data.check.fingerprint import fingerprint, near_images, same_images
+from visionmtl.data.check.rules import RULES
+from visionmtl.data.check.sample import find_problems
+from visionmtl.data.check.sheet import draw_sheet
+from visionmtl.data.check.survey import Checked, plan, read_all
+from visionmtl.data.check.tally import Tally, most_frequent
+from visionmtl.data.check.terminal import progress
+from visionmtl.data.check.verdict import judge
 from visionmtl.datasets import NamedDataset
 from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
 

@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     from PIL import Image
     from rich.console import Console
 
-    from visionmtl.data_check.sheet import draw_sheet
-    from visionmtl.data_check.survey import choose_processes, open_data_sets, plan, read_all
-    from visionmtl.data_check.terminal import count_all, print_result, progress
-    from visionmtl.data_check.verdict import judge
+    from visionmtl.data.check.sheet import draw_sheet
+    from visionmtl.data.check.survey import choose_processes, open_data_sets, plan, read_all
+    from visionmtl.data.check.terminal import count_all, print_result, progress
+    from visionmtl.data.check.verdict import judge
     from visionmtl.run import load_data
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)

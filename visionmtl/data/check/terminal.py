@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from visionmtl.data_check.rules import SEVERITIES, Finding, Severity
-from visionmtl.data_check.tally import UNITS, Numbers, most_frequent, range_name, sentences
+from visionmtl.data.check.rules import SEVERITIES, Finding, Severity
+from visionmtl.data.check.tally import UNITS, Numbers, most_frequent, range_name, sentences
 
 EVERY_S = 20.0  # between lines where there is no terminal
 _MAX_CLASSES = 20

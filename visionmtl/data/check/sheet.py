@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visionmtl.data_check.rules import Finding
-from visionmtl.data_check.survey import Checked, Seen
-from visionmtl.data_check.tally import UNITS, Numbers, most_frequent, range_name, sentences
+from visionmtl.data.check.rules import Finding
+from visionmtl.data.check.survey import Checked, Seen
+from visionmtl.data.check.tally import UNITS, Numbers, most_frequent, range_name, sentences
 from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Bar, Picture

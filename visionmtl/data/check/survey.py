@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from visionmtl.data.check.fingerprint import Fingerprint, fingerprint
+from visionmtl.data.check.rules import Finding, Problem, Role
+from visionmtl.data.check.sample import find_problems
+from visionmtl.data.check.tally import Tally
 from visionmtl.data.loader import Data
 from visionmtl.data.workers import choose_workers, init_worker, start_method
-from visionmtl.data_check.fingerprint import Fingerprint, fingerprint
-from visionmtl.data_check.rules import Finding, Problem, Role
-from visionmtl.data_check.sample import find_problems
-from visionmtl.data_check.tally import Tally
 from visionmtl.datasets import NamedDataset, name_all
 from visionmtl.structures import LabelSpace
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.data_check.rules import MAX_BEYOND_PX, MIN_SIDE_PX, UNIT_TOLERANCE, Problem
+from visionmtl.data.check.rules import MAX_BEYOND_PX, MIN_SIDE_PX, UNIT_TOLERANCE, Problem
 from visionmtl.io.depth_maps import PLAUSIBLE_M
 from visionmtl.structures import IGNORE, LABEL_FIELDS, Boxes, LabelSpace, Sample
 

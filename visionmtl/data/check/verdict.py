@@ -3,9 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from visionmtl.data_check.fingerprint import near_images, same_images
-from visionmtl.data_check.rules import Finding, Role
-from visionmtl.data_check.survey import Checked, Seen
+from visionmtl.data.check.fingerprint import near_images, same_images
+from visionmtl.data.check.rules import Finding, Role
+from visionmtl.data.check.survey import Checked, Seen
 
 _Place = tuple[Checked, Seen]
 _Shared = Counter[tuple[Role, str, str]]  # images by role, data set and another data set of that role
