@@ -1,4 +1,4 @@
-"""Measure speed and memory: a training step, loading, balancing, predictions, evaluation, or all a GPU can be asked."""
+"""Measure speed and memory: a training step, loading, balancing, predictions, or all a GPU can be asked."""
 
 import argparse
 import sys
@@ -181,25 +181,12 @@ def _infer_arguments(verb: Arguments) -> None:
     verb.add_argument("--batches", type=count, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
 
-def evaluation(args: argparse.Namespace) -> "Iterator[Figure]":
-    """Evaluation by stage: network, predictions, meters."""
-    from visionmtl.benchmark.evaluation import measure_evaluation
-
-    return measure_evaluation(_workload(args), args.batches)
-
-
-def _evaluation_arguments(verb: Arguments) -> None:
-    _workload_arguments(verb)
-    verb.add_argument("--batches", type=count, default=4, metavar="N", help="default: 4")
-
-
 VERBS: "dict[str, tuple[Callable[[argparse.Namespace], Iterator[Figure]], Callable[[Arguments], None]]]" = {
     "step": (step, _step_arguments),
     "gpu": (gpu, _gpu_arguments),
     "data": (data, _data_arguments),
     "balance": (balance, _balance_arguments),
     "infer": (infer, _infer_arguments),
-    "eval": (evaluation, _evaluation_arguments),
 }
 
 if __name__ == "__main__":
