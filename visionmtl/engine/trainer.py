@@ -46,7 +46,7 @@ from visionmtl.structures import Batch, Sample
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class NotFinite(RuntimeError):
+class NotFinite(FloatingPointError):
     """A loss became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
 
 

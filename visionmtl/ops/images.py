@@ -47,6 +47,13 @@ def read_upright(path: Path, choose_scale: JpegScale) -> tuple[NDArray[np.uint8]
     return _to_rgb(image, path), size, jpeg_scale
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder by name; macOS's `._NAME` beside NAME is none."""
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+
+
 def _reduce(opened: ImageFile.ImageFile, choose_scale: JpegScale) -> tuple[tuple[int, int], int]:
     """Have a JPEG decoded at a fraction; returns the (H, W) of the whole image, upright, and the divisor."""
     width, height = opened.size

@@ -41,6 +41,8 @@ class Task(Configurable, package="visionmtl.tasks"):
 
     field: ClassVar[str]
     """The field of `Sample` that supervises the task."""
+    result_field: ClassVar[str | None] = None
+    """The field of `inference.predictor.Result` that predictions fill; None: only `Result.predictions` has them."""
     primary_metric: ClassVar[tuple[str, Literal["max", "min"]]]
     """The metric that `best` looks at, and which way is better."""
 

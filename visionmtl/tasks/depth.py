@@ -26,6 +26,7 @@ class Depth(Task, frozen=True):
 
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
+    result_field: ClassVar[str | None] = "depth_m"
     primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")

@@ -26,6 +26,7 @@ class Detection(Task, frozen=True):
 
     type: Literal["detection"] = "detection"
     field: ClassVar[str] = "boxes"
+    result_field: ClassVar[str | None] = "boxes"
     primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("ap", "max")
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")

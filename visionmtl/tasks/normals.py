@@ -24,6 +24,7 @@ class Normals(Task, frozen=True):
 
     type: Literal["normals"] = "normals"
     field: ClassVar[str] = "normals"
+    result_field: ClassVar[str | None] = "normals"
     primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("within_11_25", "max")
 
     decoder: Decoder = SemanticFPN()

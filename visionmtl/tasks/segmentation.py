@@ -27,6 +27,7 @@ class Segmentation(Task, frozen=True):
 
     type: Literal["segmentation"] = "segmentation"
     field: ClassVar[str] = "segmentation"
+    result_field: ClassVar[str | None] = "segmentation"
     primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("miou", "max")
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
