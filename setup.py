@@ -46,13 +46,14 @@ setup(
     python_requires=">=3.10",
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
-    package_data={"visionmtl": ["py.typed"], "visionmtl._configs": ["*.yaml", "*.json"]},
+    package_data={"visionmtl": ["py.typed", "report/*.j2"], "visionmtl._configs": ["*.yaml", "*.json"]},
     include_package_data=False,
     zip_safe=False,
     entry_points={"console_scripts": ["visionmtl = visionmtl.cli:main"]},
     install_requires=[
         "albumentations>=2.0",
         "filelock>=3.12",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "omegaconf>=2.3",
         # the headless build: albumentations requires it, and `opencv-python` beside it overwrites its files

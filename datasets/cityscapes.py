@@ -9,7 +9,6 @@ Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", 
 after registration at https://www.cityscapes-dataset.com. 2975 training, 500 validation and 1525 test images.
 """
 
-import os
 from pathlib import Path
 from typing import Literal, TypeGuard
 
@@ -19,12 +18,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from visionmtl.datasets import Dataset
-from visionmtl.ops.coco_entries import read_json
-from visionmtl.ops.disparity import depth_from_codes
-from visionmtl.ops.instances import outlines
-from visionmtl.ops.photos import read_map, read_photo
-from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19, THING_OF_CODE, THINGS8, UNKNOWN, class_table
-from visionmtl.ops.street_panoptic import PanopticBoxes
+from visionmtl.io.cityscapes import (
+    CITYSCAPES7,
+    CITYSCAPES19,
+    THING_OF_CODE,
+    THINGS8,
+    UNKNOWN,
+    PanopticBoxes,
+    class_table,
+)
+from visionmtl.io.coco.annotations import read_json
+from visionmtl.io.depth_maps import depth_from_codes
+from visionmtl.io.images import read_map, read_photo
+from visionmtl.io.label_maps import outlines
+from visionmtl.io.paths import Files, composed, is_hidden
 from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, ReadRequest, Sample
 
 Label = Literal["boxes", "segmentation", "depth_m"]
@@ -73,8 +80,8 @@ class CityscapesReader:
     """The frames of one split, sorted by city and name. `notes`: one line for each thing that is not labelled."""
 
     def __init__(self, spec: Cityscapes) -> None:
-        self._root, self._split = Path(spec.root), spec.split
-        self._stems = _find_images(self._root / "leftImg8bit" / spec.split)
+        self._files, self._split = Files(Path(spec.root)), spec.split
+        self._stems = _find_images(self._files.root / "leftImg8bit" / spec.split)
         self.notes: list[str] = []
         self._have = {part: self._find(part) for part in _FILES if part != "image"}
         space = CITYSCAPES19 if spec.classes == 19 else CITYSCAPES7
@@ -122,8 +129,7 @@ class CityscapesReader:
 
     def read_part(self, index: int, part: ReadRequest) -> Sample:
         """As `read`; see `visionmtl.datasets.DatasetReader`. PNGs are not reduced."""
-        image = read_photo(self._file("image", index))
-        size = image.shape[:2]
+        image, size, _ = read_photo(self._file("image", index))
         wanted = {label: bool(known[index]) for label, known in self._labelled.items() if label in part.fields}
         depth = wanted.get("depth_m", False)
         boxes_here = wanted.get("boxes", False) and bool(self._have["instanceIds"][index])
@@ -140,7 +146,7 @@ class CityscapesReader:
             boxes = find_boxes(instance_ids)
         elif wanted.get("boxes"):
             assert self._panoptic is not None
-            boxes = self._panoptic.of(index, self._file("image", index), size)
+            boxes = self._panoptic.of_image(index, self._file("image", index), size)
         if wanted.get("segmentation"):
             assert label_ids is not None
             segmentation = self._to_classes(label_ids, index)
@@ -162,34 +168,36 @@ class CityscapesReader:
 
     def _file(self, part: str, index: int) -> Path:
         folder, ending = _FILES[part]
-        return self._root / folder / self._split / f"{self._stems[index]}{ending}"
+        return self._files.path(f"{folder}/{self._split}/{self._stems[index]}{ending}")
 
     def _find(self, part: str) -> NDArray[np.bool_]:
         """bool [N]: which images have this file. Files that have no image are counted."""
         folder, ending = _FILES[part]
-        base = self._root / folder / self._split
-        cities = [city for city in os.listdir(base) if (base / city).is_dir()] if base.is_dir() else []
-        present = {f"{city}/{name}" for city in cities for name in os.listdir(base / city) if name.endswith(ending)}
-        wanted = [f"{stem}{ending}" for stem in self._stems]
-        alone = sorted(present.difference(wanted))
+        base = self._files.root / folder / self._split
+        stems = {composed(str(stem)) for stem in self._stems}
+        alone = sorted(
+            file
+            for file in base.glob(f"*/*{ending}")
+            if not is_hidden(file.name) and composed(_stem(file, ending)) not in stems
+        )
         if alone:
             self.notes.append(
                 f"cityscapes {self._split}: {len(alone)} *{ending} have no image and are not read, the first is "
-                f"{base / alone[0]} (see {_PACKAGE['image']})"
+                f"{alone[0]} (see {_PACKAGE['image']})"
             )
-        return np.array([name in present for name in wanted], np.bool_)
+        return self._files.present([f"{folder}/{self._split}/{stem}{ending}" for stem in self._stems])
 
     def _find_boxes(self) -> tuple[NDArray[np.bool_], str]:
         """Which images have boxes, from their instanceIds or else from the panoptic json; and why the others have not.
 
         The json is opened only where instanceIds are missing: it would say the same."""
         known = self._have["instanceIds"]
-        json_file = self._root / "gtFine" / f"cityscapes_panoptic_{self._split}.json"
+        json_file = self._files.root / "gtFine" / f"cityscapes_panoptic_{self._split}.json"
         why = f"no *_instanceIds.png, see gtFine_trainvaltest.zip, and no entry in {json_file.name}"
         if known.all() or self._split == "test" or not json_file.exists():
             return known, why
         self._panoptic = PanopticBoxes(json_file, [str(stem).partition("/")[2] for stem in self._stems])
-        self.notes += self._panoptic.notes
+        self.notes += self._panoptic.report()
         return known | self._panoptic.listed, why
 
     def _note(self, label: str, what: str, where: NDArray[np.bool_], why: str) -> None:
@@ -225,10 +233,15 @@ def find_boxes(instance_ids: NDArray[np.uint16]) -> Boxes:
     )
 
 
+def _stem(file: Path, ending: str) -> str:
+    """ "city/stem"."""
+    return f"{file.parent.name}/{file.name.removesuffix(ending)}"
+
+
 def _find_images(folder: Path) -> NDArray[np.str_]:
     """[N] "city/stem" of every image, in one array: it is sent to all workers."""
     ending = _FILES["image"][1]
-    found = [f"{file.parent.name}/{file.name.removesuffix(ending)}" for file in folder.glob(f"*/*{ending}")]
+    found = [_stem(file, ending) for file in folder.glob(f"*/*{ending}") if not is_hidden(file.name)]
     if not found:
         raise ValueError(
             f"found no images in {folder}; the official tree has {folder}/CITY/*{ending}; unpack "

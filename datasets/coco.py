@@ -19,11 +19,10 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
-from visionmtl.ops import file_names
-from visionmtl.ops.coco_entries import Packed, look_up
-from visionmtl.ops.coco_json import PackedBoxes, read_boxes
-from visionmtl.ops.coco_panoptic import PackedSegments, read_segments
-from visionmtl.ops.photos import read_map, read_reduced
+from visionmtl.io.coco.annotations import Packed, PackedBoxes, read_boxes
+from visionmtl.io.coco.panoptic import PackedSegments, read_segments
+from visionmtl.io.images import read_map, read_photo
+from visionmtl.io.paths import Files
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
@@ -145,8 +144,8 @@ class Reader:
         self.notes: list[str] = boxes.report() if boxes is not None else []
         """What is worth knowing about the labels, a sentence each."""
         self._spec, self._images, self._boxes, self._segments = spec, images, boxes, segments
-        self._folder = _one_of(root / name, root / "images" / name)
-        _check_photos(self._folder, images)
+        self._photos = Files(_one_of(root / name, root / "images" / name))
+        _check_present(self._photos, images.names, images.file.name)
 
         if "boxes" in spec.labels:
             self.provides["boxes"] = COCO80
@@ -161,24 +160,22 @@ class Reader:
         """Where the class map of each image is; returns how many have one. Raises ValueError when none has."""
         everything = len(self)
         if self._segments is not None:
-            self._map_folder = _one_of(root / "annotations" / f"panoptic_{name}", root / f"panoptic_{name}")
-            rows = look_up(self._segments.image_ids, self._images.image_ids)
+            self._maps = Files(_one_of(root / "annotations" / f"panoptic_{name}", root / f"panoptic_{name}"))
+            row_of = {image_id: row for row, image_id in enumerate(self._segments.image_ids.tolist())}
+            rows = np.array([row_of.get(image_id, -1) for image_id in self._images.image_ids.tolist()])
             pngs = self._segments.arrays["pngs"][rows]
             self._map_rows = np.where((rows >= 0) & (pngs != b""), rows, -1).astype(np.int32)
-            wanted = pngs[self._map_rows >= 0]
-            missing = wanted[~_present(self._map_folder, wanted)]
-            if len(missing):
-                raise _missing(self._map_folder, missing, len(wanted), f"panoptic_{name}.json")
+            _check_present(self._maps, pngs[self._map_rows >= 0], f"panoptic_{name}.json")
         elif self._spec.maps == "stuffthingmaps":
-            self._map_folder = root / "stuffthingmaps" / name
-            pngs = np.char.add(np.char.rpartition(self._images.names, b".")[:, 0], b".png")
-            self._map_rows = np.where(_present(self._map_folder, pngs), np.arange(everything), -1).astype(np.int32)
+            self._maps = Files(root / "stuffthingmaps" / name)
+            pngs = [self._images.name(row).rpartition(".")[0] + ".png" for row in range(everything)]
+            self._map_rows = np.where(self._maps.present(pngs), np.arange(everything), -1).astype(np.int32)
         else:
             return everything
         count = int(np.count_nonzero(self._map_rows >= 0))
         if not count:
             raise ValueError(
-                f"none of the {everything} images has a class map in {self._map_folder}; some must; {_GET_IT}, or "
+                f"none of the {everything} images has a class map in {self._maps.root}; some must; {_GET_IT}, or "
                 "choose other `maps`"
             )
         return count
@@ -192,7 +189,7 @@ class Reader:
 
     def file(self, index: int) -> Path:
         """Where the image lies."""
-        return self._folder / self._images.name(index)
+        return self._photos.path(self._images.name(index))
 
     def label_files(self, index: int) -> list[Path]:
         """What its labels come from."""
@@ -207,7 +204,7 @@ class Reader:
     def read_part(self, index: int, wanted: ReadRequest) -> Sample:
         """As `read`; see `visionmtl.datasets.DatasetReader`."""
         file = self.file(index)
-        pixels, size, divisor = read_reduced(file, wanted.choose_scale)
+        pixels, size, divisor = read_photo(file, wanted.choose_scale)
         declared = self._images.size(index)
         if size != declared and 0 not in declared:
             raise ValueError(
@@ -216,7 +213,7 @@ class Reader:
             )
         return Sample(
             image=pixels,
-            image_id=str(self._images.image_ids[index]),
+            image_id=self._images.image_id(index),
             boxes=self.boxes_of(index, size) if "boxes" in wanted.fields else None,
             segmentation=self._read_classes(index, size)
             if self._spec.maps and "segmentation" in wanted.fields
@@ -230,8 +227,8 @@ class Reader:
         if self._spec.maps in _PAINTED or self._map_rows[index] < 0:
             return None
         if self._segments is not None:
-            return self._map_folder / str(self._segments.png(int(self._map_rows[index])))
-        return self._map_folder / Path(self._images.name(index)).with_suffix(".png")
+            return self._maps.path(str(self._segments.png(int(self._map_rows[index]))))
+        return self._maps.path(self._images.name(index).rpartition(".")[0] + ".png")
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
         if self._boxes is not None and self._spec.maps in _PAINTED:
@@ -271,22 +268,14 @@ def _check_categories(packed: Packed, space: LabelSpace) -> None:
         )
 
 
-def _check_photos(folder: Path, images: Packed) -> None:
-    missing = images.names[~_present(folder, images.names)]
+def _check_present(files: Files, names: NDArray[np.bytes_], listed: str) -> None:
+    texts = [name.decode() for name in names.tolist()]
+    missing = np.flatnonzero(~files.present(texts))
     if len(missing):
-        raise _missing(folder, missing, len(images), images.file.name)
-
-
-def _missing(folder: Path, names: NDArray[np.bytes_], total: int, listed: str) -> ValueError:
-    first = folder / bytes(names[0]).decode()
-    return ValueError(
-        f"{len(names)} of {total} files listed in {listed} are missing, the first is {first}; every entry needs its "
-        f"file; {_GET_IT}"
-    )
-
-
-def _present(folder: Path, names: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    return file_names.present(folder, [name.decode() for name in names.tolist()])
+        raise ValueError(
+            f"{len(missing)} of {len(texts)} files listed in {listed} are missing, the first is "
+            f"{files.root / texts[missing[0]]}; every entry needs its file; {_GET_IT}"
+        )
 
 
 def _one_of(*folders: Path) -> Path:

@@ -10,6 +10,7 @@ ending, and {path} for the same with the folders that the wildcards of `images` 
 """
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,17 +22,32 @@ from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
 from visionmtl.datasets import Dataset
-from visionmtl.ops import file_names
-from visionmtl.ops.coco_json import read_boxes
-from visionmtl.ops.depth_values import range_complaint, read_array, spread, to_metres
-from visionmtl.ops.images import SUFFIXES, read_upright
-from visionmtl.ops.label_values import class_file, label_table, to_classes
-from visionmtl.ops.path_patterns import FilePerImage, RelativePath
-from visionmtl.ops.photos import read_png, read_reduced
+from visionmtl.io.coco.annotations import read_boxes
+from visionmtl.io.depth_maps import range_complaint, read_array, spread, to_metres
+from visionmtl.io.images import SUFFIXES, read_photo, read_png
+from visionmtl.io.label_maps import class_file, label_table, to_classes, undeclared_values
+from visionmtl.io.paths import (
+    ABSENT,
+    AMBIGUOUS,
+    FilePerImage,
+    Files,
+    Names,
+    RelativePath,
+    any_case,
+    check_distinct,
+    composed,
+    fixed_part,
+    is_hidden,
+    is_unicode,
+    read_list,
+    without_ending,
+)
 from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
 Missing = Literal["error", "unlabelled"]
+MAX_SCANNED = 500
+"""Label files that are searched for undeclared values once one is found."""
 
 
 class BoxFile(Spec):
@@ -103,23 +119,21 @@ class FolderReader:
     """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
 
     def __init__(self, spec: Folder) -> None:
-        self._spec, self._root = spec, Path(spec.root)
-        self._folder = file_names.fixed_part(self._fill(spec.images))
+        self._spec, self._root, self._files = spec, Path(spec.root), Files(Path(spec.root))
         self.notes: list[str] = []
         self.provides: dict[str, LabelSpace | None] = {}
         images = self._find_images()
         if spec.list_file:
-            chosen = file_names.read_list(self._root / self._fill(spec.list_file), images, self._folder)
+            chosen = read_list(self._one_file(spec.list_file), images, self._folder)
             images = [images[position] for position in chosen]
         self._images = np.array([image.encode() for image in images])  # one array: it is sent to all workers
         self._labelled: dict[str, NDArray[np.bool_]] = {}
         self._patterns: dict[str, str] = {}
-        file_names.check_distinct(
-            [self._partner("{path}", image) for image in images], "names without ending", "rename one"
-        )
+        self._all_undeclared: tuple[int, ...] | None = None
+        check_distinct([self._partner("{path}", image) for image in images], "names without ending", "rename one")
 
         if spec.boxes:
-            self._boxes = read_boxes(self._root / self._fill(spec.boxes.file))
+            self._boxes = read_boxes(self._one_file(spec.boxes.file))
             self._rows = self._match(images)
             self._count("boxes", self._rows >= 0, images, spec.boxes.missing, f"entry in {self._boxes.file}")
             ids = tuple(number for number, _ in self._boxes.categories)
@@ -130,7 +144,7 @@ class FolderReader:
             self._find_partners("segmentation", spec.segmentation, images)
             classes, values = spec.segmentation.classes, spec.segmentation.values
             if isinstance(classes, str):
-                file = self._root / self._fill(classes)
+                file = self._one_file(classes)
                 classes, own_values = class_file(file)
                 if values is not None and own_values is not None:
                     raise ValueError(f"{file} maps pixel values, and so does `values`; one of them may; drop the other")
@@ -153,7 +167,7 @@ class FolderReader:
         """What its labels come from."""
         files = [self._file(label, index) for label in self._patterns if self._labelled[label][index]]
         if self._spec.segmentation and isinstance(self._spec.segmentation.classes, str):
-            files.append(self._root / self._fill(self._spec.segmentation.classes))
+            files.append(self._one_file(self._spec.segmentation.classes))
         return [*files, self._boxes.file] if self._spec.boxes else files
 
     def read(self, index: int) -> Sample:
@@ -162,8 +176,7 @@ class FolderReader:
 
     def read_part(self, index: int, wanted: ReadRequest) -> Sample:
         """As `read`; see `visionmtl.datasets.DatasetReader`."""
-        read = read_upright if self._spec.upright else read_reduced
-        pixels, size, divisor = read(self.file(index), wanted.choose_scale)
+        pixels, size, divisor = read_photo(self.file(index), wanted.choose_scale, self._spec.upright)
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
         return Sample(
             image=pixels,
@@ -183,9 +196,23 @@ class FolderReader:
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
         file = self._file("segmentation", index)
-        classes = to_classes(read_png(file), self._table, file)
+        values = read_png(file)
+        others = self._undeclared() if undeclared_values(values, self._table) else ()
+        classes = to_classes(values, self._table, file, others)
         self._same_size(file, classes.shape, index, size)
         return classes
+
+    def _undeclared(self) -> tuple[int, ...]:
+        """All undeclared values of the label files, of the first MAX_SCANNED at least: to be mended in one go."""
+        if self._all_undeclared is None:
+            unknown: set[int] = set()
+            for index in np.flatnonzero(self._labelled["segmentation"])[:MAX_SCANNED].tolist():
+                try:
+                    unknown |= undeclared_values(read_png(self._file("segmentation", index)), self._table)
+                except ValueError:
+                    continue  # a damaged file is an error of its own when it is read
+            self._all_undeclared = tuple(sorted(unknown))
+        return self._all_undeclared
 
     def _read_depth(self, index: int, size: tuple[int, ...] | None = None) -> NDArray[np.float32]:
         spec = self._spec.depth
@@ -209,32 +236,40 @@ class FolderReader:
         return bytes(self._images[index]).decode()
 
     def _file(self, label: str, index: int) -> Path:
-        return self._root / self._partner(self._patterns[label], self._name(index))
+        return self._files.path(self._partner(self._patterns[label], self._name(index)))
+
+    def _one_file(self, path: str) -> Path:
+        """Where the file of a setting lies."""
+        self._files.present([self._fill(path)])
+        return self._files.path(self._fill(path))
 
     def _fill(self, path: str) -> str:
         return path.replace("{split}", self._spec.split or "")
 
     def _partner(self, pattern: str, image: str) -> str:
-        path = file_names.without_ending(image.removeprefix(self._folder))
+        path = without_ending(image.removeprefix(self._folder))
         return self._fill(pattern).replace("{path}", path).replace("{stem}", path.rpartition("/")[2])
 
     def _find_images(self) -> list[str]:
-        pattern = self._fill(self._spec.images)
+        written = self._fill(self._spec.images)
+        # the names of its folders may be in another Unicode form on the disk
+        forms = dict.fromkeys((written, composed(written), unicodedata.normalize("NFD", written)))
+        pattern = next((form for form in forms if next(self._root.glob(form), None)), written)
+        self._folder = fixed_part(pattern)
         files = [file for file in self._root.glob(pattern) if file.suffix.lower() in SUFFIXES]
-        # macOS leaves a file ._NAME beside every file it copies to some disks
-        images = sorted(file.relative_to(self._root).as_posix() for file in files if not file.name.startswith("."))
+        images = sorted(file.relative_to(self._root).as_posix() for file in files if not is_hidden(file.name))
         if not images:
             raise ValueError(
                 f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(SUFFIXES)} is "
                 "needed; correct `root`, `images` or `split`"
             )
-        if strange := [image for image in images if not file_names.is_unicode(image)]:
+        if strange := [image for image in images if not is_unicode(image)]:
             raise ValueError(
                 f"{len(strange)} of {len(images)} images have names that are not in UTF-8, the first is "
                 f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
             )
-        others = set(self._root.glob(file_names.any_case(pattern))).difference(files)
-        if left := sorted(file for file in others if not file.name.startswith(".")):
+        others = set(self._root.glob(any_case(pattern))).difference(files)
+        if left := sorted(file for file in others if not is_hidden(file.name)):
             self.notes.append(
                 f"{len(left)} files match {pattern!r} but for the case of their ending and are not read, the first is "
                 f"{left[0]}"
@@ -243,13 +278,13 @@ class FolderReader:
 
     def _match(self, images: list[str]) -> NDArray[np.int64]:
         """Row in the annotation file of each image; -1 where it does not list the image."""
-        names, rows, others = file_names.Names(images, self._folder), np.full(len(images), -1), 0
+        names, rows, others = Names(images, self._folder), np.full(len(images), -1), 0
         for row in range(len(self._boxes)):
             name = self._boxes.name(row)
             position = names.find(name)
-            if position == file_names.ABSENT:
+            if position == ABSENT:
                 others += 1
-            elif position == file_names.AMBIGUOUS or rows[position] >= 0:
+            elif position == AMBIGUOUS or rows[position] >= 0:
                 raise ValueError(
                     f"{self._boxes.file}: file_name {name!r} means several images, or one that another entry means "
                     f"too; needed are paths below {self._root / self._folder}; write more of the path"
@@ -262,9 +297,9 @@ class FolderReader:
 
     def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
         files = [self._partner(spec.files, image) for image in images]
-        file_names.check_distinct(files, f"files of {label}", "write {path} instead of {stem}")
+        check_distinct(files, f"files of {label}", "write {path} instead of {stem}")
         self._patterns[label] = spec.files
-        self._count(label, file_names.present(self._root, files), files, spec.missing)
+        self._count(label, self._files.present(files), files, spec.missing)
 
     def _count(self, label: str, known: NDArray[np.bool_], wanted: list[str], missing: str, where: str = "") -> None:
         """Take note of the images without this label, or stop there."""

@@ -20,11 +20,10 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
-from visionmtl.ops import file_names
-from visionmtl.ops.coco_by_stem import BoxesByStem
-from visionmtl.ops.coco_entries import read_json
-from visionmtl.ops.depth_values import range_complaint, spread
-from visionmtl.ops.photos import read_map, read_png, read_reduced
+from visionmtl.io.coco.annotations import BoxesByStem, read_json
+from visionmtl.io.depth_maps import range_complaint, spread
+from visionmtl.io.images import read_map, read_photo, read_png
+from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
 from visionmtl.structures import EVERYTHING, LabelSpace, ReadRequest, Sample, at_full_size
 from visionmtl.visualization.palette import palette
 
@@ -77,9 +76,10 @@ class NYUv2(Dataset):
         stems = _stems(root / f"{self.split}.txt")
         provides: dict[str, LabelSpace | None] = {}
         boxes = depth = segmentation = None
+        files = Files(root)
 
         suffix = _image_suffix(root / "image" / self.split)
-        _check_files(root / "image" / self.split, stems, suffix)
+        _check_files(files, f"image/{self.split}", stems, suffix)
         if "boxes" in self.labels:
             boxes = BoxesByStem(_annotation_file(root, self.split), stems, _GET_IT)
             provides["boxes"] = LabelSpace(
@@ -87,21 +87,22 @@ class NYUv2(Dataset):
             )
         if "segmentation" in self.labels:
             segmentation = f"seg{self.classes}"
-            _check_files(root / segmentation / self.split, stems, ".png")
+            _check_files(files, f"{segmentation}/{self.split}", stems, ".png")
             _check_classes(root / "meta.json", self.classes)
             provides["segmentation"] = class_space(self.classes)
         if "depth_m" in self.labels:
-            _check_files(root / _DEPTH_FOLDERS[self.depth] / self.split, stems, ".png")
+            _check_files(files, f"{_DEPTH_FOLDERS[self.depth]}/{self.split}", stems, ".png")
             depth = _units_per_metre(root / "meta.json")
             provides["depth_m"] = None
 
-        return _Reader(self, stems, suffix, provides, boxes, segmentation, depth)
+        return _Reader(self, files, stems, suffix, provides, boxes, segmentation, depth)
 
 
 class _Reader:
     def __init__(
         self,
         spec: NYUv2,
+        files: Files,
         stems: list[str],
         suffix: str,
         provides: dict[str, LabelSpace | None],
@@ -110,7 +111,7 @@ class _Reader:
         units_per_metre: float | None,
     ) -> None:
         self.provides = provides
-        self._spec, self._root, self._split, self._stems = spec, Path(spec.root), spec.split, stems
+        self._spec, self._files, self._split, self._stems = spec, files, spec.split, stems
         self._suffix, self._boxes, self._segmentation = suffix, boxes, segmentation
         self._units_per_metre = units_per_metre
         self.notes = list(boxes.notes) if boxes else []
@@ -119,21 +120,20 @@ class _Reader:
             looked_at = [self._read_depth(stems[index], None, units_per_metre) for index in spread(len(stems))]
             usual = "units per metre: 25.5 in 8 bits, 1000 for millimetres in 16 bits"
             if complaint := range_complaint(looked_at, f"depth_scale {units_per_metre:g} in meta.json ({usual})"):
-                self.notes.append(f"{self._root / _DEPTH_FOLDERS[spec.depth] / spec.split}: {complaint}")
+                self.notes.append(f"{files.root / _DEPTH_FOLDERS[spec.depth] / spec.split}: {complaint}")
 
     def __len__(self) -> int:
         return len(self._stems)
 
     def file(self, index: int) -> Path:
         """Where the image lies."""
-        return self._root / "image" / self._split / f"{self._stems[index]}{self._suffix}"
+        return self._file("image", self._stems[index], self._suffix)
 
     def label_files(self, index: int) -> list[Path]:
         """What its labels come from."""
         depth = _DEPTH_FOLDERS[self._spec.depth] if self._units_per_metre else None
-        maps = [self._root / folder / self._split for folder in (self._segmentation, depth) if folder]
-        boxes = [self._boxes.file] if self._boxes else []
-        return [*(folder / f"{self._stems[index]}.png" for folder in maps), *boxes, self._root / "meta.json"]
+        maps = [self._file(folder, self._stems[index]) for folder in (self._segmentation, depth) if folder]
+        return [*maps, *([self._boxes.file] if self._boxes else []), self._files.root / "meta.json"]
 
     def read(self, index: int) -> Sample:
         """The sample at full size; a broken file raises ValueError with its name."""
@@ -143,7 +143,7 @@ class _Reader:
         """As `read`; see `visionmtl.datasets.DatasetReader`."""
         file, stem, border = self.file(index), self._stems[index], self._spec.black_border
         # the border ends at odd pixels, so a reduced image cannot show it
-        pixels, size, divisor = read_reduced(file, at_full_size if border else wanted.choose_scale)
+        pixels, size, divisor = read_photo(file, at_full_size if border else wanted.choose_scale)
         if border:
             blacken_border(pixels, file)
         units = self._units_per_metre
@@ -158,8 +158,11 @@ class _Reader:
             jpeg_scale=divisor,
         )
 
+    def _file(self, folder: str, stem: str, suffix: str = ".png") -> Path:
+        return self._files.path(f"{folder}/{self._split}/{stem}{suffix}")
+
     def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
-        file = self._root / str(self._segmentation) / self._split / f"{stem}.png"
+        file = self._file(str(self._segmentation), stem)
         codes = read_map(file, size)
         if codes.dtype != np.uint8 or codes.max() > self._spec.classes:
             raise ValueError(
@@ -169,7 +172,7 @@ class _Reader:
         return codes - np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
 
     def _read_depth(self, stem: str, size: tuple[int, ...] | None, units_per_metre: float) -> NDArray[np.float32]:
-        file = self._root / _DEPTH_FOLDERS[self._spec.depth] / self._split / f"{stem}.png"
+        file = self._file(_DEPTH_FOLDERS[self._spec.depth], stem)
         codes = read_png(file) if size is None else read_map(file, size)
         # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
         expected = np.uint8 if units_per_metre < 256 else np.uint16
@@ -216,31 +219,32 @@ def things_space() -> LabelSpace:
 def _stems(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"found no {file}; it lists the images of the split, one number a line; {_GET_IT}")
-    stems = [word for line in file_names.read_lines(file) for word in line.split()]
+    stems = [word for line in read_lines(file) for word in line.split()]
     if not stems:
         raise ValueError(f"{file} is empty; it lists the images of the split, one number a line; {_GET_IT}")
-    file_names.check_distinct(stems, str(file), "list it once")
+    check_distinct(stems, str(file), "list it once")
     return stems
 
 
 def _image_suffix(folder: Path) -> str:
     """PNG as `tools/prepare.py` writes, unless the folder holds JPEGs only."""
-    present = os.listdir(folder) if folder.is_dir() else []
+    present = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
     return ".jpg" if present and not any(name.endswith(".png") for name in present) else ".png"
 
 
-def _check_files(folder: Path, stems: list[str], suffix: str) -> None:
-    present = set(os.listdir(folder)) if folder.is_dir() else set()
-    missing = [stem for stem in stems if f"{stem}{suffix}" not in present]
-    if missing:
+def _check_files(files: Files, folder: str, stems: list[str], suffix: str) -> None:
+    names = [f"{folder}/{stem}{suffix}" for stem in stems]
+    missing = np.flatnonzero(~files.present(names))
+    if len(missing):
         raise ValueError(
-            f"{len(missing)} of {len(stems)} listed files are missing, the first is {folder / missing[0]}{suffix}; "
-            f"every number in {folder.name}.txt needs its file; {_GET_IT}, or leave the label out of `labels`"
+            f"{len(missing)} of {len(stems)} listed files are missing, the first is {files.root / names[missing[0]]}; "
+            f"every number in {folder.rpartition('/')[2]}.txt needs its file; {_GET_IT}, or leave the label out of "
+            "`labels`"
         )
 
 
 def _annotation_file(root: Path, split: str) -> Path:
-    files = sorted((root / "annotations").glob(f"*_{split}.json"))
+    files = sorted(file for file in (root / "annotations").glob(f"*_{split}.json") if not is_hidden(file.name))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "nothing"
         raise ValueError(

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
-from visionmtl.ops.depth_values import range_complaint, spread
-from visionmtl.ops.instances import outlines
+from visionmtl.io.depth_maps import range_complaint, spread
+from visionmtl.io.label_maps import outlines
 from visionmtl.structures import Boxes, LabelSpace, Sample
 
 MAT = "nyu_depth_v2_labeled.mat"

@@ -14,7 +14,7 @@ from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_official, write_pixels, write_prepared
 
 from visionmtl.datasets import Dataset, Reader
-from visionmtl.ops.street_labels import THINGS8
+from visionmtl.io.cityscapes import THINGS8
 from visionmtl.structures import Sample
 
 SIZE = (24, 32)

@@ -27,6 +27,15 @@ def id_twice(inside) -> None:
     entries[1]["id"] = entries[0]["id"]
 
 
+def with_ids(inside, form) -> None:
+    """Every id that is a number in another form."""
+    segments = [segment for one in inside["annotations"] for segment in one.get("segments_info", [])]
+    for entry in (*inside["images"], *inside["categories"], *inside["annotations"], *segments):
+        for key in ("id", "image_id", "category_id"):
+            if isinstance(entry.get(key), int) and not (key == "id" and "bbox" in entry):
+                entry[key] = form(entry[key])
+
+
 def names_exchanged(inside) -> None:
     one, other = inside["categories"][1:3]
     one["name"], other["name"] = other["name"], one["name"]
@@ -91,8 +100,8 @@ ROWS = [
     # categories
     *rows("unknown category", BOXES, "boxes", put("box/category_id", 9999), r"\[0\] is .* `categories` lists"),
     *rows("unknown category", "coco", "segments", put("box/category_id", 9999), r"\[0\] is .* `categories` lists"),
-    *rows("category of text", BOXES, "boxes", put("box/category_id", "5"), "a whole number as category_id"),
-    *rows("category of truth", BOXES, "boxes", put("box/category_id", True), "a whole number as category_id"),
+    *rows("category of text", BOXES, "boxes", put("box/category_id", "chair"), "a category_id that `categories` lists"),
+    *rows("category of truth", BOXES, "boxes", put("box/category_id", True), "a category_id that `categories` lists"),
     *rows("no categories", BOXES, "boxes", put("categories", []), "categories has 0 entries; allowed are 1 to 255"),
     *rows("wrong class mapping", "coco cityscapes", "boxes", change(names_exchanged), "official"),
     *rows("wrong class mapping", "coco", "segments", change(names_exchanged), "official"),
@@ -112,10 +121,12 @@ ROWS = [
     *rows("duplicate names", BOXES, "boxes", change(name_twice), "its own name"),
     *rows("id 0", FLAT, "boxes", put("box/id", 0), noted="1 annotations have id 0"),
     *rows("id 0", "coco", "segments", put("box/id", 0), "an id of 1 to 16777215; 0 is void"),
-    *rows("huge id", FLAT, "boxes", put("images/0/id", 10**30), r"images\[0\] is .* a whole number as id"),
     *rows("huge id", "coco", "segments", put("box/id", 2**24), "an id of 1 to 16777215"),
-    *rows("id of text", FLAT, "boxes", put("images/0/id", "1"), "a whole number as id"),
-    *rows("id of truth", FLAT, "boxes", put("images/0/id", True), "a whole number as id"),
+    *rows("ids of text", BOXES, "boxes", change(lambda inside: with_ids(inside, str))),  # pycocotools takes these
+    *rows("ids of text with zeros", BOXES, "boxes", change(lambda inside: with_ids(inside, "{:>012}".format))),
+    *rows("ids of floats", BOXES, "boxes", change(lambda inside: with_ids(inside, float))),
+    *rows("id of truth", FLAT, "boxes", put("images/0/id", True), "a whole number or a text as id"),
+    *rows("id of a fraction", FLAT, "boxes", put("images/0/id", 1.5), "a whole number or a text as id"),
     *rows("id of a list", BOXES, "boxes", put("annotations/0/image_id", [1]), "as image_id"),
     *rows("unknown image", FLAT, "boxes", put("box/image_id", 4242), noted="1 of images the file does not list"),
     *rows("unknown image", "coco", "segments", put("annotations/0/image_id", 4242), "an image_id that `images` lists"),

@@ -172,7 +172,6 @@ def test_upgrad_without_a_conflict_is_the_plain_sum():
 
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
 def test_upgrad_does_not_mind_how_large_gradients_are(size: float):
-    """TorchJD's own solver calls every Gramian of a trace below 1e-4 zero."""
     conflict = torch.tensor([[1.0, -0.8], [-0.8, 1.0]])
     torch.testing.assert_close(UPGrad().weighting(2)(conflict * size), torch.tensor([1.8, 1.8]), rtol=1e-4, atol=0)
 

@@ -1,18 +1,18 @@
 """What benchmarks are made of: rounds in alternation, ratios by round, budgets, limits, and how figures are written."""
 
+import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from visionmtl.benchmark.base import Note, Row, Table, markdown, plain
-from visionmtl.benchmark.environment import header
-from visionmtl.benchmark.measure import Budget, alternate, count_flops, milliseconds, quartiles, ratio
-from visionmtl.benchmark.report import Report
+from visionmtl.benchmark.figures import Note, Report, Row, Table, markdown
+from visionmtl.benchmark.measure import Budget, Timing, alternate, count_flops, milliseconds, ratio
 from visionmtl.benchmark.step import what_compiling_gives
-from visionmtl.benchmark.workload import SPACES, Workload
+from visionmtl.benchmark.workload import Workload
 
 CPU = torch.device("cpu")
 SMALL = Workload(encoder="test_resnet", batch=5, size=(64, 96), boxes=4, device="cpu")
@@ -20,7 +20,7 @@ SMALL = Workload(encoder="test_resnet", batch=5, size=(64, 96), boxes=4, device=
 
 def test_works_take_turns_and_each_has_a_time_for_each_round():
     order: list[str] = []
-    times = alternate({name: lambda n=name: order.append(n) for name in "abc"}, CPU, rounds=3, seconds=1e-9)
+    times = alternate({name: lambda n=name: order.append(n) for name in "abc"}, CPU, Timing(rounds=3, seconds=1e-9))
 
     assert {name: len(of_one) for name, of_one in times.items()} == {"a": 3, "b": 3, "c": 3}
     assert "".join(order) == "aabbcc" + "abc" + "cba" + "abc"  # warmed and timed once; every other round backwards
@@ -37,10 +37,6 @@ def test_the_clock_of_the_process_does_not_count_what_it_sleeps():
 def test_a_ratio_is_that_of_the_middle_round_not_of_the_middle_times():
     ours, one, other = [1.0, 10.0, 3.0], [2.0, 1.0, 3.0], [2.0, 1.0, 3.0]
     assert ratio(ours, one, other) == 0.5  # of 1/4, 10/2, 3/6; medians would give 3 / 4
-
-
-def test_quartiles_by_hand():
-    assert quartiles([5, 1, 3, 2, 4]) == (2, 3, 4)
 
 
 def test_operations_are_counted_forward_and_backward():
@@ -84,12 +80,14 @@ def test_rows_that_follow_each_other_make_one_table_and_a_missing_cell_is_empty(
 
 def test_files_are_never_behind_what_was_printed(tmp_path, capsys):
     files = tmp_path / "new" / "a.json", tmp_path / "new" / "a.md"
-    report = Report(header("benchmark.py step", "step", {}), *files)
+    report = Report("benchmark.py step", "step", {}, *files)
     for number, figure in enumerate((Row("a", 1, "s", limit=2), Note("skipped"), Row("b", 3, "s", limit=2))):
         report.add(figure)
         assert capsys.readouterr().out.strip() in files[1].read_text()
         assert report.kept == (number < 2)
-    assert '"value": 3' in files[0].read_text() and plain([Note("x")])["notes"] == ["x"]
+    content = json.loads(files[0].read_text())
+    assert content["rows"][1] == {"name": "b", "value": 3, "unit": "s", "limit": 2, "least": None, "kept": False}
+    assert content["notes"] == ["skipped"] and content["machine"]["cpu"] and content["date"]
 
 
 def test_a_workload_has_the_boxes_that_it_says():
@@ -105,13 +103,11 @@ def test_a_workload_has_the_boxes_that_it_says():
     assert (batch.targets["depth"]["depth_m"] == 0).any()
 
 
-def test_a_workload_is_the_run_that_a_config_with_defaults_describes():
-    run = SMALL.model_copy(update={"overrides": ("model.pyramid.channels=32", "optim.lr=0.1")}).run(mode="compiled")
+def test_settings_of_the_run_reach_the_workload():
+    run = replace(SMALL, overrides=("model.pyramid.channels=32", "optim.lr=0.1")).run(mode="compiled")
     assert (run.train.batch_size, run.train.compile, run.train.precision) == (5, True, "fp32")
     assert run.model.pyramid.channels == 32 and run.optim.lr == 0.1 and run.optim.ema_decay and run.optim.clip_norm
-    assert list(run.tasks) == list(SPACES) and run.tasks["detection"].head == SMALL.run().tasks["detection"].head
-    space = SPACES["segmentation"]
-    assert space and len(space.classes) == 19
+    assert list(run.tasks) == ["detection", "segmentation", "depth"]
 
 
 def test_what_compiling_costs_and_saves_is_a_sentence():

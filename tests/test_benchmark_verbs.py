@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from visionmtl.benchmark.base import Figure, Note, Row, Table
+from visionmtl.benchmark.figures import Figure, Note, Row, Table
 from visionmtl.benchmark.gpu import Gpu
-from visionmtl.benchmark.measure import Budget
+from visionmtl.benchmark.measure import Budget, Timing
 from visionmtl.benchmark.peers import THREE
 from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Workload
 from visionmtl.cli import main
 
-TURNS = ["--rounds", "1", "--seconds", "0.001"]
+TURNS, TURN = ["--rounds", "1", "--seconds", "0.001"], Timing(1, 0.001)
 OVERRIDES = (
     "model.pyramid.channels=32", "tasks.detection.head.num_convs=1",
     "tasks.segmentation.decoder.channels=16", "tasks.depth.decoder.channels=16",
@@ -62,14 +62,13 @@ def test_a_step_is_timed_beside_its_parts_and_its_peers(tmp_path):
     assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in THREE))  # one round: no medians
     assert rows["joint, eager, 40 boxes / 1"]["limit"] == 1.05
     assert "share of depth in the step (eager)" in rows
-    assert content["machine"]["cpu"] and content["date"]
     assert "| joint, eager " in (tmp_path / "figures.md").read_text()
 
 
 def step_of(budget: Budget) -> list[Figure]:
     """A step, plain and as if compiled."""
     workload = Workload(encoder="test_resnet", batch=2, size=(64, 64), boxes=3, device="cpu", overrides=OVERRIDES)
-    return list(Step(workload=workload, modes=("eager", "compiled"), rounds=1, seconds=0.001).measure(budget))
+    return list(Step(workload, TURN, ("eager", "compiled"), budget=budget).measure())
 
 
 def test_compiled_steps_have_the_operations_of_the_plain_ones(monkeypatch):
@@ -107,7 +106,7 @@ def test_without_time_left_a_step_says_what_it_skipped_and_still_ends(tmp_path):
 
 def test_with_time_left_one_go_measures_predictions_and_steps():
     workload = Workload(encoder="test_resnet", batch=2, size=(64, 64), boxes=3, device="cpu", overrides=OVERRIDES)
-    go = Gpu(workload=workload, compare_boxes=(), budget_s=3600, infer_batches=(1,), rounds=1, seconds=0.001)
+    go = Gpu(workload, TURN, budget_s=3600, compare_boxes=(), infer_batches=(1,))
     figures = list(go.measure())
 
     titles = [one.title for one in figures if isinstance(one, Table)]
@@ -147,7 +146,6 @@ def test_evaluation_is_timed_by_stage(tmp_path):
     [
         (["step", "--modes", "cuda_graph", "--device", "cpu"], "only CUDA devices record such graphs; leave it out"),
         (["step", "--compare-boxes", "5"], "two numbers or more are compared"),
-        (["step", "--batch", "0"], "batch: .*greater than or equal to 1"),
         (["step", "--encoder", "resnet5"], "no model 'resnet5'"),
         (["step", "--set", "model.pyramd.channels=3"], "unknown field 'pyramd' .did you mean 'pyramid'"),
         (["balance", "--methods", "upgrade"], "did you mean 'upgrad'.*correct --methods"),
@@ -166,3 +164,23 @@ def test_the_clock_of_the_process_is_refused_where_it_would_add_up_threads(monke
 
 def rows_named(content: dict[str, Any], name: str) -> list[Any]:
     return [row for row in content["rows"] if row["name"] == name]
+
+
+def test_workers_share_the_annotations_and_start_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("visionmtl.ops.index_cache.MIN_BYTES", 0)
+    status, content = measure(tmp_path, "data", "--images", "300", "--boxes", "2000")
+
+    rows = {row["name"]: row for row in content["rows"]}
+    assert status == 0 and rows["growth of a worker, Uss"]["value"] < rows["growth of a worker, Uss"]["limit"] == 5
+    assert rows["start from the cache"]["value"] < 3
+    assert "loading is not measured" in content["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [(["fly"], "choose from"), (["step", "--batch", "0"], "'0' is not a whole number of at least 1")],
+)
+def test_an_argument_that_cannot_be_is_refused(command, text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", *command])
+    assert stopped.value.code == 2 and text in capsys.readouterr().err

@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor
 
 from visionmtl.ops.boxes import (
+    anchor_points,
     box_area,
     from_distances,
     generalised_iou,

@@ -11,7 +11,7 @@ import pytest
 from write_cityscapes import part_file, write_cityscapes
 
 from visionmtl.datasets.cityscapes import Cityscapes, CityscapesReader, find_boxes
-from visionmtl.ops.street_labels import CITYSCAPES19, THINGS8
+from visionmtl.io.cityscapes import CITYSCAPES19, THINGS8
 from visionmtl.structures import IGNORE, Boxes
 
 SIZE = (64, 128)
@@ -201,7 +201,7 @@ def test_a_panoptic_json_counts_what_it_does_not_list_and_what_has_no_size(root,
 
     reader = opened(root, labels=("boxes",))
     assert reader.read(0).boxes is None and reader.read(1).boxes.xyxy.tolist() == [[1, 2, 4, 6]]
-    assert reader.notes[0] == f"{file}: dropped 1 of 8 boxes without width or height; correct or remove them"
+    assert reader.notes[0] == f"{file}: dropped 1 of 8 boxes: 1 without width or height; correct or remove them"
     assert "boxes: 1 of 3 images not labelled" in reader.notes[1]
 
 

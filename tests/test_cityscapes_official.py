@@ -9,8 +9,8 @@ import pytest
 from write_cityscapes import write_cityscapes
 
 from visionmtl.datasets.cityscapes import Cityscapes, CityscapesReader
+from visionmtl.io.cityscapes import CITYSCAPES19, THINGS8
 from visionmtl.metrics.segmentation import SegmentationMeter
-from visionmtl.ops.street_labels import CITYSCAPES19, THINGS8
 from visionmtl.structures import IGNORE, Boxes
 
 

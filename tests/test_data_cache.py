@@ -25,7 +25,7 @@ from visionmtl.data.loader.cache import decoded as data_cache
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine.trainer import train
-from visionmtl.ops.file_lock import locked
+from visionmtl.io.index import locked
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -235,7 +235,7 @@ def test_of_several_that_start_at_once_one_writes_and_the_others_wait(tmp_path, 
 
 
 def test_a_lock_ends_with_the_process_that_held_it(tmp_path):
-    hold = "import sys, visionmtl.ops.file_lock as f; held = f.locked(f.Path(sys.argv[1])); held.__enter__()"
+    hold = "import sys, visionmtl.io.index as f; held = f.locked(f.Path(sys.argv[1])); held.__enter__()"
     command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(tmp_path / "a.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"

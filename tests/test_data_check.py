@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from visionmtl.data_check.base import RULES, DataSet
-from visionmtl.data_check.fingerprint import fingerprint, near_images, same_images
-from visionmtl.data_check.progress import Reading
-from visionmtl.data_check.sample import find_problems
-from visionmtl.data_check.sheet import draw_sheet
-from visionmtl.data_check.statistics import statistics
-from visionmtl.data_check.survey import Checked, plan, read_all
-from visionmtl.data_check.tally import Tally
-from visionmtl.data_check.verdict import judge
+from visionmtl.data.check.fingerprint import fingerprint, near_images, same_images
+from visionmtl.data.check.rules import RULES
+from visionmtl.data.check.sample import find_problems
+from visionmtl.data.check.sheet import draw_sheet
+from visionmtl.data.check.survey import Checked, plan, read_all
+from visionmtl.data.check.tally import Tally, most_frequent
+from visionmtl.data.check.terminal import progress
+from visionmtl.data.check.verdict import judge
 from visionmtl.datasets import NamedDataset
 from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
 
@@ -188,8 +187,8 @@ def test_equal_images_are_not_nearly_the_same_and_flat_ones_like_nothing():
 
 def test_frames_of_a_resting_camera_are_each_compared_with_the_first():
     rng, scene = np.random.default_rng(0), photo(0, (120, 160)).astype(np.int16)
-    metas = [np.clip(scene + rng.integers(-3, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(5)]
-    assert [pair[:2] for pair in near_images([fingerprint(one) for one in metas])] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    frames = [np.clip(scene + rng.integers(-3, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(5)]
+    assert [pair[:2] for pair in near_images([fingerprint(one) for one in frames])] == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 def test_counts_are_those_made_by_hand_and_add_up():
@@ -210,9 +209,32 @@ def test_counts_are_those_made_by_hand_and_add_up():
         assert tally.sizes == {SIZE: 3, (50, 70): 1}
         assert tally.labelled == Counter(boxes=3, segmentation=1)
         assert tally.boxes_an_image == {3: 1, 0: 1, 1: 1}
-        assert tally.by_size.tolist() == [1, 1, 1]
-        assert (tally.boxes[:2].tolist(), tally.boxes_images[:2].tolist()) == ([3, 1], [1, 1])
-        assert (tally.pixels[0], tally.pixels[IGNORE]) == (SIZE[0] * SIZE[1] - 1, 1)
+        numbers = tally.numbers(PROVIDES)
+        assert [numbers["boxes"][size] for size in ("small", "medium", "large")] == [1, 1, 1]
+        assert [(one["boxes"], one["images"]) for one in numbers["boxes"]["classes"]] == [(3, 1), (1, 1)]
+        assert numbers["segmentation"]["classes"][0]["pixels"] == SIZE[0] * SIZE[1] - 1
+        assert numbers["segmentation"]["labelled_share"] == pytest.approx(1 - 1 / (SIZE[0] * SIZE[1]))
+
+
+def test_the_median_of_an_even_count_is_the_mean_of_the_middle_two():
+    tally, two = Tally(), np.repeat(np.array([1.0, 4.0], np.float32), 50).reshape(10, 10)
+    for count in (1, 2, 5, 9):
+        tally.add(Sample(image=photo(), image_id="a", boxes=boxes(*[(0, 0, 9, 9)] * count), depth_m=two))
+    numbers = tally.numbers(PROVIDES)
+    assert numbers["boxes"]["an_image"] == {"mean": 4.25, "median": 3.5, "max": 9}
+    assert numbers["depth_m"]["median_m"] == pytest.approx(2.5, rel=0.011)
+    tally.add(Sample(image=photo(), image_id="b", boxes=boxes()))
+    assert tally.numbers(PROVIDES)["boxes"]["an_image"]["median"] == 2
+
+
+def test_the_rarest_classes_become_one_line():
+    classes = [{"name": f"c{k}", "boxes": k, "images": 1, "share": k / 10} for k in range(5)]
+    lines = most_frequent(classes, "boxes", 3)
+    assert [(one["name"], one["boxes"], one["id"]) for one in lines] == [
+        ("c4", 4, 4),
+        ("c3", 3, 3),
+        ("2 others", 3, None),
+    ]
 
 
 def test_quantiles_of_depth_are_right_to_one_percent_and_ends_exact():
@@ -223,7 +245,7 @@ def test_quantiles_of_depth_are_right_to_one_percent_and_ends_exact():
     assert tally.depth_range_m == (measured.min(), measured.max())
     assert (tally.depth.sum(), tally.depth_pixels) == (measured.size, metres.size)
     for share in (0.01, 0.5, 0.99):
-        assert tally.depth_quantile_m(share) == pytest.approx(np.quantile(measured, share, method="lower"), rel=0.011)
+        assert tally.depth_quantile_m(share) == pytest.approx(np.quantile(measured, share), rel=0.011)
 
 
 class Toy:
@@ -242,7 +264,7 @@ class Toy:
 
 
 def read(*samples, complaint=""):
-    one = Checked(DataSet("train", "toy", "toy", NamedDataset("toy", Toy(samples, complaint))))
+    one = Checked("train", "toy", "toy", NamedDataset("toy", Toy(samples, complaint)))
     assert plan([one], None) == len(samples)
     read_all([one], 0, lambda images: None)
     return one
@@ -263,16 +285,30 @@ def test_labels_that_cannot_be_drawn_do_not_break_the_sheet():
     wrong = boxes((0, 0, 9, 9), (0, 0, np.nan, 9), (9, 9, 3, 3), labels=[7, 0, 0])
     maps = {"segmentation": classes(9), "depth_m": depth(a=np.nan, b=-1, c=np.inf), "normals": normals(np.nan)}
     one = read(Sample(image=photo(), image_id="a", boxes=wrong, **maps), Sample(image=photo(1), image_id="b"))
-    sheet = draw_sheet([one], [statistics(one)], one.findings)
+    sheet = draw_sheet([one], one.findings)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     small = read(Sample(image=photo(), image_id="a", segmentation=classes().T))
-    draw_sheet([small], [statistics(small)], small.findings)
+    draw_sheet([small], small.findings)
+
+
+def test_the_sheet_shows_the_photographs_the_labels_and_the_charts():
+    sample = Sample(image=photo(), image_id="a", boxes=boxes((8, 8, 40, 40)), segmentation=classes(0, first=IGNORE))
+    one = read(sample, Sample(image=photo(1), image_id="b", depth_m=depth()))
+    sheet = draw_sheet([one], [])
+    assert sheet.shape[1] == 4 * (640 + 18) + 18, "the photograph and three maps"
+    expected = cv2.resize(photo(), (640, 480), interpolation=cv2.INTER_CUBIC)[300:380, 450:600]  # beside the box
+    match = cv2.matchTemplate(sheet, expected, cv2.TM_SQDIFF_NORMED)
+    assert match.min() < 1e-3, "the photograph is there"
+    red = (sheet == SPACE.colours[0]).all(axis=2)
+    assert red[: sheet.shape[0] // 3].sum() > 1000, "a bar of the class in its colour"
+    assert red[sheet.shape[0] // 3 :].sum() > 1000, "the outline of its box"
+    assert not (sheet == SPACE.colours[1]).all(axis=2).any(), "nothing of the class that is absent"
 
 
 def test_progress_is_a_bar_on_a_terminal_and_a_line_elsewhere():
     for terminal in (True, False):
         text = io.StringIO()
-        with Reading(Console(file=text, force_terminal=terminal, width=100), 4) as reading:
-            reading.advance(3)
-        assert ("3/4" in text.getvalue()) == terminal
+        with progress(Console(file=text, force_terminal=terminal, width=100), 4) as advance:
+            advance(3)
+        assert ("0/4" in text.getvalue()) == terminal
         assert "read 3 images in" in text.getvalue()

@@ -1,5 +1,7 @@
 """Every dense decoder on disk answers at a quarter of the input size and trains all of its weights."""
 
+from typing import get_args
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,7 +11,7 @@ from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.modeling.decoders.smp import Smp
 from visionmtl.modeling.decoders.upernet import UPerNet
 
-ARCHS = ("unet", "unetplusplus", "manet", "deeplabv3plus", "fpn", "pan", "segformer", "upernet")
+ARCHS = get_args(Smp.model_fields["arch"].annotation)
 MEMBERS = sorted(set(Decoder.members()) - {"smp"})
 
 
@@ -38,13 +40,31 @@ def test_decoder_answers_at_a_quarter(member: str, levels: tuple[int, ...], sepa
     check(decoder, drawn((2, 3, 4, 5)), (64, 128))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_smp_decoder_answers_at_a_quarter(arch: str, norm: str):
-    levels = (2, 3, 4) if arch == "deeplabv3plus" else (2, 3, 4, 5)
-    size = (256, 256) if arch == "pan" else (64, 128)
-
-    check(Smp(arch=arch, levels=levels, channels=32, norm=norm), drawn(levels, size), size)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_smp_decoder_that_is_accepted_trains_at_every_size(arch: str, norm: str):
+    """Sizes are multiples of 32, or of the coarsest stride where that is finer, as the network demands them."""
+    accepted = 0
+    for levels in [tuple(range(first, last + 1)) for first in range(1, 7) for last in range(first, 7)]:
+        try:
+            decoder = Smp(arch=arch, levels=levels, channels=32, norm=norm)
+        except ValidationError:
+            continue
+        accepted += 1
+        step = 2 ** min(5, levels[-1])
+        for size in ((step, 2 * step), (3 * step, step), (96, 160), (256, 288)):
+            maps = {k: torch.randn(2, 32, -(-size[0] // 2**k), -(-size[1] // 2**k)) for k in levels}
+            module = decoder.build(32)
+            if arch == "pan" and min(size) < 256:
+                with pytest.raises(ValueError, match=r"halves three times; allowed are 8x8 and more; make data.size"):
+                    module(maps)
+                continue
+            answer = module(maps)
+            (answer - 1).square().mean().backward()
+            assert answer.shape == (2, decoder.channels, size[0] // 4, size[1] // 4)
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    refused = (arch == "fpn" and norm == "group") or (arch == "pan" and norm == "group")
+    assert (accepted == 0) == refused
 
 
 def test_semantic_fpn_narrows_a_wider_pyramid_before_its_large_convolutions():
@@ -88,6 +108,25 @@ def test_levels_and_options_that_cannot_be_read_are_refused():
         Smp(separable=True)
     with pytest.raises(ValidationError, match="multiples of 32"):
         Smp(arch="fpn", channels=48)
+    with pytest.raises(ValidationError, match="dpt reads the tokens of a plain ViT, not a pyramid; allowed are unet, "):
+        Smp(arch="dpt")
+    with pytest.raises(ValidationError, match=r"unetplusplus was asked to read levels \(2, 3, 4, 5, 6\)"):
+        Smp(arch="unetplusplus", levels=(2, 3, 4, 5, 6))  # a map of level 6 may be rounded up, which it cannot undo
+    with pytest.raises(ValidationError, match="fpn has norm: group, but GroupNorm, which norm does not replace"):
+        Smp(arch="fpn", channels=64, norm="group")
+    with pytest.raises(ValidationError, match="pan has norm: group, but normalises maps of one channel"):
+        Smp(arch="pan", norm="group")
+    for use_norm in ("layernorm", "inplace", {"type": "layernorm"}):
+        with pytest.raises(ValidationError, match="allowed are batchnorm, instancenorm and identity; set norm instead"):
+            Smp(options={"use_norm": use_norm})
+    with pytest.raises(ValidationError, match=r"options \['n_blocks'\]; these follow from levels and channels"):
+        Smp(options={"n_blocks": 3})
+    with pytest.raises(ValueError, match="one of norm and options"):
+        Smp(norm="group", options={"use_norm": "instancenorm"}).build(16)
+    with pytest.raises(ValueError, match="set channels: 16"):
+        Smp(arch="linknet").build(16)
+    with pytest.raises(ValueError, match="does not take these options"):
+        Smp(options={"attention_type": "none_such"}).build(16)
     with pytest.raises(ValueError, match="does not take these options"):
         Smp(options={"attention": "scse"}).build(16)
 

@@ -21,6 +21,7 @@ from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.trainer import Trainer
 from visionmtl.network import build_model
 from visionmtl.ops.losses import dice, hardest, lovasz_softmax
+from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 
@@ -58,13 +59,18 @@ def common_batches(run: Run) -> list[Batch]:
     batches = tiny.batches(run)
     for batch in batches:
         batch.labelled["depth"][2:] = False
+        batch.targets["depth"]["depth_m"][2:] = 0
         batch.labelled["detection"][1] = False
+        batch.targets["detection"]["valid"][1] = False
     return batches
 
 
 def part(batch: Batch, share: slice) -> Batch:
     targets = {task: {name: value[share] for name, value in of.items()} for task, of in batch.targets.items()}
-    return Batch(batch.image[share], targets, {task: known[share] for task, known in batch.labelled.items()})
+    labelled = {task: known[share] for task, known in batch.labelled.items()}
+    size = tuple(batch.image.shape[2:])
+    counts = {task: settings("fixed").tasks[task].count(of_task, size) for task, of_task in targets.items()}
+    return Batch(batch.image[share], targets, labelled, counts)
 
 
 def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[Trainer, dict[str, Any]]:
@@ -108,11 +114,11 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
             torch.save({name: taught(name, known, mine) for name in REGIONS}, folder / f"{known}-{ranks.rank}.pt")
 
 
-def cross_entropy_of_hardest(logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    return hardest(functional.cross_entropy(logits, classes, reduction="none"), counts, 0.25)
+def cross_entropy_of_hardest(logits: Tensor, classes: Tensor, counts: Tensor, total: Tensor) -> Tensor:
+    return hardest(functional.cross_entropy(logits, classes, reduction="none"), counts, 0.25, total)
 
 
-REGIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+REGIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "dice": dice,
     "lovasz": lovasz_softmax,
     "hardest": cross_entropy_of_hardest,
@@ -125,7 +131,8 @@ def taught(name: str, known: int, share: slice) -> tuple[Tensor, Tensor]:
     logits = torch.randn(4, 3, 8, 8, generator=noise)[share].requires_grad_()
     classes = torch.randint(3, (4, 8, 8), generator=noise)[share]
     counts = (torch.arange(4) < known)[share, None, None].expand_as(classes)
-    loss = REGIONS[name](logits, classes, counts)
+    total = step_totals([{name: {"pixels": counts.sum().float()}}])[name]["pixels"]
+    loss = REGIONS[name](logits, classes, counts, total)
     loss.backward()
     assert logits.grad is not None
     return loss.detach(), logits.grad

@@ -85,6 +85,20 @@ def test_settings_that_cannot_be_meant_are_refused():
         Encoder(name="resnet200", pretrained=True).build()
 
 
+@pytest.mark.parametrize("name", ["resnet18", "gcvit_tiny.in1k"])  # from Hugging Face, and from a plain address
+def test_weights_that_cannot_be_fetched_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Real requests that fail, also where there is internet or an earlier download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+
+    with pytest.raises(
+        ValueError, match=rf"weights {name} cannot be fetched: .*; set model.encoder.checkpoint to a file"
+    ):
+        Encoder(name=name, pretrained=True).build((64, 64))
+
+
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"image is 60x64 px.*multiples of 32; pad to 64x64"):
         Encoder(name="test_resnet").build()(torch.zeros(1, 3, 60, 64))

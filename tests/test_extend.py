@@ -62,12 +62,15 @@ class Borders(Task, frozen=True):
                 wanted[i, :height, :width] = torch.from_numpy(borders(sample.segmentation))
         return {"wanted": wanted}
 
-    def loss(self, raw, targets, labelled):
+    def count(self, targets, size):
+        return {"pixels": (targets["wanted"] >= 0).sum().float()}
+
+    def loss(self, raw, targets, labelled, totals):
         counts = (targets["wanted"] >= 0) & labelled[:, None, None]
         wanted = torch.where(counts, targets["wanted"], 0.0)
         logits = F.interpolate(raw.float(), wanted.shape[1:], mode="bilinear")[:, 0]
         of_pixel = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return {"border": mean_over_labelled(of_pixel, counts)}
+        return {"border": mean_over_labelled(of_pixel, counts, totals["pixels"])}
 
     def predict(self, raw, metas, size):
         full = [to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(metas)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from kit import SPACE, check_prediction, found, sample, total
-from test_encoder_families import FAMILIES, first_weight
+from torch import nn
 
 from visionmtl.balance.base import Step
 from visionmtl.balance.upgrad import UPGrad
@@ -26,7 +26,21 @@ from visionmtl.tasks.segmentation import Segmentation
 
 SIZE = (64, 128)
 ORIGINAL = (90, 180)
+FAMILIES = {  # kinds of maps: plain, NHWC, many per stride, of one stride, of one input size
+    "test_resnet": {},
+    "test_nfnet": {},
+    "test_mambaout": {},
+    "hrnet_w18_small": {},
+    "test_maxvit": {},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
+    "vit_small_patch14_dinov2": {"depth": 2},
+    "beit_base_patch16_224": {"depth": 1},
+}
 VITS = ("vit", "beit")
+
+
+def first_weight(module: nn.Module) -> nn.Parameter:
+    return next(m.weight for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
 def three_tasks(decoder: Decoder) -> dict[str, Task]:
@@ -65,7 +79,7 @@ def check_step(model: Model, tasks: Mapping[str, Task]) -> None:
                 check_prediction(prediction, ORIGINAL)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"vgg11"}))  # its full-size maps alone would take as long
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_network_trains_a_step_with_this_family(name: str):
     pyramid = (Simple if name.removeprefix("test_").startswith(VITS) else FPN)(channels=16)
     encoder = Encoder(name=name, options=FAMILIES[name])

@@ -8,11 +8,12 @@ import torch
 from kit import CHANNELS, found, random_maps
 from torch import Tensor, nn
 
-from visionmtl.modeling.heads.aligned import Aligned
+from visionmtl.modeling.heads.aligned import QUALITY_PER_BOX, Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops import assignment as assign
 from visionmtl.ops.boxes import anchor_points, generalised_iou, to_distances
+from visionmtl.ops.ranks import step_totals
 
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
 HEADS += [pytest.param(Aligned(num_convs=0, bins=4), id="aligned with bins")]
@@ -30,6 +31,14 @@ def targets(boxes: list[list[float]], images: int = 1) -> dict[str, Tensor]:
         "crowd": torch.zeros(images, count, dtype=torch.bool),
         "labelled": torch.ones(images, dtype=torch.bool),
     }
+
+
+def loss(head: Head, raw: RawBoxes, **known: Tensor) -> dict[str, Tensor]:
+    """Of a step that is this batch alone, of images as large as the maps tell."""
+    level, height, width = raw["shapes"][0]
+    labels = {name: value for name, value in known.items() if name != "labelled"}
+    counts = {"boxes": head.count(**labels, size=(height << level, width << level))}
+    return head.loss(raw, **known, totals=step_totals([counts])["boxes"])
 
 
 def built(head: Head) -> nn.Module:
@@ -70,7 +79,7 @@ def test_a_fresh_head_calls_nearly_everything_background(head: Head):
 @every_head
 def test_images_without_boxes_teach_background_and_nothing_about_boxes(head: Head):
     raw = run(head)
-    parts = head.loss(raw, **targets([], images=2))
+    parts = loss(head, raw, **targets([], images=2))
     sum(parts.values()).backward()  # type: ignore[union-attr]
     assert parts.pop("class") > 0 and all(part == 0 for part in parts.values())
 
@@ -80,12 +89,12 @@ def test_crowds_and_padded_boxes_only_take_away_negatives(head: Head):
     raw = run(head)
     known = targets([BOX, [0.0, 30, 96, 64]], images=2)
     known["crowd"][:, 1] = True
-    without = head.loss(raw, **targets([BOX], images=2))
-    crowded = head.loss(raw, **known)
+    without = loss(head, raw, **targets([BOX], images=2))
+    crowded = loss(head, raw, **known)
     assert crowded["class"] < without["class"] and torch.equal(crowded["box"], without["box"])
 
     known["valid"][:, 1] = False
-    torch.testing.assert_close(head.loss(raw, **known), without)
+    torch.testing.assert_close(loss(head, raw, **known), without)
 
 
 @every_head
@@ -95,7 +104,7 @@ def test_the_loss_is_finite_for_the_largest_outputs_and_so_is_its_gradient(head:
     raw["logits"] = raw["logits"] * 1e3
     for leaf in (leaves := [raw["distances"], raw["logits"]]):
         leaf.retain_grad()
-    sum(head.loss(raw, **targets([BOX], images=2)).values()).backward()  # type: ignore[union-attr]
+    sum(loss(head, raw, **targets([BOX], images=2)).values()).backward()  # type: ignore[union-attr]
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
@@ -107,7 +116,7 @@ def test_it_overfits_one_box(head: Head):
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(200):
         optimizer.zero_grad()
-        sum(head.loss(module(maps), **targets([BOX])).values()).backward()  # type: ignore[union-attr]
+        sum(loss(head, module(maps), **targets([BOX])).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     boxes, scores = head.decode(module(maps))
     best = scores.flatten().argmax()
@@ -129,15 +138,15 @@ def test_quality_focal_loss_is_that_of_the_paper():
         for label in range(3):
             y = quality if positive and label == 1 else 0.0
             total += -(abs(y - share) ** 2) * ((1 - y) * math.log(1 - share) + y * math.log(share))
-    wanted = total / max(target.quality.sum().item(), 1)
-    assert head.loss(raw, **known)["class"].item() == pytest.approx(wanted, rel=1e-5)
+    wanted = total / QUALITY_PER_BOX
+    assert loss(head, raw, **known)["class"].item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_one_poor_box_does_not_blow_up_the_negatives():
     head = Aligned(levels=(3,))
     poor = blank_raw(head)
     poor["distances"] = torch.full((1, 64, 4), -8.0)  # boxes of a hundredth of a pixel: IoU and quality near 0
-    empty, one = (head.loss(poor, **targets(boxes))["class"].item() for boxes in ([], [BOX]))
+    empty, one = (loss(head, poor, **targets(boxes))["class"].item() for boxes in ([], [BOX]))
     assert one == pytest.approx(empty, rel=0.01)
 
 
@@ -154,8 +163,8 @@ def test_distribution_focal_loss_shares_a_distance_between_two_bins():
 
     quality = float(generalised_iou(head.decode(raw)[0][0, 18], known["boxes"][0, 0]).clamp(min=0))
     log_shares = logs.log_softmax(0)
-    wanted = 0.25 * -(0.75 * log_shares[1] + 0.25 * log_shares[2]) * quality / max(quality, 1)
-    assert head.loss(raw, **known)["bins"].item() == pytest.approx(float(wanted), rel=1e-4)
+    wanted = 0.25 * -(0.75 * log_shares[1] + 0.25 * log_shares[2]) * quality / QUALITY_PER_BOX
+    assert loss(head, raw, **known)["bins"].item() == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_fcos_weighs_boxes_by_centreness_and_learns_it():
@@ -164,7 +173,7 @@ def test_fcos_weighs_boxes_by_centreness_and_learns_it():
     raw["quality"] = torch.full((1, 64), 2.0)
     centreness = math.sqrt(6 / 10)
 
-    parts = head.loss(raw, **known)
+    parts = loss(head, raw, **known)
 
     box = torch.tensor([12.0, 12, 28, 28])  # relu(0 + 1) strides each way
     assert parts["box"].item() == pytest.approx(1 - generalised_iou(box, known["boxes"][0, 0]).item(), rel=1e-5)
@@ -182,7 +191,7 @@ def test_a_perfect_box_costs_nothing(head: Any):
     centres, strides = anchor_points(raw["shapes"], raw["logits"])
     steps = to_distances(known["boxes"][:, :1], centres).clamp(min=1) / strides[:, None]
     raw["distances"] = steps - 1 if isinstance(head, FCOS) else steps.log() - 1.4
-    assert head.loss(raw, **known)["box"].item() == pytest.approx(0, abs=1e-5)
+    assert loss(head, raw, **known)["box"].item() == pytest.approx(0, abs=1e-5)
     inside = (steps * strides[:, None] > 1).all(dim=-1)
     assert inside.sum() == 16
     torch.testing.assert_close(head.decode(raw)[0][inside], torch.tensor(BOX).expand(16, 4))

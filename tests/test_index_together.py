@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from visionmtl.ops import index_cache
-from visionmtl.ops.index_cache import cached
+from visionmtl.io import index
+from visionmtl.io.index import cached
 
 # stands beside the others until all are up, parses slowly, says so, and prints what it found
 START = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from visionmtl.ops import index_cache
-index_cache.MIN_BYTES, folder, number, count = 0, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+from visionmtl.io import index
+index.MIN_BYTES, folder, number, count = 0, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def make():
     (folder / f"parsed-{number}").touch()
@@ -29,13 +29,13 @@ def make():
 (folder / f"up-{number}").touch()
 while len(list(folder.glob("up-*"))) < count:
     time.sleep(0.01)
-print(index_cache.cached(folder / "a.json", "kind", make)["numbers"].tolist())
+print(index.cached(folder / "a.json", "kind", make)["numbers"].tolist())
 """
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(index_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     monkeypatch.setenv("VISIONMTL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.json").write_text("content")
     return tmp_path
@@ -77,10 +77,10 @@ def test_the_death_of_the_one_that_parses_lets_the_next_in(folder):
 
 
 def test_nobody_waits_for_ever(folder, monkeypatch):
-    monkeypatch.setattr(index_cache, "WAIT_S", 0.2)
+    monkeypatch.setattr(index, "WAIT_S", 0.2)
     slow = start(folder, 7, 1, seconds=600)
     wait_for(folder / "parsed-7")
-    with pytest.warns(UserWarning, match=r"another process has been making .* for 0.2 s; .*; end what holds"):
+    with pytest.warns(UserWarning, match=r"another process has held .* for 0.2 s; .*; end what holds"):
         found = cached(folder / "a.json", "kind", lambda: {"numbers": np.arange(3)})
     slow.kill()
     slow.wait()

@@ -43,7 +43,7 @@ def fail(*_: Any, **__: Any) -> None:
     raise OSError("no space left")
 
 
-@pytest.mark.parametrize("where", ["evaluate", "save_json", "score"])
+@pytest.mark.parametrize("where", ["evaluate", "save_json", "monitored_value"])
 def test_a_failing_evaluation_costs_no_step_and_is_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ):

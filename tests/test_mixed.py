@@ -20,6 +20,7 @@ from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.evaluator import evaluate, monitored_value
 from visionmtl.engine.trainer import train
+from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 
@@ -94,7 +95,8 @@ def raw_gradients(run: Run, batch: Batch) -> dict[str, list[Tensor]]:
     for tensors in leaves.values():
         for tensor in tensors:
             tensor.retain_grad()
-    losses = [net.tasks[name].loss(raw[name], batch.targets[name], batch.labelled[name]) for name in raw]
+    totals = step_totals([batch.counts])
+    losses = [net.tasks[name].loss(raw[name], batch.targets[name], batch.labelled[name], totals[name]) for name in raw]
     torch.stack([part for parts in losses for part in parts.values()]).sum().backward()
     return {name: [t.grad for t in tensors if t.grad is not None] for name, tensors in leaves.items()}
 
@@ -118,8 +120,10 @@ def test_images_without_a_label_do_not_change_a_tasks_loss(run: Run):
         raw_few = net(batch.image[few])
         targets = {key: values[few] for key, values in batch.targets[name].items()}
         task = net.tasks[name]
-        alone = task.loss(raw_few[name], targets, labelled[few])
-        among = task.loss(raw_all[name], batch.targets[name], labelled)
+        totals = step_totals([batch.counts])[name]
+        size = tuple(batch.image.shape[2:])
+        alone = task.loss(raw_few[name], targets, labelled[few], step_totals([{name: task.count(targets, size)}])[name])
+        among = task.loss(raw_all[name], batch.targets[name], labelled, totals)
         assert alone.keys() == among.keys()
         for part in alone:
             # the network computes other batch sizes in another order: float rounding, nothing more

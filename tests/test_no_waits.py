@@ -110,7 +110,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
         # output depends on is found once by a real forward and backward
         with patch("visionmtl.engine.trainer.freeze_unused_parameters", return_value=[]):
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
-        batch = small_batch(tasks)
+        batch = small_batch(tasks).to(torch.device("cuda"))
 
         def backward(*args: Any) -> None:
             for parameter in (*state.net.parameters(), *state.balancer.parameters()):
@@ -231,16 +231,11 @@ def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
     state = small_state(small_run(tasks, method), "cuda")
     batch = small_batch(tasks)
 
-    def pinned(x: Tensor) -> Tensor:
-        return x.pin_memory()
-
-    batch.image, batch.colour = pinned(batch.image), pinned(batch.colour)  # type: ignore[arg-type]
-    batch.targets = {name: {k: pinned(v) for k, v in of_task.items()} for name, of_task in batch.targets.items()}
-    batch.labelled = {name: pinned(v) for name, v in batch.labelled.items()}
+    batch = batch.pin_memory()
     for _ in range(3):
-        state.train_step([batch])
+        state.train_step([batch.to(torch.device("cuda"))])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        state.train_step([batch])
+        state.train_step([batch.to(torch.device("cuda"))])
     finally:
         torch.cuda.set_sync_debug_mode("default")

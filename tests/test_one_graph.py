@@ -84,7 +84,7 @@ def test_only_another_padding_of_boxes_makes_another_graph_and_the_log_says_so()
     for num_boxes in (1, 30, 33, 2, 64, 100):
         batch = small_batch(tasks, num_boxes)
         losses_of(loss_net, batch)
-        lines.append(graphs.news(batch.targets))
+        lines.append(graphs.report(batch.targets))
 
     assert [line is None for line in lines] == [False, True, False, True, True, False]
     assert graphs.count == 3

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from visionmtl.engine.optim import Ema, Optim, build_optimizer, layers, lr_factor, parameter_groups, set_lr
+from visionmtl.modeling.encoder import Encoder
 
 
 class _Encoder(nn.Module):
@@ -46,6 +47,49 @@ def test_biases_norms_and_the_balancer_do_not_decay():
     decaying = {id(m.weight) for m in net.modules() if isinstance(m, nn.Conv2d)}
     assert {key for key, (_, decay) in found.items() if decay == 0.1} == decaying
     assert found[id(balancer["depth"])] == (2e-4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "exempt"),
+    [
+        ("test_vit", {}, ("pos_embed", "cls_token", "reg_token")),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 1}, ("pos_embed", "cls_token", "reg_token")),
+        ("beit_base_patch16_224", {"depth": 1}, ("cls_token", "relative_position_bias_table")),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+            ("relative_position_bias_table",),
+        ),
+        ("swinv2_tiny_window8_256", {"embed_dim": 24, "num_heads": (1, 2, 4, 8)}, ("logit_scale", "cpb_mlp")),
+        ("test_maxvit", {}, ("relative_position_bias_table",)),
+        ("levit_128s", {}, ("attention_biases",)),
+        ("tiny_vit_5m_224", {}, ("attention_biases",)),
+        ("test_nfnet", {}, ("gain",)),
+        ("xcit_nano_12_p16_224", {}, ("temperature", "cls_token", "pos_embed")),
+        ("resnet18", {}, ()),
+    ],
+)
+def test_what_timm_trains_without_decay_does_not_decay(name: str, options: dict, exempt: tuple[str, ...]):
+    net = nn.Module()
+    net.encoder = Encoder(name=name, options=options).build((64, 64))
+
+    found = rates(Optim(), net)
+
+    parameters = dict(net.encoder.named_parameters())
+    undecayed = {key for key, p in parameters.items() if found[id(p)][1] == 0}
+    wide = {key for key in undecayed if parameters[key].ndim > 1}
+    known = ("gamma", *exempt)  # layer scales; all others that decay not are what is named here
+    assert all(any(part in key for part in known) for key in wide), wide
+    for part in exempt:
+        matching = {key for key in parameters if part in key}
+        assert (matching or part in ("reg_token", "cls_token", "pos_embed")) and matching <= undecayed
+    kernels = {key for key, p in parameters.items() if p.ndim > 1 and not any(part in key for part in known)}
+    assert kernels and not kernels & undecayed
+
+
+def test_a_kernel_of_one_output_channel_decays():
+    layer = nn.Conv2d(8, 1, 1)
+    assert rates(Optim(weight_decay=0.1), layer)[id(layer.weight)][1] == 0.1
 
 
 def test_the_last_encoder_layer_has_the_encoder_rate_and_each_before_it_a_fraction():

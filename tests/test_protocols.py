@@ -7,7 +7,7 @@ import pytest
 
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
-from visionmtl.ops.street_labels import CITYSCAPES7, CITYSCAPES19
+from visionmtl.io.cityscapes import CITYSCAPES7, CITYSCAPES19
 from visionmtl.structures import Boxes, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection

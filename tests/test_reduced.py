@@ -10,8 +10,7 @@ from visionmtl.data.transforms.crop_resize import CropParams, CropResize
 from visionmtl.datasets import read_part
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
-from visionmtl.ops.images import read_image, read_upright
-from visionmtl.ops.photos import read_photo, read_reduced
+from visionmtl.io.images import read_image, read_photo
 from visionmtl.structures import EVERYTHING, ReadRequest, Sample
 
 ORIENTATION = 0x0112
@@ -38,13 +37,13 @@ def save(path, pixels: np.ndarray, orientation: int = 1, mode: str = "RGB", **op
 def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor, options):
     file = save(tmp_path / "a.jpg", smooth(*size), **options)
     seen = []
-    for read, read_whole in ((read_reduced, read_photo), (read_upright, read_image)):
-        pixels, *photo = read(file, lambda full: seen.append(full) or divisor)
+    for upright in (False, True):
+        pixels, *photo = read_photo(file, lambda full: seen.append(full) or divisor, upright)
         assert tuple(photo) == (size, divisor) and seen.pop() == size
         assert pixels.shape == (*(-(-side // divisor) for side in size), 3)
 
         h, w = (side // divisor * divisor for side in size)
-        squares = read_whole(file)[:h, :w].reshape(h // divisor, divisor, w // divisor, divisor, 3).mean(axis=(1, 3))
+        squares = read_photo(file)[0][:h, :w].reshape(h // divisor, divisor, w // divisor, divisor, 3).mean(axis=(1, 3))
         difference = np.abs(pixels[: h // divisor, : w // divisor] - squares)
         assert difference.mean() < 1 and difference.max() < 12
 
@@ -54,7 +53,7 @@ def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor,
 def test_upright_photos_are_reduced_where_turning_moves_nothing(tmp_path, orientation, size):
     file = save(tmp_path / "a.jpg", smooth(*size), orientation)
     whole = read_image(file)
-    pixels, full_size, jpeg_scale = read_upright(file, lambda full: 8 if full == whole.shape[:2] else 0)
+    pixels, full_size, jpeg_scale = read_photo(file, lambda full: 8 if full == whole.shape[:2] else 0, upright=True)
 
     allowed = 8 if orientation in (0, 1, 9) else {512: 8, 516: 4, 513: 1}[size[0]]
     assert jpeg_scale == allowed and full_size == whole.shape[:2]
@@ -65,18 +64,18 @@ def test_upright_photos_are_reduced_where_turning_moves_nothing(tmp_path, orient
 
 def test_a_png_is_read_whole_and_nobody_asks(tmp_path):
     Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
-    for read in (read_reduced, read_upright):
-        pixels, _, jpeg_scale = read(tmp_path / "a.png", lambda full: pytest.fail("asked"))
+    for upright in (False, True):
+        pixels, _, jpeg_scale = read_photo(tmp_path / "a.png", lambda full: pytest.fail("asked"), upright)
         assert jpeg_scale == 1 and pixels.shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("read", [read_reduced, read_upright])
-def test_a_damaged_jpeg_is_named_when_reduced_too(tmp_path, read):
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_damaged_jpeg_is_named_when_reduced_too(tmp_path, upright):
     whole = save(tmp_path / "a.jpg", smooth(256, 256)).read_bytes()
     for content in (whole[:-40], whole[:100], b"\xff\xd8\xff"):
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(ValueError, match=r"a.jpg (is|cannot)"):
-            read(tmp_path / "a.jpg", lambda full: 2)
+            read_photo(tmp_path / "a.jpg", lambda full: 2, upright)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -103,8 +102,8 @@ def test_a_view_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path, seed):
     size = tuple(int(side) for side in rng.integers(400, 1300, 2))
     file, augment = save(tmp_path / "a.jpg", smooth(*size)), Augment(zoom=(1.0, 2.0), flip=0.5)
     params = augment.draw(rng)
-    whole = Sample(image=read_photo(file), image_id="")
-    pixels, full_size, jpeg_scale = read_reduced(file, lambda full: CropResize.cut(full, SIZE, params).jpeg_scale)
+    whole = Sample(image=read_photo(file)[0], image_id="")
+    pixels, full_size, jpeg_scale = read_photo(file, lambda full: CropResize.cut(full, SIZE, params).jpeg_scale)
     part = Sample(image=pixels, image_id="", full_size=full_size, jpeg_scale=jpeg_scale)
 
     one, other = (augment.view(sample, SIZE, params, rng).image for sample in (whole, part))

@@ -32,7 +32,7 @@ def run_dir(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()
     (folder / "config.yaml").write_text(config.dump(config.load("configs/quickstart.yaml")))
-    (folder / "env.json").write_text('{"torch": "2.11"}')
+    (folder / "env.json").write_text('{"gpus": ["NVIDIA <GPU>"], "torch": "2.11"}')
     rows = [
         {"kind": "train", "step": step, "epoch": 0, "losses": {"depth": {"silog": 1 / step}}, "lr": 1e-3}
         for step in range(1, 1000)
@@ -75,11 +75,27 @@ def test_the_page_is_well_formed_and_loads_nothing(run_dir):
 
 
 def test_headlines_stand_out_with_their_protocol(run_dir):
-    page = written(run_dir)
+    page = re.sub(r">\s+<", "><", written(run_dir))
 
     assert '<p class="big">0.4921</p><p class="metric"><code>miou</code> higher is better' in page
     assert '<p class="big">0.6123 m</p><p class="metric"><code>rmse_m</code> lower is better' in page
     assert "protocol pooled &amp; exact; 3 images" in page
+
+
+def test_the_head_says_what_was_trained_on_what(run_dir):
+    head = written(run_dir).partition("</header>")[0]
+
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", head))
+    expected = {"encoder": "resnet10t", "trained on": "scenes", "input": "128 x 160 px", "device": "NVIDIA &lt;GPU&gt;"}
+    assert {key: facts[key] for key in expected} == expected
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", facts["written"]) and facts["step"] == "1,000"
+
+
+def test_axes_are_named(run_dir):
+    page = written(run_dir)
+
+    names = set(re.findall(r'text-anchor="middle">([a-z_() ]+)</text>', page))
+    assert {"step", "loss (log scale)", "rmse_m", "lr"} <= names
 
 
 def test_names_from_outside_cannot_become_markup(run_dir):
@@ -92,7 +108,7 @@ def test_curves_settings_and_pictures_are_inside(run_dir):
     page = written(run_dir, pictures=[("val/0001", np.zeros((20, 4000, 3), np.uint8))])
 
     assert "depth: training loss" in page and "depth: validation" in page and "learning rate" in page
-    assert "type: scenes" in page and "&quot;torch&quot;: &quot;2.11&quot;" in page
+    assert "type: scenes" in page and "&#34;torch&#34;: &#34;2.11&#34;" in page
     assert "val/0001" in page and "data:image/jpeg;base64," in page
 
 
@@ -124,15 +140,16 @@ def test_metrics_carry_the_unit_of_their_name():
 def test_long_curves_are_thinned_and_keep_their_last_value():
     points = [(float(step), float(step)) for step in range(1001)]
 
-    svg = line_chart({"a": points})
+    chart = line_chart("long", {"a": points})
 
-    (path,) = re.findall(r'points="([^"]*)"', svg)
-    assert len(path.split()) <= MAX_POINTS and "1000 at 1000" in svg
+    assert chart
+    (line,) = chart.lines
+    assert len(line.points.split()) <= MAX_POINTS and line.dots[-1].tip == "a: 1000 at 1000" and line.last == 1000
 
 
 def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
-    assert "no values" in line_chart({"a": [(1, float("nan"))]})
-    assert "nan" not in line_chart({"a": [(5, 0.0)], "b": [(5, 0.0), (6, float("inf"))]})
+    assert line_chart("none", {"a": [(1, float("nan"))]}) is None
+    assert "nan" not in str(line_chart("some", {"a": [(5, 0.0)], "b": [(5, 0.0), (6, float("inf"))]}))
 
 
 def test_numbers_on_an_axis_are_short():

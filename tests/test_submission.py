@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from kit import sample
 
-from visionmtl.coco_files import score_results
 from visionmtl.inference.results_io import SubmissionWriter, check_empty, open_predictions, paths_by_task
-from visionmtl.ops.coco_ap import official_lines
-from visionmtl.ops.street_labels import CITYSCAPES19
+from visionmtl.io.cityscapes import CITYSCAPES19
+from visionmtl.metrics.coco_ap import official_lines, score_files
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -179,7 +178,7 @@ ROW = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 50], "score": 0.5}
 def test_results_are_scored_and_what_does_not_count_is_counted(tmp_path):
     rows = [ROW, {**ROW, "category_id": 99}, {**ROW, "score": float("nan")}]
 
-    kind, result = score_results(*coco_files(tmp_path, rows))
+    kind, result, _ = score_files(*coco_files(tmp_path, rows))
 
     assert kind == "bbox"
     assert result["ap"] == pytest.approx(1)
@@ -190,20 +189,20 @@ def test_results_are_scored_and_what_does_not_count_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("[{", "is not JSON"),
+        ("[{", "is no complete JSON"),
         ({"annotations": []}, "holds a dict; COCO results are a list"),
-        ([{**ROW, "bbox": [1, 2, 3]}], "entry 0 is .* each needs image_id"),
+        ([{**ROW, "bbox": [1, 2, 3]}], r"entry\[0\] is .* it needs bbox"),
         ([{**ROW, "image_id": 8}], "results for 1 image.s. that .* does not list, the first is 8"),
         ([ROW, {"image_id": 7, "category_id": 3, "score": 1, "segmentation": {}}], "masks alone in others"),
     ],
 )
 def test_broken_results_are_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        score_results(*coco_files(tmp_path, rows))
+        score_files(*coco_files(tmp_path, rows))
 
 
 def test_no_results_score_zero(tmp_path):
-    assert score_results(*coco_files(tmp_path, []))[1]["ap"] == 0
+    assert score_files(*coco_files(tmp_path, []))[1]["ap"] == 0
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -212,7 +211,7 @@ def test_cocos_reference_case_gives_the_published_lines_letter_by_letter(real_da
     published = (folder / "val2014_fake_eval_res.txt").read_text().splitlines()
     start = published.index(f"type={kind}") + 3
 
-    found, result = score_results(
+    found, result, _ = score_files(
         folder / f"instances_val2014_fake{kind}100_results.json", folder / "instances_val2014_100.json"
     )
 

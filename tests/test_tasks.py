@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.fcos import FCOS
+from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import Boxes, ImageMeta, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
@@ -157,7 +158,9 @@ def test_a_depth_out_of_the_metric_range_counts_as_missing():
     raw = torch.zeros(1, 1, SIZE[0] // 4, SIZE[1] // 4, requires_grad=True)
     depth_m = torch.zeros(1, *SIZE)
     depth_m[0, 0, :4] = torch.tensor([0.5, 9.0, torch.nan, torch.inf])
-    assert total(task.loss(raw, {"depth_m": depth_m}, torch.tensor([True]))) == 0
+    targets = {"depth_m": depth_m}
+    totals = step_totals([{"depth": task.count(targets, SIZE)}])["depth"]
+    assert total(task.loss(raw, targets, torch.tensor([True]), totals)) == 0
 
 
 def test_depth_under_bfloat16_is_not_rounded_to_bfloat16():

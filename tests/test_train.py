@@ -151,6 +151,43 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(
     assert not list(tmp_path.rglob("*.pt"))
 
 
+class _SpoilsGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("balance", ["fixed", "upgrad"])
+def test_a_gradient_that_is_not_finite_moves_no_weight_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str, optimizer: str
+):
+    right = Depth.loss
+
+    def wrong(self: Depth, *arguments: Any) -> dict[str, torch.Tensor]:
+        return {part: _SpoilsGradient.apply(value) for part, value in right(self, *arguments).items()}
+
+    run = tiny.run(
+        tmp_path / "run", balance={"type": balance}, optim={"name": optimizer}, train={"log_every_steps": 100}
+    )
+    state, batch = tiny.state(run), tiny.batches(run)[0]
+    state.advance([batch])
+    before = {name: p.detach().clone() for name, p in state.net.named_parameters()}
+    monkeypatch.setattr(Depth, "loss", wrong)
+
+    state.advance([batch])
+
+    assert all(torch.equal(before[name], p) for name, p in state.net.named_parameters())
+    assert state.num_spoilt == 1
+    with pytest.raises(NotFinite, match=r"gradient was not finite in 4 step\(s\) up to step 4, .*lower optim.lr"):
+        train(run)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_takes_a_step_near_that_of_full(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch):
     # from torch's own first scale, 65536, a gradient may overflow, and then there is no step
@@ -189,3 +226,23 @@ def test_an_epoch_too_short_for_one_step_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"an epoch has 4 batches, but train.accumulate is 5"):
         train(tiny.run(tmp_path / "run", train={"accumulate": 5}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_up_longer_than_the_run_is_an_error(tmp_path: Path):
+    def run(**optim: Any) -> Any:
+        return tiny.run(tmp_path / "run", ["depth"], optim=optim, train={"epochs": 2})
+
+    with pytest.raises(ValueError, match=r"takes 9 steps, but the run has 8 .*lower optim.warmup_steps, or raise"):
+        train(run(warmup_steps=9), TrainOptions(dry_run=True))
+    with pytest.raises(ValueError, match=r"takes 12 steps, but the run has 8 .*lower optim.warmup_epochs, or raise"):
+        train(run(warmup_epochs=3), TrainOptions(dry_run=True))
+    train(run(warmup_steps=8), TrainOptions(max_steps=1))
+
+
+def test_options_that_cut_a_run_short_keep_its_warm_up(tmp_path: Path):
+    run = tiny.run(tmp_path / "run", ["depth"], optim={"warmup_steps": 4})
+    train(run, TrainOptions(max_steps=1))
+    assert "warm-up" not in (tmp_path / "run" / "train.log").read_text()
+
+    train(run.model_copy(update={"output": str(tmp_path / "short")}), TrainOptions(limit_train_batches=2))
+    assert "--limit-train-batches ends the run before its warm-up" in (tmp_path / "short" / "train.log").read_text()

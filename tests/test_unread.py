@@ -1,10 +1,14 @@
 """Parameters that no output depends on are frozen, and looking for them leaves no trace."""
 
+from typing import Any
+
+import pytest
 import tiny
 import torch
 from torch import Tensor, nn
 
 from visionmtl.modeling.unused_parameters import freeze_unused_parameters
+from visionmtl.run import Run
 
 CPU = torch.device("cpu")
 
@@ -61,3 +65,43 @@ def test_an_encoder_that_computes_more_than_is_read_trains_what_is_read():
     frozen, learning = ([p for p in state.net.parameters() if p.requires_grad == yes] for yes in (False, True))
     assert frozen and not known & {id(p) for p in frozen}
     assert all(state.optimizer.state[p] for p in learning), "each of them got a gradient"
+
+
+def of(encoder: str = "test_resnet", norm: str = "batch", **train: Any) -> Run:
+    decoder = {"type": "upernet", "levels": [2, 3, 4, 5], "channels": 16, "norm": norm}
+    model = {"encoder": {"name": encoder}}
+    return tiny.run(names=("depth",), model=model, tasks={"depth": {"decoder": decoder}}, train=train)
+
+
+def test_one_value_a_channel_is_an_error_that_names_the_norm_and_the_batch_size():
+    with pytest.raises(
+        ValueError, match=r"decoders.depth.\S+ has one value a channel .*train.batch_size .* norm: group"
+    ):
+        tiny.state(of(batch_size=1))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"batch_size": 1, "norm": "group"}])
+def test_what_passes_the_check_trains(settings: Any):
+    run = of(**settings)
+    state = tiny.state(run)
+    state.train_step(tiny.batches(run)[:1])
+    assert state.num_not_finite == 0
+
+
+def test_group_norm_of_one_channel_on_one_cell_is_an_error():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 2, 1), nn.GroupNorm(2, 2))
+    net.forward = lambda image: {"task": nn.Sequential.forward(net, image.float())}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="2 has one value a group to normalise"):
+        freeze_unused_parameters(net, (8, 8), CPU)
+
+
+def test_a_size_that_the_encoder_cannot_take_is_an_error_before_the_first_step():
+    with pytest.raises(
+        ValueError, match=r"encoder efficientformer_l1 fails at 64x64 px: .*change data.size, or choose"
+    ):
+        tiny.state(of("efficientformer_l1"))
+    smp = {"type": "smp", "arch": "pan", "channels": 8, "levels": [2, 3, 4, 5]}
+    sizes = {"size": (256, 256), "eval_size": (256, 128)}
+    run = tiny.run(names=("depth",), tasks={"depth": {"decoder": smp}}, data=sizes)
+    with pytest.raises(ValueError, match=r"pan reads a map of 8x4 cells at level 5.*allowed are 8x8 and more"):
+        tiny.state(run)

@@ -16,9 +16,9 @@ from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import Predictor, picture
+from visionmtl.io.images import read_image
+from visionmtl.io.video import read_frames
 from visionmtl.network import build_model
-from visionmtl.ops.images import read_image
-from visionmtl.ops.videos import read_frames
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",

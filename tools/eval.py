@@ -10,7 +10,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import ToolParser, add_device, home_path, positive, run_tool, tried, tried_folder
+from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.config.paths import home_path
 from visionmtl.engine.verify_results import Expectation
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -57,6 +58,10 @@ def parser() -> ToolParser:
     )  # fmt: skip
     p.add_argument("--truth", type=home_path, metavar="FILE", help="COCO annotations for one COCO results file")
     p.add_argument(
+        "--iou-type", choices=["bbox", "segm"],
+        help="with --truth: score the boxes or the masks; default: boxes where every result has one",
+    )  # fmt: skip
+    p.add_argument(
         "--depth-units", type=positive, metavar="N",
         help="units per metre in depth files: 256 as KITTI, 1000 for millimetres; default: 256, or as saved",
     )  # fmt: skip
@@ -92,6 +97,8 @@ def check(args: argparse.Namespace) -> None:
         )
     idle = [name for name in (*_NEEDS_NETWORK, *_NEEDS_DATA) if args.truth and getattr(args, name)]
     idle += [name for name in _NEEDS_NETWORK if args.from_predictions and not args.truth and getattr(args, name)]
+    if args.iou_type and not args.truth:
+        idle.append("iou_type")
     if args.depth_units and not (args.from_predictions or args.save_predictions):
         idle.append("depth_units")
     if idle:
@@ -213,17 +220,19 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def _score_coco_files(args: argparse.Namespace) -> int:
-    from visionmtl.coco_files import score_results
     from visionmtl.engine.evaluator import choose_json
+    from visionmtl.metrics.coco_ap import score_files
 
     file = home_path(args.from_predictions[0])
-    header = {"predictions": str(file), "truth": str(args.truth), "backend": args.ap_backend}
+    header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": args.ap_backend}
     with ExitStack() as targets:
         if args.json:
             targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
-        kind, result = score_results(file, args.truth, args.ap_backend)
+        kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
         for expectation in args.expect:
             expectation.check_task([kind])
+        for note in notes:
+            print(f"note: {note}")
         title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
         _save_and_print(title, args, {kind: result}, header, args.json)
     for counted, why in (("ignored", "their category is not in the annotations"), ("dropped", "they are not finite")):
@@ -258,7 +267,7 @@ def _save_and_print(
     """The file first: a terminal may be closed."""
     from visionmtl.engine.evaluator import save_json
     from visionmtl.engine.logging import results_table
-    from visionmtl.ops.coco_ap import official_lines
+    from visionmtl.metrics.coco_ap import official_lines
 
     if file:
         save_json(results, file, header)

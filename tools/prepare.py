@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import ToolParser, home_path, run_tool
+from visionmtl.cli import ToolParser, run_tool
+from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # imported where they are used: --help and a wrong command line are answered at once
     from visionmtl.datasets.nyuv2_mat import Official

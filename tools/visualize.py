@@ -15,7 +15,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from visionmtl.cli import ERROR, ToolParser, add_device, home_path, positive, run_tool, tried, tried_folder
+from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
     from visionmtl.datasets import NamedDataset
@@ -95,7 +96,7 @@ def _visualize(args: argparse.Namespace) -> int:
         return 0
 
     from visionmtl.engine import checkpoint
-    from visionmtl.ops.videos import is_video
+    from visionmtl.io.video import is_video
 
     videos = [text for text in inputs if is_video(text)]
     images = _images([text for text in inputs if not is_video(text)])[: args.num]
@@ -139,7 +140,7 @@ def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
 
 def _images(inputs: Sequence[str]) -> list[Path]:
     """The image files that the inputs stand for, in the order given, each folder and glob sorted by name."""
-    from visionmtl.ops.images import SUFFIXES, list_images
+    from visionmtl.io.images import SUFFIXES, list_images
 
     images: list[Path] = []
     for text in inputs:
@@ -161,7 +162,7 @@ def _images(inputs: Sequence[str]) -> list[Path]:
 
 def _readable(files: Iterable[Path], output: _Output) -> Iterator[Named]:
     """Pictures by name; a file that cannot be read is told of, and left out."""
-    from visionmtl.ops.images import read_image
+    from visionmtl.io.images import read_image
 
     for file in files:
         try:
@@ -197,11 +198,11 @@ def _compared(predictor: Predictor, num: int, min_score: float) -> Iterator[Name
     """Validation images spread evenly over the data sets: neighbours tend to show one scene."""
     import numpy as np
 
-    from visionmtl.data.label_spaces import supervises
+    from visionmtl.data.label_spaces import align, supervises
     from visionmtl.datasets import open_datasets
 
     net = predictor.net
-    places = _places(open_datasets(predictor.run.data.val))
+    places = _places(align(open_datasets(predictor.run.data.val), predictor.run.tasks, net.spaces))
     chosen = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int))]
     for batch in _in_batches(chosen, predictor.batch_size):
         samples = [dataset.read(index) for dataset, index in batch]
@@ -228,8 +229,9 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[Named]:
     tasks = choose_tasks(run.tasks, args.tasks.split(",") if args.tasks else None)
     alone = run.data.model_copy(update={"workers": 0})
     loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed)
+    dataset: Any = loader.dataset
     for (key,) in islice(loader.batch_sampler or (), args.num or MAX_SHEET):
-        example = loader.dataset[key]
+        example = dataset[key]
         image = example.image
         if example.color is not None:
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -267,7 +269,7 @@ class _Output:
 
     def add_video(self, source: str, predictor: Predictor, num_frames: int | None, min_score: float) -> None:
         """Save a video of the drawings of a video's frames."""
-        from visionmtl.ops.videos import read_frames, write_video
+        from visionmtl.io.video import read_frames, write_video
 
         is_camera = source.startswith("camera:")
         try:
@@ -311,13 +313,12 @@ class _Output:
 @contextmanager
 def _open_output(path: Path | None, default: Path, num_results: int, videos: bool = False) -> Iterator[_Output]:
     """Try the place of the results before the work. A folder that stays empty is removed again."""
-    from visionmtl.ops import images
-    from visionmtl.ops import videos as video_files
+    from visionmtl.io import images, video
 
     if path is None:
         names = (default, *(default.with_name(f"{default.name}-{number}") for number in range(2, 10_000)))
         path = next(folder for folder in names if not _holds_something(folder))
-    elif path.suffix.lower() in (video_files.SUFFIXES if videos else images.SUFFIXES) and not path.is_dir():
+    elif path.suffix.lower() in (video.SUFFIXES if videos else images.SUFFIXES) and not path.is_dir():
         if num_results != 1:
             raise ValueError(
                 f"--output {path} is one file, but there are {num_results} results; a folder is needed for several; "

@@ -54,7 +54,9 @@ class _OldNames:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         parts = name.split(".")
-        return ModuleSpec(name, self) if parts[0] == "visionmtl" and parts[1:2] and parts[1] in self.moved else None
+        if parts[0] != "visionmtl" or parts[1:2] == [] or parts[1] not in self.moved:
+            return None
+        return ModuleSpec(name, self)  # type: ignore[arg-type]  # a loader by its two methods; the base class is heavy
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(spec.name.replace("visionmtl.", "visionmtl.modeling.", 1))
@@ -67,4 +69,4 @@ class _OldNames:
 
 
 # before the finder of files, which would load them a second time from the folders of `visionmtl.modeling`
-sys.meta_path.insert(0, _OldNames())  # type: ignore[arg-type]
+sys.meta_path.insert(0, _OldNames())

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from visionmtl import run as config
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.data.label_spaces import Spaces, eval_names, resolve_spaces, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, align, eval_names, resolve_spaces, supervises, task_of
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import distributed, trainer
@@ -134,6 +134,7 @@ def choose_meters(
     protocol: a benchmark's rules in place of each task's own meter
     only_judged: leave out tasks that these data sets do not judge
     """
+    datasets = align(datasets, tasks, spaces)
     if only_judged:
         tasks = {
             name: task for name, task in tasks.items() if any(supervises(one, task, spaces[name]) for one in datasets)

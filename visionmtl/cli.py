@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from visionmtl import __version__
-from visionmtl.config.shipped import shipped_folder
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean, settings_called
 
 # found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
@@ -100,16 +100,18 @@ class ToolParser(argparse.ArgumentParser):
         super().error(message)
 
 
-def home_path(text: str) -> Path:
-    """A path from a command line; `~` is the home folder, which a shell does not fill in after `--option=`."""
-    return Path(os.path.expanduser(text))
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return parse
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+positive = at_least(1)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from pydantic import Field
 
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import Configurable
-from visionmtl.config.shipped import shipped_folder
-from visionmtl.structures import LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, LabelSpace, ReadRequest, Sample
 
 __path__ = [str(shipped_folder("datasets"))]
 
@@ -119,6 +120,59 @@ def name_all(datasets: Sequence[Dataset]) -> list[str]:
             name, number = f"{plain}-{number}", number + 1
         names.append(name)
     return names
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A reader whose boxes or class maps are given in other label spaces, matched by the names of classes."""
+
+    reader: Reader
+    learned: Mapping[str, LabelSpace]
+    """By field; each has all the classes of the reader's own space."""
+
+    @property
+    def provides(self) -> Mapping[str, LabelSpace | None]:
+        """Those of the reader, with the other spaces."""
+        return {**self.reader.provides, **self.learned}
+
+    @property
+    def notes(self) -> list[str]:
+        """Those of the reader, and which classes it does not have."""
+        notes = list(getattr(self.reader, "notes", ()))
+        for field, space in self.learned.items():
+            own = self.reader.provides[field]
+            missing = [name for name in space.classes if own is not None and name not in own.classes]
+            notes.append(f"{field}: lists no class {', '.join(missing)}" if missing else f"{field}: classes reordered")
+        return notes
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("file", "label_files"):  # which not every reader has
+            return getattr(self.reader, name)
+        raise AttributeError(name)
+
+    def read(self, index: int) -> Sample:
+        """See `Reader.read`."""
+        return self._relabel(self.reader.read(index))
+
+    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+        """See `DatasetReader`."""
+        return self._relabel(read_part(self.reader, index, wanted))
+
+    def _relabel(self, sample: Sample) -> Sample:
+        for field, space in self.learned.items():
+            own = self.reader.provides[field]
+            assert own is not None
+            table = np.full(256, IGNORE, np.uint8)
+            table[: len(own.classes)] = [space.classes.index(name) for name in own.classes]
+            if field == "boxes" and sample.boxes is not None:
+                labels = table[sample.boxes.labels].astype(np.int64)
+                sample = replace(sample, boxes=replace(sample.boxes, labels=labels))
+            if field == "segmentation" and sample.segmentation is not None:
+                sample = replace(sample, segmentation=table[sample.segmentation])
+        return sample
 
 
 @dataclass(frozen=True)

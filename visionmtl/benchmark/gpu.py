@@ -1,32 +1,30 @@
 """Everything that a GPU can be asked about this project, in one go and within a budget of minutes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field
 
-from visionmtl.benchmark.base import Figure, Note, Row
+from visionmtl.benchmark.figures import Figure, Note, Row
 from visionmtl.benchmark.infer import Infer
-from visionmtl.benchmark.measure import Budget
+from visionmtl.benchmark.measure import WARM_UP, Budget, Timing
 from visionmtl.benchmark.step import Step
-from visionmtl.benchmark.workload import Mode, Workload
-from visionmtl.benchmark.works import WARM_UP
-from visionmtl.config.registry import Spec
+from visionmtl.benchmark.workload import Mode, Workload, joint_step
 
 WAITS_S, INFER_S = 15.0, 40.0
 """About what these take, so that nothing is begun that would not end in time."""
 
 
-class Gpu(Spec):
+@dataclass
+class Gpu:
     """Host waits, predictions and all training steps: first what is short, then in the order in which it matters."""
 
-    workload: Workload = Workload()
-    compare_boxes: tuple[int, ...] = (1, 100)
-    budget_s: float = Field(480, gt=0, description="what does not fit is skipped, and named")
-    infer_batches: tuple[int, ...] = (1, 8, 32)
-    rounds: int = Field(7, ge=1)
-    seconds: float = Field(0.25, gt=0)
+    workload: Workload
+    timing: Timing
+    budget_s: float  # what does not fit is skipped, and named
+    compare_boxes: Sequence[int] = (1, 100)
+    infer_batches: Sequence[int] = (1, 8, 32)
 
     def measure(self) -> Iterator[Figure]:
         """The figures of `infer` and `step`, with a row for host waits and one for the time it all took."""
@@ -40,35 +38,31 @@ class Gpu(Spec):
             yield Note(f"SKIPPED: host waits; they need about {WAITS_S:.0f} s of the budget of {self.budget_s:g} s")
 
         if budget.fits(INFER_S):
-            infer = Infer(
-                workload=self.workload, batches=self.infer_batches, rounds=4 * self.rounds, seconds=self.seconds
-            )
-            yield from infer.measure()
+            often = replace(self.timing, rounds=4 * self.timing.rounds)
+            yield from Infer(self.workload, often, self.infer_batches).measure()
         else:
             yield Note(f"SKIPPED: predictions; they need about {INFER_S:.0f} s, {budget.left_s:.0f} s are left")
         step = Step(
-            workload=self.workload, modes=modes, peers=True, compare_boxes=self.compare_boxes, without=True,
-            rounds=self.rounds, seconds=self.seconds,
-        )  # fmt: skip
-        yield from step.measure(budget)
+            self.workload, self.timing, modes, without=True, peers=True, compare_boxes=self.compare_boxes, budget=budget
+        )
+        yield from step.measure()
         yield Row("all of this took", time.monotonic() - start, "s", self.budget_s)
 
 
 def _waits(workload: Workload) -> Iterator[Figure]:
     """One warmed step during which the driver raises an error as soon as the host waits for the device."""
-    state, batch = workload.state(), workload.batch_of(workload.samples())
+    step = joint_step(workload.trainer(), workload.batch_of(workload.samples()))
     for _ in range(WARM_UP):
-        state.advance([batch])
+        step()
     torch.cuda.set_sync_debug_mode("error")
+    waits = 0.0
     try:
-        state.advance([batch])
+        step()
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
         yield Note(f"The host waits in a warmed step: {str(error).splitlines()[0]}")
         waits = 1.0
-    else:
-        waits = 0.0
     finally:
         torch.cuda.set_sync_debug_mode("default")
     yield Row("host waits in a warmed step (0: none, 1: at least one)", waits, "", 0)

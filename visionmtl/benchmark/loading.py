@@ -1,143 +1,177 @@
-"""How fast one core loads training images: ours, ours from the packed cache, and a straightforward loader, in turns."""
+"""How fast one core loads training images: ours, ours from the cache, and a straightforward loader, in turns."""
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from pydantic import Field
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from visionmtl import run as config
-from visionmtl.benchmark.base import Figure, Note, Row, Table
-from visionmtl.benchmark.measure import Clock, alternate, check_clock, quartiles, ratio
-from visionmtl.benchmark.plain_loader import PlainLoader, files_of
-from visionmtl.config.registry import Spec
+from visionmtl.benchmark.figures import Figure, Note, Row
+from visionmtl.benchmark.measure import Clock, Timing, Work, alternate, quartiles, ratio
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import Data, train_loader
-from visionmtl.data.transforms.crop_resize import CropParams
-from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.ops.color import normalise
-from visionmtl.run import Run
-from visionmtl.structures import Batch, ReadRequest, Sample
+from visionmtl.data.transforms.augment import Augment
+from visionmtl.data.transforms.crop_resize import CropResize, Size
+from visionmtl.datasets import Dataset, NamedDataset, Subset, open_datasets
+from visionmtl.datasets.coco import COCO
+from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.run import Run, load
+from visionmtl.structures import Boxes, ReadRequest
 
 LEAST_DECODING, LEAST_CACHED = 2.5, 5.0
 """Times the images a second of the straightforward loader."""
 GOAL_PER_S = 600
+IMAGES = 64
+"""The first so many of the data set, or all it has; from the second round on they are in the system's memory."""
 
 _OURS, _CACHED, _PLAIN = "decoding", "packed cache", "straightforward"
 
 
-class Loading(Spec):
-    """The training data of a config, one thread of one process, files in the system's memory after the first round."""
-
-    config: Path
-    overrides: tuple[str, ...] = ()
-    images: int = Field(64, ge=8, description="the first so many of the data set, or all it has")
-    batch: int = Field(8, ge=1)
-    rounds: int = Field(7, ge=1)
-    clock: Clock = "cpu"
-
-    def measure(self) -> Iterator[Figure]:
-        """Images a second of each loader, their ratios, and where the time goes."""
-        run = config.load(self.config, self.overrides)
-        if len(run.data.train) != 1:
-            raise ValueError(
-                f"{self.config} trains on {len(run.data.train)} data sets; loaders are compared on one; set data.train "
-                "to a list of one"
-            )
-        threads = torch.get_num_threads(), cv2.getNumThreads()
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        try:
-            check_clock(self.clock, torch.device("cpu"))
-            with tempfile.TemporaryDirectory() as folder:
-                yield from self._measure(run, Path(folder))
-        finally:
-            torch.set_num_threads(threads[0])
-            cv2.setNumThreads(threads[1])
-
-    def _measure(self, run: Run, folder: Path) -> Iterator[Figure]:
-        spec, whole = run.data.train[0], open_datasets(run.data.train)[0]
-        number = min(self.images, len(whole)) // self.batch * self.batch
-        source = replace(whole, reader=Subset(whole.reader, number, number))
-        zoom, fields = run.data.augment.zoom[1], {task.field for task in run.tasks.values()}
-        cached = with_cache([source], [spec], folder, fields, run.data.size, zoom, workers=0)[0]
-
-        boxes = [source.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
-        plain = PlainLoader(files_of(whole, spec), boxes, run.data.augment, run.data.size, self.batch)
-        works = {
-            _OURS: _drained(_loader(run, source, self.batch).epoch),
-            _CACHED: _drained(_loader(run, cached, self.batch).epoch),
-            _PLAIN: _drained(plain.epoch),
-            **_stages(run, source, cached, self.batch),
-        }
-        times = alternate(works, torch.device("cpu"), self.rounds, seconds=0.0, clock=self.clock)
-        per_image = {name: [value / number for value in values] for name, values in times.items()}
-
-        yield Note(
-            f"{source.name}: {number} images to {run.data.size[0]}x{run.data.size[1]}, zoom {run.data.augment.zoom}, "
-            f"labels {', '.join(sorted(fields & set(source.provides)))}; one thread, {self.rounds} rounds in turns, "
-            f"medians, {self.clock} time. The cache was verified before."
+def measure_loading(
+    config: Path, overrides: Sequence[str], clock: Clock = "cpu", batch: int = 8, rounds: int = 7
+) -> Iterator[Figure]:
+    """Images a second of each loader with the training data of a config, one thread of one process, and ratios."""
+    run, timing = load(config, overrides), Timing(rounds, seconds=0.0, clock=clock)
+    if len(run.data.train) != 1:
+        raise ValueError(
+            f"{config} trains on {len(run.data.train)} data sets; loaders are compared on one; set data.train to a "
+            "list of one"
         )
-        loaders = [_OURS, _CACHED, _PLAIN]
-        for name in loaders:
-            yield Row(f"{name}: images/s per core", 1e3 / quartiles(per_image[name])[1], "images/s")
-        plain_ms, ours, packed = per_image[_PLAIN], per_image[_OURS], per_image[_CACHED]
-        yield Row("decoding against straightforward", ratio(plain_ms, ours), "x", least=LEAST_DECODING)
-        yield Row("packed cache against straightforward", ratio(plain_ms, packed), "x", least=LEAST_CACHED)
-        device = per_image["colours and normalisation (the device's part)"]
-        for name in (_OURS, _CACHED):
-            yield Row(f"{name} and the device's part on this core", ratio(plain_ms, per_image[name], device), "x")
-        for name in loaders:
-            workers = GOAL_PER_S * quartiles(per_image[name])[1] / 1e3
-            yield Row(f"{name}: cores for {GOAL_PER_S} images/s", workers, "cores")
-        stages = [name for name in works if name not in loaders]
-        rows = [(name, *quartiles(per_image[name])) for name in stages]
-        yield Table("where it goes, ms an image", ("stage", "lower quartile", "median", "upper quartile"), tuple(rows))
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        timing.check(torch.device("cpu"))
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _measure(run, Path(folder), batch, timing)
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
 
 
-def _loader(run: Run, source: NamedDataset, batch: int) -> DataLoader[Batch]:
+def _measure(run: Run, folder: Path, batch: int, timing: Timing) -> Iterator[Figure]:
+    data, spec, whole = run.data, run.data.train[0], open_datasets(run.data.train)[0]
+    number = min(IMAGES, len(whole)) // batch * batch
+    dataset = replace(whole, reader=Subset(whole.reader, number, number))
+    fields = {task.field for task in run.tasks.values()}
+    cached = with_cache([dataset], [spec], folder, fields, data.size, data.augment.zoom[1], workers=0)[0]
+    boxes = [dataset.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
+    plain = PlainLoader(whole, spec, boxes, data.augment, data.size, batch)
+    works = {
+        _OURS: _drained(_epoch(run, dataset, batch)),
+        _CACHED: _drained(_epoch(run, cached, batch)),
+        _PLAIN: _drained(plain.epoch),
+    }
+    times = alternate(works, torch.device("cpu"), timing)
+
+    yield Note(
+        f"{dataset.name}: {number} images to {data.size[0]}x{data.size[1]}, zoom {data.augment.zoom}, labels "
+        f"{', '.join(sorted(fields & set(dataset.provides)))}; one thread, {timing.rounds} rounds in turns, medians, "
+        f"{timing.clock} time. Colours and normalisation are the device's part in ours. The cache was verified before."
+    )
+    per_s = {name: 1e3 * number / quartiles(of_one)[1] for name, of_one in times.items()}
+    for name, value in per_s.items():
+        yield Row(f"{name}: images/s per core", value, "images/s")
+    for name, least in ((_OURS, LEAST_DECODING), (_CACHED, LEAST_CACHED)):
+        yield Row(f"{name} against straightforward", ratio(times[_PLAIN], times[name]), "x", least=least)
+    for name, value in per_s.items():
+        yield Row(f"{name}: cores for {GOAL_PER_S} images/s", GOAL_PER_S / value, "cores")
+
+
+def _epoch(run: Run, dataset: NamedDataset, batch: int) -> Callable[[int], Iterable[object]]:
+    """From its number to the batches of an epoch."""
     data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None})
-    return train_loader(data, run.tasks, resolve_spaces(run.tasks, [source]), [source], batch, run.seed)
+    loader: Any = train_loader(data, run.tasks, resolve_spaces(run.tasks, [dataset]), [dataset], batch, run.seed)
+
+    def epoch(number: int) -> Iterable[object]:
+        loader.batch_sampler.set_epoch(number)
+        return loader
+
+    return epoch
 
 
-def _drained(epoch: Callable[[int], Iterable[object]]) -> Callable[[], object]:
+def _drained(epoch: Callable[[int], Iterable[object]]) -> Work:
     """One epoch a call, another each time."""
     numbers = count()
     return lambda: deque(epoch(next(numbers)), maxlen=0)
 
 
-def _stages(run: Run, source: NamedDataset, cached: NamedDataset, batch: int) -> dict[str, Callable[[], object]]:
-    """Parts of the work that the loaders do, each on all images."""
-    augment, size, numbers = run.data.augment, run.data.size, range(len(source))
-    wanted = ReadRequest(frozenset(task.field for task in run.tasks.values()))
-    only_image = ReadRequest(frozenset())
-    samples = [source.read_part(index, wanted) for index in numbers]
-    rng = np.random.default_rng(0)
-    views = [augment.apply(sample, size, rng) for sample in samples]
-    batches: list[Batch] = list(_loader(run, source, batch))
+class PlainLoader:
+    """What a user would write in an afternoon: PIL, float32, torchvision's v2 transforms.
 
-    def framed(sample: Sample) -> Sample:
-        params: CropParams = augment.draw(rng)
-        return augment.view(sample, size, params, rng)
+    The windows are those of `Augment`, so there are as many pixels to decode and to resize.
+    """
 
-    return {
-        "read and decode the image": lambda: [source.read_part(index, only_image) for index in numbers],
-        "the same with labels": lambda: [source.read_part(index, wanted) for index in numbers],
-        "read from the cache": lambda: [cached.read_part(index, wanted) for index in numbers],
-        "crop, resize and flip image and labels": lambda: [framed(sample) for sample in samples],
-        "draw colours": lambda: [augment.color(view.image, rng) for view in views],
-        "colours and normalisation (the device's part)": lambda: [_on_device(one) for one in batches],
-    }
+    def __init__(
+        self, dataset: NamedDataset, spec: Dataset, boxes: Sequence[Boxes | None], augment: Augment, size: Size,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        """boxes: of each image, looked up before: the time of that is not counted."""
+        if not (isinstance(spec, NYUv2) or (isinstance(spec, COCO) and "segmentation" not in spec.labels)):
+            raise ValueError(
+                f"data set {dataset.name} is of type {spec.type}; the straightforward loader reads nyuv2, and coco "
+                "with boxes; choose a config with one of these, alone in data.train"
+            )
+        self._dataset, self._spec = dataset, spec
+        self._boxes, self._augment, self._size, self._batch_size = boxes, augment, size, batch_size
+        self._jitter = v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue_turns)
+        self._normalise = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self._sanitise = v2.SanitizeBoundingBoxes()
+
+    def epoch(self, seed: int) -> Iterator[tuple[Tensor, list[Tensor], list[Any]]]:
+        """Images float32 [B, 3, H, W], maps [B, H, W] each, and boxes of every image."""
+        rng, batch = np.random.default_rng(seed), []
+        for index in rng.permutation(len(self._boxes)):
+            batch.append(self._load(int(index), rng))
+            if len(batch) == self._batch_size:
+                images, maps, boxes = zip(*batch, strict=True)
+                yield torch.stack(images), [torch.stack(one) for one in zip(*maps, strict=True)], list(boxes)
+                batch = []
+
+    def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor], Any]:
+        file = Path(str(self._dataset.file(index)))
+        pixels = Image.open(file).convert("RGB")
+        image = functional.to_dtype(functional.to_image(pixels), torch.float32, scale=True)
+        crop = CropResize.cut((pixels.height, pixels.width), self._size, self._augment.draw(rng))
+        image = self._normalise(self._jitter(self._place(image, crop)))
+        maps = [self._place(_read_map(*one), crop) for one in self._map_files(file)]
+        boxes = self._boxes[index]
+        if boxes is None:
+            return image, maps, None
+        size = (pixels.height, pixels.width)
+        found = tv_tensors.BoundingBoxes(torch.from_numpy(boxes.xyxy), format="XYXY", canvas_size=size)
+        labels = torch.from_numpy(boxes.labels)
+        return image, maps, self._sanitise({"boxes": self._place(found, crop), "labels": labels})
+
+    def _map_files(self, image: Path) -> Iterator[tuple[Path, float | None]]:
+        """The maps beside a photograph of NYUv2; a number: what depth is divided by (any takes as long)."""
+        root, name = image.parents[2], f"{image.parent.name}/{image.stem}.png"
+        if isinstance(self._spec, NYUv2) and "segmentation" in self._dataset.provides:
+            yield root / f"seg{self._spec.classes}" / name, None
+        if isinstance(self._spec, NYUv2) and "depth_m" in self._dataset.provides:
+            yield root / {"inpainted": "depth", "raw": "depth_raw"}[self._spec.depth] / name, 1000.0
+
+    def _place(self, value: Any, crop: CropResize) -> Any:
+        value = functional.resized_crop(value, crop.top, crop.left, *crop.size, list(crop.out))
+        if crop.mirrored:
+            value = functional.horizontal_flip(value)
+        return functional.pad(value, [0, 0, self._size[1] - crop.out[1], self._size[0] - crop.out[0]])
 
 
-def _on_device(batch: Batch) -> torch.Tensor:
-    mean, std = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 58.0)
-    return normalise(batch.image, mean, std, batch.color)
+def _read_map(file: Path, divisor: float | None) -> tv_tensors.Mask:
+    values = np.array(Image.open(file))
+    if divisor is not None:
+        values = values.astype(np.float32) / divisor
+    return tv_tensors.Mask(torch.from_numpy(values))

@@ -4,26 +4,36 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-from typing_extensions import Self
 
 Work = Callable[[], object]
 """One call does the whole piece; on a GPU it may return before that is done."""
 Clock = Literal["wall", "cpu"]
 """cpu: the time that the process itself computed, which other processes on a busy machine lengthen less."""
+WARM_UP = 3  # calls; CUDA graphs are recorded in the second and replayed from the third on
 
 
-def check_clock(clock: Clock, device: torch.device) -> None:
-    """Raises ValueError where the clock of the process would not tell how long something takes."""
-    if clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
-        raise ValueError(
-            f"the clock is 'cpu', the device {device} with {torch.get_num_threads()} threads; that clock adds up the "
-            "time of all threads, and sees none of a GPU's; set OMP_NUM_THREADS=1 and --device cpu, or --clock wall"
-        )
+@dataclass(frozen=True)
+class Timing:
+    """How a work is timed: `rounds` turns of about `seconds` each, one call at least."""
+
+    rounds: int = 7
+    seconds: float = 0.25
+    clock: Clock = "wall"
+
+    def check(self, device: torch.device) -> None:
+        """Raises ValueError where the clock of the process would not tell how long something takes."""
+        if self.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
+            raise ValueError(
+                f"the clock is 'cpu', the device {device} with {torch.get_num_threads()} threads; that clock adds up "
+                "the time of all threads, and sees none of a GPU's; set OMP_NUM_THREADS=1 and --device cpu, or "
+                "--clock wall"
+            )
 
 
 def milliseconds(work: Work, device: torch.device, calls: int = 1, clock: Clock = "wall") -> float:
@@ -45,22 +55,17 @@ def milliseconds(work: Work, device: torch.device, calls: int = 1, clock: Clock 
     return (now() - start) * 1e3 / calls
 
 
-def alternate(
-    works: Mapping[str, Work], device: torch.device, rounds: int, seconds: float = 0.25, clock: Clock = "wall"
-) -> dict[str, list[float]]:
-    """Milliseconds a call, by name, one mean for each round. A round takes every work in turn, after a warm-up.
-
-    seconds: about how long a work's turn takes; one call at least.
-    """
+def alternate(works: Mapping[str, Work], device: torch.device, timing: Timing) -> dict[str, list[float]]:
+    """Milliseconds a call, by name, one mean for each round. A round takes every work in turn, after a warm-up."""
     calls = {}
     for name, work in works.items():
         work()
-        calls[name] = max(1, math.ceil(seconds * 1e3 / max(milliseconds(work, device), 1e-3)))
+        calls[name] = max(1, math.ceil(timing.seconds * 1e3 / max(milliseconds(work, device), 1e-3)))
     times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds):
-        # every other round backwards, so that nobody always follows the same neighbour
+    for number in range(timing.rounds):
+        # every other round backwards, so that no work always follows the same neighbour
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            times[name].append(milliseconds(works[name], device, calls[name], clock))
+            times[name].append(milliseconds(works[name], device, calls[name], timing.clock))
     return times
 
 
@@ -77,9 +82,8 @@ def ratio(ours: Sequence[float], *theirs: Sequence[float]) -> float:
 
 def count_flops(work: Work) -> float:
     """Floating-point operations of one call in matrix products and convolutions, a multiply-add as two."""
-    with FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops}
-    ) as counter:
+    formulas = {torch.ops.aten.convolution_backward: _backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return float(counter.get_total_flops())
 
@@ -95,32 +99,37 @@ def _backward_flops(
     return sum(wanted[:2]) * int(conv_flop_count(list(x), list(weight), list(grad_out), transposed))
 
 
-class PeakMemory:
-    """`with PeakMemory(device) as peak`: `peak.mib` is the most that tensors made inside held at one time.
+@dataclass(frozen=True)
+class Built:
+    """A warmed piece of work, and what was learnt on the way."""
 
-    As the allocator of a CUDA device counts; None on others, whose allocators do not tell.
-    """
+    work: Work
+    seconds: float  # to build and to warm up, compiling included
+    call_s: float  # of one warmed call, about
+    flops: float | None  # of one call; None where it was not counted
+    peak_mib: float | None  # of a warmed call, with all that was made for it; None where the allocator does not tell
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self.mib: float | None = None
 
-    def __enter__(self) -> Self:
-        gc.collect()  # what an earlier piece of work left would seem to be given back by this one
-        self._before = torch.cuda.memory_allocated(self._device) if self._device else 0
-        self.restart()
-        return self
-
-    def restart(self) -> None:
-        """Forget the peaks so far (compiling, choosing kernels), but not what is held."""
-        if self._device:
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def __exit__(self, *error: object) -> None:
-        if self._device:
-            torch.cuda.synchronize(self._device)
-            self.mib = (torch.cuda.max_memory_allocated(self._device) - self._before) / 2**20
+def build(make: Callable[[], Work], device: torch.device, count: bool = True) -> Built:
+    """Make it and call it until nothing is new. count: its floating-point operations, which compiled code hides."""
+    on_gpu, start = device.type == "cuda", time.perf_counter()
+    gc.collect()  # what an earlier piece of work left would seem to be given back by this one
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    work = make()
+    flops = count_flops(work) if count else None
+    if flops is None:
+        work()
+    if on_gpu:
+        # after compiling and before a CUDA graph is recorded: its replays take nothing from the allocator
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(WARM_UP if on_gpu or not count else 1):
+        work()
+    peak_mib = None
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return Built(work, time.perf_counter() - start, milliseconds(work, device) / 1e3, flops, peak_mib)
 
 
 class Budget:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -29,13 +30,13 @@ def peers(workload: Workload, samples: Sequence[Sample], compiled: bool = False)
     compiled: without the detectors, whose targets of varying number make a graph of every few operations.
     """
     detectors: dict[str, Callable[[], Work]] = {
-        "torchvision FCOS": lambda: _detector(workload, samples, fcos_resnet50_fpn, FCOS),
-        "torchvision RetinaNet": lambda: _detector(workload, samples, retinanet_resnet50_fpn, RetinaNet),
+        "torchvision FCOS": partial(_detector, workload, samples, fcos_resnet50_fpn, FCOS),
+        "torchvision RetinaNet": partial(_detector, workload, samples, retinanet_resnet50_fpn, RetinaNet),
     }
     return {
         **({} if compiled else detectors),
-        "smp FPN, segmentation": lambda: _dense(workload, samples, _segmentation_loss, "segmentation", compiled),
-        "smp FPN, depth": lambda: _dense(workload, samples, _depth_loss, "depth_m", compiled),
+        "smp FPN, segmentation": partial(_dense, workload, samples, _segmentation_loss, "segmentation", compiled),
+        "smp FPN, depth": partial(_dense, workload, samples, _depth_loss, "depth_m", compiled),
     }
 
 
@@ -59,23 +60,22 @@ class _Pyramid(nn.Module):
 def _detector(
     workload: Workload, samples: Sequence[Sample], of_resnet50: Callable[..., nn.Module], of_any: type[nn.Module]
 ) -> Work:
-    space = SPACES["detection"]
+    space, (low, high) = SPACES["detection"], sorted(workload.size)
     assert space is not None
-    height, width = workload.size
-    settings: dict[str, Any] = {
-        "min_size": min(height, width), "max_size": max(height, width), "num_classes": len(space.classes),
-        "_skip_resize": True,
-    }  # fmt: skip
+    settings: dict[str, Any] = {"min_size": low, "max_size": high, "num_classes": len(space.classes)}
     if workload.encoder == "resnet50":
-        net = of_resnet50(weights=None, weights_backbone=None, **settings)
+        net = of_resnet50(weights=None, weights_backbone=None, _skip_resize=True, **settings)
     else:
-        net = of_any(_Pyramid(workload.encoder), **settings)
+        net = of_any(_Pyramid(workload.encoder), _skip_resize=True, **settings)
+    boxes = [sample.boxes for sample in samples if sample.boxes is not None]
+    assert len(boxes) == len(samples)
     targets = [
-        {"boxes": workload.pinned(torch.from_numpy(one.boxes.xyxy)),
-         "labels": workload.pinned(torch.from_numpy(one.boxes.labels))}
-        for one in samples if one.boxes is not None
-    ]  # fmt: skip
-    assert len(targets) == len(samples)
+        {
+            name: workload.pinned(torch.from_numpy(values))
+            for name, values in (("boxes", one.xyxy), ("labels", one.labels))
+        }
+        for one in boxes
+    ]
     net, step, image = _trained(workload, net, samples)
     device, autocast = workload.on, workload.autocast()
 
@@ -94,16 +94,13 @@ def _dense(
 ) -> Work:
     space = SPACES["segmentation"]
     assert space is not None
-    own = workload.encoder in smp.encoders.get_encoder_names()
-    net = smp.FPN(
-        workload.encoder if own else f"tu-{workload.encoder}",
-        encoder_weights=None,
-        classes=len(space.classes) if field == "segmentation" else 1,
-    )
-    target = workload.pinned(torch.stack([torch.from_numpy(getattr(one, field)) for one in samples]))
+    known = workload.encoder in smp.encoders.get_encoder_names()
+    encoder = workload.encoder if known else f"tu-{workload.encoder}"
+    net = smp.FPN(encoder, encoder_weights=None, classes=len(space.classes) if field == "segmentation" else 1)
+    target = workload.pinned(torch.stack([torch.from_numpy(getattr(sample, field)) for sample in samples]))
     net, step, image = _trained(workload, net, samples)
     device, autocast = workload.on, workload.autocast()
-    mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def losses(images: Tensor, labels: Tensor) -> Tensor:
         images = ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -112,11 +109,7 @@ def _dense(
         return loss(raw.float(), labels)
 
     run = torch.compile(losses) if compiled else losses
-
-    def work() -> None:
-        step(run(image.to(device, non_blocking=True), target.to(device, non_blocking=True)))
-
-    return work
+    return lambda: step(run(image.to(device, non_blocking=True), target.to(device, non_blocking=True)))
 
 
 def _trained(
@@ -131,7 +124,7 @@ def _trained(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    image = torch.stack([torch.from_numpy(one.image.transpose(2, 0, 1).copy()) for one in samples])
+    image = torch.stack([torch.from_numpy(sample.image.transpose(2, 0, 1).copy()) for sample in samples])
     return net, step, workload.pinned(image)
 
 

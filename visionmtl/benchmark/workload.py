@@ -1,24 +1,24 @@
 """What is measured: the joint network with three tasks as a run would train it, and random labelled images for it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from pydantic import Field
 from torch import Tensor
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.config.registry import Spec
+from visionmtl.benchmark.measure import Work
 from visionmtl.data.collate import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.trainer import DTYPES, Trainer
+from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.ops.street_labels import CITYSCAPES19
 from visionmtl.run import Run
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 
@@ -29,17 +29,17 @@ Mode = Literal["eager", "compiled", "cuda_graph"]
 COMPILE = {"eager": False, "compiled": True, "cuda_graph": "cuda_graph"}  # the values of train.compile
 
 
-class Workload(Spec):
+@dataclass(frozen=True)
+class Workload:
     """80 detection classes, 19 segmentation classes and depth, with the settings that a config has by default."""
 
     encoder: str = "resnet50"
-    batch: int = Field(16, ge=1)
-    size: tuple[int, int] = (512, 512)
-    """(H, W) of the input."""
-    boxes: int = Field(30, ge=1, description="mean number of boxes an image: 1 to 2 * boxes - 1, all equally likely")
-    precision: Literal["fp32", "bf16"] | None = Field(None, description="None: bf16 on CUDA devices, else fp32")
+    batch: int = 16
+    size: tuple[int, int] = (512, 512)  # (H, W) of the input
+    boxes: int = 30  # mean number of boxes an image: 1 to 2 * boxes - 1, all equally likely
+    precision: str | None = None  # fp32 or bf16; None: bf16 on CUDA devices, else fp32
     device: str = "auto"
-    overrides: tuple[str, ...] = Field((), description="further settings of the run, as on train.py's command line")
+    overrides: Sequence[str] = ()  # further settings of the run, as on train.py's command line
 
     @property
     def on(self) -> torch.device:
@@ -50,6 +50,12 @@ class Workload(Spec):
     def cast_to(self) -> torch.dtype:
         """What autocast computes in."""
         return DTYPES[self._precision]
+
+    @property
+    def text(self) -> str:
+        """Device, encoder, size and precision."""
+        precision = str(self.cast_to).removeprefix("torch.")
+        return f"{self.on}: {self.encoder}, {self.size[0]}x{self.size[1]}, {precision}"
 
     def autocast(self) -> Callable[[], torch.autocast]:
         """What makes the context of a forward pass; looked up once, for asking for the device takes its time."""
@@ -83,8 +89,8 @@ class Workload(Spec):
         net = build_model(run.model, run.tasks, {name: SPACES[name] for name in tasks}, self.size).to(self.on)
         return net.to(memory_format=torch.channels_last) if run.train.channels_last else net
 
-    def state(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
-        """The run before its first step."""
+    def trainer(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
+        """A training before its first step."""
         return Trainer(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
 
     def samples(self, boxes: int | None = None, seed: int = 0) -> list[Sample]:
@@ -106,6 +112,48 @@ class Workload(Spec):
     def pinned(self, x: Tensor) -> Tensor:
         """Where a GPU can fetch it without the host waiting."""
         return x.pin_memory() if self.on.type == "cuda" else x
+
+
+def joint_step(trainer: Trainer, batch: Batch) -> Work:
+    """The step of a training run, copies of the (pinned) batch to the device included."""
+    return lambda: trainer.train_step([batch.to(trainer.ranks.device)])
+
+
+def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
+    """The encoder alone on a float image that is there already; the mean of each map from stride 4 on as loss."""
+    run = workload.run()
+    torch.manual_seed(0)
+    encoder = run.model.encoder.build(workload.size, coarsest=5).to(workload.on)
+    encoder.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
+    image = torch.randn(workload.batch, 3, *workload.size, device=workload.on)
+    image = image.contiguous(memory_format=torch.channels_last)
+    autocast = workload.autocast()
+
+    def loss() -> torch.Tensor:
+        with autocast():
+            maps = encoder(image)
+        return torch.stack([one.float().mean() for level, one in maps.items() if level >= 2]).sum()
+
+    if COMPILE[mode]:
+        how = "reduce-overhead" if mode == "cuda_graph" else "default"
+        loss = torch.compile(loss, fullgraph=True, dynamic=False, mode=how)
+
+    def work() -> None:
+        if mode == "cuda_graph":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
+def matrix_product(workload: Workload) -> tuple[Work, float]:
+    """A large product in the precision of the step, and its floating-point operations: what the device can do."""
+    side = 8192 if workload.on.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=workload.on).to(workload.cast_to) for _ in range(2))
+    return lambda: a @ b, 2.0 * side**3
 
 
 def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> Sample:

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from visionmtl.config.shipped import shipped_folder
+from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean
 
 SHIPPED = shipped_folder("configs")
@@ -228,7 +228,7 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
 
 def find_base(path: Path, base: str) -> Path:
     """The base file named in `path`: relative to it, else a shipped config."""
-    for file in (path.parent / base, SHIPPED / _below_configs(Path(base))):
+    for file in (path.parent / Path(base).expanduser(), SHIPPED / _below_configs(Path(base))):
         if file.is_file():
             return file
     folder = (path.parent / base).parent

@@ -5,6 +5,8 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from importlib.util import find_spec
+from os.path import expanduser
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
@@ -23,13 +25,20 @@ from visionmtl.config.suggest import did_you_mean
 
 
 class Spec(BaseModel):
-    """Frozen settings. Unknown fields are errors; `build` of the subclass makes the thing they describe."""
+    """Frozen settings. Unknown fields are errors; `build` of the subclass makes the thing they describe.
+
+    A text that begins with ~ is a path in the home folder.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _name_the_nearest(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _validate(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the home folder where a setting begins with ~; name the nearest field to an unknown one."""
+        if isinstance(value, dict):
+            paths = {name: path for name, path in value.items() if isinstance(path, str | Path)}
+            value = value | {name: expanduser(path) for name, path in paths.items() if str(path).startswith("~")}
         try:
             return handler(value)
         except ValidationError as error:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from visionmtl.config.shipped import shipped_folder
+from visionmtl.config.paths import shipped_folder
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
 """Label spaces meet tasks: which one each task learns, and which data sets teach it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from visionmtl.config.registry import did_you_mean
-from visionmtl.datasets import NamedDataset
+from visionmtl.datasets import NamedDataset, Relabelled
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import Task
 
@@ -52,6 +53,34 @@ def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) ->
             f"{', '.join(named) or 'none for ' + task.field}; correct tasks.{name}.space or add the data set"
         )
     return named[wanted] if wanted is not None else next(iter(named.values()), None)
+
+
+def align(sources: Sequence[NamedDataset], tasks: Mapping[str, Task], spaces: Spaces) -> list[NamedDataset]:
+    """Data sets to judge by, with labels in the spaces that the tasks learn where theirs differ in the list alone.
+
+    A split's annotation file often lists only the classes that occur in it: a list under the same name whose classes
+    the task's space has is read by name. Raises ValueError naming the classes that it does not have.
+    """
+    aligned = []
+    for source in sources:
+        learned: dict[str, LabelSpace] = {}
+        for name, task in tasks.items():
+            offer, space = source.provides.get(task.field), spaces[name]
+            if offer is None or space is None or not _may_teach(source, task):
+                continue
+            if offer.name != space.name or offer.classes == space.classes:
+                continue
+            if strange := [one for one in offer.classes if one not in space.classes]:
+                missing = [one for one in space.classes if one not in offer.classes]
+                raise ValueError(
+                    f"data set {source.name} labels {task.field!r} with classes {', '.join(strange)}, which task "
+                    f"{name!r} does not learn as {space.name}"
+                    f"{', and lacks ' + ', '.join(missing) if missing else ''}; classes are matched by name, and a "
+                    "split may lack some but add none; correct the names, or train on data that have them"
+                )
+            learned[task.field] = space
+        aligned.append(replace(source, reader=Relabelled(source.reader, learned)) if learned else source)
+    return aligned
 
 
 def supervises(source: NamedDataset, task: Task, space: LabelSpace | None) -> bool:

@@ -35,7 +35,7 @@ class Optim(Spec):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(
-        0.05, ge=0, description="not applied to biases, norms and other parameters of one axis or none"
+        0.05, ge=0, description="not applied to biases, norms, gains, and what timm exempts in its models"
     )
     betas: tuple[float, float] | None = Field(None, description="adamw; (0.9, 0.999)")
     momentum: float | None = Field(None, ge=0, lt=1, description="sgd; 0.9")
@@ -86,7 +86,7 @@ def lr_factor(spec: Optim, step: int, total_steps: int, steps_per_epoch: int = 1
     Warm-up is linear, (step + 1) / warmup steps, and the schedule runs over the steps that remain, so that the last
     step of cosine and poly has exactly `min_lr_factor`. Milestones are fractions of the whole run.
     """
-    warmup = spec.warmup_steps or round((spec.warmup_epochs or 0) * steps_per_epoch)
+    warmup = num_warmup_steps(spec, steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
     done = min((step - warmup) / max(total_steps - 1 - warmup, 1), 1.0)
@@ -100,6 +100,11 @@ def lr_factor(spec: Optim, step: int, total_steps: int, steps_per_epoch: int = 1
     curve = (1 + math.cos(math.pi * done)) / 2 if spec.schedule == "cosine" else (1 - done) ** (spec.power or 0.9)
     lowest = spec.min_lr_factor or 0.0
     return lowest + (1 - lowest) * curve
+
+
+def num_warmup_steps(spec: Optim, steps_per_epoch: int) -> int:
+    """Optimiser steps of the warm-up; 0 without one."""
+    return spec.warmup_steps or round((spec.warmup_epochs or 0) * steps_per_epoch)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -123,13 +128,35 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
 
 
+def skip_if_not_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Let the optimiser's next step change nothing if the gradient's norm is not finite; returns 1.0 if so, else 0.0.
+
+    The host waits for nothing: fused optimisers look at `found_inf` on the device, as they do for torch's GradScaler.
+    SGD over DTensors is not fused, and has no such switch.
+    """
+    not_finite = (~norm.isfinite()).float()
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = not_finite  # type: ignore[attr-defined]
+    return not_finite
+
+
 def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Parameters by (learning rate, weight decay), in the net's order; `base_lr` is what `set_lr` multiplies."""
+    """Parameters by (learning rate, weight decay), in the net's order; `base_lr` is what `set_lr` multiplies.
+
+    Without decay are the balancer's parameters, what the encoder lists in `no_decay_names`, and what has one axis or
+    none: biases, norms, scales, and gains such as NFNet's [C, 1, 1, 1] (not a `weight`, which may be a kernel).
+    """
     factors = _encoder_factors(spec, net)
+    exempt = {id(p) for encoder in _encoders(net) for p in _exempt(encoder)}
+    if balancer is not None:
+        exempt |= {id(p) for p in balancer.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for parameter, balances in _trainable(net, balancer):
+    for name, parameter in (*net.named_parameters(), *(balancer.named_parameters() if balancer is not None else ())):
+        if not parameter.requires_grad:
+            continue
+        num_axes = parameter.ndim if name.endswith("weight") else sum(length > 1 for length in parameter.shape)
         base_lr = spec.lr * factors.get(id(parameter), 1.0)
-        decay = spec.weight_decay if parameter.ndim > 1 and not balances else 0.0
+        decay = spec.weight_decay if num_axes > 1 and id(parameter) not in exempt else 0.0
         fresh = {"params": [], "lr": base_lr, "base_lr": base_lr, "weight_decay": decay}
         groups.setdefault((base_lr, decay), fresh)["params"].append(parameter)
     if not groups:
@@ -137,10 +164,15 @@ def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = N
     return list(groups.values())
 
 
-def _trainable(net: nn.Module, balancer: nn.Module | None) -> Iterator[tuple[nn.Parameter, bool]]:
-    for module, balances in ((net, False), (balancer, True)):
-        if module is not None:
-            yield from ((parameter, balances) for parameter in module.parameters() if parameter.requires_grad)
+def _encoders(net: nn.Module) -> list[nn.Module]:
+    """The net's encoder, and the copies of it that sharing methods make."""
+    encoder = getattr(net, "encoder", None)
+    return [] if encoder is None else [module for module in net.modules() if type(module) is type(encoder)]
+
+
+def _exempt(encoder: nn.Module) -> Iterator[nn.Parameter]:
+    names = getattr(encoder, "no_decay_names", ())
+    yield from (parameter for name, parameter in encoder.named_parameters() if name in names)
 
 
 def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
@@ -150,8 +182,8 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
     the order in which timm declares them, which is the order of computation. The last layer has encoder_lr_factor,
     each one before it `layer_decay` times that of its successor.
     """
-    encoder = getattr(net, "encoder", None)
-    if encoder is None:
+    encoders = _encoders(net)
+    if not encoders:
         if spec.layer_decay is not None or spec.encoder_lr_factor != 1:
             raise ValueError(
                 f"{type(net).__name__} has no `encoder`, so encoder_lr_factor and layer_decay do nothing; "
@@ -159,8 +191,8 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
             )
         return {}
     factors: dict[int, float] = {}
-    for module in (module for module in net.modules() if type(module) is type(encoder)):
-        for below_top, layer in enumerate(reversed(layers(module).values())):
+    for encoder in encoders:
+        for below_top, layer in enumerate(reversed(layers(encoder).values())):
             factor = spec.encoder_lr_factor * (spec.layer_decay or 1.0) ** below_top
             factors.update((id(parameter), factor) for parameter in layer)
     return factors
@@ -169,10 +201,11 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
 def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The encoder's parameters by layer, first layer first, by a rule that holds for every timm family.
 
-    timm's own `group_matcher` is lost when a model becomes a feature extractor, so names decide: a layer is the path
-    to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one ("model.blocks.11"), leaf
-    modules ("conv1") not counted. What precedes the first such path is the stem; what closes a stage or the encoder
-    (a final norm) belongs to the layer before it. timm declares parameters in the order of computation.
+    timm's `group_matcher` is missing in some families and stops at whole stages in others (GCViT, DPN), so names
+    decide: a layer is the path to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one
+    ("model.blocks.11"), leaf modules ("conv1") not counted. What precedes the first such path is the stem; what closes
+    a stage or the encoder (a final norm) belongs to the layer before it. timm declares parameters in the order of
+    computation.
     """
     found: dict[str, list[nn.Parameter]] = {}
     current = "stem"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import eval_names, resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, eval_names, resolve_spaces, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
@@ -32,11 +32,11 @@ from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import Results, evaluate, monitored_value, save_json
 from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
 from visionmtl.engine.logging import RunLog, logger, results_table
-from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, set_lr
+from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.modeling.sync_batchnorm import synchronise
-from visionmtl.modeling.unused_parameters import freeze_unused_parameters
+from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
@@ -47,13 +47,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NotFinite(FloatingPointError):
-    """A loss became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
+    """A loss or gradient became infinite or not a number: what a setting can cure."""
 
 
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, NotFinite when a loss stops being finite.
+    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite.
     """
     options = options or TrainOptions()
     with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
@@ -71,6 +71,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
     spaces = resolve_spaces(run.tasks, datasets)
+    val_datasets = align(val_datasets, run.tasks, spaces)
     names = eval_names(run.tasks, spaces, val_datasets)
     resume.check_best(run, spaces, names, val_datasets)
     settings = run.train
@@ -110,6 +111,18 @@ def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedD
         return replace(dataset, reader=Subset(dataset.reader, count, max(length, count)))
 
     return [first(dataset, len(dataset)) for dataset in datasets], [first(dataset, 0) for dataset in datasets]
+
+
+def _check_warmup(run: Run, steps_per_epoch: int) -> None:
+    """Raise ValueError where the whole run, whatever a start's options cut off, ends before its warm-up does."""
+    warmup, total = num_warmup_steps(run.optim, steps_per_epoch), run.train.epochs * steps_per_epoch
+    if warmup > total:
+        setting = "warmup_epochs" if run.optim.warmup_steps is None else "warmup_steps"
+        raise ValueError(
+            f"the warm-up takes {warmup} steps, but the run has {total} (train.epochs {run.train.epochs} of "
+            f"{steps_per_epoch} steps), so the rate would never reach optim.lr; allowed are up to {total} steps; lower "
+            f"optim.{setting}, or raise train.epochs"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,9 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device)
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        if run.data.input_size != run.data.size:
+            check_evaluates(net, run.data.input_size, ranks.device)
         self.balancer = run.balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer)
@@ -181,6 +196,8 @@ class Trainer:
         self.optimizer = build_optimizer(run.optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
+        self.num_not_finite = torch.zeros((), device=ranks.device)
+        """Steps of this start whose gradient was not finite; read when the loop logs."""
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             compile_losses(loss_net, run.train, ranks.device)
@@ -191,7 +208,11 @@ class Trainer:
     # ---- one step ----
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepOutput:
-        """One optimiser step on batches that are on the device. Nothing waits for the device."""
+        """One optimiser step on batches that are on the device. Nothing waits for the device.
+
+        A gradient that is not finite leaves the weights as they are: under fp16 the loss scale is lowered, otherwise
+        the step counts in `num_not_finite`.
+        """
         self.net.train()
         torch.manual_seed(self._step_seed())
         totals = step_totals([batch.counts for batch in micro_batches])
@@ -237,6 +258,8 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not self.scaler.is_enabled():  # the scaler does the same
+            self.num_not_finite += skip_if_not_finite(self.optimizer, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -275,6 +298,10 @@ class Trainer:
             self.log.config(dump(run))
             for line in self._introduction(resumed):
                 logger.info(line)
+            if num_warmup_steps(run.optim, self.steps_per_epoch) > run.train.epochs * self.steps_per_epoch:
+                logger.info(
+                    "note      --limit-train-batches ends the run before its warm-up does; the rate stays below optim.lr"
+                )
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
                 self.validate()
@@ -333,6 +360,7 @@ class Trainer:
                 f"an epoch has {batches} batches, but train.accumulate is {settings.accumulate}; one step takes that "
                 "many batches; lower train.accumulate or train.batch_size"
             )
+        _check_warmup(self.run, len(self.data.train_loader) // settings.accumulate)
         self.total_steps = done + 1 if options.dry_run else settings.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, options.max_steps or self.total_steps)
         if options.profile:
@@ -384,7 +412,8 @@ class Trainer:
         names = [(task, part) for task, parts in output.losses.items() for part in parts]
         flags = torch.stack(list(output.labelled.values())).float()  # the same on all ranks
         # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
-        values = distributed.mean(torch.cat([torch.stack([output.losses[t][p] for t, p in names]), flags])).tolist()
+        parts = torch.stack([output.losses[task][part] for task, part in names])
+        *values, num_not_finite = distributed.mean(torch.cat([parts, flags, self.num_not_finite[None]])).tolist()
         labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
         losses: dict[str, dict[str, float]] = {}
         for (task, part), value in zip(names, values, strict=False):
@@ -396,6 +425,12 @@ class Trainer:
                 f"losses are not finite at step {self.state.step}: {', '.join(bad)}; finite ones are needed; lower "
                 "optim.lr, set optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one "
                 "task spoilt the others, train.log_every_steps=1 shows the first"
+            )
+        if num_not_finite:
+            raise NotFinite(
+                f"the gradient was not finite in {num_not_finite:.0f} step(s) up to step {self.state.step}, which left "
+                "the weights as they were; finite ones are needed; lower optim.lr, or look at the labels with "
+                "tools/visualize.py --mode data; train.log_every_steps=1 shows the first such step"
             )
         return losses
 

@@ -19,9 +19,9 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, forward
+from visionmtl.io.images import list_images, read_image
+from visionmtl.io.video import is_video, read_frames
 from visionmtl.network import MultiTaskNet
-from visionmtl.ops.images import list_images, read_image
-from visionmtl.ops.videos import is_video, read_frames
 from visionmtl.structures import Detections, LabelSpace
 from visionmtl.tasks.base import Task
 from visionmtl.visualization import draw
@@ -230,7 +230,7 @@ def predict(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
-                "read files with visionmtl.ops.images.read_image, or convert the array"
+                "read files with visionmtl.io.images.read_image, or convert the array"
             )
     was_training = net.training
     net.eval()

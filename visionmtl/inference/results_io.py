@@ -21,14 +21,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
+from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
-from visionmtl.ops.coco_results import canonical, read_rows, rows_of
-from visionmtl.ops.dense_files import CODES
-from visionmtl.ops.file_names import present
-from visionmtl.ops.photos import read_png
-from visionmtl.structures import Detections, LabelSpace, Sample
+from visionmtl.io.coco.annotations import canonical
+from visionmtl.io.coco.results import read_rows, rows_of
+from visionmtl.io.images import read_png
+from visionmtl.io.paths import Files, composed, is_hidden
+from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 
 MANIFEST = "submission.json"
@@ -37,6 +39,11 @@ KITTI_UNITS = 256
 
 _CITYSCAPES_ENDING = "_pred_labelIds"
 _OFFICIAL_ENDINGS = ("", _CITYSCAPES_ENDING)
+
+_Code = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
+_Decode = Callable[[Path, NDArray[Any], LabelSpace | None, float], NDArray[Any]]
+
+_NORMALS_RANGE = 65535
 
 
 def check_empty(folder: Path) -> None:
@@ -63,9 +70,9 @@ class SubmissionWriter:
 
     def add(self, sample: Sample, predictions: Mapping[str, Any]) -> None:
         """Keep the predictions of one image, by task."""
-        if canonical(sample.image_id) in self._seen:
+        if _key(sample.image_id) in self._seen:
             raise _twice(sample.image_id)
-        self._seen[canonical(sample.image_id)] = sample.image_id
+        self._seen[_key(sample.image_id)] = sample.image_id
         for name, prediction in predictions.items():
             task, space = self._tasks[name], self._spaces[name]
             if task.field == "boxes":
@@ -74,7 +81,7 @@ class SubmissionWriter:
                 continue
             file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(file), CODES[task.field][0](prediction, space, self._units)):
+            if not cv2.imwrite(str(file), _CODES[task.field][0](prediction, space, self._units)):
                 raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
 
     def close(self) -> None:
@@ -89,8 +96,8 @@ class SubmissionWriter:
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, mine)
         ids = [image_id for _, seen in parts for image_id in seen]
-        counts = Counter(map(canonical, ids))
-        if repeated := sorted(image_id for image_id in ids if counts[canonical(image_id)] > 1):
+        counts = Counter(map(_key, ids))
+        if repeated := sorted(image_id for image_id in ids if counts[_key(image_id)] > 1):
             raise _twice(repeated[0])
         if dist.is_initialized() and dist.get_rank() != 0:
             return
@@ -113,7 +120,7 @@ class SubmissionWriter:
 
     def _check_pngs(self, ids: Sequence[str]) -> None:
         pngs = [self._png(name, image_id) for name in self._tasks.keys() - self._rows.keys() for image_id in ids]
-        there = present(self.folder, pngs)
+        there = Files(self.folder).present(pngs)
         if not there.all():
             raise ValueError(
                 f"{np.count_nonzero(~there)} of {len(there)} PNGs are not in {self.folder} as the first process sees "
@@ -132,9 +139,9 @@ def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, 
                     f"--from-predictions {text}: there is no task {name!r}{did_you_mean(name, tasks)}; it can be "
                     f"{', '.join(tasks)}; correct it"
                 )
-            paths[name] = Path(path)
+            paths[name] = home_path(path)
             continue
-        folder = Path(text)
+        folder = home_path(text)
         looked_for = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
         found = {name: path for name, path in looked_for.items() if path.exists()}
         if not found:
@@ -169,7 +176,8 @@ def open_predictions(
         return _open_boxes(path, space)
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
-    files = {str(file.relative_to(path).with_suffix("")).replace("\\", "/"): file for file in path.rglob("*.png")}
+    pngs = [file for file in path.rglob("*.png") if not is_hidden(file.name)]
+    files = {composed(file.relative_to(path).with_suffix("").as_posix()): file for file in pngs}
     by_ending: dict[str, list[str]] = {}  # files below folders that image ids do not name
     for name in files:
         parts = name.split("/")
@@ -178,8 +186,9 @@ def open_predictions(
     units = units_per_metre or _declared_units(path) or KITTI_UNITS
 
     def read(sample: Sample) -> tuple[str, Any]:
-        names = [f"{sample.image_id}{ending}" for ending in _OFFICIAL_ENDINGS]
-        flat = [f"{_last(sample.image_id)}{ending}" for ending in _OFFICIAL_ENDINGS]
+        image_id = composed(sample.image_id)
+        names = [f"{image_id}{ending}" for ending in _OFFICIAL_ENDINGS]
+        flat = [f"{image_id.rpartition('/')[2]}{ending}" for ending in _OFFICIAL_ENDINGS]
         found = [name for name in (*names, *flat) if name in files][:1]
         found = found or [name for ending in names for name in by_ending.get(ending, ())]
         if len(found) > 1:
@@ -192,24 +201,29 @@ def open_predictions(
                 f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
                 f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
             )
-        return found[0], CODES[task.field][1](files[found[0]], read_png(files[found[0]]), space, units)
+        return found[0], _CODES[task.field][1](files[found[0]], read_png(files[found[0]]), space, units)
 
     return Predictions(read)
 
 
 def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
-    classes = {official: label for label, official in enumerate(space.ids or range(len(space.classes)))}
+    classes = {str(official): label for label, official in enumerate(space.ids or range(len(space.classes)))}
     by_image: dict[str, list[tuple[list[float], float, int]]] = {}
     ignored = 0
-    for row in read_rows(path):
+    for number, row in enumerate(read_rows(path)):
+        if "bbox" not in row:
+            raise ValueError(
+                f"{path}: entry[{number}] has a mask and no box; every result needs bbox [x, y, width, height] here; "
+                "masks are scored with --truth alone"
+            )
         if row["category_id"] not in classes:
             ignored += 1
             continue
-        of_image = by_image.setdefault(canonical(row["image_id"]), [])
+        of_image = by_image.setdefault(row["image_id"], [])
         of_image.append((row["bbox"], row["score"], classes[row["category_id"]]))
 
     def read(sample: Sample) -> tuple[str, Detections]:
-        key = canonical(sample.image_id)
+        key = _key(sample.image_id)
         rows = by_image.get(key, [])
         xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
@@ -220,9 +234,9 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
 
 
 def _check_field(task: Task) -> None:
-    if task.field != "boxes" and task.field not in CODES:
+    if task.field != "boxes" and task.field not in _CODES:
         raise ValueError(
-            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(CODES)}; leave that task out"
+            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(_CODES)}; leave that task out"
         )
 
 
@@ -246,8 +260,9 @@ def _by_image(row: Mapping[str, Any]) -> tuple[bool, int, str]:
     return (False, image_id, "") if isinstance(image_id, int) else (True, 0, image_id)
 
 
-def _last(image_id: str) -> str:
-    return image_id.rpartition("/")[2]
+def _key(image_id: str) -> str:
+    """What the id means in a results file, where "007" and 7 are one image."""
+    return canonical(image_id) or image_id
 
 
 def _safe(image_id: str) -> str:
@@ -261,3 +276,62 @@ def _safe(image_id: str) -> str:
 
 def _ending(space: LabelSpace | None) -> str:
     return _CITYSCAPES_ENDING if space is not None and space.name == "cityscapes19" else ""
+
+
+def _code_classes(classes: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    return _official_ids(space)[classes]
+
+
+def _decode_classes(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    _check(file, values, np.uint8, channels=1)
+    assert space is not None
+    table = np.full(256, IGNORE, np.uint8)
+    table[_official_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
+    return table[values]
+
+
+def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
+    """uint8 [256]: value in the file by class id; no class is 0 in official files, and IGNORE where ids are our own."""
+    assert space is not None
+    table = np.full(256, 0 if space.ids else IGNORE, np.uint8)
+    table[: len(space.classes)] = space.ids or range(len(space.classes))
+    return table
+
+
+def _code_depth(depth_m: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    # 0 means "no prediction": what is nearer than a step becomes the first step
+    return np.clip(np.rint(depth_m.astype(np.float64) * units), 1, 65535).astype(np.uint16)
+
+
+def _decode_depth(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    _check(file, values, np.uint16, channels=1)
+    return (values / np.float64(units)).astype(np.float32)
+
+
+def _code_normals(normals: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    codes = np.rint((normals.astype(np.float64).clip(-1, 1) + 1) / 2 * _NORMALS_RANGE).astype(np.uint16)
+    return np.ascontiguousarray(codes[..., ::-1])  # OpenCV writes BGR
+
+
+def _decode_normals(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+    _check(file, values, np.uint16, channels=3)
+    return (values[..., ::-1] / _NORMALS_RANGE * 2 - 1).astype(np.float32)
+
+
+def _check(file: Path, values: NDArray[Any], dtype: type, channels: int) -> None:
+    found = 1 if values.ndim == 2 else values.shape[2]
+    if values.dtype != dtype or found != channels:
+        bits = np.dtype(dtype).itemsize * 8
+        raise ValueError(
+            f"{file} has {found} channel(s) of {values.dtype.itemsize * 8} bits; {channels} of {bits} bits are needed "
+            "here; convert it"
+        )
+
+
+_CODES: dict[str, tuple[_Code, _Decode]] = {
+    "segmentation": (_code_classes, _decode_classes),
+    "depth_m": (_code_depth, _decode_depth),
+    "normals": (_code_normals, _decode_normals),
+}
+"""By field of `Sample`: code(prediction, space, units per metre) -> values as OpenCV writes them, and the way back
+from values as OpenCV reads them (the file is for errors)."""

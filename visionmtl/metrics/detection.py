@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.ops.coco_ap import Annotation, Backend, precision_and_recall, summary
+from visionmtl.metrics.coco_ap import Annotation, Backend, precision_and_recall, summary
 from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
 
 _Image = tuple[str, Boxes, Detections]

@@ -1,6 +1,7 @@
 """The encoder: any timm model that gives features, as maps of known channels and strides."""
 
 import importlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ from visionmtl.modeling.weights import check_transfer, check_weights, plain_name
 from visionmtl.structures import Maps
 
 Size = tuple[int, int]
+
+FINEST_READ = 2
+"""Decoders and heads read maps of stride 4 and coarser; some encoders round a map of stride 2 off (NASNet)."""
 
 
 class _ImportedOnUse:
@@ -97,7 +101,8 @@ class Encoder(Spec):
                 f"{timm.list_pretrained(self.name.split('.')[0] + '*')[:5]}; set pretrained: false or give a checkpoint"
             )
 
-        last = {stride: index for index, stride in enumerate(i["reduction"] for i in probe.feature_info.info)}
+        # tresnet declares a first map without a module that gives it
+        last = {i["reduction"]: at for at, i in enumerate(probe.feature_info.info) if i.get("module") != ""}
         read = [index for stride, index in last.items() if coarsest is None or stride <= 2**coarsest]
         options["out_indices"] = tuple(read or last.values())
         if len(last) == 1 and isinstance(probe, timm.models._features.FeatureGetterNet):
@@ -112,7 +117,9 @@ class Encoder(Spec):
         _convert_norm(body, self.norm, self.name)
         if self.grad_checkpointing:
             _set_checkpointing(body, self.name)
-        return _TimmMaps(body, self, fixed_size)
+        encoder = _TimmMaps(body, self, fixed_size)
+        encoder.no_decay_names = _exempt_from_decay(self._whole(), encoder)
+        return encoder
 
     def _any_size(self) -> dict[str, Any]:
         if ":" in self.name:
@@ -127,12 +134,26 @@ class Encoder(Spec):
                 f"timm's {self.name} does not take these options: {error}; given were {sorted(options)}; "
                 "correct encoder.options or drop_path"
             ) from error
+        except AssertionError as error:
+            raise ValueError(
+                f"timm's {self.name} cannot be built with {options}: {str(error) or 'an assertion of timm fails'}; "
+                "allowed is what that model takes, for some a square data.size only; change data.size or "
+                "encoder.options, or choose another encoder"
+            ) from error
+        except OSError as error:  # what urllib and huggingface_hub raise
+            raise ValueError(
+                f"weights {self.name} cannot be fetched: {str(error).splitlines()[0]}; they come from the internet or "
+                "from an earlier download; set model.encoder.checkpoint to a file, or model.encoder.pretrained: false"
+            ) from error
+
+    def _whole(self) -> Any:
+        """The classification model without values, which knows what a feature extractor has lost."""
+        with torch.device("meta"):
+            return timm.create_model(self.name, **(self._any_size() | self.options))
 
     def _load(self, options: dict[str, Any]) -> Any:
         assert self.checkpoint is not None
-        with torch.device("meta"):
-            whole = timm.create_model(self.name, **(self._any_size() | self.options))
-        weights = check_weights(self.checkpoint, whole)
+        weights = check_weights(self.checkpoint, self._whole())
         with unheard("timm.models._builder"):  # it warns of classifier keys, which were judged above
             body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
         check_transfer(body, weights, self.checkpoint)
@@ -148,11 +169,26 @@ class Encoder(Spec):
 def _normed_features() -> type[nn.Module]:
     """timm's extractor for plain ViTs, whose last tokens are meant to be read behind the final norm."""
 
-    class Normed(timm.models._features.FeatureGetterNet):  # type: ignore[misc]
+    class Normed(timm.models._features.FeatureGetterNet):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"norm": True})
 
     return Normed
+
+
+def _exempt_from_decay(whole: Any, encoder: Any) -> frozenset[str]:
+    """Names of the encoder's parameters that timm trains without weight decay: what the model and its parts name.
+
+    whole: the classification model; patterns such as "pos_embed.*" are fnmatch's, as in timm's own optimisers
+    """
+    patterns = [
+        plain_name(f"{name}.{pattern}" if name else pattern)
+        for name, module in whole.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for pattern in module.no_weight_decay()
+    ]
+    names = {f"body.{name}": plain_name(name) for name, _ in encoder.body.named_parameters()}
+    return frozenset(name for name, plain in names.items() if any(fnmatchcase(plain, pattern) for pattern in patterns))
 
 
 class _TimmMaps(nn.Module):
@@ -161,6 +197,9 @@ class _TimmMaps(nn.Module):
     Of several maps with one stride the last is taken. A patch of 14 px is no power of two: the image is first resized
     by 14/16 (bilinear), so that one token stands for 16 px of the input and the map is level 4.
     """
+
+    no_decay_names: frozenset[str] = frozenset()
+    """Names of parameters that the optimiser must not decay."""
 
     def __init__(self, body: Any, spec: Encoder, fixed_size: Size | None) -> None:
         super().__init__()
@@ -187,15 +226,29 @@ class _TimmMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Maps:
         """See the class."""
-        self.check_size(image.shape[-2], image.shape[-1])
+        height, width = image.shape[-2:]
+        self.check_size(height, width)
         if self._patch != self.size_multiple:
-            height, width = (side // self.size_multiple * self._patch for side in image.shape[-2:])
-            image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)
+            patched = [side // self.size_multiple * self._patch for side in (height, width)]
+            image = F.interpolate(image, patched, mode="bilinear", align_corners=False)
 
         features = self.body(image)
         if self._nhwc:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
-        return dict(zip(self.levels, features, strict=True))
+        maps = dict(zip(self.levels, features, strict=True))
+        self._check_strides(maps, height, width)
+        return maps
+
+    def _check_strides(self, maps: Maps, height: int, width: int) -> None:
+        """Raises ValueError unless every map that a pyramid may read is as large as its level says."""
+        for level, feature in maps.items():
+            size, expected = tuple(feature.shape[-2:]), (height >> level, width >> level)
+            if size != expected and level >= FINEST_READ:
+                raise ValueError(
+                    f"encoder {self.name} does not keep its strides: from {height}x{width} px its map of level {level} "
+                    f"is {size[0]}x{size[1]}; it must be {expected[0]}x{expected[1]}, the input by {2**level}; "
+                    "choose another model.encoder.name"
+                )
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for an input of (height, width) pixels that the model cannot take."""

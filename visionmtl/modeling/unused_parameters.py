@@ -1,23 +1,34 @@
-"""Parameters that no output depends on: they would never learn, and processes would wait for their gradients."""
+"""The forward pass at the start of a run: what cannot be trained is refused, what would never learn is frozen."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from visionmtl.ops.ranks import num_ranks
 
 
-def freeze_unused_parameters(net: nn.Module, size: tuple[int, int], device: torch.device) -> list[str]:
+def freeze_unused_parameters(
+    net: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int = 2
+) -> list[str]:
     """Stop what no output of a training step depends on from being trained; returns the names.
 
-    Some encoders compute more than is read: of HRNet's maps the coarse ones, when tasks read the fine ones. Found by
-    looking along the graph of one forward pass of two black images of `size` = (H, W); random numbers, statistics and
+    It would never learn, and processes would wait for its gradients. Some encoders compute more than is read: of
+    HRNet's maps the coarse ones, when tasks read the fine ones. Found by looking along the graph of one forward pass
+    of black images of `size` = (H, W), two of them or one where `batch_size` is 1; random numbers, statistics and
     gradients stay as they are.
+
+    Raises ValueError where the encoder fails at this size, or a normalisation has only one value to normalise.
     """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     was_training = net.training
+    image = torch.zeros(min(batch_size, 2), 3, *size, dtype=torch.uint8, device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        outputs = net.train()(torch.zeros(2, 3, *size, dtype=torch.uint8, device=device))
+        with _explained(net.train(), size):
+            outputs = net(image)
         read = {id(parameter) for parameter in _leaves(outputs)}
     with torch.no_grad():
         for buffer, before in buffers:
@@ -28,6 +39,74 @@ def freeze_unused_parameters(net: nn.Module, size: tuple[int, int], device: torc
     for name in unread:
         net.get_parameter(name).requires_grad_(False)
     return unread
+
+
+def check_evaluates(net: nn.Module, size: tuple[int, int], device: torch.device) -> None:
+    """Raise ValueError where the net's encoder cannot take an image of `size` = (H, W) in evaluation."""
+    was_training = net.training
+    with torch.no_grad(), _explained(net.eval(), size):
+        net(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+    net.train(was_training)
+
+
+@contextmanager
+def _explained(net: nn.Module, size: tuple[int, int]) -> Iterator[None]:
+    """Errors of a forward pass that a setting can cure become ValueErrors that name it."""
+    encoder = getattr(net, "encoder", None)
+    inside = False
+
+    def enter(*_: Any) -> None:
+        nonlocal inside
+        inside = True
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    hooks = []
+    if encoder is not None:
+        hooks = [encoder.register_forward_pre_hook(enter), encoder.register_forward_hook(leave)]
+    hooks += [m.register_forward_pre_hook(_check_values(name)) for name, m in net.named_modules() if _learns(m)]
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # how timm's models and torch's operators refuse a shape
+        if not inside:
+            raise
+        raise ValueError(
+            f"encoder {getattr(encoder, 'name', '')} fails at {size[0]}x{size[1]} px: "
+            f"{str(error) or 'an assertion of timm fails'}; allowed are sizes that this model takes, for some only its "
+            "own or square ones; change data.size, or choose another model.encoder.name"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether it normalises by the statistics of what it sees."""
+    return isinstance(module, _BatchNorm | nn.GroupNorm) and module.training
+
+
+def _check_values(name: str) -> Any:
+    """A forward pre-hook that raises ValueError where `name` would normalise a single value, which leaves 0."""
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        if isinstance(module, nn.GroupNorm):
+            few, kind = x.numel() == x.shape[0] * module.num_groups, "group"
+        else:
+            shared = num_ranks() if "Sync" in type(module).__name__ else 1
+            few, kind = x.numel() * shared == x.shape[1], "channel"
+        if few:
+            raise ValueError(
+                f"{name} has one value a {kind} to normalise: its map is 1x1 px, from one image a process; two or more "
+                "are needed; set train.batch_size to at least 2, or choose norm: group (with groups of 2 channels or "
+                "more), or a larger data.size"
+            )
+
+    return check
 
 
 def _leaves(outputs: Any) -> Iterator[Tensor]:

@@ -89,7 +89,7 @@ def unheard(logger: str) -> Iterator[None]:
 
 def plain_name(key: str) -> str:
     """A key as feature extractor and whole model agree on it: timm joins outer names with "_" and wraps ViTs."""
-    return key.removeprefix("body.").removeprefix("model.").replace("_", ".")
+    return key.replace("_", ".").removeprefix("body.").removeprefix("model.")
 
 
 def _classifier_keys(whole: nn.Module) -> tuple[str, ...]:

@@ -29,9 +29,8 @@ def hardest(values: Tensor, counts: Tensor, share: float, total: Tensor) -> Tens
     flat = torch.where(counts, values, -1.0).flatten()
     top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
     kept = torch.arange(len(top), device=top.device) < (share * counts.sum().double()).ceil()
-    # as many as are kept of the whole step, to the rounding up within each batch
-    kept_total = (share * total).clamp(min=1 / num_ranks())
-    return mean_over_labelled(top, kept & (top >= 0), kept_total)
+    kept_total = (share * total.double() * num_ranks()).ceil() / num_ranks()
+    return mean_over_labelled(top, kept & (top >= 0), kept_total.to(values.dtype))
 
 
 def dice(logits: Tensor, classes: Tensor, counts: Tensor, total: Tensor) -> Tensor:

@@ -1,62 +1,98 @@
-"""Line charts as SVG text, for documents that load nothing."""
+"""Line charts: from numbers to places on paper; the page's template draws them as SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
 
 MAX_POINTS = 240
-NUM_COLOURS = 6
-"""Lines have the classes line0 .. line5; the document's style sheet gives them colours."""
+WIDTH, HEIGHT = 400, 210
+"""Of a chart, in user units of the SVG."""
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 38
+"""Margins around the lines."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 24
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its place in user units, and its number."""
+
+    at: float
+    text: str
 
 
-def line_chart(series: Mapping[str, Points], *, size: tuple[int, int] = (190, 400), log: bool = False) -> str:
-    """An <svg> of (H, W) user units, as wide as its container. Points that are not finite are left out.
+@dataclass(frozen=True)
+class Dot:
+    """A marked point, and what is shown when the pointer rests on it."""
 
-    series: by name, (step, value) in the order of steps; long ones are averaged down to MAX_POINTS.
-    log: a logarithmic value axis, if every value is positive.
+    x: float
+    y: float
+    tip: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its places as SVG's `points` attribute has them, its marked points, and its last value."""
+
+    name: str
+    points: str
+    dots: tuple[Dot, ...]
+    last: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that there is to draw."""
+
+    title: str
+    x_name: str
+    y_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+
+
+def line_chart(
+    title: str, series: Mapping[str, Points], *, x_name: str = "step", y_name: str = "", log: bool = False
+) -> Chart | None:
+    """A chart of all finite points; None where there is no such point.
+
+    series: by name, (x, y) in the order of x; long ones are averaged down to MAX_POINTS.
+    log: a logarithmic y axis, if every y is positive and they span more than a factor of 20.
     """
-    height, width = size
-    kept = {name: _thinned([p for p in points if math.isfinite(p[1])]) for name, points in series.items()}
-    kept = {name: points for name, points in kept.items() if points}
-    if not kept:
-        return f'<svg viewBox="0 0 {width} {height}" role="img"><text x="20" y="30">no values</text></svg>'
-
-    steps = [x for points in kept.values() for x, _ in points]
-    values = [y for points in kept.values() for _, y in points]
-    log = log and min(values) > 0 and max(values) / min(values) > 20
-    scaled = [math.log10(y) for y in values] if log else values
-    x_low, x_high = _widened(min(steps), max(steps), 0)
-    y_low, y_high = _widened(min(scaled), max(scaled), 0.06)
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
+    thinned = {name: _thinned(points) for name, points in finite.items() if points}
+    if not thinned:
+        return None
+    all_x = [x for points in thinned.values() for x, _ in points]
+    all_y = [y for points in thinned.values() for _, y in points]
+    log = log and min(all_y) > 0 and max(all_y) / min(all_y) > 20
+    scale = math.log10 if log else float
+    x_low, x_high = _widened(min(all_x), max(all_x), 0)
+    y_low, y_high = _widened(scale(min(all_y)), scale(max(all_y)), 0.06)
 
     def at_x(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (width - _LEFT - _RIGHT)
+        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
     def at_y(y: float) -> float:
-        y = math.log10(y) if log else y
-        return height - _BOTTOM - (y - y_low) / (y_high - y_low) * (height - _TOP - _BOTTOM)
+        return round(HEIGHT - BOTTOM - (scale(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    y_ticks = _powers(y_low, y_high) if log else ticks(y_low, y_high, 4)
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(", ".join(kept))}">']
-    for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at_y(y) + 3.5:.1f}" text-anchor="end">{short(y)}</text>')
-    for x in ticks(x_low, x_high, 5):
-        parts.append(f'<text x="{at_x(x):.1f}" y="{height - 7}" text-anchor="middle">{short(x)}</text>')
-    for i, (name, points) in enumerate(kept.items()):
-        path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="line{i % NUM_COLOURS}" points="{path}"/>')
-        dots = points if len(points) <= 40 else points[-1:]
-        for x, y in dots:
-            place = f'cx="{at_x(x):.1f}" cy="{at_y(y):.1f}"'
-            tip = f"{escape(name)}: {y:.5g} at {x:g}"
-            parts.append(f'<circle class="line{i % NUM_COLOURS}" {place} r="2.4"><title>{tip}</title></circle>')
-    return "\n".join([*parts, "</svg>"])
+    lines = []
+    for name, points in thinned.items():
+        marked = points if len(points) <= 40 else points[-1:]
+        dots = tuple(Dot(at_x(x), at_y(y), f"{name}: {y:.5g} at {x:g}") for x, y in marked)
+        lines.append(Line(name, " ".join(f"{at_x(x)},{at_y(y)}" for x, y in points), dots, points[-1][1]))
+    y_numbers = _powers(y_low, y_high) if log else ticks(y_low, y_high, 4)
+    return Chart(
+        title=title,
+        x_name=x_name,
+        y_name=f"{y_name} (log scale)" if log else y_name,
+        x_ticks=tuple(Tick(at_x(x), short(x)) for x in ticks(x_low, x_high, 5)),
+        y_ticks=tuple(Tick(at_y(y), short(y)) for y in y_numbers),
+        lines=tuple(lines),
+    )
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

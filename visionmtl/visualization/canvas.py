@@ -246,6 +246,34 @@ def colour_bar(ramp: Picture, ticks: Sequence[tuple[float, str]], note: str, wid
     return np.asarray(canvas)
 
 
+class Bar(NamedTuple):
+    """One line of a bar chart."""
+
+    name: str
+    value: float
+    text: str  # behind the bar
+    colour: Colour = (96, 125, 175)
+
+
+def bar_chart(title: str, bars: Sequence[Bar], width: int, size_px: int = 15) -> Picture:
+    """A title and a line for each bar, with its name to the left."""
+    line = round(size_px * 1.4)
+    left = min(width * 0.4, max((text_width(bar.name, size_px) for bar in bars), default=0)) + size_px
+    texts = max((text_width(bar.text, size_px) for bar in bars), default=0) + size_px
+    longest = max((bar.value for bar in bars), default=0) or 1
+    sheet = Image.new("RGB", (width, round((len(bars) + 1.6) * line)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, (0, line / 2), shorten(title, width, size_px), size_px, INK)
+    for number, bar in enumerate(bars):
+        top = round((number + 1.2) * line)
+        middle, end = top + line / 2, left + max(2, (width - left - texts) * bar.value / longest)
+        name = shorten(bar.name, left - size_px, size_px)
+        write(draw, (left - size_px / 2, middle), name, size_px, INK, "rm")
+        draw.rectangle((left, top + 3, end, top + line - 4), fill=bar.colour, outline=FAINT)
+        write(draw, (end + size_px / 2, middle), bar.text, size_px, FAINT)
+    return np.asarray(sheet)
+
+
 def place_tag(
     box: NDArray[np.float32],
     tag: tuple[float, float],

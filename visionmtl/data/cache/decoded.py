@@ -31,7 +31,7 @@ from visionmtl.data.cache.packed import Packed, Parts, checksum, num_bytes, pack
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.workers import init_worker, start_method
 from visionmtl.datasets import Dataset, NamedDataset, Reader, read_part
-from visionmtl.ops.file_lock import locked
+from visionmtl.io.index import locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
 VERSION = 2

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.ops.index_cache import open_arrays, save_arrays
+from visionmtl.io.index import open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
 _PARTS = ("image_id", "image", "segmentation", "depth_table", "depth_m", "normals", "xyxy", "labels", "crowd", "area")

@@ -12,6 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import fcos
 from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou
+from visionmtl.ops.ranks import num_ranks
 
 
 class FCOS(Head, frozen=True):
@@ -66,6 +67,8 @@ class FCOS(Head, frozen=True):
         predicted = self._boxes(raw, centres, strides)
         with torch.no_grad():
             target = fcos(raw["shapes"], self._ranges(), boxes, labels, valid, crowd, radius=self.radius)
+            # one cell at least, or the negatives of a step without boxes would count without measure
+            num_positive = totals["positive"].clamp(min=1 / num_ranks())
             wanted = (one_hot(target.labels, logits.shape[2]) & target.positive[..., None]).float()
 
         counts = (labelled[:, None] & ~target.ignored)[..., None]
@@ -73,7 +76,7 @@ class FCOS(Head, frozen=True):
         giou = generalised_iou(predicted, target.boxes)
         centreness = F.binary_cross_entropy_with_logits(raw["quality"].float(), target.quality, reduction="none")
         return {
-            "class": torch.where(counts, focal, 0.0).sum() / totals["positive"],
+            "class": torch.where(counts, focal, 0.0).sum() / num_positive,
             "box": torch.where(target.positive, (1 - giou) * target.quality, 0.0).sum() / totals["centreness"],
-            "centreness": torch.where(target.positive, centreness, 0.0).sum() / totals["positive"],
+            "centreness": torch.where(target.positive, centreness, 0.0).sum() / num_positive,
         }

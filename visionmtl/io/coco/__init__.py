@@ -1,0 +1,1 @@
+"""COCO's JSON formats: one parser of annotations, panoptic files and results."""

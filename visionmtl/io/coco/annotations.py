@@ -1,0 +1,596 @@
+"""Annotation files in COCO's instances format: one parser for training, checking and scoring.
+
+What cannot be meant is an error that names the entry; what is odd is counted in the notes. For training, boxes become
+flat arrays that every worker shares: a Python object per image or annotation would be copied into every worker.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from visionmtl.io.index import cached
+from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
+from visionmtl.structures import MAX_CLASSES, Boxes
+
+Entry = dict[str, Any]
+
+_DROPPED = (
+    "with NaN or infinite coordinates",
+    "of images the file does not list",
+    "without width or height",
+    "outside their image",
+)
+_UNUSABLE = 2  # so many of them cannot be scored either; the others are official truth, if odd
+_NOTED = (
+    "boxes reach more than 1 px beyond their image (kept as they are, as official evaluation does)",
+    "areas are negative or no number (the box's own is taken)",
+    "annotations have null as area (the box's own is taken)",
+    "annotations have null as iscrowd (taken as 0)",
+    "annotation ids repeat an earlier one (harmless here; tools that look up by id see only the last)",
+    "annotations have id 0 (harmless here; pycocotools takes a match with it for no match)",
+    "category with id 0 only names the supercategory of all others and has no annotation (left out)",
+)
+_MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
+
+
+class Packed:
+    """The images and categories of a file, images in its order."""
+
+    def __init__(self, file: Path, arrays: Mapping[str, NDArray]) -> None:
+        self.file, self.arrays = file, arrays
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def image_ids(self) -> NDArray[np.bytes_]:
+        """[I] as `canonical` writes them, in UTF-8."""
+        return self.arrays["image_ids"]
+
+    @property
+    def names(self) -> NDArray[np.bytes_]:
+        """[I] file names in UTF-8: relative, with / and without `..`."""
+        return self.arrays["names"]
+
+    def image_id(self, row: int) -> str:
+        """The id of image `row`, as `canonical` writes it."""
+        return bytes(self.image_ids[row]).decode()
+
+    def name(self, row: int) -> str:
+        """The file name of image `row`."""
+        return bytes(self.names[row]).decode()
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(H, W) as the file says; 0 where it does not."""
+        height, width = self.arrays["sizes"][row]
+        return int(height), int(width)
+
+    @property
+    def categories(self) -> tuple[tuple[int, str], ...]:
+        """(official id, name), by id; a label is a position in here. Raises ValueError for ids that are no numbers."""
+        ids, names = ([text.decode() for text in self.arrays[f"category_{key}"].tolist()] for key in ("ids", "names"))
+        if texts := [text for text in ids if not _is_whole(text)]:
+            raise ValueError(
+                f"{self.file}: categories has id {texts[0]!r}; whole numbers are needed, since predictions are written "
+                "with them; number the categories"
+            )
+        return tuple((int(text), name) for text, name in zip(ids, names, strict=True))
+
+    def part(self, row: int) -> slice:
+        """Where what belongs to image `row` lies in the flat arrays."""
+        start = self.arrays["start"]
+        return slice(int(start[row]), int(start[row + 1]))
+
+
+class PackedBoxes(Packed):
+    """Boxes of an instances file; `arrays` hold xyxy, labels, crowd and area of all images, one after the other."""
+
+    def of(self, row: int, size: tuple[int, ...] | None = None) -> Boxes:
+        """Boxes of image `row`, in the file's order; none means that the image was looked at and shows none.
+
+        size: (H, W) of the image as it was read; where the file gave none, a box outside it raises ValueError.
+        """
+        part, arrays = self.part(row), self.arrays
+        boxes = Boxes(*(arrays[name][part].copy() for name in ("xyxy", "labels", "crowd", "area")))
+        if size is not None and self.size(row) == (0, 0) and (outside := boxes.xyxy[:, :2] >= size[::-1]).any():
+            first = boxes.xyxy[int(np.argmax(outside.any(axis=1)))].tolist()
+            raise ValueError(
+                f"{self.file}: a box of {self.name(row)!r} is {first} (xyxy), the image {size} (height, width); boxes "
+                "lie in their image; correct it, or add height and width to `images`: such boxes are dropped then"
+            )
+        return boxes
+
+    def masks(self, row: int) -> list[NDArray[np.bool_]]:
+        """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
+        part, size = self.part(row), list(self.size(row))
+        ends, content = self.arrays["mask_ends"][part.start : part.stop + 1].tolist(), self.arrays["mask_rle"]
+        codes = [{"size": size, "counts": content[a:b].tobytes()} for a, b in itertools.pairwise(ends)]
+        return list(rle.decode(codes).astype(bool).transpose(2, 0, 1)) if codes else []
+
+    def report(self) -> list[str]:
+        """What was dropped and what is odd, a sentence each; empty for a sound file."""
+        dropped, noted = np.split(self.arrays["counts"], [len(_DROPPED)])
+        lines = []
+        if not dropped.any() and not len(self.arrays["labels"]):
+            lines.append(f"{self.file} lists no box at all; all {len(self)} images count as looked at and empty")
+        lines += _dropped_line(self.file, dropped, int(dropped.sum()) + len(self.arrays["labels"]))
+        return lines + [f"{self.file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
+
+
+class BoxesByStem:
+    """The boxes of an instances file for images known by file name without folder and ending, in their order."""
+
+    def __init__(self, file: Path, stems: Sequence[str], advice: str) -> None:
+        """stems: file names of the images without folder and ending, each once; advice: how to get a sound file."""
+        self.file, self._packed, self._advice = file, read_boxes(file), advice
+        self.ids = tuple(number for number, _ in self._packed.categories)
+        """Official ids of the classes."""
+        self.names = tuple(name for _, name in self._packed.categories)
+        listed = [composed(Path(self._packed.name(row)).stem) for row in range(len(self._packed))]
+        check_distinct(listed, f"{file}, file_name without folder and ending", "correct or remove an entry")
+        row_of = {stem: row for row, stem in enumerate(listed)}
+        self._rows = np.array([row_of.get(composed(stem), -1) for stem in stems])
+
+        self.notes = self._packed.report()
+        """What is odd about the file, a sentence each."""
+        missing, others = int((self._rows < 0).sum()), len(listed) - len(stems) + int((self._rows < 0).sum())
+        if missing == len(stems):
+            raise ValueError(
+                f"{file} lists none of the {missing} images of the split; an entry in `images` says that somebody "
+                f"looked for boxes; leave boxes out of `labels`, or {advice}"
+            )
+        if missing:
+            self.notes.append(f"{file} does not list {missing} of {len(stems)} images: boxes not labelled there")
+        if others:
+            self.notes.append(f"{file}: {others} of its {len(listed)} images are not in the split")
+
+    def of(self, index: int, size: tuple[int, ...], image: Path) -> Boxes | None:
+        """None for an image that the file does not list: nobody looked. size: (H, W) of the image as it was read."""
+        row = int(self._rows[index])
+        if row < 0:
+            return None
+        if self._packed.size(row) not in (size, (0, 0)):
+            raise ValueError(
+                f"{image} is {size}, {self._packed.file} says {self._packed.size(row)} (height, width); boxes would "
+                f"not fit; {self._advice}"
+            )
+        return self._packed.of(row, size)
+
+
+def read_boxes(file: Path, masks: bool = False) -> PackedBoxes:
+    """An instances file; with `masks`, its polygons and RLEs as well.
+
+    Raises ValueError naming the entry for: no file, incomplete JSON, an entry without what it needs, an id of an image
+    or category given twice, a category that is not listed, a file name that leaves the folder of the images.
+    """
+    kind = "boxes+masks-3" if masks else "boxes-3"
+    return PackedBoxes(file, cached(existing(file), kind, lambda: _pack(file, masks)))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """An instances file as `metrics.coco_ap` counts it: every box as written, in float64."""
+
+    images: list[Entry]
+    """By id: their number from 1 as `id`, height and width where they are given."""
+    image_ids: list[str]
+    """The id of each, as `canonical` writes it."""
+    categories: list[tuple[str, str]]
+    """(id as `canonical` writes it, name), by id."""
+    annotations: list[Entry]
+    """image_id is the image's number, category_id a position in `categories`; `segmentation` is an RLE."""
+    notes: list[str]
+
+
+def read_truth(file: Path, masks: bool = False) -> Truth:
+    """An instances file to score results against; images need no file name. Raises ValueError as `read_boxes` does.
+
+    Boxes that have no extent or lie outside their image stay, as in COCO's own evaluation.
+    """
+    parsed = _Parsed(existing(file), named=False)
+    order = sorted(range(len(parsed.image_ids)), key=lambda row: id_order(parsed.image_ids[row]))
+    number_of = {row: number for number, row in enumerate(order, start=1)}
+    sizes = [parsed.sizes[row].tolist() for row in order]
+    annotations: list[Entry] = []
+    for at in np.flatnonzero((parsed.reasons < 0) | (parsed.reasons >= _UNUSABLE)).tolist():
+        row = int(parsed.rows[at])
+        one: Entry = {
+            "image_id": number_of[row],
+            "category_id": int(parsed.labels[at]),
+            "bbox": parsed.xywh[at].tolist(),
+            "area": float(parsed.areas[at]),
+            "iscrowd": int(parsed.crowd[at]),
+        }
+        if masks:
+            size = parsed.sizes[row].tolist()
+            one["segmentation"] = {"size": size, "counts": encode(file, "annotations", at, parsed.entries, size)}
+        annotations.append(one)
+
+    dropped, noted = np.split(parsed.counts(np.arange(len(parsed.rows))), [len(_DROPPED)])
+    notes = _dropped_line(file, dropped[:_UNUSABLE], len(parsed.rows))
+    notes += [f"{file}: {n} boxes {why} (scored, as official evaluation does)"
+              for n, why in zip(dropped[_UNUSABLE:], _DROPPED[_UNUSABLE:], strict=True) if n]  # fmt: skip
+    notes += [f"{file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
+    return Truth(
+        images=[
+            {"id": number, **({"height": height, "width": width} if height else {})}
+            for number, (height, width) in enumerate(sizes, start=1)
+        ],
+        image_ids=[parsed.image_ids[row] for row in order],
+        categories=list(zip(parsed.category_ids, parsed.category_names, strict=True)),
+        annotations=annotations,
+        notes=notes,
+    )
+
+
+class _Parsed:
+    """The entries of an instances file, checked, as columns in the file's order."""
+
+    def __init__(self, file: Path, named: bool = True) -> None:
+        """named: whether images need a file_name."""
+        lists = read_lists(file, ("images", "annotations", "categories"))
+        self.file, self.entries = file, lists["annotations"]
+        categories = _without_supercategory(lists["categories"], self.entries)
+        self.num_supercategories = len(lists["categories"]) - len(categories)
+        self.category_ids, self.category_names = parse_categories(file, categories)
+        self.image_ids, self.names, self.sizes = parse_images(file, lists["images"], named)
+        self.rows = image_rows(file, self.entries, self.image_ids)
+        self.labels = labels_of(file, "annotations", self.entries, self.category_ids)
+        of_boxes = BoxColumns(file, "annotations", self.entries, np.concatenate([self.sizes, [[0, 0]]])[self.rows])
+        self.xywh, self.xyxy, self.areas, self.crowd = of_boxes.xywh, of_boxes.xyxy, of_boxes.areas, of_boxes.crowd
+        self.reasons, self._of_boxes = of_boxes.reasons(self.rows), of_boxes
+
+    def counts(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many boxes were dropped by reason, and how much is odd among those `kept`."""
+        ids = [entry["id"] for entry in self.entries if isinstance(entry.get("id"), int | str)]
+        others = (len(ids) - len(set(ids)), ids.count(0), self.num_supercategories)
+        return np.concatenate([self._of_boxes.counts(self.reasons, kept), others])
+
+
+class BoxColumns:
+    """bbox, area and iscrowd of entries, checked and as columns."""
+
+    def __init__(self, file: Path, what: str, entries: Sequence[Entry], sizes: NDArray) -> None:
+        """what: the list that the entries are from; sizes: (H, W) of each one's image, 0 where it is not known."""
+        boxes = [entry.get("bbox") for entry in entries]
+        for number, box in enumerate(boxes):
+            if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+                raise bad(file, what, number, entries, "four numbers x, y, width, height as bbox")
+        self.xywh = np.array(boxes, np.float64).reshape(-1, 4)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
+            # in float32, so that what has no extent there counts as having none
+            xyxy = np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)
+            self.xyxy = xyxy.astype(np.float32)
+            given = [entry.get("area") for entry in entries]
+            areas = np.array([value if is_number(value) else math.nan for value in given], np.float64)
+            sound = np.isfinite(areas.astype(np.float32)) & (areas >= 0)
+            self.areas = np.where(sound, areas, self.xywh[:, 2] * self.xywh[:, 3])
+        self._null_area = np.array(["area" in entry and entry["area"] is None for entry in entries], np.bool_)
+        self._wrong_area = ~sound & np.array([value is not None for value in given], np.bool_)
+
+        crowd = [entry.get("iscrowd", 0) for entry in entries]
+        self._null_crowd = np.array([value is None for value in crowd], np.bool_)
+        for number, value in enumerate(crowd):
+            if value is not None and (not isinstance(value, int | float) or value not in (0, 1)):
+                raise bad(file, what, number, entries, "0 or 1 as iscrowd")
+        self.crowd = np.array([bool(value) for value in crowd], np.bool_)
+        self._edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
+
+    def reasons(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Why each box is dropped, as a position in _DROPPED; -1 where it is kept. rows: their images, -1 = unknown."""
+        xyxy = self.xyxy
+        each = (
+            ~np.isfinite(xyxy).all(axis=1),
+            rows < 0,
+            ~(xyxy[:, 2:] > xyxy[:, :2]).all(axis=1),
+            (xyxy[:, 2:] <= 0).any(axis=1) | (xyxy[:, :2] >= self._edges).any(axis=1),
+        )
+        return np.select(each, range(len(each)), -1)
+
+    def counts(self, reasons: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many boxes were dropped by reason, and how many of those `kept` are odd, by the first of _NOTED."""
+        xyxy = self.xyxy[kept]
+        beyond = (xyxy[:, :2] < -1).any(axis=1) | (xyxy[:, 2:] > self._edges[kept] + 1).any(axis=1)
+        odd = (beyond, self._wrong_area[kept], self._null_area[kept], self._null_crowd[kept])
+        dropped = [np.count_nonzero(reasons == number) for number in range(len(_DROPPED))]
+        return np.array([*dropped, *map(np.count_nonzero, odd)], np.int64)
+
+    def pack(self, order: NDArray[np.int64], rows: NDArray[np.int64], num_images: int) -> dict[str, NDArray]:
+        """start, xyxy, crowd and area of the boxes in `order`, which goes by their image's row."""
+        return {
+            "start": np.searchsorted(rows[order], np.arange(num_images + 1)),
+            "xyxy": self.xyxy[order],
+            "crowd": self.crowd[order],
+            "area": self.areas[order].astype(np.float32),
+        }
+
+
+def kept_order(reasons: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the boxes that are kept, by image, in the file's order within one."""
+    order = np.argsort(rows, kind="stable")
+    return order[reasons[order] < 0]
+
+
+def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
+    parsed = _Parsed(file)
+    order = kept_order(parsed.reasons, parsed.rows)
+    packed = {
+        **pack_images(parsed.image_ids, parsed.names, parsed.sizes),
+        **pack_categories(parsed.category_ids, parsed.category_names),
+        **parsed._of_boxes.pack(order, parsed.rows, len(parsed.image_ids)),
+        "labels": parsed.labels[order],
+        "counts": parsed.counts(order),
+    }
+    if masks:
+        sizes = parsed.sizes[parsed.rows]
+        codes = [encode(file, "annotations", at, parsed.entries, sizes[at].tolist()) for at in order.tolist()]
+        packed["mask_ends"] = np.cumsum([0, *map(len, codes)])
+        packed["mask_rle"] = np.frombuffer(b"".join(codes), np.uint8)
+    return packed
+
+
+def _dropped_line(file: Path, dropped: NDArray[np.int64], total: int) -> list[str]:
+    reasons = [f"{count} {why}" for count, why in zip(dropped, _DROPPED, strict=False) if count]
+    text = f"{file}: dropped {dropped.sum()} of {total} boxes: {', '.join(reasons)}; correct or remove them"
+    return [text] if reasons else []
+
+
+def existing(file: Path) -> Path:
+    """The file itself; raises ValueError where there is none."""
+    if not file.is_file():
+        raise ValueError(
+            f"found no {file}{', but a folder of that name' if file.is_dir() else ''}; one annotation file in COCO's "
+            "JSON format is needed; check the path, or leave the label out"
+        )
+    return file
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds, in UTF-8, -16 or -32, with or without a byte order mark."""
+    try:
+        content = file.read_bytes()
+        return json.loads(content)
+    # ValueError: no UTF-8, no JSON, or a number of thousands of digits; RecursionError: brackets in brackets
+    except (OSError, ValueError, RecursionError) as error:
+        start = b"" if isinstance(error, OSError) else content[:200].lstrip(b"\xef\xbb\xbf \r\n\t")
+        other = ""
+        if start.startswith(b"<"):
+            other = "XML, such as Pascal VOC's"
+        elif file.suffix.lower() in (".csv", ".tsv", ".txt", ".xml", ".yaml", ".yml"):
+            other = f"a {file.suffix} file that begins with {start[:40].decode(errors='replace')!r}"
+        if other:
+            raise ValueError(f"{file} is {other}; JSON is needed; convert it, or name another file") from error
+        raise ValueError(
+            f"{file} is no complete JSON: {error}; it may have been cut short; download or write it again"
+        ) from error
+
+
+def read_lists(file: Path, keys: Sequence[str]) -> dict[str, list[Entry]]:
+    """The lists under these keys, all of whose entries are objects."""
+    content = read_json(file)
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise ValueError(
+            f"{file} has no list {', '.join(map(repr, missing))}; an annotation file of COCO's format is needed "
+            "(results and image_info files are none); name another file, or leave out the label"
+        )
+    for key in keys:
+        check_objects(file, key, content[key])
+    return {key: content[key] for key in keys}
+
+
+def check_objects(file: Path, what: str, entries: Sequence[Any]) -> None:
+    """Raises ValueError for the first entry of the list `what` that is no object."""
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise bad(file, what, number, entries, "an object {...}")
+
+
+def canonical(value: object) -> str | None:
+    """An id as text by which ids are compared; None for what is no id.
+
+    139, 139.0, "139" and "000000000139" are one, and so are texts in two Unicode forms.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if not isinstance(value, str) or not value or "\0" in value or not is_unicode(value):
+        return None
+    return (value.lstrip("0") or "0") if value.isascii() and value.isdecimal() else composed(value)
+
+
+def id_order(text: str) -> tuple[bool, int, str]:
+    """Sorts ids: numbers first, by value, then texts."""
+    return (False, int(text), "") if _is_whole(text) else (True, 0, text)
+
+
+def _is_whole(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]{1,18}", text) is not None
+
+
+def ids_of(file: Path, what: str, entries: Sequence[Entry], key: str) -> list[str]:
+    """The id under `key` of every entry, as `canonical` writes it; `what` is the list's name."""
+    texts = [canonical(entry.get(key)) for entry in entries]
+    if None in texts:
+        raise bad(file, what, texts.index(None), entries, f"a whole number or a text as {key}")
+    return [text for text in texts if text is not None]
+
+
+def unique_ids(file: Path, what: str, entries: Sequence[Entry], key: str) -> list[str]:
+    """As `ids_of`; raises ValueError for one that an earlier entry has."""
+    texts = ids_of(file, what, entries, key)
+    check_once(file, what, entries, key, texts)
+    return texts
+
+
+def image_rows(file: Path, entries: Sequence[Entry], image_ids: Sequence[str]) -> NDArray[np.int64]:
+    """Position of the `image_id` of every annotation in `image_ids`; -1 where it is none of them."""
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    texts = ids_of(file, "annotations", entries, "image_id")
+    return np.array([row_of.get(text, -1) for text in texts], np.int64)
+
+
+def labels_of(file: Path, what: str, entries: Sequence[Entry], category_ids: Sequence[str]) -> NDArray[np.int64]:
+    """Positions of the entries' `category_id` in `category_ids`."""
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    labels = [label_of.get(canonical(entry.get("category_id")) or "", -1) for entry in entries]
+    if -1 in labels:
+        raise bad(file, what, labels.index(-1), entries, "a category_id that `categories` lists")
+    return np.array(labels, np.int64)
+
+
+def parse_images(
+    file: Path, entries: Sequence[Entry], named: bool = True
+) -> tuple[list[str], list[str], NDArray[np.int32]]:
+    """Ids, file names (none unless `named`) and sizes [I, 2] (H, W) of `images`; 0 where no size is given."""
+    ids = unique_ids(file, "images", entries, "id")
+    names = file_names(file, "images", entries) if named else []
+    if named:
+        check_once(file, "images", entries, "file_name", names)
+    sizes = [[entry.get("height"), entry.get("width")] for entry in entries]
+    for number, (height, width) in enumerate(sizes):
+        if not (height is None and width is None) and not (_is_size(height) and _is_size(width)):
+            raise bad(file, "images", number, entries, "height and width in whole pixels, or neither")
+    return ids, names, np.array([[height or 0, width or 0] for height, width in sizes], np.int32).reshape(-1, 2)
+
+
+def parse_categories(file: Path, entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """Ids and names of `categories`, by id."""
+    if not 0 < len(entries) <= MAX_CLASSES:
+        raise ValueError(
+            f"{file}: categories has {len(entries)} entries; allowed are 1 to {MAX_CLASSES}; list the classes "
+            "there, or leave the label out"
+        )
+    ids = unique_ids(file, "categories", entries, "id")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
+            raise bad(file, "categories", number, entries, "a text as name")
+    names = [entry["name"] for entry in entries]
+    check_once(file, "categories", entries, "name", names)
+    order = sorted(range(len(ids)), key=lambda at: id_order(ids[at]))
+    return [ids[at] for at in order], [names[at] for at in order]
+
+
+def _without_supercategory(categories: list[Entry], annotations: Sequence[Entry]) -> list[Entry]:
+    """Roboflow writes a category 0 that no annotation has and that all others name as their supercategory."""
+    first = next((one for one in categories if canonical(one.get("id")) == "0"), None)
+    others = [one for one in categories if one is not first]
+    if first is None or not others or any(one.get("supercategory") != first.get("name") for one in others):
+        return categories
+    used = any(canonical(one.get("category_id")) == "0" for one in annotations)
+    return categories if used else others
+
+
+def pack_images(ids: Sequence[str], names: Sequence[str], sizes: NDArray[np.int32]) -> dict[str, NDArray]:
+    """The columns of `Packed` that tell of images."""
+    return {"image_ids": packed_text(ids), "names": packed_text(names), "sizes": sizes}
+
+
+def pack_categories(ids: Sequence[str], names: Sequence[str]) -> dict[str, NDArray]:
+    """The columns of `Packed` that tell of categories."""
+    return {"category_ids": packed_text(ids), "category_names": packed_text(names)}
+
+
+def packed_text(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    """UTF-8, as long as the longest."""
+    return np.array([text.encode() for text in texts], np.bytes_)
+
+
+def file_names(file: Path, what: str, entries: Sequence[Entry]) -> list[str]:
+    """`file_name` of every entry, none of which leaves its folder."""
+    names = [entry.get("file_name") for entry in entries]
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not stays_inside(name):
+            raise bad(file, what, number, entries, "a file_name relative to the folder, with / and without '..'")
+    return [str(name) for name in names]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a float64 can hold it; NaN is a number in this, True is none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a side of an image can be that many pixels."""
+    return type(value) is int and 0 < value < 2**31
+
+
+def check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
+    """Raises ValueError for the first value that an earlier entry has."""
+    if len(set(values)) == len(values):
+        return
+    seen: set[Hashable] = set()
+    for number, value in enumerate(values):
+        if value in seen:
+            raise bad(file, what, number, entries, f"its own {key}, which no other entry has")
+        seen.add(value)
+
+
+def bad(file: Path, what: str, number: int, entries: Sequence[Any], needed: str) -> ValueError:
+    """The error for entry `number` of the list `what`; of a file that is one list, `what` is "entry"."""
+    text = json.dumps(entries[number])
+    shown = text if len(text) <= 200 else f"{text[:200]} ..."
+    return ValueError(f"{file}: {what}[{number}] is {shown}; it needs {needed}; correct or remove it")
+
+
+def encode(file: Path, what: str, number: int, entries: Sequence[Entry], size: list[int]) -> bytes:
+    """The `segmentation` of an entry, polygons or run lengths, as COCO's compressed run lengths of its image's size.
+
+    Raises ValueError for run lengths that do not cover the image: pycocotools would crash, or read past their end.
+    """
+    given = entries[number].get("segmentation")
+    needed = "a segmentation (polygons, or an RLE of its image's size), and an image with height and width"
+    if 0 in size:
+        raise bad(file, what, number, entries, needed)
+
+    if isinstance(given, dict) and given.get("size") == size:
+        counts, pixels = given.get("counts"), size[0] * size[1]
+        if isinstance(counts, str) and counts.isascii() and _covers(counts.encode(), pixels):
+            return counts.encode()
+        if isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels:
+            return bytes(rle.frPyObjects({"size": size, "counts": counts}, *size)["counts"])
+    elif isinstance(given, list) and given and all(map(_is_polygon, given)):
+        polygons = [one for one in given if len(one) >= 6]  # pycocotools would take four numbers for a box
+        if polygons:
+            return bytes(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
+        return bytes(rle.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)["counts"])
+    raise bad(file, what, number, entries, needed)
+
+
+def _covers(code: bytes, pixels: int) -> bool:
+    """Whether compressed run lengths are sound: pycocotools leaves pixels that none covers as the memory was.
+
+    The format (cocoapi, maskApi.c, rleToString): five bits a character from '0' on, the sixth says that the number goes
+    on, the fifth of its last character is the sign; from the fourth number on, differences to the one two before.
+    """
+    signs = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    goes_on = (signs & 32) > 0
+    if not len(signs) or (signs < 0).any() or (signs > 63).any() or goes_on[-1]:
+        return False
+    first = np.flatnonzero(np.concatenate([[True], ~goes_on[:-1]]))
+    place = np.arange(len(signs)) - np.repeat(first, np.diff(first, append=len(signs)))
+    if place.max() > 6:  # 35 bits: more than an image has pixels
+        return False
+    numbers = np.add.reduceat((signs & 31) << 5 * place, first)
+    last = np.append(first[1:], len(signs)) - 1
+    numbers -= np.where(signs[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    runs = numbers.copy()
+    for start in (1, 2):
+        runs[start::2] = np.cumsum(numbers[start::2])
+    return bool((runs >= 0).all()) and int(runs.sum()) == pixels
+
+
+def _is_polygon(given: object) -> bool:
+    if not isinstance(given, list):
+        return False
+    return all(type(value) in (int, float) and abs(value) < _MAX_COORDINATE for value in given)  # False for NaN

@@ -1,0 +1,64 @@
+"""Results files in COCO's format: a list of {image_id, category_id, bbox or segmentation, score}."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionmtl.io.coco.annotations import bad, check_objects, ids_of, is_number, read_json
+from visionmtl.structures import Detections, LabelSpace
+
+Row = dict[str, Any]
+
+
+def rows_of(image_id: str, detections: Detections, space: LabelSpace) -> list[Row]:
+    """The boxes of one image as COCO wants them: a number for an image id that is one, official category ids.
+
+    What is not finite is left out: JSON has no way to write it."""
+    corners = detections.xyxy.astype(np.float64)
+    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
+    ids = space.ids or tuple(range(len(space.classes)))
+    number = int(image_id) if image_id.isdecimal() else image_id
+    rows = [
+        {"image_id": number, "category_id": ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(xywh, detections.labels.tolist(), detections.scores.tolist(), strict=True)
+    ]
+    return [row for row in rows if is_finite(row)]
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The entries of a results file, with ids as `annotations.canonical` writes them; each has boxes, masks or both.
+
+    Raises ValueError naming the entry for what is none. NaN and infinity pass, see `is_finite`; masks are checked
+    where their image's size is known, by `annotations.encode`.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; a COCO results file (.json) is needed; correct the path")
+    rows = read_json(file)
+    if not isinstance(rows, list):
+        raise ValueError(
+            f"{file} holds a {type(rows).__name__}; COCO results are a list of {{image_id, category_id, bbox, score}}; "
+            "give the results to --from-predictions and the annotations to --truth"
+        )
+    check_objects(file, "entry", rows)
+    for number, row in enumerate(rows):
+        if not is_number(row.get("score")):
+            raise bad(file, "entry", number, rows, "a number as score")
+        box = row.get("bbox")
+        is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+        if not is_box and (box is not None or not isinstance(row.get("segmentation"), dict | list)):
+            raise bad(file, "entry", number, rows, "bbox [x, y, width, height], or a segmentation (RLE)")
+    images, categories = (ids_of(file, "entry", rows, key) for key in ("image_id", "category_id"))
+    return [
+        {
+            "image_id": image_id, "category_id": category_id, "score": float(row["score"]),
+            **{key: row[key] for key in ("bbox", "segmentation") if row.get(key) is not None},
+        }
+        for row, image_id, category_id in zip(rows, images, categories, strict=True)
+    ]  # fmt: skip
+
+
+def is_finite(row: Row) -> bool:
+    """Whether its score and box are numbers one can count with."""
+    return all(math.isfinite(value) for value in (row["score"], *row.get("bbox", ())))

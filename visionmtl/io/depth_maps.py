@@ -1,0 +1,108 @@
+"""Stored depth or disparity to metres, with a check that the unit can be meant."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+from numpy.typing import NDArray
+
+PLAUSIBLE_M = (0.1, 300.0)
+"""Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
+
+_NUM_LOOKED_AT = 4
+_BAR = 40  # characters
+# what numpy raises on a damaged header: also when it promises more values than memory holds
+_UNREADABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError)
+
+
+def to_metres(
+    stored: NDArray, metres_per_unit: float, file: Path, invalid: Sequence[float] = (0,)
+) -> NDArray[np.float32]:
+    """float32 [H, W], 0 = not measured: stored as one of `invalid`, as 0 or less, or not finite.
+
+    Raises ValueError naming `file`, which the values are from, if it has more than one value a pixel.
+    """
+    if stored.ndim != 2 or stored.dtype.kind not in "uif":
+        raise ValueError(
+            f"{file} is {stored.dtype} {list(stored.shape)}; one number a pixel, [H, W], is expected (a palette or "
+            "colour picture has three: it shows depth, it does not hold it); write it again as 16-bit grey PNG or .npy"
+        )
+    measured = np.isfinite(stored) & (stored > 0) & ~np.isin(stored, np.asarray(invalid))
+    with np.errstate(over="ignore"):
+        metres = (np.where(measured, stored, 0).astype(np.float64) * metres_per_unit).astype(np.float32)
+    metres[np.isinf(metres)] = 0  # finite as stored, in float64, and beyond float32 in metres
+    return metres
+
+
+def read_array(file: Path) -> NDArray:
+    """A file of `numpy.save`; what would run code is refused. Raises ValueError naming a damaged file."""
+    try:
+        with file.open("rb") as stream:  # np.load would also take a .npz under this name, and give no array
+            array: NDArray = np.lib.format.read_array(stream, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
+        ) from error
+    return array
+
+
+def spread(total: int) -> NDArray[np.int64]:
+    """Positions of the few files, of `total`, that are read at the start to see whether the unit can be meant."""
+    return np.unique(np.linspace(0, total - 1, _NUM_LOOKED_AT).astype(np.int64))
+
+
+def range_complaint(depth_m: Sequence[NDArray[np.float32]], unit: str) -> str:
+    """What is odd about the measured depths of some images, with their histogram; "" when they can be metres.
+
+    unit: the setting that says what the stored values mean, its value, and usual ones
+    """
+    measured = np.concatenate([one[one > 0].ravel() for one in depth_m]) if depth_m else np.zeros(0, np.float32)
+    if not len(measured):
+        return f"{len(depth_m)} depth files looked at hold no measured pixel; positive values are expected"
+    middle, (low, high) = float(np.median(measured)), PLAUSIBLE_M
+    if low <= middle <= high:
+        return ""
+    return (
+        f"half of the measured depths are {'beyond' if middle > high else 'below'} {middle:.4g} m with {unit}; "
+        f"{low:g} to {high:g} m is usual; correct the unit, or leave it if this is meant\n{histogram(measured)}"
+    )
+
+
+def histogram(metres: NDArray[np.float32]) -> str:
+    """Decades of metres as lines of text: range, bar, share; the outermost are open."""
+    edges = 10.0 ** np.arange(-3, 6)
+    counts = np.bincount(np.searchsorted(edges, metres, side="right"), minlength=len(edges) + 1)
+    names = [
+        f"< {edges[0]:g}",
+        *(f"{a:g} to {b:g}" for a, b in pairwise(edges)),
+        f">= {edges[-1]:g}",
+    ]
+    lines = []
+    for number in range(np.flatnonzero(counts)[0], np.flatnonzero(counts)[-1] + 1):
+        share = counts[number] / counts.sum()
+        lines.append(f"  {names[number]:>16} m |{'#' * round(share * _BAR):<{_BAR}}| {share:6.1%}")
+    return "\n".join(lines)
+
+
+def depth_from_codes(
+    codes: NDArray[np.uint16], baseline_m: float, focal_px: float, hidden: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """baseline * focal length / disparity, with the disparity in 16 bits as Cityscapes stores it.
+
+    codes: uint16 [H, W]; disparity in pixels = (code - 1) / 256. Code 0 was not measured; code 1 is infinitely far.
+    hidden: bool [H, W], pixels without a meaning (the car that carries the camera, borders)
+
+    Returns float32 [H, W] metres along the optical axis, 0 where not measured, infinitely far or hidden.
+    Each value is the float64 formula rounded once.
+    """
+    assert codes.dtype == np.uint16, codes.dtype
+    # one value for each of the 65536 codes: as int64 first, since 0 - 1 is 65535 in uint16 and 1.85 m of false depth
+    disparity_px = (np.arange(65536) - 1) / 256
+    metres = np.zeros(65536)
+    metres[2:] = baseline_m * focal_px / disparity_px[2:]
+    depth: NDArray[np.float32] = metres.astype(np.float32)[codes]
+    if hidden is not None:
+        depth[hidden] = 0
+    return depth
