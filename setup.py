@@ -1,5 +1,6 @@
 """What is installed, from where, and with which libraries; the settings of development tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,12 +11,12 @@ here = Path(__file__).resolve().parent
 # would shadow Hugging Face's
 carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "visionmtl._tools": "tools"}
 
-export = ["onnx>=1.16", "onnxruntime>=1.19", "onnxscript>=0.3"]
+version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 
 setup(
     name="visionmtl",
-    version="0.1.0",
+    version=version,
     description="One network that detects, segments and measures depth.",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -73,9 +74,7 @@ setup(
         "typing_extensions>=4.9",
     ],
     extras_require={
-        "export": export,
         "prepare": prepare,
-        "peers": ["LibMTL>=1.1.5"],
         "dev": [
             *prepare,
             "build>=1.2",

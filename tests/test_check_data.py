@@ -31,6 +31,7 @@ def check(folder, data, *options):
     """The exit status and the JSON report of `check_data` on this data."""
     config, report = folder / "config.yaml", folder / "report.json"
     config.write_text(yaml.safe_dump({"data": {"size": [64, 64], **data}}))
+    report.unlink(missing_ok=True)  # of an earlier check: the tool writes over nothing
     status = main(["check_data", str(config), "--workers", "0", "--json", str(report), *options])
     return status, json.loads(report.read_text()) if report.exists() else None
 

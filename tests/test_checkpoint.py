@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+from visionmtl import run as config
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.engine.trainer import Trainer
@@ -25,6 +26,11 @@ def state() -> Trainer:
     return moving
 
 
+def step_of(path: Path) -> int:
+    """Of a file that holds no whole checkpoint, which `checkpoint.load` would refuse."""
+    return int(torch.load(path, weights_only=True)["step"])
+
+
 def test_the_file_before_stays_whole_when_writing_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "checkpoints" / "last.pt"
     checkpoint.save(path, {"step": 1})
@@ -38,9 +44,9 @@ def test_the_file_before_stays_whole_when_writing_fails_half_way(tmp_path: Path,
         with pytest.raises(OSError, match="no space left"):
             checkpoint.save(path, {"step": 2})
 
-    assert checkpoint.load(path)["step"] == 1
+    assert step_of(path) == 1
     checkpoint.save(path, {"step": 3})
-    assert checkpoint.load(path)["step"] == 3
+    assert step_of(path) == 3
 
 
 @pytest.mark.parametrize("call", ["fsync", "link", "replace"])
@@ -58,7 +64,7 @@ def test_the_file_before_stays_whole_whichever_call_is_the_last(
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(path, {"step": 2})
 
-    assert checkpoint.load(path)["step"] == 1
+    assert step_of(path) == 1
 
 
 def test_the_one_before_is_kept_beside_it(tmp_path: Path):
@@ -66,8 +72,8 @@ def test_the_one_before_is_kept_beside_it(tmp_path: Path):
     for step in (1, 2, 3):
         checkpoint.save(path, {"step": step})
 
-    assert checkpoint.load(path)["step"] == 3
-    assert checkpoint.load(path.with_name("last.pt.previous"))["step"] == 2
+    assert step_of(path) == 3
+    assert step_of(path.with_name("last.pt.previous")) == 2
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "last.pt.previous"}
 
 
@@ -154,7 +160,7 @@ def test_opening_needs_no_weights_from_elsewhere(state: Trainer, tmp_path: Path)
 def test_a_moved_data_folder_moves_the_paths_that_lay_in_it():
     run = {"root": "/old", "train": [{"folder": "/old/nyu/train", "other": "/older/nyu", "size": [1, 2]}]}
 
-    assert checkpoint.moved(run, "/old", "/new") == {
+    assert config.moved(run, "/old", "/new") == {
         "root": "/new",
         "train": [{"folder": "/new/nyu/train", "other": "/older/nyu", "size": [1, 2]}],
     }
@@ -167,14 +173,18 @@ class Foreign:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"a\.pt is damaged .*whole checkpoint is needed; use a\.pt\.previous"),
+        (b"", r"a\.pt is damaged .*EOFError.*; name a \.pt file that visionmtl wrote"),
         (b"weights: here\n" * 100, r"a\.pt is damaged or no checkpoint of visionmtl"),
         ({"state_dict": {}}, r"has checkpoint format None; this version reads 1"),
         ({"format": 99}, r"has checkpoint format 99"),
         ([1, 2], r"has checkpoint format None"),
-        ({"format": 1, "net": Foreign()}, r"it holds more than tensors and plain data"),
+        ({"format": 1, "net": Foreign()}, r"tensors and plain data are all that is read"),
+        ({"format": 1, "net": {}}, r"a\.pt lacks run, spaces, ema, step, epoch; .* use one that training wrote"),
+        (b"\x80\x02cwhatever\nno\n.", r"a\.pt is damaged or no checkpoint"),
+        (b"\x80\x02]q\x00(K\x01", r"a\.pt is damaged or no checkpoint"),
+        (b"I1\n.", r"a\.pt is damaged or no checkpoint|format None"),
     ],
-    ids=["empty", "text", "other project", "future", "list", "code"],
+    ids=["empty", "text", "other project", "future", "list", "code", "without parts", "global", "cut", "number"],
 )
 def test_a_foreign_file_is_refused_with_the_reason(tmp_path: Path, content: Any, said: str):
     path = tmp_path / "a.pt"
@@ -185,6 +195,22 @@ def test_a_foreign_file_is_refused_with_the_reason(tmp_path: Path, content: Any,
 
     with pytest.raises(ValueError, match=said):
         checkpoint.load(path)
+
+
+def test_a_config_in_place_of_a_checkpoint_is_told_from_a_damaged_one(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("seed: 0\n", encoding="utf-8")
+
+    with pytest.raises(ValueError, match=r"mine\.yaml is a \.yaml file, not a checkpoint; .* or train first"):
+        open_model(tmp_path / "mine.yaml")
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_else_its_last(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is a folder without a checkpoint; .*checkpoints/best\.pt and last\.pt"):
+        checkpoint.find(tmp_path)
+
+    for name in ("last.pt", "best.pt"):
+        checkpoint.save(tmp_path / "checkpoints" / name, {})
+        assert checkpoint.find(tmp_path) == tmp_path / "checkpoints" / name
 
 
 def test_an_absent_file_lists_what_is_near(tmp_path: Path):

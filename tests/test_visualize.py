@@ -1,4 +1,4 @@
-"""Claims about `visionmtl.inference.predictor` and tools/visualize.py: predictions at full size, and pictures of all of it."""
+"""tools/visualize.py: pictures of predictions, of truth and of training data, which are never written over others."""
 
 import re
 
@@ -11,11 +11,11 @@ from PIL import Image
 from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import TrainLoader, val_loader
+from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
-from visionmtl.inference.predictor import picture, predict
+from visionmtl.inference.predictor import Predictor, picture
 from visionmtl.io.images import read_image
 from visionmtl.io.video import read_frames
 from visionmtl.network import build_model
@@ -50,37 +50,9 @@ def drawn(saved, *arguments):
     return main(["visualize", str(saved), *map(str, arguments)])
 
 
-def test_predictions_have_the_size_of_their_own_image(opened):
-    found = predict(opened.net, [NOISE, NOISE[:20]], opened.run.data.size)
-
-    assert [one["segmentation"].shape for one in found] == [(50, 70), (20, 70)]
-    assert [one["depth"].shape for one in found] == [(50, 70), (20, 70)]
-    assert found[0]["detection"].xyxy.shape[1] == 4
-
-
-def test_predict_sees_what_validation_sees(opened):
-    run, net = opened.run, opened.net
-    batch = next(iter(val_loader(run.data, run.tasks, net.spaces, open_datasets(run.data.val), 1, workers=0)))
-    with torch.inference_mode():
-        expected = run.tasks["depth"].predict(net(batch.image)["depth"], batch.frames, run.data.size)
-
-    found = predict(net, [batch.samples[0].image], run.data.size)
-
-    assert (found[0]["depth"] == expected[0]).all()
-
-
-def test_no_images_give_no_predictions(opened):
-    assert predict(opened.net, [], opened.run.data.size) == []
-
-
-def test_predict_refuses_what_is_not_an_rgb_image(opened):
-    with pytest.raises(ValueError, match=r"image 1 is float32 \[50, 70, 3\]; uint8 .* is needed; read files"):
-        predict(opened.net, [NOISE, NOISE.astype(np.float32)], opened.run.data.size)
-
-
 def test_a_task_without_a_value_leaves_its_place_empty(opened):
     run, net = opened.run, opened.net
-    prediction = predict(net, [NOISE], run.data.size)[0]
+    prediction = Predictor(opened)(NOISE).predictions
 
     one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction})
     two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "truth": {"depth": None}})
@@ -126,9 +98,9 @@ def test_several_data_sets_are_drawn_in_the_shares_and_the_order_of_training(tmp
 
     run = config.load("configs/quickstart.yaml", settings)
     sources = open_datasets(run.data.train)
-    loader = TrainLoader(run.data, run.tasks, resolve_spaces(run.tasks, sources), sources, 1, run.seed)
+    loader = train_loader(run.data, run.tasks, resolve_spaces(run.tasks, sources), sources, 1, run.seed)
     ids = [source.read(index).image_id for source in sources for index in range(len(source))]
-    drawn_ids = [re.sub(r"[^A-Za-z0-9.-]+", "_", ids[index]) for index, _ in loader.draws(0)[:6]]
+    drawn_ids = [re.sub(r"[^A-Za-z0-9.-]+", "_", ids[key.index]) for (key,) in list(loader.batch_sampler)[:6]]
     assert [file.stem.partition("_")[2] for file in sorted(tmp_path.glob("0*.png"))] == drawn_ids
 
 
@@ -138,31 +110,113 @@ def test_a_setting_of_the_run_can_be_replaced(saved, tmp_path):
     assert [file.name[:4] for file in tmp_path.iterdir()] == ["000_"]
 
 
-def test_a_video_becomes_a_video(saved, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (70, 50))
-    for _ in range(3):
+def write_clip(path, num_frames, size=(70, 50)):
+    path.parent.mkdir(exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
+    for _ in range(num_frames):
         writer.write(NOISE)
     writer.release()
 
-    assert drawn(saved, tmp_path / "in.avi", "--num", 2, "--output", tmp_path, "--tasks", "depth") == 0
 
-    frames_per_s, frames = read_frames(str(tmp_path / "in.mp4"))
+def test_a_video_becomes_a_video(saved, tmp_path):
+    write_clip(tmp_path / "in.avi", 3)
+
+    # into a folder of its own: the one the video lies in is refused
+    assert drawn(saved, tmp_path / "in.avi", "--num", 2, "--output", tmp_path / "out", "--tasks", "depth") == 0
+
+    frames_per_s, frames = read_frames(str(tmp_path / "out" / "in.mp4"))
     assert frames_per_s == 10 and len(list(frames)) == 2
+
+
+def test_neither_an_input_nor_a_result_of_the_same_name_is_written_over(saved, tmp_path, capsys):
+    for folder in ("a", "b"):
+        write_clip(tmp_path / folder / "clip.avi", 2)
+    (tmp_path / "a" / "clip.mp4").write_bytes(b"the user's")
+
+    assert drawn(saved, tmp_path / "a" / "clip.avi", "--output", tmp_path / "a") == 2
+    assert (tmp_path / "a" / "clip.mp4").read_bytes() == b"the user's"
+    assert "holds files already, and nothing is written over" in capsys.readouterr().err
+
+    clips = [tmp_path / folder / "clip.avi" for folder in ("a", "b")]
+    assert drawn(saved, *clips, "--num", 1, "--tasks", "depth", "--output", tmp_path / "out") == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["clip-2.mp4", "clip.mp4"]
+
+
+def test_the_default_folder_of_a_second_call_is_a_new_one(saved, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    for _ in range(2):
+        assert drawn(saved, tmp_path / "a.png", "--tasks", "depth") == 0
+
+    samples = saved.parent.parent / "samples"
+    assert [len(list((samples / name).iterdir())) for name in ("predict", "predict-2")] == [1, 1]
+
+
+def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(NOISE).save(tmp_path / name)
+
+    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "out.jpg") == 0
+    assert read_image(tmp_path / "out.jpg").shape[2] == 3
+
+    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "out.jpg") == 2
+    assert "out.jpg exists already; nothing is written over" in capsys.readouterr().err
+    assert drawn(saved, tmp_path / "a.png", tmp_path / "b.png", "--output", tmp_path / "two.png") == 2
+    assert "is one file, but there are 2 results; a folder is needed" in capsys.readouterr().err
+    assert not (tmp_path / "two.png").exists()
+
+
+def test_a_damaged_picture_is_told_and_the_others_are_drawn(saved, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(NOISE).save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+
+    assert drawn(saved, tmp_path / "in", "--output", tmp_path / "out") == 2
+
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["000_good.png"]
+    assert re.search(r"error: .*bad\.png cannot be read as an image", capsys.readouterr().err)
+
+
+def test_a_name_as_long_as_a_disk_allows_is_cut_in_the_result(saved, tmp_path):
+    names = [f"{'x' * 250}{end}.png" for end in "ab"]
+    for name in names:
+        Image.fromarray(NOISE).save(tmp_path / name)
+
+    assert drawn(saved, *(tmp_path / name for name in names), "--tasks", "depth", "--output", tmp_path / "out") == 0
+
+    results = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert len(results) == 3 and results[0][4:] != results[1][4:] and all(len(name) <= 255 for name in results)
+
+
+def test_a_setting_that_does_not_fit_is_one_line_with_its_path(saved, tmp_path, capsys):
+    assert drawn(saved, "data.wrokers=1", "--output", tmp_path / "out") == 2
+
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: data\.wrokers: unknown field .* \(did you mean 'workers'\?\).*\n", told)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "hint"), [("40", "; did you mean 0.4?"), ("-1", ""), ("high", "")])
+def test_a_score_that_is_no_share_is_refused(text, hint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        drawn("best.pt", f"--score={text}")
+
+    assert ended.value.code == 2
+    assert f"{text!r} is no score; scores are 0 to 1{hint}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nothing.jpg"], "no image at 'nothing.jpg'; an image .*; check the path"),
-        (["--tasks", "depht"], r"'depht' \(did you mean 'depth'\?\); this run has .*; correct --tasks"),
+        (["--tasks", "depht"], r"'depht' \(did you mean 'depth'\?\); this run has .*; correct it"),
         (["--mode", "predict"], "predict was given 0 inputs; .*; name an image"),
-        (["--num", "0"], "--num is 0; at least 1 is needed"),
         (["nothing.mp4"], "nothing.mp4 cannot be opened as a video; .*; check the path"),
         (["camera:front"], "names no camera; camera:0 is the first"),
     ],
 )
-def test_mistakes_are_explained(saved, tmp_path, capfd, arguments, said):
-    assert drawn(saved, *arguments, "--output", tmp_path) == 1
+def test_mistakes_are_explained_and_leave_no_folder(saved, tmp_path, capfd, arguments, said):
+    assert drawn(saved, *arguments, "--output", tmp_path / "out") == 2  # as every tool: 1 is a check that failed
 
     printed = " ".join(line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
     assert re.search(said, printed)
+    assert not (tmp_path / "out").exists()

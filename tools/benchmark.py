@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from visionmtl.cli import ToolParser, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # each verb imports what it needs itself: torch and its company take seconds, --help should not
@@ -15,10 +16,10 @@ if TYPE_CHECKING:  # each verb imports what it needs itself: torch and its compa
 Arguments = argparse.ArgumentParser
 
 
-def parser() -> Arguments:
+def parser() -> ToolParser:
     """The command line; every verb is a function below with its own arguments."""
-    p = argparse.ArgumentParser(prog="benchmark", description=__doc__)
-    verbs = p.add_subparsers(dest="verb", required=True)
+    p = ToolParser("benchmark", __doc__)
+    verbs = p.add_subparsers(dest="verb", required=True, parser_class=Arguments)
     for name, (measure, add_arguments) in VERBS.items():
         verb = verbs.add_parser(name, help=measure.__doc__, description=measure.__doc__)
         verb.add_argument("--json", type=home_path, metavar="FILE", help="write the figures there too")
@@ -29,51 +30,46 @@ def parser() -> Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when a limit is missed, 2 for an error."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(argv)
+    return run_tool(_measure, parser().parse_args(argv))
 
+
+def _measure(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from visionmtl.benchmark.figures import Report
 
     settings = {name: str(value) for name, value in vars(args).items() if name not in ("verb", "json", "markdown")}
-    try:
-        report = Report(f"benchmark.py {' '.join(argv)}", args.verb, settings, args.json, args.markdown)
-        for figure in VERBS[args.verb][0](args):
-            report.add(figure)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        print("error: " + "; ".join(problems), file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tried(args.json, args.markdown):
+        try:
+            report = Report(
+                " ".join(["visionmtl benchmark", *sys.argv[1:]]), args.verb, settings, args.json, args.markdown
+            )
+            for figure in VERBS[args.verb][0](args):
+                report.add(figure)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise ValueError("; ".join(problems)) from None
     return 0 if report.kept else 1
 
 
 # ---- what several verbs take ----
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _workload_arguments(verb: Arguments, batch: bool = True) -> None:
     verb.add_argument("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
-    verb.add_argument("--size", type=count, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
+    verb.add_argument("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
     verb.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     verb.add_argument("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
     if batch:
-        verb.add_argument("--batch", type=count, default=16, metavar="N", help="images; default: 16")
-        verb.add_argument("--boxes", type=count, default=30, metavar="N", help="boxes an image on average; default: 30")
+        verb.add_argument("--batch", type=positive, default=16, metavar="N", help="images; default: 16")
+        verb.add_argument(
+            "--boxes", type=positive, default=30, metavar="N", help="boxes an image on average; default: 30"
+        )
 
 
 def _timing_arguments(verb: Arguments, rounds: int, clock: bool = True) -> None:
-    verb.add_argument("--rounds", type=count, default=rounds, metavar="N", help=f"turns of each; default: {rounds}")
+    verb.add_argument("--rounds", type=positive, default=rounds, metavar="N", help=f"turns of each; default: {rounds}")
     verb.add_argument("--seconds", type=float, default=0.25, help="of a turn, one step at least; default: 0.25")
     if clock:
         text = "cpu: of this process alone, for a busy machine"
@@ -114,7 +110,7 @@ def _step_arguments(verb: Arguments) -> None:
     verb.add_argument("--without", action="store_true", help="each task's share: the step without it, too")
     text = "torchvision FCOS and RetinaNet and two FPNs of smp, in turns with ours"
     verb.add_argument("--peers", action="store_true", help=text)
-    verb.add_argument("--compare-boxes", type=count, nargs="+", default=(), metavar="N", help="e.g. 1 100")
+    verb.add_argument("--compare-boxes", type=positive, nargs="+", default=(), metavar="N", help="e.g. 1 100")
 
 
 def gpu(args: argparse.Namespace) -> "Iterator[Figure]":
@@ -149,8 +145,8 @@ def _data_arguments(verb: Arguments) -> None:
     verb.add_argument("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
     verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
     verb.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
-    verb.add_argument("--images", type=count, default=118_287, metavar="N", help="of memory; default: COCO's 118287")
-    verb.add_argument("--boxes", type=count, default=860_001, metavar="N", help="of memory; default: COCO's 860001")
+    verb.add_argument("--images", type=positive, default=118_287, metavar="N", help="of memory; default: COCO's 118287")
+    verb.add_argument("--boxes", type=positive, default=860_001, metavar="N", help="of memory; default: COCO's 860001")
 
 
 def balance(args: argparse.Namespace) -> "Iterator[Figure]":
@@ -178,7 +174,7 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
 def _infer_arguments(verb: Arguments) -> None:
     _workload_arguments(verb, batch=False)
     _timing_arguments(verb, rounds=40)
-    verb.add_argument("--batches", type=count, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
+    verb.add_argument("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
 
 VERBS: "dict[str, tuple[Callable[[argparse.Namespace], Iterator[Figure]], Callable[[Arguments], None]]]" = {

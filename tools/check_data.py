@@ -2,48 +2,43 @@
 
 import argparse
 import json
-import re
 import sys
-from pathlib import Path
 
+from visionmtl.cli import ERROR, ToolParser, at_least, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 
-def at_least(least: int, text: str) -> int:
-    """A whole number."""
-    if not re.fullmatch(r"\d+", text) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> ToolParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="check_data",
-        description=__doc__,
+    p = ToolParser(
+        "check_data",
+        __doc__,
         epilog="exit status: 0 without errors; 1 with errors in the data; 2 where the check could not run: wrong "
-        "arguments or settings, or no data set could be opened",
+        "arguments or settings, or no data set could be opened. FILE must not exist yet",
     )
     p.add_argument("config", help="YAML file, of which `data` alone matters; shipped configs are found from anywhere")
-    p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
+    p.add_overrides()
     p.add_argument("--json", type=home_path, metavar="FILE", help="write all numbers and findings there")
     p.add_argument("--sheet", type=home_path, metavar="FILE.png", help="draw images with their labels there")
     p.add_argument(
-        "--workers", type=lambda text: at_least(0, text), metavar="N",
+        "--workers", type=at_least(0), metavar="N",
         help="processes that read; 0: this one; default: data.workers, and if that is auto one for each core",
     )  # fmt: skip
-    p.add_argument(
-        "--limit",
-        type=lambda text: at_least(1, text),
-        metavar="N",
-        help="N images of each data set, evenly spread",
-    )
+    p.add_argument("--limit", type=positive, metavar="N", help="N images of each data set, evenly spread")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when there are errors in the data, 2 when they could not be checked."""
-    args = parser().parse_intermixed_args(argv)
+    return run_tool(_check, parser().parse_intermixed_args(argv))
+
+
+def _check(args: argparse.Namespace) -> int:
+    with tried(args.json, args.sheet):  # now: reading may take an hour
+        return _read_and_judge(args)
+
+
+def _read_and_judge(args: argparse.Namespace) -> int:
     # here, not above: they import torch, for which --help need not wait
     from PIL import Image
     from rich.console import Console
@@ -55,24 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     from visionmtl.run import load_data
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+    data = load_data(args.config, args.overrides)
+    checked = open_data_sets(data)
+    images = plan(checked, args.limit)
+    workers = choose_processes(data, images) if args.workers is None else args.workers
     try:
-        for file in (args.json, args.sheet):
-            _check_target(file)
-        data = load_data(args.config, args.overrides)
-        checked = open_data_sets(data)
-        images = plan(checked, args.limit)
-        workers = choose_processes(data, images) if args.workers is None else args.workers
         with progress(console, images) as advance:
             read_all(checked, workers, advance)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except RuntimeError as error:  # what DataLoader makes of a worker that was killed
-        advice = (
-            "memory ran out or a decoder crashed; use fewer --workers, or 0 under python -X faulthandler to see where"
-        )
-        print(f"error: a reading process ended: {error}; {advice}", file=sys.stderr)
-        return 2
+        raise ValueError(
+            f"a reading process ended: {error}; memory ran out or a decoder crashed; use fewer --workers, or 0 under "
+            "python -X faulthandler to see where"
+        ) from error
 
     findings = [*(finding for one in checked for finding in one.findings), *judge(checked)]
     numbers = [one.numbers() for one in checked]
@@ -92,17 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"written: {file}")
     if not any(one.source for one in checked):
         print("error: no data set could be opened, so nothing was checked; correct what is said above", file=sys.stderr)
-        return 2
+        return ERROR
     return 1 if counts["error"] else 0
-
-
-def _check_target(file: Path | None) -> None:
-    """Make its folder now: reading may take an hour."""
-    if file is None:
-        return
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; a file is written there; add a file name")
-    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

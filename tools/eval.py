@@ -1,198 +1,276 @@
 """Evaluate a checkpoint, or predictions in files: every task under its named protocol, as tables, JSON and a report."""
 
+from __future__ import annotations
+
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-
-from visionmtl import run as config
-from visionmtl.config.loader import ConfigError, Tree, dotted
+from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried, tried_folder
 from visionmtl.config.paths import home_path
-from visionmtl.config.registry import did_you_mean
-from visionmtl.data.label_spaces import Spaces, align, eval_names, resolve_spaces, supervises, task_of
-from visionmtl.data.loader import val_loader
-from visionmtl.datasets import NamedDataset, open_datasets
-from visionmtl.engine import checkpoint, distributed
-from visionmtl.engine.checkpoint import Opened, open_model
-from visionmtl.engine.distributed import LostProcess, Ranks
-from visionmtl.engine.evaluator import evaluate, evaluate_files, save_json
-from visionmtl.engine.logging import results_table
-from visionmtl.engine.protocols import find_protocol
-from visionmtl.eval_options import check, parser
-from visionmtl.inference.predictor import picture, predict
-from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty, open_predictions, paths_by_task
-from visionmtl.metrics.base import Meter, Results
-from visionmtl.metrics.coco_ap import official_lines, score_files
-from visionmtl.metrics.detection import DetectionMeter
-from visionmtl.report.report import Titled, write_report
-from visionmtl.run import Run
-from visionmtl.tasks.base import Task
+from visionmtl.engine.verify_results import Expectation
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
+    from visionmtl.api import Evaluation
+    from visionmtl.engine.distributed import Ranks
+    from visionmtl.metrics.base import Meter, Results
+    from visionmtl.report.report import Titled
 
 NUM_PICTURES = 8
+
+_EXAMPLES = """
+  visionmtl eval runs/NAME                                              a run's best checkpoint on its data.val
+  visionmtl eval best.pt --protocol nyu13_288x384 --tta flip            under a benchmark's rules
+  visionmtl eval best.pt --save-predictions DIR                         and keep the predictions as files
+  visionmtl eval best.pt|CONFIG.yaml --from-predictions DIR             files in the layout of --save-predictions
+  visionmtl eval CONFIG.yaml --from-predictions segmentation=DIR        files of one task, wherever they lie
+  visionmtl eval --from-predictions results.json --truth instances.json COCO's own files, no images needed
+"""
+_NEEDS_NETWORK = ("save_predictions", "tta", "report", "batch_size", "limit_batches")
+_NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "depth_units")
+
+
+def parser() -> ToolParser:
+    """The command line."""
+    p = ToolParser(
+        "eval", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "checkpoint", nargs="?", type=expanduser, metavar="CHECKPOINT",
+        help="a run folder (its best checkpoint, else its last) or a .pt file; with --from-predictions also a config",
+    )  # fmt: skip
+    p.add_overrides("settings that replace those of the run")
+    p.add_argument("--split", help="read this split of the run's data.val; default: as configured")
+    p.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME", help="only these of the run's data.val, and what they judge"
+    )
+    p.add_argument("--protocol", metavar="NAME", help="a benchmark's rules, e.g. coco; an unknown name lists them all")
+    p.add_argument("--tta", choices=["flip"], help="predict from each image and its mirror image together")
+    p.add_argument("--save-predictions", type=home_path, metavar="DIR", help="write official submission files there")
+    p.add_argument(
+        "--from-predictions", action="append", default=[], metavar="[TASK=]PATH",
+        help="score these files instead of a network: a folder as --save-predictions writes it, or each task's own",
+    )  # fmt: skip
+    p.add_argument("--truth", type=home_path, metavar="FILE", help="COCO annotations for one COCO results file")
+    p.add_argument(
+        "--iou-type", choices=["bbox", "segm"],
+        help="with --truth: score the boxes or the masks; default: boxes where every result has one",
+    )  # fmt: skip
+    p.add_argument(
+        "--depth-units", type=positive, metavar="N",
+        help="units per metre in depth files: 256 as KITTI, 1000 for millimetres; default: 256, or as saved",
+    )  # fmt: skip
+    p.add_argument("--ap-backend", choices=["pycocotools", "faster_coco_eval"], default="pycocotools")
+    p.add_argument(
+        "--json", type=home_path, metavar="FILE",
+        help="default: eval/CHECKPOINT-SPLIT.json in the run's folder, numbered where other results lie there",
+    )  # fmt: skip
+    p.add_argument(
+        "--report", type=home_path, metavar="FILE.html", help="write a page with numbers, curves and pictures"
+    )
+    p.add_argument(
+        "--expect", type=Expectation.parse, action="append", default=[], metavar="TASK/METRIC>=X",
+        help="also <=X and =X+-Y; may be repeated; the exit status is 1 when one is not met",
+    )  # fmt: skip
+    add_device(p)
+    p.add_argument("--batch-size", type=positive, metavar="N", help="default: the run's train.batch_size")
+    p.add_argument("--limit-batches", type=positive, metavar="N", help="only the first N batches of each process")
+    return p
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what would have no effect."""
+    if args.truth and len(args.from_predictions) != 1:
+        raise ValueError(
+            f"--truth goes with one --from-predictions FILE, and there are {len(args.from_predictions)}; give the COCO "
+            "results file, or leave out --truth"
+        )
+    if not args.truth and not args.checkpoint:
+        raise ValueError(
+            "there is nothing to evaluate; a checkpoint, or --from-predictions with a config or --truth, is needed; "
+            "see visionmtl eval --help for examples"
+        )
+    idle = [name for name in (*_NEEDS_NETWORK, *_NEEDS_DATA) if args.truth and getattr(args, name)]
+    idle += [name for name in _NEEDS_NETWORK if args.from_predictions and not args.truth and getattr(args, name)]
+    if args.iou_type and not args.truth:
+        idle.append("iou_type")
+    if args.depth_units and not (args.from_predictions or args.save_predictions):
+        idle.append("depth_units")
+    if idle:
+        given = "--truth" if args.truth else "--from-predictions" if args.from_predictions else "neither files nor DIR"
+        names = ", ".join(dict.fromkeys(name.replace("_", "-") for name in idle))
+        raise ValueError(f"{names} would have no effect with {given}; give what is used; leave it out")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when an expectation is not met, 2 for an error."""
-    args = parser(__doc__).parse_intermixed_args(argv)
-    try:
-        check(args)
-        if args.truth:
-            return _score_coco_files(args)
-        with distributed.group(args.device) as ranks:
-            return _score_files(args, ranks) if args.from_predictions else _score_network(args, ranks)
-    except (ValueError, LostProcess) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_tool(_evaluate, parser().parse_intermixed_args(argv))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    check(args)
+    if args.truth:
+        return _score_coco_files(args)
+    from visionmtl.engine import distributed
+
+    with distributed.group(args.device) as ranks:
+        return _score_files(args, ranks) if args.from_predictions else _score_network(args, ranks)
 
 
 def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
-    opened = _open(args, ranks)
+    import torch
+
+    from visionmtl.api import Evaluation
+    from visionmtl.engine import distributed
+    from visionmtl.engine.checkpoint import open_model
+    from visionmtl.engine.evaluator import choose_json
+    from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
+    from visionmtl.report.report import write_report
+
+    opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
     run, spaces = opened.run, opened.net.spaces
-    meters, sources = _rules(args, run.tasks, spaces, _sources(args, run, ranks))
-    tasks = {name: run.tasks[name] for name in map(task_of, meters)}
-    loader = val_loader(
-        run.data, tasks, spaces, sources, args.batch_size or run.train.batch_size,
-        ranks.rank, ranks.world, limit=args.limit_batches,
-    )  # fmt: skip
-    writer = None
-    if args.save_predictions:
-        check_empty(args.save_predictions)
-        distributed.barrier()  # before any rank fills it
-        writer = SubmissionWriter(args.save_predictions, tasks, spaces, args.depth_units or KITTI_UNITS)
-    results = evaluate(
-        opened.net, loader, ranks.device, precision=run.train.precision, meters=meters, flip=args.tta == "flip",
-        on_image=writer.add if writer else None,
-    )  # fmt: skip
-    results = _named(args, results)
-    if writer:
-        writer.close()
-    if not ranks.is_main_process:
-        return _unmet(args, results, show=False)
+    evaluation = Evaluation(opened, ranks, args.data, args.protocol)
+    _show_notes(evaluation.notes, ranks)
+    _check_results(args, evaluation.meters)
 
     split = args.split or "val"
-    words = [split, args.protocol, args.tta, args.limit_batches and f"first{args.limit_batches}"]
-    path = Path(args.checkpoint)
-    # a checkpoint that was moved out of its run has no run folder: write beside it
-    folder = opened.folder if path.resolve().parent.name == "checkpoints" else path.resolve().parent
-    file = args.json or folder / "eval" / f"{'-'.join([path.stem, *(word for word in words if word)])}.json"
     header = {
-        "checkpoint": args.checkpoint, "step": opened.step, "epoch": opened.epoch, "split": split,
-        "overrides": args.overrides, "limit_batches": args.limit_batches, "size": run.data.input_size,
-        "protocol": args.protocol, "tta": args.tta,
+        "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
+        "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
+        "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": args.ap_backend,
         "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    title = f"{args.checkpoint}: step {opened.step}, {split}, input {run.data.input_size}, {run.train.precision}"
-    _print(title, args, results, header, file)
-    if args.save_predictions:
-        print(f"written: {args.save_predictions}")
-    if args.report:
-        write_report(args.report, folder, results, _pictures(opened, tasks, sources))
-        print(f"written: {args.report}")
+    words = [split, args.protocol, args.tta, args.limit_batches and f"first{args.limit_batches}"]
+    name = "-".join([opened.path.stem, *(word for word in words if word)])
+    with ExitStack() as targets:
+        if ranks.is_main_process:
+            file = choose_json(args.json or opened.folder / "eval" / f"{name}.json", header, free_name=not args.json)
+            targets.enter_context(tried(file, replace=True))
+            targets.enter_context(tried(args.report))
+        writer = None
+        if args.save_predictions:
+            check_empty(args.save_predictions)
+            distributed.barrier()  # before any rank fills it
+            targets.enter_context(tried_folder(args.save_predictions))
+            units = args.depth_units or KITTI_UNITS
+            writer = SubmissionWriter(args.save_predictions, evaluation.tasks, spaces, units)
+        results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, writer.add if writer else None)
+        if writer:
+            writer.close()
+        if not ranks.is_main_process:
+            return _unmet(args, results, show=False)
+
+        title = f"{opened.path}: step {opened.step}, {split}, input {run.data.input_size}, {run.train.precision}"
+        _save_and_print(title, args, results, header, file)
+        if args.save_predictions:
+            print(f"written: {args.save_predictions}")
+        if args.report:
+            write_report(args.report, opened.folder, results, _pictures(evaluation))
+            print(f"written: {args.report}")
     return _unmet(args, results)
 
 
 def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
-    if args.checkpoint.endswith(".pt"):
-        opened = _open(args, ranks)
+    from visionmtl import run as config
+    from visionmtl.api import choose_datasets, choose_meters
+    from visionmtl.data.label_spaces import resolve_spaces, task_of
+    from visionmtl.engine.checkpoint import open_model
+    from visionmtl.engine.evaluator import choose_json, evaluate_files
+    from visionmtl.engine.protocols import find_protocol
+    from visionmtl.inference.results_io import open_predictions, paths_by_task
+
+    if args.checkpoint.endswith(".pt") or Path(args.checkpoint).is_dir():
+        opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
         run, known = opened.run, opened.net.spaces
     else:
-        run, known = _load(args), None
+        run, known = config.load(args.checkpoint, args.overrides, args.split), None
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
-    sources = _sources(args, run, ranks)
-    spaces = known or resolve_spaces(tasks, sources)
-    meters, sources = _rules(args, tasks, spaces, sources)
+    datasets = choose_datasets(run, args.data)
+    _show_notes((f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes), ranks)
+    spaces = known or resolve_spaces(tasks, datasets)
+    meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_judged=bool(args.data))
+    _check_results(args, meters)
 
     scored = dict.fromkeys(map(task_of, meters))
     files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
     reads = {name: of_task.read for name, of_task in files.items()}
-    results = _named(args, evaluate_files(reads, meters, tasks, spaces, sources, ranks.rank, ranks.world))
-    if ranks.is_main_process:
-        split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
-        header = {"predictions": args.from_predictions, "split": split, "protocol": args.protocol}
-        _print(f"files of {', '.join(meters)} against {args.checkpoint}, {split}", args, results, header, args.json)
-        if left_out:
-            print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
-        for name, of_task in files.items():
-            if of_task.ignored:
-                print(f"{name}: ignored {of_task.ignored} boxes of categories that {paths[name]} should not have")
+    split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
+    header = {
+        "predictions": args.from_predictions, "split": split, "data": args.data, "overrides": args.overrides,
+        "protocol": args.protocol,
+    }  # fmt: skip
+    with ExitStack() as targets:
+        if ranks.is_main_process and args.json:
+            targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
+        results = evaluate_files(reads, meters, tasks, spaces, datasets, ranks.rank, ranks.world)
+        results = find_protocol(args.protocol).named(results) if args.protocol else results
+        if ranks.is_main_process:
+            title = f"files of {', '.join(meters)} against {args.checkpoint}, {split}"
+            _save_and_print(title, args, results, header, args.json)
+            if left_out:
+                print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
+            for name, of_task in files.items():
+                if of_task.ignored:
+                    print(f"{name}: ignored {of_task.ignored} boxes of categories that {paths[name]} should not have")
     return _unmet(args, results, show=ranks.is_main_process)
 
 
 def _score_coco_files(args: argparse.Namespace) -> int:
+    from visionmtl.engine.evaluator import choose_json
+    from visionmtl.metrics.coco_ap import score_files
+
     file = home_path(args.from_predictions[0])
-    kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
-    for expectation in args.expect:
-        expectation.check_task([kind])
-    header = {"predictions": str(file), "truth": str(args.truth), "kind": kind, "backend": args.ap_backend}
-    for note in notes:
-        print(f"note: {note}")
-    title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
-    _print(title, args, {kind: result}, header, args.json)
+    header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": args.ap_backend}
+    with ExitStack() as targets:
+        if args.json:
+            targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
+        kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
+        for expectation in args.expect:
+            expectation.check_task([kind])
+        for note in notes:
+            print(f"note: {note}")
+        title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
+        _save_and_print(title, args, {kind: result}, header, args.json)
     for counted, why in (("ignored", "their category is not in the annotations"), ("dropped", "they are not finite")):
         if result[counted]:
             print(f"{counted} {result[counted]} results: {why}")
     return _unmet(args, {kind: result})
 
 
-def _rules(
-    args: argparse.Namespace, tasks: Mapping[str, Task], spaces: Spaces, sources: list[NamedDataset]
-) -> tuple[dict[str, Meter], list[NamedDataset]]:
-    """The meters by name of their results, and the data as they want it."""
-    sources = align(sources, tasks, spaces)
-    if args.data:  # tasks that these data sets do not judge are left out
-        tasks = {
-            name: task for name, task in tasks.items() if any(supervises(one, task, spaces[name]) for one in sources)
-        }
-        if not tasks:
-            raise ValueError(f"--data {' '.join(args.data)} judges no task; one is needed; choose a data set that does")
-    makers: Mapping[str, Callable[[], Meter]] = {name: partial(one.meter, spaces[name]) for name, one in tasks.items()}
-    if args.protocol:
-        protocol = find_protocol(args.protocol)
-        makers, sources = protocol.makers(tasks, spaces), protocol.sources(sources)
-    names = eval_names({name: tasks[name] for name in makers}, spaces, sources)
-    meters = {name: makers[task]() for name, task in names.items()}
+def _show_notes(notes: Iterable[str], ranks: Ranks) -> None:
+    for note in notes if ranks.is_main_process else ():
+        print(f"note: {note}")
+
+
+def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> None:
+    """What concerns the numbers to come: better found before the evaluation than after it."""
+    from visionmtl.metrics.detection import DetectionMeter
+
     if args.ap_backend != "pycocotools":
         boxes = [meter for meter in meters.values() if isinstance(meter, DetectionMeter)]
         if not boxes:
             raise ValueError("--ap-backend would have no effect; it counts boxes, and none are scored; leave it out")
         for meter in boxes:
             meter.backend = args.ap_backend
-    for expectation in args.expect:  # a misspelt task is better found before the evaluation than after
+    for expectation in args.expect:
         expectation.check_task(meters)
-    return meters, sources
 
 
-def _named(args: argparse.Namespace, results: Results) -> Results:
-    return find_protocol(args.protocol).named(results) if args.protocol else results
-
-
-def _sources(args: argparse.Namespace, run: Run, ranks: Ranks) -> list[NamedDataset]:
-    """The validation data sets, or those of --data; what their readers found worth telling is printed."""
-    sources = open_datasets(run.data.val)
-    names = [source.name for source in sources]
-    if strange := [name for name in args.data if name not in names]:
-        raise ValueError(
-            f"--data {strange[0]}{did_you_mean(strange[0], names)}: the validation data sets are {', '.join(names)}; "
-            "choose among them, or add one as data.val.N"
-        )
-    chosen = [source for source in sources if not args.data or source.name in args.data]
-    for source in chosen if ranks.is_main_process else ():
-        for note in source.notes:
-            print(f"note: {source.name}: {note}")
-    return chosen
-
-
-def _print(
+def _save_and_print(
     title: str, args: argparse.Namespace, results: Results, header: Mapping[str, Any], file: Path | None
 ) -> None:
+    """The file first: a terminal may be closed."""
+    from visionmtl.engine.evaluator import save_json
+    from visionmtl.engine.logging import results_table
+    from visionmtl.metrics.coco_ap import official_lines
+
+    if file:
+        save_json(results, file, header)
     print(title)
     print(results_table(results))
     for name, result in results.items():
@@ -200,41 +278,21 @@ def _print(
         if result.get("protocol", "").startswith("coco") and "ar100" in result and (args.truth or args.protocol):
             print("\n".join(official_lines(result)))
     if file:
-        save_json(results, file, header)
         print(f"written: {file}")
 
 
 def _unmet(args: argparse.Namespace, results: Results, show: bool = True) -> int:
     """1 when an expectation is not met."""
-    found = [(expectation, *expectation.met(results)) for expectation in args.expect]
-    for expectation, met, value in found if show else ():
+    checked = [(expectation, *expectation.met(results)) for expectation in args.expect]
+    for expectation, met, value in checked if show else ():
         print(f"{'met' if met else 'NOT MET'}: {expectation.text} (found {'none' if value is None else value})")
-    return int(not all(met for _, met, _ in found))
-
-
-def _open(args: argparse.Namespace, ranks: Ranks) -> Opened:
-    """The network, with the overrides laid over the run's own settings."""
-    settings = Tree(checkpoint.load(Path(args.checkpoint))["run"], {(): f"checkpoint {args.checkpoint}"})
-    try:
-        for override in [*args.overrides, *_splits(args, len(settings.values["data"]["val"]))]:
-            settings.override(override)
-        return open_model(args.checkpoint, ranks.device, settings.resolved())
-    except ValidationError as error:
-        problems = "; ".join(f"{dotted(problem['loc'])}: {problem['msg']}" for problem in error.errors())
-        raise ConfigError(f"settings do not fit: {problems}; correct the overrides or --split") from None
-
-
-def _load(args: argparse.Namespace) -> Run:
-    """The run of a config."""
-    run = config.load(args.checkpoint, args.overrides)
-    return config.load(args.checkpoint, [*args.overrides, *_splits(args, len(run.data.val))]) if args.split else run
-
-
-def _splits(args: argparse.Namespace, num_datasets: int) -> list[str]:
-    return [f"data.val.{number}.split={args.split}" for number in range(num_datasets) if args.split]
+    return int(not all(met for _, met, _ in checked))
 
 
 def _show_classes(name: str, result: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     if result.get("per_class"):
         columns = list(next(iter(result["per_class"].values())))
         classes = Table(name, *columns)
@@ -250,16 +308,20 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _pictures(opened: Opened, tasks: Mapping[str, Task], sources: Sequence[NamedDataset]) -> list[Titled]:
+def _pictures(evaluation: Evaluation) -> list[Titled]:
     """The first images, predictions above the truth."""
-    run, net = opened.run, opened.net
-    first = val_loader(run.data, tasks, net.spaces, sources, NUM_PICTURES, workers=0, limit=1)
+    from visionmtl.data.loader import val_loader
+    from visionmtl.inference.predictor import Predictor, picture
+
+    predictor, tasks = Predictor(evaluation.opened), evaluation.tasks
+    net, run = predictor.net, predictor.run
+    first = val_loader(run.data, tasks, net.spaces, evaluation.datasets, NUM_PICTURES, workers=0, limit=1)
     pictures: list[Titled] = []
     for batch in first:
-        predictions = predict(net, [sample.image for sample in batch.samples], run.data.input_size)
-        for i, (sample, prediction) in enumerate(zip(batch.samples, predictions, strict=True)):
+        results = predictor([sample.image for sample in batch.samples])
+        for i, (sample, result) in enumerate(zip(batch.samples, results, strict=True)):
             truth = {name: task.truth(sample) for name, task in tasks.items() if batch.labelled[name][i]}
-            rows = {"prediction": prediction, "truth": truth}
+            rows = {"prediction": result.predictions, "truth": truth}
             pictures.append((sample.image_id, picture(run.tasks, net.spaces, sample.image, rows)))
     return pictures
 

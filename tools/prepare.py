@@ -1,20 +1,19 @@
-"""Turn an official download into the folder that is fast to read: `prepare.py nyuv2 SRC DST`."""
+"""Turn an official download into the folder that is fast to read: `visionmtl prepare nyuv2 SRC DST`."""
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from rich.progress import track
-
+from visionmtl.cli import ToolParser, run_tool
 from visionmtl.config.paths import home_path
-from visionmtl.datasets.nyuv2 import CLASSES, things_space
-from visionmtl.datasets.nyuv2_mat import MAT, SEG40_TO_13, UNITS_PER_METRE, Official
+
+if TYPE_CHECKING:  # imported where they are used: --help and a wrong command line are answered at once
+    from visionmtl.datasets.nyuv2_mat import Official
 
 BOXES_RULE = (
     "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "
@@ -22,31 +21,37 @@ BOXES_RULE = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ToolParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__)
-    verbs = p.add_subparsers(dest="data", required=True, metavar="DATA")
-    nyuv2 = verbs.add_parser(
-        "nyuv2", help=f"{MAT}, splits.mat and classMapping40.mat to image, label and depth PNGs (about 1.5 GB)",
+    p = ToolParser("prepare", __doc__)
+    p.add_argument("data", choices=["nyuv2"], help="the data set")
+    p.add_argument(
+        "source", type=home_path, metavar="SRC",
+        help="the folder with the official files: nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat",
     )  # fmt: skip
-    nyuv2.add_argument("source", type=home_path, metavar="SRC", help="the folder with the official files")
-    nyuv2.add_argument("target", type=home_path, metavar="DST", help="the folder to write; made if it does not exist")
+    p.add_argument(
+        "target", type=home_path, metavar="DST",
+        help="the folder for image, label and depth PNGs (about 1.5 GB); made if it does not exist",
+    )  # fmt: skip
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for an error."""
-    args = parser().parse_args(argv)
-    try:
-        _prepare_nyuv2(args.source, args.target)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_tool(_prepare, parser().parse_args(argv))
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    _prepare_nyuv2(args.source, args.target)
     return 0
 
 
 def _prepare_nyuv2(source: Path, target: Path) -> None:
     """One image in memory at a time; meta.json comes last, so that a folder without it is known to be unfinished."""
+    from rich.progress import track
+
+    from visionmtl.datasets.nyuv2_mat import Official
+
     official = Official(source)
     _check_target(target)
     for split, numbers in official.splits.items():
@@ -83,8 +88,11 @@ def _check_target(target: Path) -> None:
 
 def _write_pixels(official: Official, number: int, split: str, target: Path) -> tuple[int, ...]:
     """The five pictures of an image, all lossless; returns its (H, W)."""
+    import cv2
+    import numpy as np
+
     image = official.image(number)
-    pictures: dict[str, NDArray[Any]] = {
+    pictures = {
         "image": np.ascontiguousarray(image[..., ::-1]),  # OpenCV writes BGR
         "seg13": official.codes(number, 13),
         "seg40": official.codes(number, 40),
@@ -103,6 +111,8 @@ def _write_pixels(official: Official, number: int, split: str, target: Path) -> 
 
 def _annotations(official: Official, number: int, first_id: int) -> Iterable[dict[str, Any]]:
     """COCO annotations of an image; ids begin at 1, since evaluators take 0 for "no match"."""
+    from visionmtl.datasets.nyuv2 import things_space
+
     boxes, ids = official.objects(number), things_space().ids
     for i, (x1, y1, x2, y2) in enumerate(boxes.xyxy.tolist()):
         yield {
@@ -116,6 +126,8 @@ def _annotations(official: Official, number: int, first_id: int) -> Iterable[dic
 
 
 def _write_split(target: Path, split: str, images: list[dict[str, Any]], objects: list[dict[str, Any]]) -> None:
+    from visionmtl.datasets.nyuv2 import things_space
+
     things = things_space()
     content = {
         "info": {"description": f"NYUv2 {split}: {BOXES_RULE}"},
@@ -130,6 +142,9 @@ def _write_split(target: Path, split: str, images: list[dict[str, Any]], objects
 
 
 def _meta() -> dict[str, Any]:
+    from visionmtl.datasets.nyuv2 import CLASSES
+    from visionmtl.datasets.nyuv2_mat import MAT, SEG40_TO_13, UNITS_PER_METRE
+
     return {
         "depth_scale": UNITS_PER_METRE,
         "depth_scale_means": "metres = value / depth_scale; 0 = not measured",

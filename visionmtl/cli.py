@@ -1,26 +1,42 @@
-"""The `visionmtl` command: `visionmtl train ...` is the same function as `python tools/train.py ...`."""
+"""The `visionmtl` command, and what every tool's command line shares: its parser, its exit status, its targets.
 
+`visionmtl train ...` is the same function as `python tools/train.py ...`. Nothing here imports torch: `--help` and a
+wrong command line are answered at once.
+"""
+
+import argparse
 import ast
+import contextlib
+import errno
 import importlib
+import os
 import pkgutil
+import re
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
+from visionmtl import __version__
 from visionmtl.config.paths import shipped_folder
-from visionmtl.config.registry import did_you_mean
+from visionmtl.config.suggest import did_you_mean, settings_called
 
 # found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
 _folder = shipped_folder("tools")
 __path__ = [str(_folder)]
 
+ERROR = 2
+"""Exit status where a tool could not do its work; also argparse's own."""
+
 
 def verbs() -> dict[str, str]:
     """Every tool on disk with the first line of its docstring; nothing is imported."""
     found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: _charter(_folder / f"{name}.py") for name in found}
+    return {name: _first_line(_folder / f"{name}.py") for name in found}
 
 
-def _charter(file: Path) -> str:
+def _first_line(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 
@@ -28,7 +44,7 @@ def _charter(file: Path) -> str:
 def _usage() -> str:
     rows = verbs()
     width = max(map(len, rows), default=0)
-    listing = "\n".join(f"  {name:<{width}}  {charter}" for name, charter in rows.items())
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
     return f"usage: visionmtl VERB ...\n\n{listing}\n\n'visionmtl VERB --help' explains one of them."
 
 
@@ -37,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     asked, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if asked in ("-h", "--help", "help"):
         print(_usage())
+        return 0
+    if asked == "--version":
+        print(f"visionmtl {__version__}")
         return 0
 
     verb = asked.replace("-", "_")
@@ -50,10 +69,142 @@ def main(argv: list[str] | None = None) -> int:
             "'visionmtl --help' says what each does",
             file=sys.stderr,
         )
-        return 2
+        return ERROR
 
-    sys.argv = [f"visionmtl {verb}", *rest]  # what the tool's usage line and the run's record show
+    sys.argv = [f"visionmtl {verb}", *rest]  # what the run's record shows
     return int(importlib.import_module(f"visionmtl.cli.{verb}").main(rest))
+
+
+# ---- what every tool shares ----
+
+
+class ToolParser(argparse.ArgumentParser):
+    """The parser of `visionmtl NAME`, however it was started; an unknown option that is a setting gets a hint."""
+
+    def __init__(self, name: str, description: str | None, **options: Any) -> None:
+        super().__init__(prog=f"visionmtl {name}", description=description, **options)
+        self.add_argument("--version", action="version", version=f"visionmtl {__version__}")
+
+    def add_overrides(self, what: str = "settings that replace those of the file") -> None:
+        """The positional `overrides`, behind all other positionals."""
+        # with a default, or argparse would call it required where another positional is missing
+        self.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help=what)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse; `--lr 0.1` is told of `optim.lr=0.1`."""
+        unknown = re.match(r"unrecognized arguments: --?([\w.-]+)(?:[= ](\S+))?", message)
+        if unknown and "overrides" in {action.dest for action in self._actions}:
+            name = unknown[1].rpartition(".")[2].replace("-", "_")
+            hints = [f"{path}={unknown[2] or 'VALUE'}" for path in settings_called(name)]
+            message += f"; settings are written a.b=c, without dashes: {' or '.join(hints)}" if hints else ""
+        super().error(message)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+positive = at_least(1)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+
+
+def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Do the work of a tool; what its user can cure becomes one line `error: ...` and exit status 2.
+
+    A fault of ours keeps its traceback. What a terminal cannot show is written as its code, and a reader that closes
+    the pipe ends the tool silently with 141, as shells call it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = work(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    # FloatingPointError: the losses of a run are not finite
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {_told(error)}", file=sys.stderr)
+        return ERROR
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return (
+            f"{error.filename} cannot be read or written: {error.strerror}; a path that can be reached, with room on "
+            "the disk, is needed; choose another, or mend this one"
+        )
+    return str(error)
+
+
+@contextlib.contextmanager
+def tried(*files: Path | None, replace: bool = False) -> Iterator[None]:
+    """Try files that will be written at the end of long work now; folders that stay empty are removed again.
+
+    replace: the file may exist already.
+    Raises OSError where one cannot be written, ValueError where it exists.
+    """
+    made: list[Path] = []
+    try:
+        for file in (file for file in files if file is not None):
+            if file.is_dir():
+                raise ValueError(f"{file} is a folder; a file is to be written there; add a file name")
+            if file.exists() and not replace:
+                raise ValueError(
+                    f"{file} exists already; nothing is written over; choose another name, or move it away"
+                )
+            made += _make_folder(file.parent)
+            trial = file.with_name(f"{file.name}.writing")  # finds names that are too long, too
+            trial.touch()
+            trial.unlink()
+        yield
+    finally:
+        _remove_empty(made)
+
+
+@contextlib.contextmanager
+def tried_folder(folder: Path) -> Iterator[None]:
+    """Try now whether files can be written into a folder, which is made; if it stays empty, it is removed again."""
+    made = _make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        yield
+    finally:
+        _remove_empty(made)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder; returns the folders that did not exist before, outermost first."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # as a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    return new
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):  # holds something, or is gone
+            folder.rmdir()
 
 
 if __name__ == "__main__":  # for `torchrun -m visionmtl.cli train ...`

@@ -17,7 +17,8 @@ from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config import loader
 from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
-from visionmtl.config.registry import PYDANTIC_ERRORS, Spec, did_you_mean
+from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
+from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
 from visionmtl.engine.optim import Optim
 from visionmtl.network import Model
@@ -95,6 +96,10 @@ class Run(Spec):
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 text = "task names are letters, digits and _, not starting with a digit; rename it"
                 raise _problem_at(("tasks", name), text)
+        try:  # here, where all else is right: it imports timm, for which a misspelt setting should not wait
+            self.model.encoder.check_name()
+        except ValueError as error:
+            raise _problem_at(("model", "encoder", "name"), str(error)) from None
         best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (
@@ -105,9 +110,9 @@ class Run(Spec):
         return self
 
 
-def _problem_at(where: KeyPath, text: str) -> ValidationError:
+def _problem_at(keys: KeyPath, text: str) -> ValidationError:
     kind = PydanticCustomError("run", "{text}", {"text": text})
-    return ValidationError.from_exception_data("Run", [InitErrorDetails(type=kind, loc=where, input=None)])
+    return ValidationError.from_exception_data("Run", [InitErrorDetails(type=kind, loc=keys, input=None)])
 
 
 @dataclass(frozen=True)
@@ -118,15 +123,52 @@ class Loaded:
     tree: Tree
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """The run of a config file (see `loader.read`) with overrides. Raises ConfigError listing every problem."""
-    return read(path, overrides).run
+def load(path: str | Path, overrides: Sequence[str] = (), split: str | None = None) -> Run:
+    """The run of a config file (see `loader.read`) with overrides. Raises ConfigError listing every problem.
+
+    split: of all validation data sets, in place of their own
+    """
+    return read(path, overrides, split).run
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = None) -> Loaded:
     """As `load`, with the origins."""
     tree = loader.read(path, overrides)
+    _choose_split(tree, split)
     return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
+
+
+def _choose_split(tree: Tree, split: str | None) -> None:
+    if split is not None:
+        for number in range(len(tree.resolved("data")["val"])):
+            tree.override(f"data.val.{number}.split={split}")
+
+
+def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), split: str | None = None) -> Run:
+    """The run that a checkpoint holds as plain data, with overrides. Raises ConfigError listing every problem.
+
+    origin: the checkpoint, for messages. A new data.root moves every path that lies in the old one.
+    """
+    tree = Tree(plain, {(): origin})
+    before = plain["data"]["root"]
+    for override in overrides:
+        tree.override(override)
+    _choose_split(tree, split)
+    settings = tree.resolved()
+    after = settings["data"].get("root") if isinstance(settings.get("data"), dict) else None
+    if before and after and before != after:
+        settings["data"] = moved(settings["data"], before, after)
+    return _checked(Run, settings, tree, origin)
+
+
+def moved(value: Any, before: str, after: str) -> Any:
+    """The same nested value, paths in folder `before` now lying in `after`."""
+    if isinstance(value, dict):
+        return {key: moved(inner, before, after) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, before, after) for inner in value]
+    inside = isinstance(value, str) and (value == before or value.startswith(before.rstrip("/") + "/"))
+    return after + value[len(before) :] if inside else value
 
 
 class _DataAlone(Spec, extra="ignore"):
@@ -152,15 +194,18 @@ def _checked(kind: type[_Checked], values: dict[str, Any], tree: Tree, path: str
 
 
 def _problem(detail: Any, tree: Tree) -> str:
-    where: tuple[str | int, ...] = detail["loc"]
+    keys: tuple[str | int, ...] = detail["loc"]
     text = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
-        text = f"missing; it must be given; add {dotted(where)}: VALUE"
+        text = f"missing; it must be given; add {dotted(keys)}: VALUE"
     elif detail["type"] in PYDANTIC_ERRORS - {"value_error"}:
         found = detail["input"]
         shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
         text = f"found {shown}; {text[0].lower()}{text[1:]}; correct the value"
-    return f"{dotted(where) or 'config'}: {text} (from {tree.origin(where)})"
+    elif detail["type"] == "unknown_field" and "did you mean" not in text:
+        elsewhere = settings_called(str(keys[-1]))
+        text += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+    return f"{dotted(keys) or 'config'}: {text} (from {tree.origin(keys)})"
 
 
 def dump(run: Run) -> str:
@@ -175,11 +220,11 @@ def print_config(loaded: Loaded) -> str:
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
 
 
-def _commented(value: Any, where: KeyPath, tree: Tree) -> list[tuple[str, str]]:
+def _commented(value: Any, keys: KeyPath, tree: Tree) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        at = (*where, key)
-        indent = "  " * len(where)
+        at = (*keys, key)
+        indent = "  " * len(keys)
         head = f"{indent}{key}:" if isinstance(value, dict) else f"{indent}-"
         specs = isinstance(inner, list) and any(isinstance(one, dict) for one in inner)
         if specs or (isinstance(inner, dict) and inner):
@@ -197,7 +242,8 @@ def schema() -> dict[str, Any]:
     base = {**texts, "description": "files to build on, relative to this one; later ones win"}
     remove = {**texts, "description": "dotted paths of what is not wanted of the bases"}
     plain["properties"] = {"base": base, "remove": remove, **plain["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plain}
+    comment = "generated: python -m visionmtl.run > configs/schema.json; do not edit"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": comment, **plain}
 
 
 def _without_required(node: Any) -> Any:

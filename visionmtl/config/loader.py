@@ -1,4 +1,4 @@
-"""YAML files laid over each other, then overrides from the command line, as one tree that remembers its origins."""
+"""YAML files merged onto their bases, then overrides from the command line: one tree that knows every origin."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from visionmtl.config.paths import shipped_folder
-from visionmtl.config.registry import did_you_mean
+from visionmtl.config.suggest import did_you_mean
 
 SHIPPED = shipped_folder("configs")
 
@@ -20,13 +20,16 @@ KeyPath = tuple[Key, ...]
 """The way to a value: field names, and positions in lists."""
 
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
 class ConfigError(ValueError):
     """Something in a config, or in an override, is not as it must be; the text lists every problem."""
 
 
-def dotted(where: KeyPath) -> str:
+def dotted(keys: KeyPath) -> str:
     """("data", "train", 0, "root") -> "data.train.0.root"."""
-    return ".".join(str(key) for key in where)
+    return ".".join(str(key) for key in keys)
 
 
 @dataclass
@@ -36,20 +39,20 @@ class Tree:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
-    def origin(self, where: KeyPath) -> str:
+    def origin(self, keys: KeyPath) -> str:
         """Where the value was written; for what was never written, where the nearest mapping around it was."""
-        around = (where[:length] for length in range(len(where), -1, -1))
+        around = (keys[:length] for length in range(len(keys), -1, -1))
         return next(self.origins[at] for at in around if at in self.origins)
 
-    def written(self, where: KeyPath) -> str | None:
+    def written(self, keys: KeyPath) -> str | None:
         """Where exactly this value was written; None for a default."""
-        if where in self.origins:
-            return self.origins[where]
-        for length in range(len(where) - 1, 0, -1):
-            outer = _descend(self.values, where[:length])
-            word = isinstance(outer, str) and where[length:] == ("type",)  # `pyramid: fpn`
+        if keys in self.origins:
+            return self.origins[keys]
+        for length in range(len(keys) - 1, 0, -1):
+            outer = _descend(self.values, keys[:length])
+            word = isinstance(outer, str) and keys[length:] == ("type",)  # `pyramid: fpn`
             if word or (isinstance(outer, str) and "${" in outer):
-                return self.origins[where[:length]]
+                return self.origins[keys[:length]]
         return None
 
     def merge(self, values: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> None:
@@ -61,28 +64,28 @@ class Tree:
         """
         self.values = self._merged(self.values, values, (), origins)
 
-    def _merged(self, below: Any, above: Any, where: KeyPath, origins: Mapping[KeyPath, str]) -> Any:
+    def _merged(self, below: Any, above: Any, keys: KeyPath, origins: Mapping[KeyPath, str]) -> Any:
         if isinstance(above, Mapping):
             if isinstance(below, str) and "type" not in above:
                 below = {"type": below}
-                self.origins[(*where, "type")] = self.origin(where)
+                self.origins[(*keys, "type")] = self.origin(keys)
             if isinstance(below, Mapping) and below.get("type") in (None, above.get("type", below.get("type"))):
-                self.origins[where] = origins.get(where, origins[()])  # YAML merge keys (<<) have no line of their own
+                self.origins[keys] = origins.get(keys, origins[()])
                 merged = dict(below)
                 for key, value in above.items():
-                    merged[key] = self._merged(below.get(key), value, (*where, key), origins)
+                    merged[key] = self._merged(below.get(key), value, (*keys, key), origins)
                 return merged
-        self.forget(where)
-        self.origins.update({at: origin for at, origin in origins.items() if at[: len(where)] == where})
+        self.forget(keys)
+        self.origins.update({at: origin for at, origin in origins.items() if at[: len(keys)] == keys})
         return above
 
-    def forget(self, where: KeyPath) -> None:
+    def forget(self, keys: KeyPath) -> None:
         """Drop the origins of a value and of everything in it."""
-        self.origins = {at: origin for at, origin in self.origins.items() if at[: len(where)] != where}
+        self.origins = {at: origin for at, origin in self.origins.items() if at[: len(keys)] != keys}
 
     def remove(self, path: str, by: str) -> None:
         """Take out the value at a dotted path, e.g. `tasks.depth`."""
-        *outer, last = where = self.locate(path, by)
+        *outer, last = keys = self.locate(path, by)
         holder = _descend(self.values, outer)
         if not isinstance(holder, dict) or last not in holder:
             known = holder if isinstance(holder, dict) else []
@@ -92,11 +95,11 @@ class Tree:
                 f"correct {by}"
             )
         del holder[last]
-        self.forget(tuple(where))
+        self.forget(tuple(keys))
 
     def locate(self, path: str, by: str) -> KeyPath:
         """A dotted path as a `KeyPath`: positions become numbers where this tree has a list."""
-        where: list[Key] = []
+        keys: list[Key] = []
         here: Any = self.values
         for part in path.split("."):
             if not part:
@@ -107,13 +110,13 @@ class Tree:
             if isinstance(here, list):
                 if not part.isdecimal() or int(part) >= len(here):
                     raise ConfigError(
-                        f"{dotted((*where, part))} does not exist: {dotted(tuple(where))} is a list of {len(here)}; "
+                        f"{dotted((*keys, part))} does not exist: {dotted(tuple(keys))} is a list of {len(here)}; "
                         f"its entries are 0 to {len(here) - 1}; correct {by}"
                     )
                 key = int(part)
-            where.append(key)
+            keys.append(key)
             here = _descend(here, [key])
-        return tuple(where)
+        return tuple(keys)
 
     def override(self, text: str) -> None:
         """Apply `a.b=value` (value in YAML), or `~a.b`, which removes."""
@@ -126,7 +129,7 @@ class Tree:
             raise ConfigError(
                 f"{text!r} is no override; write path=value, or ~path to remove; for instance optim.lr=1e-3"
             )
-        where = self.locate(path, by)
+        keys = self.locate(path, by)
         try:
             holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -134,18 +137,18 @@ class Tree:
                 f"{by}: {value!r} is not YAML ({_one_line(error)}); put it into quotes: {path}='\"...\"'"
             ) from error
         parsed = holder["value"]
-        positions = [at for at, key in enumerate(where) if isinstance(key, int)]
+        positions = [at for at, key in enumerate(keys) if isinstance(key, int)]
         split = positions[-1] + 1 if positions else 0
         above: Any = parsed
-        for key in reversed(where[split:]):
+        for key in reversed(keys[split:]):
             above = {key: above}
-        origins = {(): by} | {where[:length]: by for length in range(split, len(where) + 1)}
-        origins |= {(*where, *inner): by for inner in _everything(parsed)}
+        origins = {(): by} | {keys[:length]: by for length in range(split, len(keys) + 1)}
+        origins |= {(*keys, *inner): by for inner in _everything(parsed)}
         if not split:
             self.merge(above, {**origins, (): self.origins[()]})
             return
-        holder = _descend(self.values, where[: split - 1])
-        holder[where[split - 1]] = self._merged(holder[where[split - 1]], above, where[:split], origins)
+        holder = _descend(self.values, keys[: split - 1])
+        holder[keys[split - 1]] = self._merged(holder[keys[split - 1]], above, keys[:split], origins)
 
     def resolved(self, part: str | None = None) -> dict[str, Any]:
         """The values with `${...}` filled in; part: only those below one top-level name."""
@@ -155,13 +158,13 @@ class Tree:
             plain = OmegaConf.to_container(chosen, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             path = str(error.full_key or "").replace("[", ".").replace("]", "")
-            where = tuple(int(part) if part.isdecimal() else part for part in path.split("."))
+            keys = tuple(int(part) if part.isdecimal() else part for part in path.split("."))
             if isinstance(error, MissingMandatoryValue):
                 problem = "left open (???); it must be given"
             else:
                 problem = f"{_one_line(error.msg)}; ${{...}} must name a setting, or a set variable as ${{oc.env:NAME}}"
             raise ConfigError(
-                f"{dotted(where)}: {problem}; add {dotted(where)}=VALUE (from {self.origin(where)})"
+                f"{dotted(keys)}: {problem}; add {dotted(keys)}=VALUE (from {self.origin(keys)})"
             ) from error
         assert isinstance(plain, dict)
         return {str(key): value for key, value in plain.items()}
@@ -182,7 +185,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
 def find(path: str | Path) -> Path:
     """The config file at `path`, or of that name among the shipped ones; the ending .yaml may be left out."""
     path = Path(path)
-    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    inside = _below_configs(path)
     for candidate in (path, path.with_name(path.name + ".yaml"), SHIPPED / inside, SHIPPED / f"{inside}.yaml"):
         if candidate.is_file():
             return candidate
@@ -210,7 +213,7 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
         raise ConfigError(
             f"{path} holds a {type(values).__name__}; a config is a mapping of settings; write `seed: 0` or the like"
         )
-    origins = {where: f"{path}:{line}" for where, line in _lines(node, ())}
+    origins: dict[KeyPath, str] = {keys: f"{path}:{line}" for keys, line in _lines(node, ()).items()}
 
     bases, removed = _names(values, "base", path), _names(values, "remove", path)
     tree = Tree()
@@ -224,14 +227,20 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
 
 
 def find_base(path: Path, base: str) -> Path:
-    """The base file named in `path`."""
-    file = path.parent / Path(base).expanduser()
-    if not file.is_file():
-        near = did_you_mean(file.name, (other.name for other in file.parent.glob("*.yaml")))
-        raise ConfigError(
-            f"{path} builds on {base!r}, which does not exist{near}; bases are relative to the file; correct `base:`"
-        )
-    return file
+    """The base file named in `path`: relative to it, else a shipped config."""
+    for file in (path.parent / Path(base).expanduser(), SHIPPED / _below_configs(Path(base))):
+        if file.is_file():
+            return file
+    folder = (path.parent / base).parent
+    near = did_you_mean(Path(base).name, (other.name for place in (folder, SHIPPED) for other in place.glob("*.yaml")))
+    raise ConfigError(
+        f"{path} builds on {base!r}, which does not exist{near}; a base is a file relative to this one, or a shipped "
+        "config; correct `base:`"
+    )
+
+
+def _below_configs(path: Path) -> Path:
+    return path.relative_to("configs") if path.parts[:1] == ("configs",) else path
 
 
 def _names(values: dict[Any, Any], key: str, path: Path) -> list[str]:
@@ -242,17 +251,30 @@ def _names(values: dict[Any, Any], key: str, path: Path) -> list[str]:
     return names
 
 
-def _lines(node: yaml.Node | None, where: KeyPath) -> list[tuple[KeyPath, int]]:
-    found: list[tuple[KeyPath, int]] = []
+def _lines(node: yaml.Node | None, keys: KeyPath) -> dict[KeyPath, int]:
+    """The line on which each value below `keys` is written; of a merged mapping (<<), its lines at the anchor."""
+    lines: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            found.append(((*where, key.value), key.start_mark.line + 1))
-            found.extend(_lines(value, (*where, key.value)))
+        for key, value in _merge_keys_resolved(node):
+            lines[(*keys, key.value)] = key.start_mark.line + 1
+            lines |= _lines(value, (*keys, key.value))
     elif isinstance(node, yaml.SequenceNode):
-        for at, value in enumerate(node.value):
-            found.append(((*where, at), value.start_mark.line + 1))
-            found.extend(_lines(value, (*where, at)))
-    return found
+        for position, value in enumerate(node.value):
+            lines[(*keys, position)] = value.start_mark.line + 1
+            lines |= _lines(value, (*keys, position))
+    return lines
+
+
+def _merge_keys_resolved(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Key and value nodes of a mapping: its own, then those of merged mappings that nothing before them has."""
+    own = [pair for pair in node.value if pair[0].tag != _MERGE_TAG]
+    merged = [value for key, value in node.value if key.tag == _MERGE_TAG]
+    merged = [one for value in merged for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
+    pairs = {key.value: (key, value) for key, value in own}
+    for mapping in merged:
+        for key, value in _merge_keys_resolved(mapping):
+            pairs.setdefault(key.value, (key, value))
+    return list(pairs.values())
 
 
 def _everything(value: Any) -> list[KeyPath]:
@@ -260,8 +282,8 @@ def _everything(value: Any) -> list[KeyPath]:
     return [way for key, inner in entries for way in ((key,), *((key, *rest) for rest in _everything(inner)))]
 
 
-def _descend(value: Any, where: Sequence[Key]) -> Any:
-    for key in where:
+def _descend(value: Any, keys: Sequence[Key]) -> Any:
+    for key in keys:
         if isinstance(value, dict):
             value = value.get(key)
         elif isinstance(value, list) and isinstance(key, int):

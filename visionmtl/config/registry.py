@@ -1,10 +1,10 @@
 """Settings as frozen values: `Spec`, and `Configurable` for settings that choose an implementation by `type:`."""
 
 import builtins
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -21,11 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 from typing_extensions import Self
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the nearest known word, "" when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+from visionmtl.config.suggest import did_you_mean
 
 
 class Spec(BaseModel):
@@ -111,7 +107,13 @@ class Configurable(Spec):
                 raise PydanticCustomError("type_kind", "{text}", {"text": text})
             return found
 
-        members = cls.members()
+        module_name = f"{cls.package}.{name}"
+        if name.isidentifier() and find_spec(module_name):  # nearly always the file is called as the type
+            importlib.import_module(module_name)
+            for member in _descendants(cls):
+                if member.__module__ == module_name and member.model_fields["type"].default == name:
+                    return member
+        members = cls.members()  # imports every file of the package
         if name not in members:
             text = (
                 f"unknown {cls.__name__} type {name!r}{did_you_mean(name, members)}; "

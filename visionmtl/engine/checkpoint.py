@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.run import Run
+from visionmtl.run import Run, restore
 from visionmtl.structures import LabelSpace
 
 FORMAT = 1
@@ -67,24 +68,43 @@ def _name_too(path: Path, other: Path) -> None:
         os.replace(temporary, other)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running code from it. Raises ValueError when it is not one of ours."""
+def find(path: str | Path) -> Path:
+    """The checkpoint at `path`; of a run folder its best, else its last. Raises ValueError where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt"):
+            if (path / name).is_file():
+                return path / name
+        raise ValueError(
+            f"{path} is a folder without a checkpoint; a run folder keeps checkpoints/best.pt and last.pt; "
+            "train first, or name a .pt file"
+        )
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("**/*.pt"))[:5]
+        near = sorted(str(file) for inside in ("*.pt", "checkpoints/*.pt") for file in path.parent.glob(inside))[:5]
         raise ValueError(
             f"there is no checkpoint {path}; a run keeps them in checkpoints/last.pt and best.pt; "
             + (f"nearby are: {', '.join(near)}" if near else "train first, or correct the path")
         )
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it. Raises ValueError when it is not one of ours."""
+    path = find(path)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        raise ValueError(
+            f"{path} is a {path.suffix} file, not a checkpoint; a .pt file or a run folder is needed; give "
+            "runs/NAME/checkpoints/best.pt, or train first: visionmtl train CONFIG"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+    # whatever torch stumbles over in bytes that it did not write
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, UnpicklingError) as error:
+        previous = path.with_name(path.name + ".previous")
+        advice = f"use {previous.name} beside it" if previous.is_file() else "name a .pt file that visionmtl wrote"
         raise ValueError(
-            f"{path} is damaged ({error}); a whole checkpoint is needed; use {path.name}.previous beside it, if there"
-        ) from error
-    except torch.serialization.pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or no checkpoint of visionmtl; it holds more than tensors and plain data, which is "
-            f"all that is read; use {path.name}.previous beside it, if there"
+            f"{path} is damaged or no checkpoint of visionmtl ({_first_line(error)}); tensors and plain data are all "
+            f"that is read; {advice}"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
@@ -92,7 +112,21 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {found!r}; this version reads {FORMAT}; "
             "use a checkpoint that visionmtl wrote, or the version that wrote it"
         )
+    if missing := [name for name in ("run", "spaces", "net", "ema", "step", "epoch") if name not in state]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; a checkpoint of visionmtl holds them all; use one that training wrote"
+        )
     return dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+def run_folder(path: Path) -> Path:
+    """The run directory of a checkpoint; where that was moved out of one, the folder it lies in."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +137,27 @@ class Opened:
     run: Run
     step: int
     epoch: int
-    folder: Path
-    """The run directory."""
+    path: Path
+    """Of the checkpoint."""
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return run_folder(self.path)
 
 
 def open_model(
-    path: str | Path, device: str | torch.device = "cpu", settings: Mapping[str, Any] | None = None
+    path: str | Path, device: str | torch.device = "cpu", overrides: Sequence[str] = (), split: str | None = None
 ) -> Opened:
-    """The network of a checkpoint in evaluation mode, with averaged weights where the run kept an average.
+    """The network of a checkpoint (or of a run folder) in evaluation mode, with averaged weights where there are any.
 
-    settings: the run as plain data, in place of the checkpoint's own; a new data.root moves every path in the old one.
+    overrides: `a.b=value`, over the run's own settings; a new data.root moves every path in the old one.
+    split: of all validation data sets, in place of their own
+    Raises ConfigError listing what does not fit.
     """
-    path = Path(path)
+    path = find(path)
     state = load(path)
-    plain = dict(settings or state["run"])
-    before, after = state["run"]["data"]["root"], plain["data"]["root"]
-    if before and after and before != after:
-        plain["data"] = moved(plain["data"], before, after)
-    run = Run.model_validate(plain)
+    run = restore(state["run"], str(path), overrides, split)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:
         raise ValueError(
@@ -134,17 +171,7 @@ def open_model(
     net.check_size(run.data.input_size, "data.eval_size")
     load_strictly(net, best_weights(state), path)
     net.to(device).eval()
-    return Opened(net, run, state["step"], state["epoch"], path.resolve().parent.parent)
-
-
-def moved(value: Any, before: str, after: str) -> Any:
-    """The same nested value, paths in folder `before` now lying in `after`."""
-    if isinstance(value, Mapping):
-        return {key: moved(inner, before, after) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [moved(inner, before, after) for inner in value]
-    inside = isinstance(value, str) and (value == before or value.startswith(before.rstrip("/") + "/"))
-    return after + value[len(before) :] if inside else value
+    return Opened(net, run, state["step"], state["epoch"], path)
 
 
 def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:

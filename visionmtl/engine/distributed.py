@@ -16,7 +16,7 @@ from visionmtl.ops.ranks import sum_over_ranks
 from visionmtl.run import Train
 
 
-class LostProcess(RuntimeError):
+class LostProcess(ConnectionError):
     """Another process of the run ended, or was not heard of for too long."""
 
 

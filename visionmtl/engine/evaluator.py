@@ -21,11 +21,19 @@ from visionmtl.datasets import NamedDataset
 from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Batch, ImageMeta, Sample
-from visionmtl.tasks.base import Task
+from visionmtl.tasks.base import Raw, Task
 
 Value = TypeVar("Value")
 
+Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def forward(net: MultiTaskNet, image: Tensor, precision: Precision) -> dict[str, Raw]:
+    """Raw outputs of padded images [B, 3, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows."""
+    with torch.autocast(image.device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
+        raw: dict[str, Raw] = net(image)
+    return raw
 
 
 def evaluate(
@@ -33,7 +41,7 @@ def evaluate(
     loader: Iterable[Batch],
     device: torch.device | str,
     *,
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Precision = "fp32",
     meters: Mapping[str, Meter] | None = None,
     flip: bool = False,
     on_image: Callable[[Sample, dict[str, Any]], None] | None = None,
@@ -55,9 +63,8 @@ def evaluate(
     with _evaluating(net), torch.inference_mode():
         for (batch,) in feed.groups(loader):
             image = batch.image.to(device)  # there already, unless the feed copies nothing
-            with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
-                raw = net(image)
-                mirrored = net(mirror_contents(image, batch.metas)) if flip else None
+            raw = forward(net, image, precision)
+            mirrored = forward(net, mirror_contents(image, batch.metas), precision) if flip else None
             feed.prefetch()
 
             size = batch.image.shape[2], batch.image.shape[3]
@@ -72,10 +79,10 @@ def evaluate(
                     predict = task.predict_for_meter if on_image is None else task.predict
                     predictions[name] = predict(raw[name], batch.metas, size)
                 for i, (prediction, sample) in enumerate(zip(predictions[name], batch.samples, strict=True)):
-                    judge = name if name in meters else f"{name}@{batch.sources[i]}"
+                    judge = name if name in meters else f"{name}@{batch.datasets[i]}"
                     if labelled[i] and judge in meters:
-                        if pooled and batch.sources:  # two data sets may call an image alike
-                            sample = replace(sample, image_id=f"{batch.sources[i]}/{sample.image_id}")
+                        if pooled and batch.datasets:  # two data sets may call an image alike
+                            sample = replace(sample, image_id=f"{batch.datasets[i]}/{sample.image_id}")
                         meters[judge].update(prediction, sample)
                         counts[judge] += 1
 
@@ -190,6 +197,30 @@ def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any])
     temporary = path.with_name(path.name + ".writing")  # where the file lies, it is whole
     temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def choose_json(path: Path, header: Mapping[str, Any], free_name: bool) -> Path:
+    """Where `save_json` may write without losing other results: a file of this very header is replaced, no other.
+
+    free_name: where `path` is taken, the first free one of path-2, path-3, ...; else that raises ValueError
+    """
+    header = json.loads(json.dumps(_plain(header)))
+    names = [path.name, *(f"{path.stem}-{number}{path.suffix}" for number in range(2, 10_000) if free_name)]
+    for candidate in map(path.with_name, names):
+        if not candidate.exists() or _header_of(candidate) == header:
+            return candidate
+    raise ValueError(
+        f"{path} exists and holds something else than the results of this evaluation; nothing is written over; choose "
+        "another name, or move it away"
+    )
+
+
+def _header_of(path: Path) -> Any:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document.get("header") if isinstance(document, dict) else None
 
 
 def _plain(value: Any) -> Any:

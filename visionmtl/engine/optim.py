@@ -10,7 +10,6 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
@@ -123,7 +122,7 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
     if spec.name == "sgd":
         momentum = 0.9 if spec.momentum is None else spec.momentum
         nesterov = momentum > 0 if spec.nesterov is None else spec.nesterov
-        whole = not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+        whole = all(own_share(parameter) is parameter for group in groups for parameter in group["params"])
         # torch's fused SGD knows no spread tensors (2.15: "does not have a sharding strategy"); None lets it choose
         return torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)

@@ -49,8 +49,8 @@ from visionmtl.tasks.base import Task
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class NotFinite(RuntimeError):
-    """A loss or gradient became infinite or not a number: what a setting can cure, unlike other RuntimeErrors."""
+class NotFinite(FloatingPointError):
+    """A loss or gradient became infinite or not a number: what a setting can cure."""
 
 
 def train(run: Run, options: TrainOptions | None = None) -> Results:

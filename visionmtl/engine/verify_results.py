@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from visionmtl.config.registry import did_you_mean
+from visionmtl.config.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
 """The encoder: any timm model that gives features, as maps of known channels and strides."""
 
+import importlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from pydantic import Field, field_validator, model_validator
-from timm.layers import GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.models._features import FeatureGetterNet
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
@@ -21,6 +19,16 @@ Size = tuple[int, int]
 
 FINEST_READ = 2
 """Decoders and heads read maps of stride 4 and coarser; some encoders round a map of stride 2 off (NASNet)."""
+
+
+class _ImportedOnUse:
+    """timm takes seconds to import: settings are read and refused without it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("timm"), name)
+
+
+timm: Any = _ImportedOnUse()
 
 _ANY_SIZE: dict[str, dict[str, Any]] = {  # timm module -> the option that frees its models from their training size
     "deit": {"dynamic_img_size": True},
@@ -55,18 +63,6 @@ class Encoder(Spec):
     """RGB in 0..1."""
     std: tuple[float, float, float] | None = None
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        known = timm.list_models()
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
-            raise ValueError(
-                f"timm {timm.__version__} has no model {name!r}{did_you_mean(name.split('.')[0], known)}; allowed are "
-                f"{len(known)} names, also with a tag (name.tag) or a source (hf-hub:, local-dir:); "
-                "list them with python -c 'import timm; print(timm.list_models())'"
-            )
-        return name
-
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.pretrained and self.checkpoint is not None:
@@ -76,12 +72,24 @@ class Encoder(Spec):
             )
         return self
 
+    def check_name(self) -> None:
+        """Raises ValueError for a name that timm does not know. A run asks when all its other settings are right."""
+        known = timm.list_models()
+        name = self.name.split(".")[0]
+        if ":" not in name and not timm.is_model(name):
+            raise ValueError(
+                f"timm {timm.__version__} has no model {self.name!r}{did_you_mean(name, known)}; allowed are "
+                f"{len(known)} names, also with a tag (name.tag) or a source (hf-hub:, local-dir:); "
+                "list them with python -c 'import timm; print(timm.list_models())'"
+            )
+
     def build(self, size: Size | None = None, coarsest: int | None = None) -> "_TimmMaps":
         """The encoder with its weights.
 
         size: (H, W) of the padded input; needed by the families that work at one size only (MaxViT, BEiT, Hiera)
         coarsest: the coarsest level that is read; stages behind it are left out, since they would never learn
         """
+        self.check_name()
         options = self._any_size() | self.options
         if self.drop_path is not None:
             options["drop_path_rate"] = self.drop_path
@@ -97,8 +105,8 @@ class Encoder(Spec):
         last = {i["reduction"]: at for at, i in enumerate(probe.feature_info.info) if i.get("module") != ""}
         read = [index for stride, index in last.items() if coarsest is None or stride <= 2**coarsest]
         options["out_indices"] = tuple(read or last.values())
-        if isinstance(probe, FeatureGetterNet) and len(last) == 1:
-            options["feature_cls"] = _Normed
+        if len(last) == 1 and isinstance(probe, timm.models._features.FeatureGetterNet):
+            options["feature_cls"] = _normed_features()
         fixed_size: Size | None = None
         if probe.pretrained_cfg.get("fixed_input_size") and not self._any_size():
             _, height, width = probe.pretrained_cfg["input_size"]
@@ -158,11 +166,14 @@ class Encoder(Spec):
         return f"timm weights {self.name.split('.')[0]}.{tag}" if self.pretrained else "random"
 
 
-class _Normed(FeatureGetterNet):
-    """A plain ViT's last tokens are meant to be read behind its final norm."""
+def _normed_features() -> type[nn.Module]:
+    """timm's extractor for plain ViTs, whose last tokens are meant to be read behind the final norm."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"norm": True})
+    class Normed(timm.models._features.FeatureGetterNet):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"norm": True})
+
+    return Normed
 
 
 def _exempt_from_decay(whole: Any, encoder: Any) -> frozenset[str]:
@@ -296,9 +307,9 @@ def _convert_norm(body: nn.Module, norm: str, name: str) -> None:
             f"encoder {name} has no BatchNorm, so norm: {norm} would change nothing; allowed is as_is; drop the setting"
         )
     if norm == "sync":
-        _replace(body, nn.BatchNorm2d, convert_sync_batchnorm)
+        _replace(body, nn.BatchNorm2d, timm.layers.convert_sync_batchnorm)
     elif norm == "frozen":
-        _replace(body, nn.BatchNorm2d, freeze_batch_norm_2d)
+        _replace(body, nn.BatchNorm2d, timm.layers.freeze_batch_norm_2d)
     else:
         _replace(body, nn.BatchNorm2d, _group_norm)
 
@@ -314,7 +325,7 @@ def _replace(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
 def _group_norm(batch_norm: nn.BatchNorm2d) -> nn.Module:
     channels = batch_norm.num_features
     groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
-    made = GroupNormAct(channels, groups, eps=batch_norm.eps, apply_act=False)
+    made = timm.layers.GroupNormAct(channels, groups, eps=batch_norm.eps, apply_act=False)
     if batch_norm.affine:
         made.load_state_dict({"weight": batch_norm.weight, "bias": batch_norm.bias})
     made.drop = getattr(batch_norm, "drop", nn.Identity())
@@ -323,7 +334,7 @@ def _group_norm(batch_norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def _set_checkpointing(body: Any, name: str) -> None:
-    holder: Any = body.model if isinstance(body, FeatureGetterNet) else body
+    holder: Any = body.model if isinstance(body, timm.models._features.FeatureGetterNet) else body
     if not hasattr(holder, "set_grad_checkpointing"):
         raise ValueError(f"timm's {name} cannot recompute activations; allowed is grad_checkpointing: false; drop it")
     holder.set_grad_checkpointing(True)

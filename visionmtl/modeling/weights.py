@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 _SHOWN = 5
@@ -22,6 +21,8 @@ def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
         raise ValueError(
             f"encoder checkpoint {path} does not exist; allowed is a .pth or .safetensors file; correct the path"
         )
+    from timm.models import load_state_dict  # seconds to import, and most runs start from no file
+
     found = load_state_dict(str(path))  # weights_only; unwraps state_dict, model and their averages
     wanted = whole.state_dict()
     classifier = _classifier_keys(whole)
@@ -53,7 +54,7 @@ def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> N
         if given is None or (given.shape == value.shape and not torch.equal(given.to(value.dtype), value)):
             raise ValueError(
                 f"{key} of the encoder did not take its value from {path.name}; every tensor must; this is a fault of "
-                f"the loader with timm {timm.__version__}: report it with the encoder's name"
+                f"the loader with timm {version('timm')}: report it with the encoder's name"
             )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torchvision
 from torch import Tensor
 
 
@@ -107,5 +106,7 @@ def _survivors(boxes: Tensor, scores: Tensor, group: Tensor, good: Tensor, max_i
     exact = boxes[places].double()
     extent = exact.amax() - exact.amin() + 1
     shifted = exact - exact.amin() + (group[places] * extent)[:, None]
-    kept = torchvision.ops.nms(shifted, scores[places].double(), max_iou)
+    from torchvision.ops import nms  # seconds to import, and training alone does not need it
+
+    kept = nms(shifted, scores[places].double(), max_iou)
     return torch.zeros_like(good).index_fill_(0, places[kept], True)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 Counts = dict[str, dict[str, Tensor]]
 """By task, then by the names of its `count`: float32 scalars."""
@@ -64,7 +63,9 @@ def summed_over_ranks(value: Tensor) -> Tensor:
 
 def own_share(tensor: Tensor) -> Tensor:
     """This process's share of a tensor that is spread over ranks, in the same memory; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    # asked by its method: importing DTensor takes seconds, and every command imports this module
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 class _Sum(torch.autograd.Function):

@@ -22,6 +22,8 @@ class Task(Configurable, package="visionmtl.tasks"):
 
     field: ClassVar[str]
     """The field of `Sample` that supervises the task."""
+    result_field: ClassVar[str | None] = None
+    """The field of `inference.predictor.Result` that predictions fill; None: only `Result.predictions` has them."""
     meter_type: ClassVar[type[Meter]]
     """What measures the task; `meter` makes one."""
     primary_metric: ClassVar[str]

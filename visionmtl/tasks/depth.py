@@ -27,6 +27,7 @@ class Depth(Task, frozen=True):
 
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
+    result_field: ClassVar[str | None] = "depth_m"
     meter_type: ClassVar = DepthMeter
     primary_metric: ClassVar[str] = "rmse_m"
 

@@ -27,6 +27,7 @@ class Detection(Task, frozen=True):
 
     type: Literal["detection"] = "detection"
     field: ClassVar[str] = "boxes"
+    result_field: ClassVar[str | None] = "boxes"
     meter_type: ClassVar = DetectionMeter
     primary_metric: ClassVar[str] = "ap"
 

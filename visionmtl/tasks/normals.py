@@ -24,6 +24,7 @@ class Normals(Task, frozen=True):
 
     type: Literal["normals"] = "normals"
     field: ClassVar[str] = "normals"
+    result_field: ClassVar[str | None] = "normals"
     meter_type: ClassVar = NormalsMeter
     primary_metric: ClassVar[str] = "within_11_25"
 

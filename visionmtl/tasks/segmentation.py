@@ -28,6 +28,7 @@ class Segmentation(Task, frozen=True):
 
     type: Literal["segmentation"] = "segmentation"
     field: ClassVar[str] = "segmentation"
+    result_field: ClassVar[str | None] = "segmentation"
     meter_type: ClassVar = SegmentationMeter
     primary_metric: ClassVar[str] = "miou"
 
