@@ -153,7 +153,7 @@ def test_images_of_one_name_in_two_data_sets_are_told_apart_where_one_meter_sees
     seen = []
     net = Net()
     net.tasks["seg"].meter = Names
-    evaluate(net, [replace(batch(50), sources=[name]) for name in ("rooms", "streets")], "cpu")
+    evaluate(net, [replace(batch(50), datasets=[name]) for name in ("rooms", "streets")], "cpu")
 
     assert seen == ["rooms/50", "streets/50"]
 
@@ -193,18 +193,11 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
 VALUES = [30, 90, 101, 150, 240]
 
 
-def test_json_has_no_nan_and_no_numpy(tmp_path):
-    path = tmp_path / "eval" / "val.json"
+def test_the_file_of_an_evaluation_has_a_header(tmp_path):
+    save_json({"seg": {"miou": np.float64(0.5), "ap": math.nan}}, tmp_path / "eval" / "val.json", {"step": np.int64(7)})
 
-    save_json({"seg": {"miou": np.float64(0.5), "ap": math.nan, "table": np.arange(2)}}, path, {"step": np.int64(7)})
-
-    def no_constant(name):
-        raise AssertionError(name)
-
-    assert json.loads(path.read_text(), parse_constant=no_constant) == {
-        "header": {"step": 7},
-        "results": {"seg": {"miou": 0.5, "ap": None, "table": [0, 1]}},
-    }
+    found = json.loads((tmp_path / "eval" / "val.json").read_text())
+    assert found == {"header": {"step": 7}, "results": {"seg": {"miou": 0.5, "ap": None}}}
 
 
 def _rank(rank, store, queue):

@@ -172,7 +172,7 @@ def test_a_start_from_nothing_in_an_old_folder_leaves_no_old_curve(tmp_path: Pat
     assert [event.step for event in events.Scalars("train/lr")] == [1]
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.ENOSPC])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.ENOSPC])
 def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -180,10 +180,10 @@ def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "link", refuse)
     if number == errno.ENOSPC:  # nothing that a copy would help against
         with pytest.raises(OSError, match=os.strerror(number)):
-            checkpoint.save_step(tmp_path, {"step": 1}, keep=2)
+            checkpoint.save_step(tmp_path, tiny.checkpoint_content(1), keep=2)
         return
     for step in (1, 2, 3):
-        checkpoint.save_step(tmp_path, {"step": step}, keep=2)
+        checkpoint.save_step(tmp_path, tiny.checkpoint_content(step), keep=2)
 
     found = {path.name: checkpoint.load(path)["step"] for path in (tmp_path / "checkpoints").iterdir()}
     assert found == {"last.pt": 3, "last.pt.previous": 2, "step-0000002.pt": 2, "step-0000003.pt": 3}

@@ -174,7 +174,7 @@ def test_two_heads_of_one_field_learn_two_label_spaces(run: Run):
 def test_a_limited_evaluation_looks_at_every_data_set(run: Run):
     net, sources = tiny.state(run).net, open_datasets(run.data.val)
     (batch,) = val_loader(run.data, run.tasks, net.spaces, sources, 4, limit=1)
-    assert batch.sources == ["coco", "cityscapes", "nyuv2", "coco"]
+    assert batch.datasets == ["coco", "cityscapes", "nyuv2", "coco"]
 
 
 def test_a_data_set_judged_alone_gives_what_it_gives_among_others(run: Run):

@@ -228,11 +228,11 @@ class Ema(Generic[Net]):
     The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
     Create it when the module is on its device and in its memory format: the tensors are looked up once.
-    twin: a copy of the module to keep the average in, where it must be made elsewhere (spread over processes).
+    copied: a copy of the module to keep the average in, where `deepcopy` cannot make one (FSDP).
     """
 
-    def __init__(self, module: Net, decay: float, twin: Net | None = None) -> None:
-        self.module = (twin or copy.deepcopy(module)).eval().requires_grad_(False)
+    def __init__(self, module: Net, decay: float, copied: Net | None = None) -> None:
+        self.module = (copied or copy.deepcopy(module)).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         averaged, sources = self._pairs(module)

@@ -30,7 +30,14 @@ from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate, save_json
-from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
+from visionmtl.engine.fsdp import (
+    apply_fsdp,
+    check_shard,
+    full_moments,
+    full_weights,
+    load_full_moments,
+    load_full_weights,
+)
 from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
@@ -39,7 +46,7 @@ from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
-from visionmtl.modeling.weights import load_strictly
+from visionmtl.modeling.weights import check_fits, load_strictly
 from visionmtl.network import LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
@@ -197,8 +204,8 @@ class Trainer:
             self._unsharded = copy.deepcopy(net).cpu()
             if run.optim.ema_decay:
                 sharded_copy = copy.deepcopy(net)
-                shard(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
-            shard(loss_net, ranks.device, ranks.world)
+                apply_fsdp(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
+            apply_fsdp(loss_net, ranks.device, ranks.world)
         self.optimizer = build_optimizer(run.optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
@@ -526,7 +533,7 @@ class Trainer:
         if not self.sharded:
             return net
         unsharded = copy.deepcopy(self._unsharded)  # with all weights, no rank waits for another while it predicts
-        unsharded.load_state_dict(gathered(net.state_dict()))
+        unsharded.load_state_dict(full_weights(net, on_every_rank=True))
         return unsharded.to(self.ranks.device)
 
     def save(self) -> None:
@@ -541,8 +548,20 @@ class Trainer:
                 write(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain data, the same whether it is sharded or not; then all ranks must call it."""
-        state = {
+        """The state as tensors and plain data, the same whether it is sharded or not.
+
+        Where it is, all ranks must call it, and only the first gets the tensors.
+        """
+        state = self._local_state()
+        if self.sharded:
+            state["net"] = full_weights(self.net)
+            state["optimizer"] = full_moments(self.net, self.optimizer)
+            if self.ema:
+                state["ema"]["module"] = full_weights(self.ema.module)
+        return state
+
+    def _local_state(self) -> dict[str, Any]:
+        return {
             "run": self.run.model_dump(mode="json"),
             "spaces": {name: space and space.plain() for name, space in self.net.spaces.items()},
             "net": self.net.state_dict(),
@@ -554,21 +573,32 @@ class Trainer:
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
         }
-        return {key: gathered(value) for key, value in state.items()} if self.sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
-        load_strictly(self.net, spread(state["net"], self.net), path)
-        check_continues(state, self.state_dict(), path)
-        if self.ema:
-            self.ema.load_state_dict({**state["ema"], "module": spread(state["ema"]["module"], self.ema.module)})
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(spread_moments(state["optimizer"], self.optimizer))
-        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # rates and decay come from this start's config, moments from the checkpoint
+        check_fits(self.net, state["net"], path)
+        check_continues(state, self._local_state(), path)
+        if self.sharded:
+            load_full_weights(self.net, state["net"])
+            load_full_moments(self.net, self.optimizer, state["optimizer"])
+            if self.ema:
+                load_full_weights(self.ema.module, state["ema"]["module"])
+                self.ema.updates = int(state["ema"]["updates"])
+        else:
+            self.net.load_state_dict(state["net"])
+            self._load_moments(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
         self.balancer.load_state_dict(state["balancer"])
         self.scaler.load_state_dict(state["scaler"])
         self.state.step, self.state.best = state["step"], state["best"]
+
+    def _load_moments(self, state: dict[str, Any]) -> None:
+        """Moments come from the checkpoint; rates and decay from this start's config."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
 
     # ---- for people ----
 
