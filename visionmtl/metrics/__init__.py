@@ -1,1 +1,1 @@
-"""Meters: one file per metric."""
+"""One meter a file: predictions of one split against the truth at original resolution, under a named protocol."""

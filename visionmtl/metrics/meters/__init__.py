@@ -1,1 +1,0 @@
-"""One meter a file: predictions of one split against the truth at original resolution, under a named protocol."""
