@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from visionmtl.config.loader import SHIPPED, ConfigError
 from visionmtl.config.registry import PYDANTIC_ERRORS
-from visionmtl.engine.optim import Optim
-from visionmtl.run import Run, dump, load, print_config, read, schema
+from visionmtl.run import Optim, Run, dump, load, print_config, read, schema
 
 BASE = """\
 # A base.
