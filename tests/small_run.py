@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.data import Data
+from visionmtl.data.loader import Data
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.optim import Optim
 from visionmtl.engine.state import RunState

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from visionmtl.data import Data, TrainLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import Data, TrainLoader, val_loader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers
 from visionmtl.datasets import Dataset, open_datasets

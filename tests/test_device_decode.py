@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 from write_jpegs import SIZES, picture, write_jpeg, write_jpegs
 
-from visionmtl.data import Data, TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import Data, TrainLoader
 from visionmtl.datasets import open_datasets
 from visionmtl.device_decode import _shown
 from visionmtl.network import to_device

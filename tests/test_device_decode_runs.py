@@ -14,8 +14,8 @@ from write_jpegs import write_jpegs
 
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import TrainLoader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.throughput import WARMUP_STEPS, Advice

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from visionmtl.data import val_loader
+from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import evaluate

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from visionmtl.data import TrainLoader
+from visionmtl.data.loader import TrainLoader
 from visionmtl.data.workers import start_method
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.distributed import LostProcess

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from visionmtl.data import ValLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import ValLoader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks

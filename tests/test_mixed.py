@@ -15,8 +15,8 @@ from write_cityscapes import write_cityscapes
 from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_prepared
 
-from visionmtl.data import TrainLoader, val_loader
 from visionmtl.data.label_spaces import judged, resolve_spaces
+from visionmtl.data.loader import TrainLoader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.evaluator import evaluate, score
 from visionmtl.engine.trainer import train

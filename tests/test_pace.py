@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import tiny
 
-from visionmtl.data import Data, TrainLoader, val_loader
 from visionmtl.data import workers as loading
+from visionmtl.data.loader import Data, TrainLoader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import throughput as module
 from visionmtl.engine import trainer as training

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from visionmtl.data import Data, TrainLoader
+from visionmtl.data.loader import Data, TrainLoader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.transforms.photometric import open_pipeline, repaint
 from visionmtl.datasets import Dataset

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from visionmtl.data import Data
+from visionmtl.data.loader import Data
 from visionmtl.data.sampler import Draws, Sampling
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.data import TrainLoader, val_loader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import TrainLoader, val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model

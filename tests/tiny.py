@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import TrainLoader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.state import RunState

@@ -19,8 +19,8 @@ from visionmtl import run as config
 from visionmtl.coco_files import score_results
 from visionmtl.config.loader import ConfigError, Tree, dotted
 from visionmtl.config.registry import did_you_mean
-from visionmtl.data import val_loader
 from visionmtl.data.label_spaces import Spaces, judged, resolve_spaces, supervises, task_of
+from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import Opened, open_model

@@ -19,8 +19,8 @@ from PIL import Image
 
 from visionmtl.config.loader import Tree
 from visionmtl.config.registry import did_you_mean
-from visionmtl.data import TrainLoader
 from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.loader import TrainLoader
 from visionmtl.data.sampler import random_numbers
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.drawing import Picture, contact_sheet

@@ -17,9 +17,9 @@ from visionmtl.benchmark.base import Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Clock, alternate, check_clock, quartiles, ratio
 from visionmtl.benchmark.plain_loader import PlainLoader, files_of
 from visionmtl.config.registry import Spec
-from visionmtl.data import Data, TrainLoader
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import Data, TrainLoader
 from visionmtl.data.transforms.crop_resize import CropParams
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.ops.color import normalise

@@ -13,7 +13,7 @@ from torch import Tensor
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config.registry import Spec
-from visionmtl.data import pad
+from visionmtl.data.loader import pad
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.state import DTYPES, RunState

@@ -1,5 +1,6 @@
 """Pieces of work that verbs build, warm up and time: the encoder alone, the joint step, the device's matrix product."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 
 from visionmtl.benchmark.measure import PeakMemory, Work, count_flops, milliseconds
 from visionmtl.benchmark.workload import COMPILE, Mode, Workload
+from visionmtl.data.prefetch import Prefetcher
 from visionmtl.engine.state import RunState
 from visionmtl.structures import Batch
 
@@ -41,8 +43,15 @@ def build(make: Callable[[], Work], device: torch.device, count: bool = True) ->
 
 
 def joint_step(state: RunState, batch: Batch) -> Work:
-    """The step of a training run, copies of the (pinned) batch to the device included."""
-    return lambda: state.advance([batch])
+    """The step of a training run: the next (pinned) batch is copied to the device beside it, as the loop does it."""
+    feed = Prefetcher(state.ranks.device)
+    groups = feed.groups(itertools.repeat(batch))
+
+    def work() -> None:
+        state.advance(next(groups))
+        feed.ahead()
+
+    return work
 
 
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:

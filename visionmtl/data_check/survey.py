@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from visionmtl.data import Data
+from visionmtl.data.loader import Data
 from visionmtl.data.workers import begin, choose_workers, start_method
 from visionmtl.data_check.base import DataSet, Finding, Problem, Role
 from visionmtl.data_check.fingerprint import Fingerprint, fingerprint

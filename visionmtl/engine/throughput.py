@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-from visionmtl.data import Data
+from visionmtl.data.loader import Data
 
 MUCH = 0.05
 """Share of the time from which waiting for data is worth a word."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionmtl.data import TrainLoader, ValLoader, val_loader
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces, supervises
+from visionmtl.data.loader import TrainLoader, ValLoader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visionmtl import drawing
-from visionmtl.data import pad
+from visionmtl.data.loader import pad
 from visionmtl.data.transforms.augment import fit
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import LabelSpace
