@@ -89,8 +89,8 @@ def test_the_newest_steps_are_kept_by_name(tmp_path: Path, keep: int, kept: list
 
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.glob("step-*")) == [f"step-{step:07d}.pt" for step in kept]
-    assert [checkpoint.load(folder / f"step-{step:07d}.pt")["step"] for step in kept] == kept
-    assert checkpoint.load(folder / "last.pt")["step"] == 40
+    assert [step_of(folder / f"step-{step:07d}.pt") for step in kept] == kept
+    assert step_of(folder / "last.pt") == 40
 
 
 def test_after_going_back_the_newest_is_the_one_written_last(tmp_path: Path):

@@ -225,6 +225,46 @@ def test_the_printed_config_is_the_dumped_one_with_origins(base: Path):
     assert origins["epochs: 12"] == "default"
 
 
+def test_merged_values_have_the_line_of_their_anchor(tmp_path: Path):
+    text = (
+        "data:\n  train:\n    - &mine {type: scenes, num_images: 6,\n       seed: 3}\n"
+        "  val:\n    - {<<: *mine, seed: 4}\n    - <<: [{seed: 5}, *mine]\n"
+    )
+    child = write(tmp_path, "merged.yaml", "base: base.yaml\n" + text)
+    write(tmp_path, "base.yaml", BASE)
+
+    lines = print_config(read(child)).splitlines()
+    printed = [(line.split("#")[0].strip(), line.rpartition(":")[2]) for line in lines if "merged.yaml" in line]
+
+    assert [line for line in printed if line[0].startswith("num_images")] == [("num_images: 6", "4")] * 3
+    assert [line for line in printed if line[0].startswith("seed")] == [
+        ("seed: 3", "5"), ("seed: 4", "7"), ("seed: 5", "8"),
+    ]  # fmt: skip
+    run = load(child)
+    assert [one.model_dump()["seed"] for one in (*run.data.train, *run.data.val)] == [3, 4, 5]
+
+
+def test_a_base_is_looked_for_beside_the_file_then_among_the_shipped_configs(tmp_path: Path):
+    child = write(tmp_path, "mine.yaml", "base: quickstart.yaml\ntrain: {epochs: 2}\n")
+    assert load(child).train.epochs == 2 and "segmentation" in load(child).tasks
+
+    write(tmp_path, "quickstart.yaml", BASE)
+    assert list(load(child).tasks) == ["depth", "normals"]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("epochs=3", "did you mean train.epochs?"),
+        ("train.lr=3", "did you mean optim.lr?"),
+        ("name=x", "did you mean model.encoder.name or optim.name?"),
+        ("nothing_like_it=1", "correct it ("),
+    ],
+)
+def test_a_setting_in_the_wrong_place_is_told_its_path(base: Path, override: str, hint: str):
+    assert hint in problem(base, override)
+
+
 def test_the_schema_knows_every_field_and_points_nowhere_empty():
     plain = schema()
     definitions = plain["$defs"]

@@ -71,8 +71,8 @@ def test_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path: Path):
 
 
 def test_settings_that_cannot_be_meant_are_refused():
-    with pytest.raises(ValidationError, match="did you mean 'resnet50'"):
-        Encoder(name="resnet5O")
+    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+        Encoder(name="resnet5O").build()
     with pytest.raises(ValidationError, match="both pretrained: true and a checkpoint"):
         Encoder(name="resnet18", pretrained=True, checkpoint="w.pth")
     with pytest.raises(ValueError, match="does not take these options"):

@@ -67,6 +67,42 @@ def test_a_missed_expectation_is_exit_status_1(saved, tmp_path, capsys):
     assert "NOT MET: depth/rmse_m<=0 (found " in capsys.readouterr().out
 
 
+def test_results_of_another_evaluation_are_kept(saved, tmp_path, capsys):
+    file, few = tmp_path / "r.json", ("--limit-batches", "1")
+    assert evaluated(saved, *few, "--json", str(file)) == 0
+    before = file.read_text()
+
+    assert evaluated(saved, *few, "--json", str(file)) == 0  # the same again
+    assert evaluated(saved, *few, "tasks.depth.protocol=pooled", "--json", str(file)) == 2
+    assert "r.json exists and holds something else than the results of this evaluation" in capsys.readouterr().err
+    assert file.read_text() == before
+
+    for setting in ("data.val.0.num_images=2", "data.val.0.num_images=1", "data.val.0.num_images=2"):
+        assert evaluated(saved, *few, setting) == 0
+    folder = saved.parent.parent / "eval"
+    assert [path.name for path in sorted(folder.glob("last-val-first1*"))] == [
+        "last-val-first1-2.json", "last-val-first1.json",
+    ]  # fmt: skip
+
+
+def test_a_run_folder_stands_for_its_checkpoint(saved, tmp_path):
+    file = tmp_path / "r.json"
+    assert evaluated(saved.parent.parent, "--limit-batches", "1", "--json", str(file)) == 0
+    assert json.loads(file.read_text())["header"]["checkpoint"] == str(saved)
+
+
+def test_numbers_are_in_the_file_when_printing_fails(saved, tmp_path, monkeypatch):
+    file = tmp_path / "r.json"
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("visionmtl.engine.logging.results_table", closed)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert evaluated(saved, "--limit-batches", "1", "--json", str(file)) == 141
+    assert results(file)["depth"]["images"] == 2
+
+
 def test_overrides_splits_and_limits_are_recorded_and_followed(saved, tmp_path):
     file = tmp_path / "r.json"
 
@@ -158,7 +194,9 @@ def test_the_report_shows_pictures(saved, tmp_path):
     [
         (["--expect", "segmentatio/miou>=0"], "no task 'segmentatio' (did you mean 'segmentation'?)"),
         (["--expect", "segmentation/mio>=0"], "segmentation has no 'mio' (did you mean 'miou'?)"),
-        (["--split", "vall"], "settings do not fit"),
+        (["--split", "vall"], "(from override data.val.0.split=vall)"),
+        (["--json", "/dev/null/r.json"], "/dev/null cannot be read or written: Not a directory"),
+        (["--batch-size", "2", "--report", "/dev/null/r.html"], "/dev/null cannot be read or written"),
         (["--protocol", "coco"], "'coco' scores boxes in coco80, but task 'detection' learns scenes_objects"),
         (["--protocol", "coca"], "unknown protocol 'coca' (did you mean 'coco'?)"),
         (["--from-predictions", "nowhere", "--tta", "flip"], "tta would have no effect with --from-predictions"),

@@ -1,5 +1,6 @@
 """`import visionmtl`: loaded at once, with the predictions of evaluation, and under the names plug-ins know."""
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import visionmtl
+from visionmtl import cli
 from visionmtl.api import Evaluation
 from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
@@ -205,6 +207,13 @@ def test_help_is_answered_without_importing_torch(tool: str):
     )
     told = of_new_process(code).splitlines()
     assert told[0].startswith(f"usage: visionmtl {tool} ") and told[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"], ["check", "--version"]])
+def test_every_command_tells_its_version(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with contextlib.suppress(SystemExit):
+        cli.main(arguments)
+    assert capsys.readouterr().out == f"visionmtl {visionmtl.__version__}\n"
 
 
 def test_a_misspelt_setting_is_refused_without_importing_timm():

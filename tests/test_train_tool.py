@@ -68,6 +68,10 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
         (["optim.learning_rate=1"], "unknown field 'learning_rate'"),
         (["train.epoch=1"], "did you mean 'epochs'?"),
         (["train.epochs=0"], "train.epochs"),
+        (["epochs=3"], "unknown field 'epochs'; allowed are seed, output"),
+        (["epochs=3"], "did you mean train.epochs?"),
+        (["train.lr=3"], "did you mean optim.lr?"),
+        (["--output", "/dev/null/run"], "/dev/null/run cannot be read or written: Not a directory; a path"),
         (["balance.type=fixd"], "did you mean 'fixed'?"),
         (["train.best=dept/rmse_m"], "did you mean 'depth'?"),
         (["train.batch_size=9"], "an epoch has 8 images, but one step takes 9 x 1 process"),
@@ -84,7 +88,7 @@ def test_what_is_wrong_is_said_on_stderr(
 ):
     device = [] if "--device" in arguments else ["--device", "cpu"]
 
-    assert main(["train", str(file), *device, *arguments]) == 1
+    assert main(["train", str(file), *device, *arguments]) == 2  # as every tool
 
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and said in printed
@@ -100,9 +104,9 @@ def test_only_what_a_setting_can_cure_becomes_one_line(
     def end(*_: object) -> None:
         raise kind("so it is")
 
-    monkeypatch.setattr(tool, "train", end)
+    monkeypatch.setattr("visionmtl.engine.trainer.train", end)
     if cured:
-        assert main(["train", str(file)]) == 1
+        assert main(["train", str(file)]) == 2
         assert capsys.readouterr().err == "error: so it is\n"
     else:
         with pytest.raises(torch.OutOfMemoryError, match="so it is"):
@@ -119,8 +123,22 @@ def test_an_option_out_of_grammar_is_refused_before_anything_runs(
         main(["train", str(file), *arguments])
 
     assert ended.value.code == 2
-    assert "usage: train" in capsys.readouterr().err
+    assert "usage: visionmtl train" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_written_as_an_option_is_named_as_a_setting(file: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", str(file), "--lr", "0.1"])
+
+    assert "--lr 0.1; settings are written a.b=c, without dashes: optim.lr=0.1\n" in capsys.readouterr().err
+
+
+def test_only_the_config_is_required(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train"])
+
+    assert capsys.readouterr().err.endswith("required: config\n")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("45m", 2700), ("1.5h", 5400)])

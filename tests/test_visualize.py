@@ -173,7 +173,7 @@ def test_a_damaged_picture_is_told_and_the_others_are_drawn(saved, tmp_path, cap
     assert drawn(saved, tmp_path / "in", "--output", tmp_path / "out") == 2
 
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["000_good.png"]
-    assert re.search(r"error: .*bad\.png cannot be read as an image", capsys.readouterr().err)
+    assert re.search(r"error: .*bad\.png is missing or no readable image", capsys.readouterr().err)
 
 
 def test_a_name_as_long_as_a_disk_allows_is_cut_in_the_result(saved, tmp_path):
