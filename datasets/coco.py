@@ -145,7 +145,7 @@ class Reader:
         """What is worth knowing about the labels, a sentence each."""
         self._spec, self._images, self._boxes, self._segments = spec, images, boxes, segments
         self._photos = Files(_one_of(root / name, root / "images" / name))
-        _check_present(self._photos, images.names, images.file.name)
+        self._photos.require([images.name(row) for row in range(len(images))], images.file.name, _GET_IT)
 
         if "boxes" in spec.labels:
             self.provides["boxes"] = COCO80
@@ -165,7 +165,8 @@ class Reader:
             rows = np.array([row_of.get(image_id, -1) for image_id in self._images.image_ids.tolist()])
             pngs = self._segments.arrays["pngs"][rows]
             self._map_rows = np.where((rows >= 0) & (pngs != b""), rows, -1).astype(np.int32)
-            _check_present(self._maps, pngs[self._map_rows >= 0], f"panoptic_{name}.json")
+            listed = [png.decode() for png in pngs[self._map_rows >= 0].tolist()]
+            self._maps.require(listed, f"panoptic_{name}.json", _GET_IT)
         elif self._spec.maps == "stuffthingmaps":
             self._maps = Files(root / "stuffthingmaps" / name)
             pngs = [self._images.name(row).rpartition(".")[0] + ".png" for row in range(everything)]
@@ -265,16 +266,6 @@ def _check_categories(packed: Packed, space: LabelSpace) -> None:
             f"{packed.file} lists {len(packed.categories)} categories that are not COCO's {len(official)}, e.g. {odd}; "
             "only the official list keeps ids and results comparable; fetch the official file, or read yours as "
             "type: folder"
-        )
-
-
-def _check_present(files: Files, names: NDArray[np.bytes_], listed: str) -> None:
-    texts = [name.decode() for name in names.tolist()]
-    missing = np.flatnonzero(~files.present(texts))
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} of {len(texts)} files listed in {listed} are missing, the first is "
-            f"{files.root / texts[missing[0]]}; every entry needs its file; {_GET_IT}"
         )
 
 

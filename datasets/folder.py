@@ -135,7 +135,7 @@ class FolderReader:
         if spec.boxes:
             self._boxes = read_boxes(self._one_file(spec.boxes.file))
             self._rows = self._match(images)
-            self._count("boxes", self._rows >= 0, images, spec.boxes.missing, f"entry in {self._boxes.file}")
+            self._count("boxes", self._rows >= 0, images, spec.boxes.missing, self._listed())
             ids = tuple(number for number, _ in self._boxes.categories)
             names = tuple(name for _, name in self._boxes.categories)
             self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)
@@ -294,6 +294,10 @@ class FolderReader:
         if others:
             self.notes.append(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
         return rows
+
+    def _listed(self) -> str:
+        example = f", which lists names such as {self._boxes.name(0)!r}" if len(self._boxes) else ""
+        return f"entry in {self._boxes.file}{example}"
 
     def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
         files = [self._partner(spec.files, image) for image in images]

@@ -78,8 +78,12 @@ class NYUv2(Dataset):
         boxes = depth = segmentation = None
         files = Files(root)
 
+        def need(folder: str, suffix: str) -> None:
+            names = [f"{folder}/{stem}{suffix}" for stem in stems]
+            files.require(names, f"{self.split}.txt", f"{_GET_IT}, or leave the label out of `labels`")
+
         suffix = _image_suffix(root / "image" / self.split)
-        _check_files(files, f"image/{self.split}", stems, suffix)
+        need(f"image/{self.split}", suffix)
         if "boxes" in self.labels:
             boxes = BoxesByStem(_annotation_file(root, self.split), stems, _GET_IT)
             provides["boxes"] = LabelSpace(
@@ -87,11 +91,11 @@ class NYUv2(Dataset):
             )
         if "segmentation" in self.labels:
             segmentation = f"seg{self.classes}"
-            _check_files(files, f"{segmentation}/{self.split}", stems, ".png")
+            need(f"{segmentation}/{self.split}", ".png")
             _check_classes(root / "meta.json", self.classes)
             provides["segmentation"] = class_space(self.classes)
         if "depth_m" in self.labels:
-            _check_files(files, f"{_DEPTH_FOLDERS[self.depth]}/{self.split}", stems, ".png")
+            need(f"{_DEPTH_FOLDERS[self.depth]}/{self.split}", ".png")
             depth = _units_per_metre(root / "meta.json")
             provides["depth_m"] = None
 
@@ -230,17 +234,6 @@ def _image_suffix(folder: Path) -> str:
     """PNG as `tools/prepare.py` writes, unless the folder holds JPEGs only."""
     present = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
     return ".jpg" if present and not any(name.endswith(".png") for name in present) else ".png"
-
-
-def _check_files(files: Files, folder: str, stems: list[str], suffix: str) -> None:
-    names = [f"{folder}/{stem}{suffix}" for stem in stems]
-    missing = np.flatnonzero(~files.present(names))
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} of {len(stems)} listed files are missing, the first is {files.root / names[missing[0]]}; "
-            f"every number in {folder.rpartition('/')[2]}.txt needs its file; {_GET_IT}, or leave the label out of "
-            "`labels`"
-        )
 
 
 def _annotation_file(root: Path, split: str) -> Path:

@@ -10,7 +10,6 @@ from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.data.loader import Data
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.optim import Optim
 from visionmtl.engine.trainer import Trainer
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.modeling.encoder import Encoder
@@ -19,7 +18,7 @@ from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.network import LossNet, Model, MultiTaskNet, build_model
 from visionmtl.ops.ranks import step_totals
-from visionmtl.run import Run, Train
+from visionmtl.run import Optim, Run, Train
 from visionmtl.structures import Batch, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth

@@ -96,6 +96,15 @@ def test_an_absent_area_is_the_boxs_and_an_absent_crowd_flag_means_none(packed):
     assert found.area.tolist() == [13.5] and found.crowd.tolist() == [False]
 
 
+def test_a_null_area_or_crowd_flag_is_taken_for_an_absent_one_with_a_note(packed):
+    found = packed(content(box(2, [1, 2, 3, 4.5], area=None, iscrowd=None)))
+    assert found.of(1).area.tolist() == [13.5] and found.of(1).crowd.tolist() == [False]
+    assert [line.partition(": ")[2] for line in found.report()] == [
+        "1 annotations have null as area (the box's own is taken)",
+        "1 annotations have null as iscrowd (taken as 0)",
+    ]
+
+
 def test_sizes_may_be_absent_and_limit_nothing_then(packed):
     found = packed(content(box(2, [900, 1, 20, 2]), images=[{"id": 2, "file_name": "a/b.jpg"}]))
     assert found.of(0).xyxy[0, 0] == 900 and found.size(0) == (0, 0)
@@ -144,6 +153,50 @@ def test_a_file_cut_short_is_named(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"a.json is no complete JSON: .*; download or write it again"):
         read_boxes(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "<annotation><folder>VOC</folder>", "is XML, such as Pascal VOC's; JSON is needed; convert it"),
+        ("a.xml", "<annotation>", "is XML"),
+        ("a.csv", "image,x,y,w,h\n1.jpg,1,2,3,4", "is a .csv file that begins with 'image,x,y,w,h"),
+        ("a.txt", "0 0.5 0.5 0.1 0.1", "is a .txt file that begins with '0 0.5"),
+    ],
+)
+def test_a_file_of_another_format_is_called_what_it_is(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_boxes(tmp_path / name)
+
+
+def test_a_folder_is_called_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"found no .*, but a folder of that name; one annotation file .*; check"):
+        read_boxes(tmp_path)
+
+
+ROBOFLOW = [{"id": 0, "name": "toys", "supercategory": "none"}, {"id": 3, "name": "ball", "supercategory": "toys"}]
+
+
+def test_a_category_0_that_only_names_the_supercategory_is_left_out_with_a_note(packed):
+    found = packed(content(box(2, [1, 1, 2, 2]), categories=ROBOFLOW))
+    assert found.categories == ((3, "ball"),) and found.of(1).labels.tolist() == [0]
+    assert found.report()[0].endswith("category with id 0 only names the supercategory of all others and has no "
+                                      "annotation (left out)")  # fmt: skip
+    same_name = [{**ROBOFLOW[0], "name": "ball"}, {**ROBOFLOW[1], "supercategory": "ball"}]
+    assert packed(content(categories=same_name)).categories == ((3, "ball"),)
+
+
+@pytest.mark.parametrize("category", [0, "0", 0.0])
+def test_a_category_0_that_is_annotated_is_a_class(packed, category):
+    found = packed(content(box(2, [1, 1, 2, 2], category), categories=ROBOFLOW))
+    assert found.categories == ((0, "toys"), (3, "ball")) and not found.report()
+
+
+def test_categories_to_learn_have_numbers(packed):
+    found = packed(content(categories=[{"id": "cat", "name": "cat"}, {"id": "2", "name": "dog"}]))
+    with pytest.raises(ValueError, match=r"categories has id 'cat'; whole numbers .*; number the categories"):
+        _ = found.categories
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from visionmtl.config.loader import SHIPPED, ConfigError
 from visionmtl.config.registry import PYDANTIC_ERRORS
-from visionmtl.engine.optim import Optim
-from visionmtl.run import Run, dump, load, print_config, read, schema
+from visionmtl.run import Optim, Run, dump, load, print_config, read, schema
 
 BASE = """\
 # A base.
@@ -189,6 +188,18 @@ def test_the_nearest_field_is_named_in_python_too():
     with pytest.raises(ValidationError, match="did you mean 'weight_decay'"):
         Optim(weight_decy=1)  # type: ignore[call-arg]
     assert "extra_forbidden" in PYDANTIC_ERRORS, "pydantic still calls it so"
+
+
+def test_a_path_that_begins_with_a_tilde_lies_in_the_home_folder(base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(base.parent))
+    folder = "{type: folder, root: '${data.root}', images: '*.png'}"
+
+    run = load(base, ["data.root=~/mine", f"data.train=[{folder}]", "data.cache=~/cache", "output=~/runs"])
+
+    assert [run.data.root, run.data.train[0].root] == [f"{base.parent}/mine"] * 2  # type: ignore[attr-defined]
+    assert (run.data.cache, run.output) == (base.parent / "cache", f"{base.parent}/runs")
+    write(base.parent, "child.yaml", "base: ~/base.yaml\n")
+    assert load(base.parent / "child.yaml") == load(base)
 
 
 def test_a_dumped_run_loads_as_the_same_run(base: Path):

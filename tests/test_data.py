@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny import epoch
 
-from visionmtl.data.label_spaces import eval_names, resolve_spaces
+from visionmtl.data.label_spaces import align, eval_names, resolve_spaces, supervises
 from visionmtl.data.loader import Data, train_loader, val_loader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers
-from visionmtl.datasets import Dataset, open_datasets
-from visionmtl.structures import Batch, LabelSpace, Sample
+from visionmtl.datasets import Dataset, NamedDataset, open_datasets
+from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 
 ANIMALS = LabelSpace("animals", ("cat", "dog"), ((1, 2, 3), (4, 5, 6)))
@@ -214,6 +214,45 @@ def test_validation_in_another_label_space_is_an_error():
     data = Data(train=[Drawn()], val=[Drawn(fields={"segmentation": "tools"})], size=(8, 8))
     with pytest.raises(ValueError, match=r"learns animals, but the validation data .* with Drawn .tools."):
         eval_names({"t": Segmentation()}, {"t": ANIMALS}, open_datasets(data.val))
+
+
+class _Fixed:
+    """A reader of one image with a box of each class and a column of pixels of each."""
+
+    def __init__(self, space: LabelSpace) -> None:
+        self.provides, self.count = {"boxes": space, "segmentation": space}, len(space.classes)
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, index: int) -> Sample:
+        labels = np.arange(self.count)
+        boxes = Boxes(np.ones((self.count, 4), np.float32), labels, labels > 9, np.ones(self.count, np.float32))
+        pixels = np.append(labels, IGNORE).astype(np.uint8)[None]
+        return Sample(image=np.zeros((1, 1, 3), np.uint8), image_id="0", boxes=boxes, segmentation=pixels)
+
+
+def of_classes(*classes: str) -> LabelSpace:
+    return LabelSpace("animals", classes, tuple((0, 0, 0) for _ in classes))
+
+
+def test_a_split_that_lists_fewer_classes_is_read_by_their_names():
+    learned, source = of_classes("cat", "cow", "dog"), NamedDataset("val", _Fixed(of_classes("dog", "cat")))
+    spaces = {"t": learned}
+
+    (aligned,) = align([source], {"t": Segmentation()}, spaces)
+    sample = pickle.loads(pickle.dumps(aligned)).read(0)
+
+    assert sample.segmentation.tolist() == [[2, 0, IGNORE]] and sample.boxes.labels.tolist() == [0, 1]
+    assert supervises(aligned, Segmentation(), learned) and not supervises(source, Segmentation(), learned)
+    assert aligned.notes == ["segmentation: lists no class cow"]
+    assert align([aligned], {"t": Segmentation()}, spaces) == [aligned]
+
+
+def test_a_split_with_a_class_that_nobody_learns_is_refused_by_its_name():
+    source = NamedDataset("val", _Fixed(of_classes("cat", "pig")))
+    with pytest.raises(ValueError, match=r"val labels 'segmentation' with classes pig, .* lacks dog; .*; correct"):
+        align([source], {"t": Segmentation()}, {"t": of_classes("cat", "dog")})
 
 
 def test_too_little_data_for_one_step_is_an_error():

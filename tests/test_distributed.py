@@ -57,6 +57,8 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
     runs.append((settings(folder / "sharded", "fixed", world=2, distributed=SHARD), on_cpu))
     again = settings(folder / "sharded", "upgrad", world=2, distributed=SHARD)  # in two parts
     runs += [(again, replace(on_cpu, max_steps=2)), (again, replace(on_cpu, resume="auto"))]
+    crossed = [settings(folder / "crossed", "fixed", world=2, distributed=how) for how in ({}, SHARD, {})]
+    runs += [(run, replace(on_cpu, resume="auto", max_steps=step)) for step, run in enumerate(crossed, start=1)]
     for run, options in runs:
         next(groups)
         train(run, options)
@@ -66,7 +68,7 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    processes.run(2, one_of_two, folder, num_groups=6)
+    processes.run(2, one_of_two, folder, num_groups=9)
     return folder
 
 
@@ -116,6 +118,15 @@ def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(
         torch.testing.assert_close(of_spread, moments, rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(tiny.rows(one / method), tiny.rows(two / "sharded" / method), strict=True):
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+
+
+def test_a_run_resumed_sharded_and_unsharded_in_turn_ends_as_a_whole_one(one: Path, two: Path):
+    whole, crossed = last(one / "fixed"), last(two / "crossed" / "fixed")
+
+    assert crossed["step"] == STEPS
+    assert kinds(crossed) == kinds(whole)
+    for part in ("net", "optimizer"):
+        torch.testing.assert_close(crossed[part], whole[part], rtol=1e-3, atol=1e-5)
 
 
 def kinds(value: Any) -> Any:

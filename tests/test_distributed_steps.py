@@ -18,6 +18,7 @@ from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.fsdp import full_weights
 from visionmtl.engine.trainer import Trainer
 from visionmtl.network import build_model
 from visionmtl.ops.losses import dice, hardest, lovasz_softmax
@@ -100,8 +101,8 @@ def stepped(run: Run, ranks: Ranks, share: slice) -> tuple[Trainer, dict[str, An
         seen["norms"].append(norm)
     if isinstance(state.loss_net, DistributedDataParallel):
         seen["broadcasts"] = state.loss_net.will_sync_module_buffers()
-    plain = state.state_dict()
-    return state, seen | {"net": {**plain["net"], **plain["balancer"]}}
+    weights = full_weights(net, on_every_rank=True) if state.sharded else net.state_dict()
+    return state, seen | {"net": {**weights, **state.balancer.state_dict()}}
 
 
 def one_of_two(groups: Iterator[None], folder: Path) -> None:

@@ -204,6 +204,7 @@ def test_the_report_shows_pictures(saved, tmp_path):
         (["--from-predictions", "nowhere"], "nowhere holds predictions of none of the tasks detection, segmentation"),
         (["--truth", "x.json"], "--truth goes with one --from-predictions FILE, and there are 0"),
         (["--depth-units", "1000"], "depth-units would have no effect"),
+        (["--iou-type", "segm"], "iou-type would have no effect"),
         (["train.batchsize=2"], "train.batchsize"),
     ],
 )

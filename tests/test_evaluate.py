@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from visionmtl.datasets import NamedDataset
-from visionmtl.engine.evaluator import evaluate, evaluate_files, monitored_value, primary_metrics, save_json
+from visionmtl.engine.evaluator import evaluate, evaluate_files, save_json
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.structures import Batch, ImageMeta, LabelSpace, Sample
@@ -38,8 +38,8 @@ class Net(nn.Module):
         self.dropout, self.frozen = nn.Dropout(), nn.BatchNorm2d(3).eval()
         self.spaces = {"seg": SPACE, "depth": None}
         self.tasks = {
-            "seg": Task(primary_metric=("miou", "max"), meter=SegmentationMeter),
-            "depth": Task(primary_metric=("rmse_m", "min"), meter=lambda space: DepthMeter("per_image")),
+            "seg": Task(meter=SegmentationMeter),
+            "depth": Task(meter=lambda space: DepthMeter("per_image")),
         }
 
     def forward(self, image):
@@ -93,8 +93,7 @@ def test_a_task_without_any_label_is_flagged_not_scored():
     results = evaluate(net, [batch(50, depth=False)], "cpu")
 
     assert results["depth"] == {"images": 0}
-    assert primary_metrics(results, net.tasks) == {"seg": ("miou", 1.0), "depth": ("rmse_m", None)}
-    assert monitored_value(results, net.tasks) == 1
+    assert results["seg"]["miou"] == 1
 
 
 def test_every_module_gets_its_mode_back():
@@ -154,7 +153,7 @@ def test_images_of_one_name_in_two_data_sets_are_told_apart_where_one_meter_sees
     seen = []
     net = Net()
     net.tasks["seg"].meter = Names
-    evaluate(net, [replace(batch(50), sources=[name]) for name in ("rooms", "streets")], "cpu")
+    evaluate(net, [replace(batch(50), datasets=[name]) for name in ("rooms", "streets")], "cpu")
 
     assert seen == ["rooms/50", "streets/50"]
 
@@ -192,40 +191,13 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
 
 
 VALUES = [30, 90, 101, 150, 240]
-RESULTS = {"seg": {"miou": 0.5, "pixel_accuracy": 0.75}, "depth": {"rmse_m": 3.0}}
 
 
-def test_score_by_hand():
-    tasks = Net().tasks
+def test_the_file_of_an_evaluation_has_a_header(tmp_path):
+    save_json({"seg": {"miou": np.float64(0.5), "ap": math.nan}}, tmp_path / "eval" / "val.json", {"step": np.int64(7)})
 
-    assert monitored_value(RESULTS, tasks) == (0.5 + 1 / (1 + 3)) / 2
-    assert monitored_value(RESULTS, tasks, "seg/pixel_accuracy") == 0.75
-    assert monitored_value(RESULTS, tasks, "depth/rmse_m") == -3
-
-
-@pytest.mark.parametrize("rule", ["seg/mio", "sgg/miou", "median"])
-def test_a_rule_that_names_nothing_lists_what_there_is(rule):
-    with pytest.raises(ValueError, match="choose mean or seg/miou, seg/pixel_accuracy, depth/rmse_m"):
-        monitored_value(RESULTS, Net().tasks, rule)
-
-
-def test_a_split_without_labels_cannot_choose_the_best():
-    with pytest.raises(ValueError, match="none of the tasks seg, depth has labels"):
-        monitored_value({"seg": {"images": 0}, "depth": {"images": 0}}, Net().tasks)
-
-
-def test_json_has_no_nan_and_no_numpy(tmp_path):
-    path = tmp_path / "eval" / "val.json"
-
-    save_json({"seg": {"miou": np.float64(0.5), "ap": math.nan, "table": np.arange(2)}}, path, {"step": np.int64(7)})
-
-    def no_constant(name):
-        raise AssertionError(name)
-
-    assert json.loads(path.read_text(), parse_constant=no_constant) == {
-        "header": {"step": 7},
-        "results": {"seg": {"miou": 0.5, "ap": None, "table": [0, 1]}},
-    }
+    found = json.loads((tmp_path / "eval" / "val.json").read_text())
+    assert found == {"header": {"step": 7}, "results": {"seg": {"miou": 0.5, "ap": None}}}
 
 
 def _rank(rank, store, queue):

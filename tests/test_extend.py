@@ -35,6 +35,7 @@ def borders(classes):
     return np.pad((classes[:, 1:] != classes[:, :-1]).astype(np.float32), ((0, 0), (0, 1)))
 
 class Meter:
+    metrics: ClassVar = {"error": "min"}
     def __init__(self): self.errors = []
     def update(self, prediction, sample):
         self.errors.append(float(abs(prediction - borders(sample.segmentation)).mean()))
@@ -45,7 +46,8 @@ class Meter:
 class Borders(Task, frozen=True):
     type: Literal["my_task.Borders"] = "my_task.Borders"
     field: ClassVar = "segmentation"
-    primary_metric: ClassVar = ("error", "min")
+    meter_type: ClassVar = Meter
+    primary_metric: ClassVar = "error"
     level: int = 2
 
     @property
@@ -76,7 +78,6 @@ class Borders(Task, frozen=True):
         full = [to_original(raw[i : i + 1].float(), size, f.content_size, f.size) for i, f in enumerate(metas)]
         return [one[0, 0].sigmoid().cpu().numpy() for one in full]
 
-    def meter(self, space): return Meter()
     def truth(self, sample): return None if sample.segmentation is None else borders(sample.segmentation)
     def draw(self, image, prediction, space, min_score):
         return (prediction * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
@@ -183,6 +184,7 @@ def test_normals_join_the_quick_start_with_one_line(tmp_path: Path, capsys: pyte
     text = f"base: {SHIPPED / 'quickstart.yaml'}\ntasks: {{normals: {{type: normals}}}}\n"
     (tmp_path / "four.yaml").write_text(text, encoding="utf-8")
     small = ["data.train.0.num_images=2", "data.val.0.num_images=2", "train.batch_size=2", "data.workers=0"]
+    small += ["optim.warmup_steps=1"]
     assert main(["train", str(tmp_path / "four.yaml"), *small, "--dry-run", "--device", "cpu"]) == 0
     assert "within_11_25" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,59 @@ def test_a_worker_gets_the_same_and_little_of_it(root):
     copy = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(copy.read(1).boxes.xyxy, reader.read(1).boxes.xyxy)
     assert Folder.model_validate_json(spec(root).model_dump_json()) == spec(root)
+
+
+def decompose(root: Path) -> None:
+    """Every name below the root in the Unicode form in which macOS writes it."""
+    for file in sorted(root.rglob("*"), reverse=True):
+        file.rename(file.with_name(unicodedata.normalize("NFD", file.name)))
+
+
+def test_labels_meet_images_whose_names_are_in_another_unicode_form(root):
+    for file in [*root.rglob("a.png")]:
+        file.rename(file.with_name("Möwe.png"))
+    annotate(root, ["b.png", "Möwe.png"])
+    (root / "Übung.txt").write_text("Möwe\n")
+    for folder in ("images", "labels", "annotations"):
+        (root / folder).rename(root / f"{folder}_ä")
+    decompose(root / "images_ä"), decompose(root / "annotations_ä")
+    for path in (root / "images_ä", root / "Übung.txt"):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    settings = spec(
+        root, images="images_ä/{split}/*.png", boxes={"file": "annotations_ä/{split}.json"}, list_file="Übung.txt",
+        segmentation={"files": "labels_ä/{stem}.png"},
+    )  # fmt: skip
+
+    reader = pickle.loads(pickle.dumps(settings.build()))
+
+    assert len(reader) == 1
+    sample = reader.read(0)
+    assert sample.segmentation[0, 1] == 0 and sample.depth_m[0, 1] == np.float32(0.1) and len(sample.boxes.labels) == 0
+    assert all(file.is_file() for file in (reader.file(0), *reader.label_files(0)))
+
+
+def test_undeclared_values_of_all_files_are_told_at_once(root):
+    for name, value in (("a", 77), ("b", 78)):
+        save(root / f"labels/{name}.png", np.full((H, W), value, np.uint8))
+    reader = spec(root).build()
+    for index, value in ((0, 77), (1, 78)):
+        message = rf"holds \[{value}\], which are neither .*; undeclared in all files are \[77, 78\]; correct"
+        with pytest.raises(ValueError, match=message):
+            reader.read(index)
+
+
+def test_one_file_of_boxes_takes_no_name_of_an_image(root):
+    with pytest.raises(ValidationError, match=r"has {stem}; allowed are .* and {split}, since it is one file for all"):
+        spec(root, boxes={"file": "annotations/{stem}.xml"})
+
+
+def test_sidecars_of_macos_are_passed_over(root):
+    for file in [*root.rglob("a.png"), root / "annotations/train.json"]:
+        file.with_name(f"._{file.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert len(spec(root).build()) == 2
+
+
+def test_images_without_an_entry_are_told_beside_a_name_that_the_file_lists(root):
+    annotate(root, ["b\u200b.png", "a.PNG.png"])
+    with pytest.raises(ValueError, match=r"2 of 2 images have no entry in .*, which lists .* 'b\\u200b.png', "):
+        spec(root).build()

@@ -1,6 +1,10 @@
 """Cross-entropy of upsampled logits: equal to the plain way in value and gradient, in a fraction of its memory."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from torch.nn import functional as F
 from visionmtl.ops import fused
 from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice
-from visionmtl.ops.resize import backward_by_products, by_phases, upsample_backward
+from visionmtl.ops.resize import upsample, upsample_backward
 from visionmtl.structures import IGNORE
 from visionmtl.tasks.segmentation import Segmentation
 
@@ -75,6 +79,37 @@ def test_memory_format_and_extreme_logits_do_not_matter():
     torch.testing.assert_close(ours, with_gradient(plain, logits, classes, ignore=IGNORE))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"weights": WEIGHTS, "label_smoothing": 0.2}])
+def test_on_a_gpu_the_kernels_equal_the_plain_way(factor: int, options: Any):
+    logits, classes = (x.cuda() for x in case((7, 130), factor))
+    options = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in options.items()}
+
+    ours = with_gradient(upsampled_cross_entropy, logits, classes, ignore=IGNORE, **options)
+    theirs = with_gradient(plain, logits, classes, ignore=IGNORE, **options)
+
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+INTERPRETED = """
+from visionmtl.ops import fused_kernel
+from test_fused import *
+fused_kernel.BLOCK = 16
+logits, classes = case((2, 3), 4, batch=1)
+ours = fused_kernel.value_and_gradient(logits, classes, WEIGHTS, IGNORE, 0.2)
+value, gradient = with_gradient(plain, logits, classes, ignore=IGNORE, weights=WEIGHTS, label_smoothing=0.2)
+torch.testing.assert_close(ours, (value, gradient / 3), rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_the_kernels_interpreted_on_a_cpu_equal_the_plain_way():
+    pytest.importorskip("triton")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}  # read when Triton is imported
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+
+
 def test_where_nothing_is_known_value_and_gradient_are_exactly_zero():
     logits, classes = case((4, 4), 2)
     value, gradient = with_gradient(upsampled_cross_entropy, logits, torch.full_like(classes, IGNORE), ignore=IGNORE)
@@ -93,17 +128,16 @@ def test_torch_finds_the_operator_well_behaved():
     torch.library.opcheck(torch.ops.visionmtl.upsampled_cross_entropy.default, arguments)
 
 
-@pytest.mark.parametrize("way_back", [upsample_backward, backward_by_products])
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
-def test_the_way_back_is_the_gradient_of_the_way_up(factor: int, way_back: Callable[..., torch.Tensor]):
+def test_the_way_back_is_the_gradient_of_the_way_up(factor: int):
     cells = torch.randn(2, 3, 5, 4, requires_grad=True)
-    up = by_phases(cells, factor) if factor > 1 else cells * 1
+    up = upsample(cells, factor) if factor > 1 else cells * 1
     for first, last in ((0, 5), (0, 3), (2, 4), (4, 5)):  # rows of cells
         pixels = torch.zeros_like(up)
         pixels[:, :, first * factor : last * factor] = torch.randn(2, 3, (last - first) * factor, 4 * factor)
         (wanted,) = torch.autograd.grad(up, cells, pixels, retain_graph=True)
         above, below = first > 0, last < 5
-        some = way_back(pixels[:, :, first * factor : last * factor], factor, above=above, below=below)
+        some = upsample_backward(pixels[:, :, first * factor : last * factor], factor, above=above, below=below)
         torch.testing.assert_close(some, wanted[:, :, first - above : last + below])
 
 

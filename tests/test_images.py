@@ -1,5 +1,7 @@
 """Image files read as 8-bit RGB, upright or as stored, and maps as their values; a damaged file is named."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -170,3 +172,13 @@ def test_a_picture_handed_in_and_the_same_of_a_data_set_are_one_to_the_bit(tmp_p
     Image.fromarray(SMOOTH).save(tmp_path / "a.jpg")
 
     assert (read_image(tmp_path / "a.jpg") == read_photo(tmp_path / "a.jpg")[0]).all()
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_jpeg_whose_header_promises_a_flood_of_pixels_is_refused(tmp_path, upright):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    at = content.index(b"\xff\xc0") + 5
+    (tmp_path / "a.jpg").write_bytes(content[:at] + struct.pack(">HH", 40_000, 40_000) + content[at + 4 :])
+    with pytest.raises(ValueError, match=r"a\.jpg is missing or no readable image: .*; fetch"):
+        read_photo(tmp_path / "a.jpg", lambda full: 1, upright)

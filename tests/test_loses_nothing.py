@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from visionmtl.engine import checkpoint, resume
 from visionmtl.engine import trainer as loop
+from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.options import TrainOptions
-from visionmtl.engine.trainer import train
+from visionmtl.engine.trainer import Trainer, train
 from visionmtl.run import Run
 
 TWO_EPOCHS: dict[str, Any] = {"data": {"train": [tiny.scenes(4)]}, "train": {"epochs": 2, "best": "depth/rmse_m"}}
@@ -43,13 +44,13 @@ def fail(*_: Any, **__: Any) -> None:
     raise OSError("no space left")
 
 
-@pytest.mark.parametrize("where", ["evaluate", "save_json", "monitored_value"])
+@pytest.mark.parametrize("where", ["evaluate", "save_json", "Monitor.value"])
 def test_a_failing_evaluation_costs_no_step_and_is_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ):
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(loop, where, fail)
+        patched.setattr(f"{loop.__name__}.{where}", fail)
         with pytest.raises(OSError, match="no space left"):
             train(settings(folder))
     assert plain(folder)["step"] == 2 and not list((folder / "eval").glob("*.json"))
@@ -66,7 +67,7 @@ def test_the_best_value_of_the_evaluation_after_the_checkpoint_is_known_to_a_res
     state = tiny.state(settings(whole))
     path = whole / "checkpoints" / "last.pt"
 
-    results = resume.go_on(state, path, {"depth"})
+    results = resume.go_on(state, path, monitor(state))
 
     errors = [row["results"]["depth"]["rmse_m"] for row in tiny.rows(whole, "val")]
     assert results and results["depth"]["rmse_m"] == errors[-1]
@@ -74,18 +75,24 @@ def test_the_best_value_of_the_evaluation_after_the_checkpoint_is_known_to_a_res
     assert checkpoint.load(path)["best"] == -errors[0], "the file itself is older than the last evaluation"
 
 
+def monitor(trainer: Trainer) -> Monitor:
+    return Monitor(trainer.run.train.best, trainer.run.tasks, {"depth": "depth"})
+
+
 def test_values_by_another_rule_are_not_compared(whole: Path, tmp_path: Path):
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save(path, checkpoint.load(whole / "checkpoints" / "last.pt") | {"best": 100.0})
-    for rule, best in {"depth/rmse_m": 100.0, "mean": -math.inf}.items():
+    checkpoint.save(path, checkpoint.load(whole / "checkpoints" / "last.pt") | {"best": -0.01})
+    for rule, best in {"depth/rmse_m": -0.01, "mean": -math.inf}.items():
         state = tiny.state(settings(whole, train={"best": rule}))
-        assert resume.go_on(state, path, {"depth"}) is None, "the file of results is not beside it"
+        assert resume.go_on(state, path, monitor(state)) is None, "the file of results is not beside it"
         assert state.state.best == best
 
 
 def test_an_evaluation_on_other_data_does_not_count(whole: Path):
     state = tiny.state(settings(whole))
-    assert resume.go_on(state, whole / "checkpoints" / "last.pt", {"depth@a", "depth@b"}) is None
+    names = {"depth@a": "depth", "depth@b": "depth"}
+    elsewhere = Monitor("mean", state.run.tasks, names)
+    assert resume.go_on(state, whole / "checkpoints" / "last.pt", elsewhere) is None
 
 
 def test_a_finished_run_says_what_it_found(whole: Path, capsys: pytest.CaptureFixture[str]):
@@ -99,12 +106,17 @@ def test_a_finished_run_says_what_it_found(whole: Path, capsys: pytest.CaptureFi
 
 
 def test_a_rule_for_the_best_that_cannot_be_answered_is_refused_before_the_first_step(tmp_path: Path):
-    for best in ("depth@nowhere/rmse_m", "mean"):
-        val = {"data": {"val": [tiny.scenes(4, labels=["boxes"])]}} if best == "mean" else {}
-        with pytest.raises(ValueError, match=rf"train.best is '{best}', but the validation data judge .*; correct it"):
-            train(settings(tmp_path / "run", **tiny.merged(val, {"train": {"best": best}})))
-    with pytest.raises(ValueError, match=r"'depth/rmse' is None; .* choose mean or depth/"):
-        train(settings(tmp_path / "run", train={"best": "depth/rmse"}), TrainOptions(dry_run=True))
+    unlabelled = {"data": {"val": [tiny.scenes(4, labels=["boxes"])]}}
+    refusals = (
+        ({"train": {"best": "depth@nowhere/rmse_m"}}, "'depth@nowhere/rmse_m', but the validation data judge depth; "),
+        (unlabelled, "'depth/rmse_m', but the validation images have no labels that tell depth/rmse_m; .* add val"),
+        (unlabelled | {"train": {"best": "mean"}}, "'mean', but the validation images have no labels that tell depth"),
+        ({"train": {"best": "depth/rmse"}}, r"'depth/rmse', but 'rmse' \(did you mean 'rmse_m'\?\) is no metric"),
+        ({"train": {"best": "depth/pixels"}}, "'depth/pixels', but 'pixels' is a count"),
+    )
+    for changes, said in refusals:
+        with pytest.raises(ValueError, match=f"train.best is {said}"):
+            train(settings(tmp_path / "run", **changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +172,7 @@ def test_a_start_from_nothing_in_an_old_folder_leaves_no_old_curve(tmp_path: Pat
     assert [event.step for event in events.Scalars("train/lr")] == [1]
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.ENOSPC])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.ENOSPC])
 def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -168,10 +180,10 @@ def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "link", refuse)
     if number == errno.ENOSPC:  # nothing that a copy would help against
         with pytest.raises(OSError, match=os.strerror(number)):
-            checkpoint.save_step(tmp_path, {"step": 1}, keep=2)
+            checkpoint.save_step(tmp_path, tiny.checkpoint_content(1), keep=2)
         return
     for step in (1, 2, 3):
-        checkpoint.save_step(tmp_path, {"step": step}, keep=2)
+        checkpoint.save_step(tmp_path, tiny.checkpoint_content(step), keep=2)
 
     found = {path.name: checkpoint.load(path)["step"] for path in (tmp_path / "checkpoints").iterdir()}
     assert found == {"last.pt": 3, "last.pt.previous": 2, "step-0000002.pt": 2, "step-0000003.pt": 3}

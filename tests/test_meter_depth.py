@@ -77,11 +77,11 @@ def close(result, expected):
 def test_eigen_is_the_mean_over_images_of_the_cropped_metric():
     guess, true = rooms(2, (480, 640))
 
-    result = metered(*zip(guess, true, strict=True), protocol="eigen")
+    result = metered(*zip(guess, true, strict=True), protocol="nyu_eigen")
 
     each = [reference(p[45:471, 41:601], g[45:471, 41:601]) for p, g in zip(guess, true, strict=True)]
     assert close(result, {name: np.mean([one[name] for one in each]) for name in each[0]})
-    assert result["protocol"].startswith("eigen: 0.001 < truth < 10 m")
+    assert result["protocol"].startswith("nyu_eigen: 0.001 < truth < 10 m")
     assert result["images_measured"] == 2
 
 
@@ -171,12 +171,17 @@ def test_median_alignment_removes_the_scale_and_says_so():
         (
             np.ones((2, 2)),
             np.ones((2, 2)),
-            {"protocol": "eigen"},
-            "2x2 px; protocol 'eigen'.*choose protocol 'per_image'",
+            {"protocol": "nyu_eigen"},
+            "2x2 px; protocol 'nyu_eigen'.*choose protocol 'per_image'",
         ),
         (np.full((2, 2), np.nan), np.ones((2, 2)), {}, "4 predicted depths are NaN"),
         (np.zeros((2, 2)), np.ones((2, 2)), {"align": "median"}, "needs a positive finite one"),
-        (np.ones((2, 2)), np.ones((2, 2)), {"protocol": "egien"}, "unknown depth protocol 'egien'; allowed are eigen"),
+        (
+            np.ones((2, 2)),
+            np.ones((2, 2)),
+            {"protocol": "egien"},
+            "unknown depth protocol 'egien'; allowed are nyu_eigen",
+        ),
         (np.ones((2, 2)), np.ones((2, 2)), {"min_m": 0.0}, "allowed is 0 < min_m < max_m"),
     ],
 )

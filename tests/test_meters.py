@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from visionmtl.metrics.base import declared, numbers
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
@@ -62,6 +63,12 @@ def test_merged_ranks_equal_one_process_exactly(name):
         ranks[number % 3].update(predictions[name.split()[0]], sample)
 
     states = [pickle.loads(pickle.dumps(rank.state())) for rank in ranks]
+    covered = {path: declared(one.metrics, path) for path, _ in numbers(one.compute())}
+    assert [path for path, pattern in covered.items() if pattern is None] == [], "every number has its direction"
+    assert set(one.metrics) == set(covered.values()), "and every direction has its number"
+    counts = {path for path, value in numbers(one.compute()) if isinstance(value, int)}
+    assert counts == {path for path, pattern in covered.items() if one.metrics[pattern] is None}
+
     merged = METERS[name]()
     for state in reversed(states):
         merged.merge(state)

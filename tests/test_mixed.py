@@ -18,7 +18,8 @@ from write_nyuv2 import drawn_frames, write_prepared
 from visionmtl.data.label_spaces import eval_names, resolve_spaces
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.datasets import open_datasets
-from visionmtl.engine.evaluator import evaluate, monitored_value
+from visionmtl.engine.evaluator import evaluate
+from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.trainer import train
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
@@ -173,18 +174,19 @@ def test_two_heads_of_one_field_learn_two_label_spaces(run: Run):
 def test_a_limited_evaluation_looks_at_every_data_set(run: Run):
     net, sources = tiny.state(run).net, open_datasets(run.data.val)
     (batch,) = val_loader(run.data, run.tasks, net.spaces, sources, 4, limit=1)
-    assert batch.sources == ["coco", "cityscapes", "nyuv2", "coco"]
+    assert batch.datasets == ["coco", "cityscapes", "nyuv2", "coco"]
 
 
 def test_a_data_set_judged_alone_gives_what_it_gives_among_others(run: Run):
     net, sources = tiny.state(run).net.eval(), open_datasets(run.data.val)
     together = val_loader(run.data, run.tasks, net.spaces, sources, 3)
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in together.eval_names.items()}
+    names = eval_names(run.tasks, net.spaces, sources)
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in names.items()}
     results = evaluate(net, together, "cpu", meters=meters)
     alone = evaluate(net, val_loader(run.data, {"depth": run.tasks["depth"]}, net.spaces, sources[2:], 3), "cpu",
                      meters={"depth": run.tasks["depth"].meter(None)})  # fmt: skip
     assert results["depth@nyuv2"] == pytest.approx(alone["depth"])
-    assert monitored_value(results, run.tasks, "depth@nyuv2/rmse_m") == -results["depth@nyuv2"]["rmse_m"]
+    assert Monitor("depth@nyuv2/rmse_m", run.tasks, names).value(results) == -results["depth@nyuv2"]["rmse_m"]
 
 
 def test_a_task_learns_from_the_data_sets_it_names_only(run: Run):

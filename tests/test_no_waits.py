@@ -1,6 +1,5 @@
 """The training step never waits for the device: no operator in it needs a value, or copies one across, to go on."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,7 +46,10 @@ every_head = pytest.mark.parametrize("head", HEADS)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 BY_INDEX = ("aten::index", "aten::index_put", "aten::_index_put_impl")
-BY_NAME = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::_linalg_check_errors", "aten::masked_scatter")
+# prod: its backward asks whether a factor is zero, but not while a mode such as the one below looks on
+BY_NAME = (
+    "aten::_local_scalar_dense", "aten::is_nonzero", "aten::_linalg_check_errors", "aten::masked_scatter", "aten::prod",
+)  # fmt: skip
 TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -157,15 +159,12 @@ def test_no_loss_copies_between_host_and_device(task: Task):
     assert waits_on_an_imagined_gpu({"one": task}) == []
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_fused_cross_entropy_does_not_wait_inside(device: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_fused_cross_entropy_does_not_wait_inside(monkeypatch: pytest.MonkeyPatch):
     """For the checks above it is one operator."""
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 100)
-    with FakeTensorMode() if device == "cuda" else nullcontext():
-        logits = torch.zeros(2, 3, 8, 4, device=device)
-        classes, weights = torch.zeros(2, 32, 16, dtype=torch.uint8, device=device), torch.ones(3, device=device)
-        with Waits() as waits:
-            fused.value_and_gradient(logits, classes, weights, 255, 0.1)
+    logits, classes = torch.zeros(2, 3, 8, 4), torch.zeros(2, 32, 16, dtype=torch.uint8)
+    with Waits() as waits:
+        fused.value_and_gradient(logits, classes, torch.ones(3), 255, 0.1)
     assert waits.seen > 100 and waits.found == []
 
 
@@ -205,6 +204,7 @@ def test_no_precision_makes_the_host_wait(precision: str):
         lambda x: torch.linalg.solve(torch.eye(3), x),
         lambda x: x.index_put_((x > 0,), x.new_zeros(())),
         lambda x: torch.nn.functional.one_hot(x.long()),
+        lambda x: x.prod(dim=0),
     ],
 )
 def test_the_check_sees_what_waits(operation: Any):

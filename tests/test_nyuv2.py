@@ -127,7 +127,10 @@ def test_boxes_without_extent_are_dropped_and_counted(root):
     ("remove", "message"),
     [
         ("train.txt", "found no .*train.txt"),
-        ("seg13/train/0005.png", "1 of 3 listed files are missing, the first is .*0005.png.*prepare.py nyuv2"),
+        (
+            "seg13/train/0005.png",
+            "1 of 3 files listed in train.txt are missing, .*0005.png.*prepare.py nyuv2",
+        ),
         ("annotations/drawn_train.json", "found nothing as annotations/.*_train.json"),
         ("meta.json", "declares no depth scale"),
     ],

@@ -69,3 +69,29 @@ def test_data_behind_links_is_read(tmp_path, name):
     (tmp_path / "elsewhere").unlink()
     with pytest.raises(ValueError, match=r"missing or no readable|is no file|found no"):
         layout.read(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["folder", "coco", "cityscapes", "nyuv2", "nyuv2_mat"])
+def test_sidecars_of_macos_are_passed_over(tmp_path, name):
+    layout = LAYOUTS[name]
+    layout.write(tmp_path)
+    before, notes = layout.read(tmp_path), layout.open(tmp_path).notes
+    for file in [one for one in tmp_path.rglob("*") if one.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\x00\x05\x16\x07")
+    after = layout.read(tmp_path)
+    assert len(after) == len(before) and layout.open(tmp_path).notes == notes
+    for one, other in zip(after, before, strict=True):
+        assert_same_labels(one, other)
+
+
+def test_photos_of_an_annotation_file_are_found_in_another_unicode_form(tmp_path):
+    COCO.write(tmp_path)
+    before, file = COCO.read(tmp_path), tmp_path / COCO.files["boxes"]
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        photo = next(tmp_path.rglob(image["file_name"].rpartition(".")[0] + ".jpg"))
+        image["file_name"] = f"é_{image['file_name']}"
+        photo.rename(photo.with_name(f"e\u0301_{photo.name}"))
+    file.write_text(json.dumps(content))
+    for one, other in zip(COCO.read(tmp_path), before, strict=True):
+        assert_same_labels(one, other)

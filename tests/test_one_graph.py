@@ -132,8 +132,10 @@ def test_cuda_graphs_need_a_cuda_device_and_one_batch_a_step():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("how", [True, "cuda_graph"])
-def test_on_a_gpu_compiled_steps_move_the_weights_as_plain_ones_do(how: bool | str):
-    tasks, batch = small_tasks(), small_batch(small_tasks())
+def test_on_a_gpu_compiled_steps_move_the_weights_as_plain_ones_do(how: bool | str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which eager and compiled convolutions round apart
+    # five levels would end in a map of one cell, which fp32 convolutions of torch 2.11 cannot compile: see docs/log.md
+    tasks, batch = SMALL, small_batch(SMALL)
     states = [small_state(small_run(tasks, optim=SGD, compile=choice), "cuda") for choice in (False, how)]
     for state in states:
         for _ in range(6):

@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from visionmtl.engine.optim import Ema, Optim, build_optimizer, layers, lr_factor, parameter_groups, set_lr
+from visionmtl.engine.optim import Ema, build_optimizer, layers, lr_factor, parameter_groups, set_lr
 from visionmtl.modeling.encoder import Encoder
+from visionmtl.run import Optim
 
 
 class _Encoder(nn.Module):

@@ -42,6 +42,7 @@ if __name__ == "__main__":
         for verb in cli.verbs():
             importlib.import_module("visionmtl.cli." + verb)
         small = ["data.train.0.num_images=2", "data.val.0.num_images=1", "data.size=[64,96]", "train.batch_size=2"]
+        small += ["optim.warmup_steps=1"]
         with contextlib.redirect_stdout(sys.stderr):
             seen["trained"] = cli.main(["train", "quickstart.yaml", *small, "data.workers=1", "--dry-run"])
     hub = importlib.util.find_spec("datasets")

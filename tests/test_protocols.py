@@ -49,8 +49,10 @@ def test_the_name_stays_with_the_number(name):
     spaces["classes"] = {"nyu13_288x384": SPACES["classes"], "nyu40": space("nyu40", 40)}.get(name, CITYSCAPES19)
     tasks = TASKS if name not in ("coco", "nyu_eigen") else {k: v for k, v in TASKS.items() if k != "classes"}
 
-    for make in find_protocol(name).makers(tasks, spaces).values():
-        assert make().compute()["protocol"].partition(":")[0] == name
+    protocol = find_protocol(name)
+    results = {task: make().compute() for task, make in protocol.makers(tasks, spaces).items()}
+    for result in protocol.named(results).values():
+        assert result["protocol"].partition(":")[0] == name
 
 
 def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():
@@ -63,14 +65,28 @@ def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():
 
 
 def test_cityscapes_depth_counts_80_m_and_nothing_beyond():
-    meter = find_protocol("cityscapes").makers({"depth": Depth()}, SPACES)["depth"]()
+    cityscapes = find_protocol("cityscapes")
+    meter = cityscapes.makers({"depth": Depth()}, SPACES)["depth"]()
     truth = np.array([[0, 80, 80.1, 3]], np.float32)
 
     meter.update(truth, replace(street(), segmentation=None, depth_m=truth))
 
-    result = meter.compute()
+    result = cityscapes.named({"depth": meter.compute()})["depth"]
     assert (result["pixels"], result["rmse_m"]) == (2, 0)
     assert result["protocol"].startswith("cityscapes: per_image: 0.001 < truth < 80 m")
+
+
+@pytest.mark.parametrize("name", ["nyu_eigen", "eigen"])
+def test_a_depth_task_scores_the_protocol_of_that_name_by_its_rules(name):
+    """Whatever range the task learns; `eigen` is what configs and checkpoints called it."""
+    learns = Depth(protocol=name, min_depth_m=0.5, max_depth_m=8.0)
+
+    ours = learns.meter(None).compute()
+    benchmark = find_protocol("nyu_eigen").makers({"depth": learns}, {"depth": None})["depth"]().compute()
+
+    assert learns.protocol == "nyu_eigen"
+    assert ours["protocol"] == benchmark["protocol"]
+    assert ours["protocol"].startswith("nyu_eigen: 0.001 < truth < 10 m")
 
 
 def test_disparity_protocol_scores_categories_and_disparity_in_the_units_of_the_files():

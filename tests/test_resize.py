@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
-from visionmtl.ops.resize import average_bins, by_phases, resize, spread, upsample
+from visionmtl.ops.resize import (
+    _Upsample,
+    average_bins,
+    backward_by_products,
+    double_nearest,
+    resize,
+    spread,
+    upsample,
+)
 
 
 def value_and_gradient(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,30 +27,47 @@ def value_and_gradient(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("size", [(5, 7), (1, 2)])
-@pytest.mark.parametrize("function", [by_phases, upsample])
-def test_upsample_equals_interpolate(factor: int, size: tuple[int, int], function):
-    x = torch.randn(2, 3, *size)
+@pytest.mark.parametrize("function", [_Upsample.apply, upsample])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_upsample_equals_interpolate(factor: int, size: tuple[int, int], function, memory_format: torch.memory_format):
+    x = torch.randn(2, 3, *size).contiguous(memory_format=memory_format)
 
     ours = value_and_gradient(lambda x: function(x, factor), x)
     theirs = value_and_gradient(lambda x: F.interpolate(x, scale_factor=factor, mode="bilinear"), x)
 
     torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours[1], theirs[1], atol=1e-5 * factor**2, rtol=1e-5)  # a sum of factor^2 terms
+    assert ours[1].stride() == theirs[1].stride()
 
 
-def test_phases_of_two_cells_by_two_are_quarters():
-    x = torch.tensor([[[[0.0, 1.0]]]])
+def test_the_gradient_in_half_precision_stays_half_and_near():
+    gradient = torch.rand(1, 2, 16, 16)
 
-    assert by_phases(x, 2)[0, 0].tolist() == [[0.0, 0.25, 0.75, 1.0]] * 2
-
-
-def test_half_precision_stays_half_and_near():
-    x = torch.rand(1, 2, 4, 4)
-
-    ours = by_phases(x.bfloat16(), 4)
+    ours = backward_by_products(gradient.bfloat16(), 4)
 
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.float(), by_phases(x, 4), atol=0.02, rtol=0)  # three roundings of 2^-8
+    torch.testing.assert_close(ours.float(), backward_by_products(gradient, 4), rtol=0.02, atol=0)
+
+
+def test_a_compiled_step_resizes_without_scattering(monkeypatch: pytest.MonkeyPatch):
+    """What the compiler sees on a GPU has the values and gradients of the library's operators, and none of these."""
+    x = torch.randn(2, 3, 5, 7)
+    wanted = value_and_gradient(lambda x: F.interpolate(F.interpolate(x, scale_factor=2.0), scale_factor=2.0), x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(value_and_gradient(lambda x: double_nearest(double_nearest(x)), x), wanted)
+
+    seen = []
+
+    def look(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    monkeypatch.undo()
+    compiler = aot_autograd(fw_compiler=look, bw_compiler=look, decompositions=core_aten_decompositions())
+    compiled = torch.compile(lambda x: _Upsample.apply(double_nearest(x), 4), backend=compiler, fullgraph=True)
+    wanted = value_and_gradient(lambda x: upsample(double_nearest(x), 4), x)
+    torch.testing.assert_close(value_and_gradient(compiled, x), wanted)
+    assert seen and not any("index_put" in name or "scatter" in name for name in seen)
 
 
 def test_factor_one_is_nothing_and_zero_an_error():
@@ -64,17 +91,5 @@ def test_products_equal_pooling_and_interpolation():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; run this file on a machine with one")
 def test_the_gradient_on_a_gpu_is_reproducible():
     x = torch.randn(2, 8, 30, 40, device="cuda", requires_grad=True)
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, second = (torch.autograd.grad(upsample(x, 4).square().sum(), x)[0] for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
-
+    first, second = (torch.autograd.grad(upsample(x, 4).square().sum(), x)[0] for _ in range(2))
     assert torch.equal(first, second)
-
-
-def test_phases_keep_the_channels_last():
-    x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
-    out = by_phases(x, 2)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert by_phases(x.detach().contiguous(), 2).is_contiguous()

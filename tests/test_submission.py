@@ -9,7 +9,6 @@ from kit import sample
 
 from visionmtl.inference.results_io import SubmissionWriter, check_empty, open_predictions, paths_by_task
 from visionmtl.io.cityscapes import CITYSCAPES19
-from visionmtl.metrics.coco_ap import official_lines, score_files
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -157,63 +156,3 @@ def test_the_file_of_an_image_is_never_that_of_another(tmp_path, files, image_id
         return
     with pytest.raises(ValueError, match=found):
         predictions.read(one)
-
-
-def coco_files(folder, rows, **changes):
-    truth = {
-        "images": [{"id": 7, "height": 90, "width": 90}],
-        "categories": [{"id": 3, "name": "car"}, {"id": 4, "name": "bus"}],
-        # an id of 0 reads as "unmatched" in pycocotools: a perfect box would score 0
-        "annotations": [{"id": 0, "image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500}],
-        **changes,
-    }
-    (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "rows.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return folder / "rows.json", folder / "truth.json"
-
-
-ROW = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 50], "score": 0.5}
-
-
-def test_results_are_scored_and_what_does_not_count_is_counted(tmp_path):
-    rows = [ROW, {**ROW, "category_id": 99}, {**ROW, "score": float("nan")}]
-
-    kind, result, _ = score_files(*coco_files(tmp_path, rows))
-
-    assert kind == "bbox"
-    assert result["ap"] == pytest.approx(1)
-    assert (result["ignored"], result["dropped"], result["absent"]) == (1, 1, ["bus"])
-    assert official_lines(result)[3].endswith("area= small | maxDets=100 ] = -1.000")
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ("[{", "is no complete JSON"),
-        ({"annotations": []}, "holds a dict; COCO results are a list"),
-        ([{**ROW, "bbox": [1, 2, 3]}], r"entry\[0\] is .* it needs bbox"),
-        ([{**ROW, "image_id": 8}], "results for 1 image.s. that .* does not list, the first is 8"),
-        ([ROW, {"image_id": 7, "category_id": 3, "score": 1, "segmentation": {}}], "masks alone in others"),
-    ],
-)
-def test_broken_results_are_named(tmp_path, rows, message):
-    with pytest.raises(ValueError, match=message):
-        score_files(*coco_files(tmp_path, rows))
-
-
-def test_no_results_score_zero(tmp_path):
-    assert score_files(*coco_files(tmp_path, []))[1]["ap"] == 0
-
-
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_cocos_reference_case_gives_the_published_lines_letter_by_letter(real_data, kind):
-    folder = real_data / "coco" / "eval_reference"
-    published = (folder / "val2014_fake_eval_res.txt").read_text().splitlines()
-    start = published.index(f"type={kind}") + 3
-
-    found, result, _ = score_files(
-        folder / f"instances_val2014_fake{kind}100_results.json", folder / "instances_val2014_100.json"
-    )
-
-    assert found == kind
-    assert official_lines(result) == published[start : start + 12]

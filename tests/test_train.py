@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
-from visionmtl.engine.evaluator import monitored_value
+from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import NotFinite, train
 from visionmtl.tasks.depth import Depth
@@ -89,8 +89,9 @@ def test_the_result_is_the_last_evaluation(folder: Path, finished: Any):
 
 def test_the_best_checkpoint_is_the_best_by_the_rule(folder: Path, finished: Any):
     run, _ = finished
+    monitor = Monitor("mean", run.tasks, {name: name for name in run.tasks})
     scores = {
-        step: monitored_value(json.loads((folder / "eval" / f"step-{step:07d}.json").read_text())["results"], run.tasks)
+        step: monitor.value(json.loads((folder / "eval" / f"step-{step:07d}.json").read_text())["results"])
         for step in (4, 8, 12)
     }
     best = checkpoint.load(folder / "checkpoints" / "best.pt")
@@ -99,10 +100,13 @@ def test_the_best_checkpoint_is_the_best_by_the_rule(folder: Path, finished: Any
     assert best["best"] == max(scores.values())
 
 
-def test_the_rule_can_be_one_metric(tmp_path: Path):
-    results = train(tiny.run(tmp_path / "run", ["depth"], train={"best": "depth/rmse_m"}))
+@pytest.mark.parametrize(("metric", "sign"), [("rmse_m", -1), ("delta1", 1)])
+def test_the_rule_can_be_one_metric_in_its_own_direction(tmp_path: Path, metric: str, sign: int):
+    train(tiny.run(tmp_path / "run", ["depth"], train={"best": f"depth/{metric}"}))
 
-    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["best"] == -results["depth"]["rmse_m"]
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    values = {row["step"]: sign * row["results"]["depth"][metric] for row in tiny.rows(tmp_path / "run", "val")}
+    assert best["best"] == values[best["step"]] == max(values.values())
 
 
 def test_a_dry_run_does_everything_once_and_writes_nothing(tmp_path: Path):

@@ -90,3 +90,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         out[key] = merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
     return out
+
+
+def checkpoint_content(step: int = 0, **changes: Any) -> dict[str, Any]:
+    """The smallest whole checkpoint."""
+    run = {name: {} for name in ("model", "tasks", "balance", "optim", "train")} | {"data": {"size": [64, 96]}}
+    return {
+        "step": step, "epoch": 0, "best": 0.0, "run": run, "spaces": {}, "net": {}, "ema": None, "balancer": {},
+        "scaler": {}, "optimizer": {"state": {}, "param_groups": []},
+    } | changes  # fmt: skip

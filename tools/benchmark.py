@@ -1,9 +1,8 @@
-"""Measure speed and memory: a training step, loading, balancing, predictions, evaluation, or all a GPU can be asked."""
+"""Measure speed and memory: a training step, loading, balancing, predictions, or all a GPU can be asked."""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionmtl.cli import ToolParser, positive, run_tool, tried
@@ -143,7 +142,7 @@ def data(args: argparse.Namespace) -> "Iterator[Figure]":
 
 def _data_arguments(verb: Arguments) -> None:
     verb.add_argument("--only", choices=("memory", "loading"), help="one part; default: both")
-    verb.add_argument("--config", type=Path, help="whose training data to load (nyuv2, or coco with boxes)")
+    verb.add_argument("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
     verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
     verb.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
     verb.add_argument("--images", type=positive, default=118_287, metavar="N", help="of memory; default: COCO's 118287")
@@ -178,25 +177,12 @@ def _infer_arguments(verb: Arguments) -> None:
     verb.add_argument("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
 
-def evaluation(args: argparse.Namespace) -> "Iterator[Figure]":
-    """Evaluation by stage: network, predictions, meters."""
-    from visionmtl.benchmark.evaluation import measure_evaluation
-
-    return measure_evaluation(_workload(args), args.batches)
-
-
-def _evaluation_arguments(verb: Arguments) -> None:
-    _workload_arguments(verb)
-    verb.add_argument("--batches", type=positive, default=4, metavar="N", help="default: 4")
-
-
 VERBS: "dict[str, tuple[Callable[[argparse.Namespace], Iterator[Figure]], Callable[[Arguments], None]]]" = {
     "step": (step, _step_arguments),
     "gpu": (gpu, _gpu_arguments),
     "data": (data, _data_arguments),
     "balance": (balance, _balance_arguments),
     "infer": (infer, _infer_arguments),
-    "eval": (evaluation, _evaluation_arguments),
 }
 
 if __name__ == "__main__":

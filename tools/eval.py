@@ -17,9 +17,8 @@ from visionmtl.engine.verify_results import Expectation
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
     from visionmtl.api import Evaluation
     from visionmtl.engine.distributed import Ranks
-    from visionmtl.engine.evaluator import Results
+    from visionmtl.metrics.base import Meter, Results
     from visionmtl.report.report import Titled
-    from visionmtl.tasks.base import Meter
 
 NUM_PICTURES = 8
 
@@ -180,6 +179,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.data.label_spaces import resolve_spaces, task_of
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json, evaluate_files
+    from visionmtl.engine.protocols import find_protocol
     from visionmtl.inference.results_io import open_predictions, paths_by_task
 
     if args.checkpoint.endswith(".pt") or Path(args.checkpoint).is_dir():
@@ -207,6 +207,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         if ranks.is_main_process and args.json:
             targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
         results = evaluate_files(reads, meters, tasks, spaces, datasets, ranks.rank, ranks.world)
+        results = find_protocol(args.protocol).named(results) if args.protocol else results
         if ranks.is_main_process:
             title = f"files of {', '.join(meters)} against {args.checkpoint}, {split}"
             _save_and_print(title, args, results, header, args.json, notes)
@@ -243,8 +244,7 @@ def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> Non
     from visionmtl.metrics.detection import DetectionMeter
 
     if args.ap_backend != "pycocotools":
-        counters = [getattr(meter, "meter", meter) for meter in meters.values()]
-        boxes = [meter for meter in counters if isinstance(meter, DetectionMeter)]
+        boxes = [meter for meter in meters.values() if isinstance(meter, DetectionMeter)]
         if not boxes:
             raise ValueError("--ap-backend would have no effect; it counts boxes, and none are scored; leave it out")
         for meter in boxes:

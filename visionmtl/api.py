@@ -13,15 +13,15 @@ from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import distributed, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.evaluator import Results
 from visionmtl.engine.evaluator import evaluate as evaluate_network
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.protocols import find_protocol
+from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
 from visionmtl.network import build_model as build_network
 from visionmtl.run import Run
 from visionmtl.structures import Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 
 
 def train(
@@ -83,7 +83,7 @@ class Evaluation:
 
     def __init__(self, opened: Opened, ranks: Ranks, data: Sequence[str], protocol: str | None) -> None:
         """data, protocol: see `choose_datasets` and `choose_meters`."""
-        self.opened, self.ranks = opened, ranks
+        self.opened, self.ranks, self.protocol = opened, ranks, protocol
         run, spaces = opened.run, opened.net.spaces
         datasets = choose_datasets(run, data)
         self.notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
@@ -103,10 +103,11 @@ class Evaluation:
             run.data, self.tasks, net.spaces, self.datasets, batch_size or run.train.batch_size,
             self.ranks.rank, self.ranks.world, limit=limit_batches,
         )  # fmt: skip
-        return evaluate_network(
+        results = evaluate_network(
             net, loader, self.ranks.device, precision=run.train.precision, meters=self.meters, flip=tta == "flip",
             on_image=on_image,
         )  # fmt: skip
+        return find_protocol(self.protocol).named(results) if self.protocol else results
 
 
 def choose_datasets(run: Run, names: Iterable[str]) -> list[NamedDataset]:

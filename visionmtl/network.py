@@ -13,6 +13,7 @@ from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
+from visionmtl.ops.ranks import Counts
 from visionmtl.structures import LabelSpace, Maps
 from visionmtl.tasks.base import Raw, Task
 
@@ -111,13 +112,16 @@ class LossNet(nn.Module):
         image: Tensor,
         targets: Mapping[str, Mapping[str, Tensor]],
         labelled: Mapping[str, Tensor],
-        totals: Mapping[str, Mapping[str, Tensor]],
+        totals: Mapping[str, Mapping[str, Tensor]] | None,
         color: Tensor | None = None,
-    ) -> tuple[dict[str, dict[str, Tensor]], list[Tensor], list[Tensor]]:
+    ) -> Any:
         """Loss parts by task; where the graph is cut, also the shared maps and their detached copies.
 
-        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`.
+        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`. Returns (dict of dicts of
+        scalars, list, list). Without totals: only the counts of `counts`.
         """
+        if totals is None:  # through forward, where FSDP gathers the weights
+            return self.counts(image, targets, labelled, color)
         shared = self.shared(image, color)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps = self.net.trunk.split(leaves)
@@ -127,6 +131,22 @@ class LossNet(nn.Module):
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
         return parts, list(shared.values()), list(leaves.values())
+
+    def counts(
+        self,
+        image: Tensor,
+        targets: Mapping[str, Mapping[str, Tensor]],
+        labelled: Mapping[str, Tensor],
+        color: Tensor | None,
+    ) -> Counts:
+        """What the tasks count of their predictions, see `tasks.base.Task.count_predictions`."""
+        maps = self.net.trunk.split(self.net.shared(image, color))
+        raw = {name: decoder(maps[name]) for name, decoder in self.net.decoders.items()}
+        with torch.autocast(image.device.type, enabled=False):
+            return {
+                name: task.count_predictions(raw[name], dict(targets[name]), labelled[name])
+                for name, task in self.net.tasks.items()
+            }
 
     def shared(self, image: Tensor, color: Tensor | None) -> Maps:
         """The part before the cut."""

@@ -3,44 +3,52 @@
 import errno
 import os
 import shutil
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visionmtl.io.atomic import atomic_write
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run, restore
 from visionmtl.structures import LabelSpace
 
 FORMAT = 1
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV}
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL}
 """What the system answers where a file cannot have a second name (FAT, some network file systems)."""
+
+_PARTS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "epoch": (int,), "best": (int, float),
+    "run": (dict,), "run/model": (dict,), "run/tasks": (dict,), "run/data": (dict,), "run/data/size": (list, tuple),
+    "run/balance": (dict,), "run/optim": (dict,), "run/train": (dict,),
+    "spaces": (dict,), "net": (dict,), "ema": (dict, NoneType), "balancer": (dict,), "scaler": (dict,),
+    "optimizer": (dict,), "optimizer/state": (dict,), "optimizer/param_groups": (list,),
+}  # fmt: skip
+"""What every checkpoint holds, by path. Newer ones also have "world", the number of processes that trained it."""
+_READING_FAILS = (
+    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error,
+    UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch.load raises on bytes that it did not write; it has no exception of its own."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain data so that a crash leaves the old file or the new one, never half of either.
 
-    The file before is kept as `<name>.previous` until the new one is in place and synced to the disk.
+    The file before is kept as `<name>.previous`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("wb") as file:
+    with atomic_write(path) as file:
         torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        _name_too(path, path.with_name(path.name + ".previous"))
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        if path.exists():
+            _link(path, path.with_name(path.name + ".previous"))
 
 
 def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
@@ -49,13 +57,13 @@ def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
     save(path, state)
     if keep:
         named = path.with_name(f"step-{state['step']:07d}.pt")
-        _name_too(path, named)
+        _link(path, named)
         # by time, not by name: after going back to an earlier step, later ones lie there that are older
         for old in sorted(path.parent.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns)[:-keep]:
             old.unlink()
 
 
-def _name_too(path: Path, other: Path) -> None:
+def _link(path: Path, other: Path) -> None:
     """Make `other` the same file as `path`; a copy where the file system has no hard links."""
     other.unlink(missing_ok=True)
     try:
@@ -63,9 +71,8 @@ def _name_too(path: Path, other: Path) -> None:
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
-        temporary = other.with_name(other.name + ".writing")
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, other)
+        with path.open("rb") as source, atomic_write(other) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def find(path: str | Path) -> Path:
@@ -89,34 +96,71 @@ def find(path: str | Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running code from it. Raises ValueError when it is not one of ours."""
+    """Read a checkpoint without running code from it. Raises ValueError where it is not one of ours, or not whole."""
     path = find(path)
     if path.suffix in (".yaml", ".yml", ".json"):
         raise ValueError(
             f"{path} is a {path.suffix} file, not a checkpoint; a .pt file or a run folder is needed; give "
             "runs/NAME/checkpoints/best.pt, or train first: visionmtl train CONFIG"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    # whatever torch stumbles over in bytes that it did not write
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, UnpicklingError) as error:
-        previous = path.with_name(path.name + ".previous")
-        advice = f"use {previous.name} beside it" if previous.is_file() else "name a .pt file that visionmtl wrote"
+    previous = path.with_name(path.name + ".previous")
+    advice = f"use {previous} beside it" if previous.is_file() else "use one that visionmtl wrote, or train first"
+    try:  # a zip archive has its table of contents at the end: a file that was cut short has none
+        whole = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+    except _READING_FAILS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{path} is damaged or no checkpoint of visionmtl ({_first_line(error)}); tensors and plain data are all "
-            f"that is read; {advice}"
+            f"{path} is damaged or no checkpoint of visionmtl ({reason}); tensors and plain data are all that is "
+            f"read; {advice}"
         ) from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
+    if not whole:
         raise ValueError(
-            f"{path} has checkpoint format {found!r}; this version reads {FORMAT}; "
+            f"{path} ({path.stat().st_size:,} bytes) is no checkpoint, or was cut short; a checkpoint is the zip "
+            f"archive that torch.save writes; {advice}"
+        )
+    return _check_parts(state, path, advice)
+
+
+def _check_parts(state: Any, path: Path, advice: str) -> dict[str, Any]:
+    if not isinstance(state, dict) or "format" not in state:
+        kind = f"a dict with {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else f"a {_kind(state)}"
+        raise ValueError(
+            f"{path} holds {kind}, and no checkpoint format; a checkpoint of visionmtl has one; {advice}. Weights of "
+            "an encoder alone go to model.encoder.checkpoint"
+        )
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}; "
             "use a checkpoint that visionmtl wrote, or the version that wrote it"
         )
-    if missing := [name for name in ("run", "spaces", "net", "ema", "step", "epoch") if name not in state]:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}; a checkpoint of visionmtl holds them all; use one that training wrote"
-        )
-    return dict(state)
+    for place, kinds in _PARTS.items():
+        above, _, part = place.rpartition("/")
+        holder = state
+        for key in filter(None, above.split("/")):
+            holder = holder[key]
+        if part not in holder or not isinstance(holder[part], kinds):
+            found = f"a {_kind(holder[part])} as {place!r}" if part in holder else f"no {place!r}"
+            allowed = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{path} has {found}; a checkpoint has a {allowed} there; {advice}")
+    weights = {"net": state["net"], "balancer": state["balancer"]}
+    if state["ema"] is not None:
+        weights["ema/module"] = state["ema"].get("module")
+    for place, tensors in weights.items():
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{path} has other things than tensors by name in {place!r}; weights are such; {advice}")
+    for task, space in state["spaces"].items():
+        try:
+            _ = space and LabelSpace.from_plain(space)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} has no label space as 'spaces/{task}' ({error!r}); a checkpoint has one or None; {advice}"
+            ) from error
+    return state
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl.ops.ranks import sum_over_ranks
 from visionmtl.run import Train
+
+Value = TypeVar("Value")
 
 
 class LostProcess(ConnectionError):
@@ -170,12 +172,18 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(shared.item())
 
 
-def check_same(value: Any, what: str, remedy: str) -> None:
-    """Raise ValueError on every rank where they do not all hold the same value."""
+def gather_objects(value: Value) -> list[Value]:
+    """What each rank has, in their order; it must pickle."""
     if not dist.is_initialized():
-        return
+        return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
+    return values
+
+
+def check_same(value: Any, what: str, remedy: str) -> None:
+    """Raise ValueError on every rank where they do not all hold the same value."""
+    values = gather_objects(value)
     if any(other != values[0] for other in values):
         of_rank = ", ".join(f"{other} in process {rank}" for rank, other in enumerate(values))
         raise ValueError(f"{what} differs between the processes: {of_rank}; all need the same; {remedy}")

@@ -1,16 +1,13 @@
-"""Every task's meter over one split, merged over ranks, and the few numbers that a run is judged by."""
+"""Every task's meter over one split, merged over ranks."""
 
 import itertools
 import json
-import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,15 +15,12 @@ from torch import Tensor, nn
 from visionmtl.data.label_spaces import Spaces, supervises, task_of
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets import NamedDataset
+from visionmtl.engine.distributed import gather_objects
+from visionmtl.io.atomic import plain_json, write_json
+from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Batch, ImageMeta, Sample
-from visionmtl.tasks.base import Meter, Raw, Task
-
-Results = dict[str, dict[str, Any]]
-"""By task ("depth"), or by task and data set ("depth@nyuv2") where several judge it: what its meter computed, and
-"images" counted; only {"images": 0} where the split has no label for it."""
-
-Value = TypeVar("Value")
+from visionmtl.tasks.base import Raw, Task
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,39 +54,45 @@ def evaluate(
     device = torch.device(device)
     pooled = not meters
     meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
+    measured = {name: net.tasks[name] for name in dict.fromkeys(map(task_of, meters))}
     counts = dict.fromkeys(meters, 0)
-    feed = Prefetcher(device, _with_image_there)
+    prefetcher = Prefetcher(device, _image_to)
 
     with _evaluating(net), torch.inference_mode():
-        for (batch,) in feed.groups(loader):
-            image = batch.image.to(device)  # there already, unless the feed copies nothing
+        for (batch,) in prefetcher.groups(loader):
+            image = batch.image.to(device)  # there already, unless the prefetcher copies nothing
             raw = forward(net, image, precision)
             mirrored = forward(net, mirror_contents(image, batch.metas), precision) if flip else None
-            feed.prefetch()
+            prefetcher.prefetch()
 
-            size = batch.image.shape[2], batch.image.shape[3]
-            predictions: dict[str, list[Any]] = {}
-            for name in dict.fromkeys(map(task_of, meters)):
-                task, labelled = net.tasks[name], batch.labelled[name].tolist()
-                if not any(labelled) and on_image is None:
-                    continue
-                if mirrored is not None:
-                    predictions[name] = task.predict_mirrored(raw[name], mirrored[name], batch.metas, size)
-                else:  # whoever else looks at the predictions wants arrays; a meter need not wait for them
-                    predict = task.predict_for_meter if on_image is None else task.predict
-                    predictions[name] = predict(raw[name], batch.metas, size)
-                for i, (prediction, sample) in enumerate(zip(predictions[name], batch.samples, strict=True)):
-                    judge = name if name in meters else f"{name}@{batch.datasets[i]}"
-                    if labelled[i] and judge in meters:
-                        if pooled and batch.datasets:  # two data sets may call an image alike
-                            sample = replace(sample, image_id=f"{batch.datasets[i]}/{sample.image_id}")
-                        meters[judge].update(prediction, sample)
-                        counts[judge] += 1
-
-            if on_image is not None:
-                for i, sample in enumerate(batch.samples):
+            labelled = {name: batch.labelled[name].tolist() for name in measured}
+            predictions = {
+                name: _predict(task, batch, raw[name], mirrored and mirrored[name], as_arrays=on_image is not None)
+                for name, task in measured.items()
+                if on_image is not None or any(labelled[name])
+            }
+            for i, sample in enumerate(batch.samples):
+                dataset = batch.datasets[i] if batch.datasets else ""
+                for task_name, of_batch in predictions.items():
+                    name = task_name if task_name in meters else f"{task_name}@{dataset}"
+                    if labelled[task_name][i] and name in meters:
+                        # two data sets may call an image alike
+                        known = (
+                            replace(sample, image_id=f"{dataset}/{sample.image_id}") if pooled and dataset else sample
+                        )
+                        meters[name].update(of_batch[i], known)
+                        counts[name] += 1
+                if on_image is not None:
                     on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()})
     return joined(meters, counts, note="mean of each image and its mirror image" if flip else "")
+
+
+def _predict(task: Task, batch: Batch, raw: Raw, mirrored: Raw | None, as_arrays: bool) -> list[Any]:
+    """One prediction per image. A meter also takes what stays on the device, so that nothing waits for it."""
+    size = batch.image.shape[2], batch.image.shape[3]
+    if mirrored is not None:
+        return task.predict_mirrored(raw, mirrored, batch.metas, size)
+    return (task.predict if as_arrays else task.predict_for_meter)(raw, batch.metas, size)
 
 
 def evaluate_files(
@@ -100,47 +100,47 @@ def evaluate_files(
     meters: Mapping[str, Meter],
     tasks: Mapping[str, Task],
     spaces: Spaces,
-    sources: Sequence[NamedDataset],
+    datasets: Sequence[NamedDataset],
     rank: int = 0,
     world: int = 1,
 ) -> Results:
     """Measure predictions that were made elsewhere, as `evaluate` does those of a network.
 
-    reads: by task, where the prediction for a sample is found, and it; meters: for these tasks, fresh, named as in
-    `evaluate`.
-    Raises ValueError, on all ranks, where two images would be judged by one prediction.
+    reads: by task, the place of the prediction for a sample, and the prediction; meters: for these tasks, fresh, named
+    as in `evaluate`.
+    Raises ValueError, on all ranks, where two images would be measured by one prediction.
     """
     counts = dict.fromkeys(meters, 0)
-    read: list[tuple[str, str, str]] = []  # task, place of the prediction, image
-    for source in sources:
-        judges = {name: name if name in meters else f"{name}@{source.name}" for name in reads}
-        taught = [name for name in reads if judges[name] in meters and supervises(source, tasks[name], spaces[name])]
-        for index in range(rank, len(source) if taught else 0, world):
-            sample = source.read(index)
-            for name in taught:
-                if getattr(sample, tasks[name].field) is not None:
-                    place, prediction = reads[name](sample)
-                    meters[judges[name]].update(prediction, sample)
-                    counts[judges[name]] += 1
-                    read.append((name, place, f"{sample.image_id!r} of {source.name}"))
-    _check_own(read)
+    places: list[tuple[str, str, str]] = []  # task, place of the prediction, image
+    for dataset in datasets:
+        names = {task: task if task in meters else f"{task}@{dataset.name}" for task in reads}
+        scored = {t: n for t, n in names.items() if n in meters and supervises(dataset, tasks[t], spaces[t])}
+        for index in range(rank, len(dataset) if scored else 0, world):
+            sample = dataset.read(index)
+            for task, name in scored.items():
+                if getattr(sample, tasks[task].field) is not None:
+                    place, prediction = reads[task](sample)
+                    meters[name].update(prediction, sample)
+                    counts[name] += 1
+                    places.append((task, place, f"{sample.image_id!r} of {dataset.name}"))
+    _check_distinct(places)
     return joined(meters, counts)
 
 
-def _check_own(read: list[tuple[str, str, str]]) -> None:
+def _check_distinct(places: list[tuple[str, str, str]]) -> None:
     """Each image has a prediction of its own, over all ranks."""
     images: dict[tuple[str, str], str] = {}
-    for name, place, image in sorted(itertools.chain.from_iterable(_of_all_ranks(read))):
-        if (name, place) in images:
+    for task, place, image in sorted(itertools.chain.from_iterable(gather_objects(places))):
+        if (task, place) in images:
             raise ValueError(
-                f"images {images[name, place]} and {image} are both judged by the one prediction {place} of {name!r}; "
+                f"images {images[task, place]} and {image} are both judged by the one prediction {place} of {task!r}; "
                 "each needs its own; score one data set at a time with --data NAME, or give the images unlike ids"
             )
-        images[name, place] = image
+        images[task, place] = image
 
 
-def _with_image_there(batch: Batch, device: torch.device) -> Batch:
-    """Who is labelled is asked on the host."""
+def _image_to(batch: Batch, device: torch.device) -> Batch:
+    """The image alone on the device: the host asks who is labelled."""
     return replace(batch, image=batch.image.to(device, non_blocking=True))
 
 
@@ -162,7 +162,7 @@ def joined(meters: Mapping[str, Meter], counts: Mapping[str, int], note: str = "
     for name, meter in meters.items():
         count = counts[name]
         if dist.is_initialized():
-            states = _of_all_ranks((count, meter.state()))
+            states = gather_objects((count, meter.state()))
             count = sum(of_rank for of_rank, _ in states)
             for _, state in states[: dist.get_rank()] + states[dist.get_rank() + 1 :]:
                 meter.merge(state)
@@ -170,15 +170,6 @@ def joined(meters: Mapping[str, Meter], counts: Mapping[str, int], note: str = "
         if count and note:
             results[name]["protocol"] += f"; {note}"
     return results
-
-
-def _of_all_ranks(value: Value) -> list[Value]:
-    """What each rank has, in their order."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 @contextmanager
@@ -193,58 +184,9 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def primary_metrics(
-    results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
-) -> dict[str, tuple[str, float | None]]:
-    """By name of results: the primary metric's name and value; None where the split could not tell."""
-    metrics = {name: tasks[task_of(name)].primary_metric[0] for name in results}
-    return {name: (metric, results[name].get(metric)) for name, metric in metrics.items()}
-
-
-def monitored_value(
-    results: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], monitor: str = "mean"
-) -> float:
-    """One number, higher is better, by which the best checkpoint is chosen.
-
-    monitor "mean": the mean over tasks of the primary metric's value where more is better (these lie in 0..1), and of
-    1 / (1 + value) where less is better; a task judged by several data sets counts with their mean, one that the split
-    cannot judge is left out. "task/metric" or "task@data set/metric": that metric, turned round as the task's
-    primary metric says.
-    Raises ValueError when `monitor` names nothing that was measured.
-    """
-    if monitor == "mean":
-        of_task: dict[str, list[float]] = {}
-        for name, (_, value) in primary_metrics(results, tasks).items():
-            if value is not None:
-                task = task_of(name)
-                of_task.setdefault(task, []).append(
-                    value if tasks[task].primary_metric[1] == "max" else 1 / (1 + value)
-                )
-        if not of_task:
-            raise ValueError(
-                f"none of the tasks {', '.join(tasks)} has labels in this split; at least one is needed to choose the "
-                "best checkpoint; add a validation data set with labels"
-            )
-        means = [sum(values) / len(values) for values in of_task.values()]
-        return sum(means) / len(means)
-
-    name, _, metric = monitor.partition("/")
-    found = results.get(name, {}).get(metric)
-    if not isinstance(found, int | float):
-        known = [f"{one}/{key}" for one, row in results.items() for key, value in row.items() if type(value) is float]
-        raise ValueError(
-            f"{monitor!r} is {found}; the best checkpoint needs a number; choose mean or {', '.join(known)}"
-        )
-    return float(found) if tasks[task_of(name)].primary_metric[1] == "max" else -float(found)
-
-
 def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any]) -> None:
-    """Write {"header": ..., "results": ...}, readable by any JSON reader: what is not finite becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = _plain({"header": header, "results": results})
-    temporary = path.with_name(path.name + ".writing")  # where the file lies, it is whole
-    temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """The file of an evaluation: {"header": ..., "results": ...}."""
+    write_json(path, {"header": header, "results": results})
 
 
 def choose_json(path: Path, header: Mapping[str, Any], free_name: bool) -> Path:
@@ -252,7 +194,7 @@ def choose_json(path: Path, header: Mapping[str, Any], free_name: bool) -> Path:
 
     free_name: where `path` is taken, the first free one of path-2, path-3, ...; else that raises ValueError
     """
-    header = json.loads(json.dumps(_plain(header)))
+    header = json.loads(json.dumps(plain_json(header)))
     names = [path.name, *(f"{path.stem}-{number}{path.suffix}" for number in range(2, 10_000) if free_name)]
     for candidate in map(path.with_name, names):
         if not candidate.exists() or _header_of(candidate) == header:
@@ -269,13 +211,3 @@ def _header_of(path: Path) -> Any:
     except (OSError, ValueError):
         return None
     return document.get("header") if isinstance(document, dict) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

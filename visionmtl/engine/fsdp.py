@@ -1,13 +1,19 @@
-"""One network spread over the processes: each keeps a share of its weights, gradients and moments (FSDP2)."""
+"""FSDP2: each process keeps a shard of weights, gradients and moments; checkpoints hold them whole."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from visionmtl.network import LossNet
 from visionmtl.run import Train
@@ -33,10 +39,10 @@ def check_shard(settings: Train, balancer: nn.Module) -> None:
             raise ValueError(f"{found}, which does not go with train.distributed.shard; {remedy}, or do not shard")
 
 
-def shard(loss_net: LossNet, device: torch.device, world: int) -> None:
-    """Spread the parameters of a network over all processes, each along its first axis; they become DTensors.
+def apply_fsdp(loss_net: LossNet, device: torch.device, world: int) -> None:
+    """Shard the parameters of a network along their first axis; they become DTensors.
 
-    A piece of the encoder, or a decoder, is gathered when it is needed and let go afterwards.
+    A piece of the encoder, or a decoder, is gathered when it is needed and freed afterwards.
     """
     mesh = init_device_mesh(device.type, (world,))
     encoder = loss_net.net.encoder
@@ -59,33 +65,51 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def gathered(value: Any) -> Any:
-    """A nested value whose spread tensors are whole again, on the CPU. All processes must call it."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if isinstance(value, Mapping):
-        return {key: gathered(inner) for key, inner in value.items()}
-    return [gathered(inner) for inner in value] if isinstance(value, list) else value
+def full_weights(module: nn.Module, *, on_every_rank: bool = False) -> dict[str, Any]:
+    """A sharded module's state dict with whole tensors. All processes must call it.
+
+    On the CPU of the first process, and empty on the others; `on_every_rank`: on each one's device instead.
+    """
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=not on_every_rank))
 
 
-def spread(whole: Mapping[str, Any], like: nn.Module) -> dict[str, Any]:
-    """A module's whole state dict cut as its tensors are now. All processes must call it, with the same values."""
-    now = like.state_dict()
-    return {name: spread_one(value, now[name]) if name in now else value for name, value in whole.items()}
+def load_full_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Undo `full_weights`. All processes must call it, with the same whole tensors."""
+    set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True))
 
 
-def spread_moments(whole: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As `spread`, of an optimiser's state dict: what has the shape of a parameter is cut as that is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        index: {name: spread_one(value, parameters[index]) for name, value in of_one.items()}
-        for index, of_one in whole["state"].items()
+def full_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As `full_weights`, the state dict of an optimiser of the module, with numbers for parameters as plain torch has.
+
+    Checkpoints are the same whether the run that wrote them was sharded or not.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    named: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=options)
+    if not named:
+        return {}
+    numbers = {name: number for number, name in enumerate(_names(module, optimizer))}
+    return {
+        "state": {numbers[name]: moments for name, moments in named["state"].items()},
+        "param_groups": [
+            {**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]
+        ],
     }
-    return {**whole, "state": state}
 
 
-def spread_one(whole: Any, like: Tensor) -> Any:
-    """`whole` cut as `like` is, where it is a tensor of that shape and `like` is spread."""
-    if not (isinstance(whole, Tensor) and isinstance(like, DTensor) and whole.shape == like.shape):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+def load_full_moments(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Undo `full_moments`; the settings of the groups stay those of `optimizer`."""
+    names = _names(module, optimizer)
+    remaining = iter(names)
+    named: dict[str, Any] = {
+        "state": {names[number]: moments for number, moments in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [next(remaining) for _ in group["params"]]} for group in optimizer.param_groups
+        ],
+    }
+    set_optimizer_state_dict(module, optimizer, named, options=StateDictOptions(full_state_dict=True))
+
+
+def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of an optimiser's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

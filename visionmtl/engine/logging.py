@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from visionmtl.engine.environment import environment
+from visionmtl.io.atomic import write_text
 
 logger = logging.getLogger("visionmtl")
 """Messages for people. A `RunLog` sends them to train.log and the terminal."""
@@ -236,9 +236,7 @@ def _drop_rows_after(path: Path, step: int, evaluated: bool) -> None:
     last = (step, "val" if evaluated else "train")  # in the order of the alphabet, and of the loop
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in whole if ((row := json.loads(line))["step"], row["kind"]) <= last]
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

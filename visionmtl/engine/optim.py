@@ -5,79 +5,15 @@ import copy
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from visionmtl.config.registry import Spec
 from visionmtl.ops.ranks import own_share
+from visionmtl.run import Optim
 
 Net = TypeVar("Net", bound=nn.Module)
-Schedule = Literal["cosine", "poly", "step", "constant"]
-
-_ONLY_WITH = {  # setting -> (the field it depends on, the values under which it does something)
-    "betas": ("name", ("adamw",)),
-    "momentum": ("name", ("sgd",)),
-    "nesterov": ("name", ("sgd",)),
-    "min_lr_factor": ("schedule", ("cosine", "poly")),
-    "power": ("schedule", ("poly",)),
-    "milestones": ("schedule", ("step",)),
-    "gamma": ("schedule", ("step",)),
-}
-
-
-class Optim(Spec):
-    """Optimiser, schedule and moving average. None means the default named beside the field, where it applies."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(
-        0.05, ge=0, description="not applied to biases, norms, gains, and what timm exempts in its models"
-    )
-    betas: tuple[float, float] | None = Field(None, description="adamw; (0.9, 0.999)")
-    momentum: float | None = Field(None, ge=0, lt=1, description="sgd; 0.9")
-    nesterov: bool | None = Field(None, description="sgd; true")
-    encoder_lr_factor: float = Field(1.0, gt=0, description="learning rate of the encoder as a multiple of `lr`")
-    layer_decay: float | None = Field(
-        None, gt=0, lt=1, description="each encoder layer learns this much slower than the next"
-    )
-    clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of all gradients together")
-    schedule: Schedule = "cosine"
-    warmup_steps: int | None = Field(None, ge=1, description="linear from lr / warmup_steps")
-    warmup_epochs: float | None = Field(None, gt=0)
-    min_lr_factor: float | None = Field(None, ge=0, lt=1, description="cosine, poly; 0: where the schedule ends")
-    power: float | None = Field(None, gt=0, description="poly; 0.9")
-    milestones: tuple[float, ...] | None = Field(
-        None, description="step; (2/3, 11/12): fractions of the run where lr drops"
-    )
-    gamma: float | None = Field(None, gt=0, lt=1, description="step; 0.1: factor of each drop")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="evaluate and keep a moving average of the weights")
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Self:
-        for setting, (decider, values) in _ONLY_WITH.items():
-            if getattr(self, setting) is not None and (found := getattr(self, decider)) not in values:
-                raise ValueError(
-                    f"{setting} is set but does nothing under {decider}: {found}; it belongs to {decider}: "
-                    f"{' or '.join(values)}; remove {setting} or change {decider}"
-                )
-        if self.warmup_steps is not None and self.warmup_epochs is not None:
-            raise ValueError("warmup_steps and warmup_epochs are both set; one of them decides; remove the other")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum > 0, found momentum: 0; raise momentum or remove nesterov")
-        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are {self.betas}; each must lie in [0, 1); the usual pair is [0.9, 0.999]")
-        if self.milestones is not None:
-            inside = all(0 < fraction < 1 for fraction in self.milestones)
-            if not inside or sorted(set(self.milestones)) != list(self.milestones):
-                raise ValueError(
-                    f"milestones are {self.milestones}; allowed are rising fractions of the run between 0 and 1; "
-                    "write for instance [0.67, 0.92]"
-                )
-        return self
 
 
 def lr_factor(spec: Optim, step: int, total_steps: int, steps_per_epoch: int = 1) -> float:
@@ -228,11 +164,11 @@ class Ema(Generic[Net]):
     The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
     Create it when the module is on its device and in its memory format: the tensors are looked up once.
-    twin: a copy of the module to keep the average in, where it must be made elsewhere (spread over processes).
+    copied: a copy of the module to keep the average in, where `deepcopy` cannot make one (FSDP).
     """
 
-    def __init__(self, module: Net, decay: float, twin: Net | None = None) -> None:
-        self.module = (twin or copy.deepcopy(module)).eval().requires_grad_(False)
+    def __init__(self, module: Net, decay: float, copied: Net | None = None) -> None:
+        self.module = (copied or copy.deepcopy(module)).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         averaged, sources = self._pairs(module)

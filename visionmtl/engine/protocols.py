@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
 from visionmtl.datasets import NamedDataset, Reader
-from visionmtl.metrics.depth import DepthMeter
+from visionmtl.metrics.base import Meter, Results
+from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
 from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.structures import LabelSpace, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 
 CITYSCAPES_CATEGORIES = {
     "flat": ("road", "sidewalk"),
@@ -53,7 +54,7 @@ class Protocol:
     """(H, W) px to which image and truth are brought before anything else; None: as they are."""
 
     def makers(self, tasks: Mapping[str, Task], spaces: Spaces) -> dict[str, Callable[[], Meter]]:
-        """By task that this protocol scores: what makes a fresh meter, whose `protocol` begins with its name.
+        """By task that this protocol scores: what makes a fresh meter; `named` names its results.
 
         Raises ValueError when a task learns the right thing in another label space, or no task learns any.
         """
@@ -68,7 +69,7 @@ class Protocol:
                     "must be those of the protocol; choose another protocol, or a checkpoint that learnt this one"
                 )
             for name in fitting:
-                makers[name] = partial(self._meter, part, spaces[name])
+                makers[name] = partial(part.meter, spaces[name])
         if not makers:
             raise ValueError(
                 f"protocol {self.name!r} scores {', '.join(part.field for part in self.parts)}, but the tasks learn "
@@ -76,28 +77,20 @@ class Protocol:
             )
         return makers
 
-    def _meter(self, part: Part, space: LabelSpace | None) -> Meter:
-        return _Named(self.name, part.meter(space))
+    def named(self, results: Results) -> Results:
+        """Results of its meters, whose `protocol` begins with its name."""
+        return {
+            name: result
+            if result.get("protocol", self.name).startswith(self.name)
+            else {**result, "protocol": f"{self.name}: {result['protocol']}"}
+            for name, result in results.items()
+        }
 
     def sources(self, sources: Sequence[NamedDataset]) -> list[NamedDataset]:
         """The data as this protocol wants it."""
         if self.size is None:
             return list(sources)
         return [replace(source, reader=Resized(source.reader, self.size)) for source in sources]
-
-
-class _Named:
-    """A meter whose results carry the protocol's name."""
-
-    def __init__(self, name: str, meter: Meter) -> None:
-        self.meter = meter
-        self._name = name
-        self.update, self.state, self.merge = meter.update, meter.state, meter.merge
-
-    def compute(self) -> dict[str, Any]:
-        result = self.meter.compute()
-        same = result["protocol"] == self._name
-        return {**result, "protocol": self._name if same else f"{self._name}: {result['protocol']}"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ PROTOCOLS = {
         Protocol(
             "nyu_eigen",
             "depth papers: crop 45:471 x 41:601 of 480x640, 1e-3 < truth < 10 m, mean over images",
-            (Part("depth_m", lambda space: DepthMeter("eigen", 1e-3, 10.0)),),
+            (Part("depth_m", lambda space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
         ),
         Protocol(
             "nyu13_288x384",

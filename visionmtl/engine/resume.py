@@ -2,15 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.data.label_spaces import Spaces, supervises
-from visionmtl.datasets import NamedDataset
 from visionmtl.engine import checkpoint
-from visionmtl.engine.evaluator import Results, monitored_value
-from visionmtl.run import Run
+from visionmtl.engine.monitor import Monitor
+from visionmtl.metrics.base import Results
 
 if TYPE_CHECKING:  # the trainer resumes by this module
     from visionmtl.engine.trainer import Trainer
@@ -45,41 +42,21 @@ def find(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
     return Path(which)
 
 
-def go_on(trainer: "Trainer", path: Path, eval_names: set[str]) -> Results | None:
+def go_on(trainer: "Trainer", path: Path, monitor: Monitor) -> Results | None:
     """Restore a run from a checkpoint; returns the results at its step, None where that was not evaluated to the end.
 
     A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
-    eval_names: names of this run's results; a file with others was found on other data and does not count.
+    Results under other names than the monitor's were found on other data and do not count.
     """
     saved = checkpoint.load(path)
     trainer.load_state_dict(saved, path)
-    monitor = trainer.run.train.best
-    if saved["run"]["train"]["best"] != monitor:
-        trainer.state.best = -math.inf  # values by different rules cannot be compared
+    if not monitor.comparable(saved["run"]["train"]["best"], trainer.state.best):
+        trainer.state.best = -math.inf
     file = results_file(path.parent.parent, trainer.state.step)
     if not file.exists():
         return None
     results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    if set(results) != eval_names:
+    if set(results) != set(monitor.eval_names):
         return None
-    trainer.state.best = max(trainer.state.best, monitored_value(results, trainer.run.tasks, monitor))
+    trainer.state.best = max(trainer.state.best, monitor.value(results))
     return results
-
-
-def check_best(run: Run, spaces: Spaces, eval_names: Mapping[str, str], sources: Sequence[NamedDataset]) -> None:
-    """Refuse a `train.best` that no evaluation of this run can answer, before the first step and not after an epoch.
-
-    eval_names: names of results and their tasks (see `label_spaces.eval_names`). Which metrics there are is known
-    after evaluating.
-    """
-    names = [
-        name
-        for name, task in eval_names.items()
-        if any(supervises(source, run.tasks[task], spaces[task]) for source in sources)
-    ]
-    monitor = run.train.best
-    if not names or (monitor != "mean" and monitor.partition("/")[0] not in names):
-        raise ValueError(
-            f"train.best is {monitor!r}, but the validation data judge {', '.join(names) or 'no task of this run'}; "
-            "mean needs one of them, and anything else is NAME/METRIC with such a name; correct it, or add data with labels"
-        )

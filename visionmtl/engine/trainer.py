@@ -29,19 +29,29 @@ from visionmtl.engine import checkpoint, distributed, resume
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.evaluator import Results, evaluate, monitored_value, save_json
-from visionmtl.engine.fsdp import check_shard, gathered, shard, spread, spread_moments
+from visionmtl.engine.evaluator import evaluate, save_json
+from visionmtl.engine.fsdp import (
+    apply_fsdp,
+    check_shard,
+    full_moments,
+    full_weights,
+    load_full_moments,
+    load_full_weights,
+)
 from visionmtl.engine.logging import RunLog, logger, results_table
+from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
+from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
-from visionmtl.modeling.weights import load_strictly
+from visionmtl.modeling.weights import check_fits, load_strictly
 from visionmtl.network import LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
+from visionmtl.tasks.base import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,8 +83,10 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     spaces = resolve_spaces(run.tasks, datasets)
     val_datasets = align(val_datasets, run.tasks, spaces)
     names = eval_names(run.tasks, spaces, val_datasets)
-    resume.check_best(run, spaces, names, val_datasets)
     settings = run.train
+    monitor = Monitor(settings.best, run.tasks, names)
+    num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
+    monitor.check(spaces, val_datasets, num_judged)
     train_batches = train_loader(
         run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
     )
@@ -88,7 +100,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     if options.init_from:
         path = Path(options.init_from)
         load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names)
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -134,6 +146,7 @@ class LoopData:
     train_loader: "DataLoader[Batch]"  # with a `BatchSampler`
     val_loader: "DataLoader[Batch]"
     eval_names: Mapping[str, str]  # see `data.label_spaces.eval_names`
+    monitor: Monitor
 
 
 @dataclass
@@ -191,13 +204,15 @@ class Trainer:
             self._unsharded = copy.deepcopy(net).cpu()
             if run.optim.ema_decay:
                 sharded_copy = copy.deepcopy(net)
-                shard(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
-            shard(loss_net, ranks.device, ranks.world)
+                apply_fsdp(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
+            apply_fsdp(loss_net, ranks.device, ranks.world)
         self.optimizer = build_optimizer(run.optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.num_not_finite = torch.zeros((), device=ranks.device)
         """Steps of this start whose gradient was not finite; read when the loop logs."""
+        kinds = {type(task).count_predictions for task in net.tasks.values()} - {Task.count_predictions}
+        self.counts_predictions = bool(kinds)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             compile_losses(loss_net, run.train, ranks.device)
@@ -214,8 +229,11 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        counts = [batch.counts for batch in micro_batches]
+        if len(micro_batches) > 1 and self.counts_predictions:
+            counts = self._with_predicted_counts(micro_batches)
+        totals = step_totals(counts)
         torch.manual_seed(self._step_seed())
-        totals = step_totals([batch.counts for batch in micro_batches])
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
         weights: Mapping[str, Tensor] = {}
@@ -228,6 +246,29 @@ class Trainer:
                     known[name] = known[name] + value.detach() if name in known else value.detach()
         return StepOutput(losses, labelled, weights, self._optimizer_step())
 
+    @torch.no_grad()
+    def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
+        """The counts of each micro-batch with those that need predictions: a forward pass more, without gradients.
+
+        It draws the same random numbers as the step and leaves running statistics as they are.
+        """
+        settings, device = self.run.train, self.ranks.device
+        buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
+        torch.manual_seed(self._step_seed())
+        counts = []
+        for batch in micro_batches:
+            with self._gradient_sync(last=False), torch.no_grad():
+                with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+                    predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
+            counts.append({task: {**known, **predicted[task]} for task, known in batch.counts.items()})
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return counts
+
+    def _image(self, batch: Batch) -> Tensor:
+        memory_format = torch.channels_last if self.run.train.channels_last else torch.contiguous_format
+        return batch.image.contiguous(memory_format=memory_format)
+
     def _labelled_tasks(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """By task: bool scalar, whether any image of the step, on any rank, has a label of it."""
         flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.net.tasks]
@@ -238,12 +279,12 @@ class Trainer:
         self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
         settings, device = self.run.train, self.ranks.device
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        image = batch.image.contiguous(memory_format=memory_format)
         if settings.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-            parts, shared, leaves = self.loss_net(image, batch.targets, batch.labelled, totals, batch.color)
+            parts, shared, leaves = self.loss_net(
+                self._image(batch), batch.targets, batch.labelled, totals, batch.color
+            )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=device))
         weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
@@ -341,7 +382,7 @@ class Trainer:
         """Go on from a checkpoint, if the options ask for it and there is one."""
         assert self.data is not None
         path = resume.find(self.folder, self.options.resume, self.options.dry_run)
-        results = resume.go_on(self, path, set(self.data.eval_names)) if path else None
+        results = resume.go_on(self, path, self.data.monitor) if path else None
         self.state.evaluated, self.state.results = results is not None, results or {}
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
@@ -471,15 +512,13 @@ class Trainer:
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
-            if results.get(run.train.best.partition("/")[0], {}).get("images"):
-                monitored_value(results, run.tasks, run.train.best)  # a metric that does not exist is found now
             return
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
                 picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
                 self.log.picture(f"{name}/{number}", picture, step)
 
-        value = monitored_value(results, run.tasks, run.train.best)
+        value = self.data.monitor.value(results)
         if value > self.state.best:
             self.state.best = value
             self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))
@@ -494,7 +533,7 @@ class Trainer:
         if not self.sharded:
             return net
         unsharded = copy.deepcopy(self._unsharded)  # with all weights, no rank waits for another while it predicts
-        unsharded.load_state_dict(gathered(net.state_dict()))
+        unsharded.load_state_dict(full_weights(net, on_every_rank=True))
         return unsharded.to(self.ranks.device)
 
     def save(self) -> None:
@@ -509,8 +548,20 @@ class Trainer:
                 write(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain data, the same whether it is sharded or not; then all ranks must call it."""
-        state = {
+        """The state as tensors and plain data, the same whether it is sharded or not.
+
+        Where it is, all ranks must call it, and only the first gets the tensors.
+        """
+        state = self._local_state()
+        if self.sharded:
+            state["net"] = full_weights(self.net)
+            state["optimizer"] = full_moments(self.net, self.optimizer)
+            if self.ema:
+                state["ema"]["module"] = full_weights(self.ema.module)
+        return state
+
+    def _local_state(self) -> dict[str, Any]:
+        return {
             "run": self.run.model_dump(mode="json"),
             "spaces": {name: space and space.plain() for name, space in self.net.spaces.items()},
             "net": self.net.state_dict(),
@@ -522,21 +573,32 @@ class Trainer:
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
         }
-        return {key: gathered(value) for key, value in state.items()} if self.sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
-        load_strictly(self.net, spread(state["net"], self.net), path)
-        check_continues(state, self.state_dict(), path)
-        if self.ema:
-            self.ema.load_state_dict({**state["ema"], "module": spread(state["ema"]["module"], self.ema.module)})
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(spread_moments(state["optimizer"], self.optimizer))
-        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # rates and decay come from this start's config, moments from the checkpoint
+        check_fits(self.net, state["net"], path)
+        check_continues(state, self._local_state(), path)
+        if self.sharded:
+            load_full_weights(self.net, state["net"])
+            load_full_moments(self.net, self.optimizer, state["optimizer"])
+            if self.ema:
+                load_full_weights(self.ema.module, state["ema"]["module"])
+                self.ema.updates = int(state["ema"]["updates"])
+        else:
+            self.net.load_state_dict(state["net"])
+            self._load_moments(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
         self.balancer.load_state_dict(state["balancer"])
         self.scaler.load_state_dict(state["scaler"])
         self.state.step, self.state.best = state["step"], state["best"]
+
+    def _load_moments(self, state: dict[str, Any]) -> None:
+        """Moments come from the checkpoint; rates and decay from this start's config."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
 
     # ---- for people ----
 
@@ -585,5 +647,7 @@ class Trainer:
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
+        if run.train.accumulate > 1 and self.counts_predictions:
+            yield "note      a loss is a mean over what predictions tell of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
+from visionmtl.engine.distributed import gather_objects
+from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
@@ -90,11 +92,7 @@ class SubmissionWriter:
         Raises ValueError, on all ranks, when two of them had an image of one name, whose files would be mixed; on the
         first, when it does not find what the others wrote.
         """
-        mine = self._rows, list(self._seen.values())
-        parts: list[Any] = [mine]
-        if dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, mine)
+        parts = gather_objects((self._rows, list(self._seen.values())))
         ids = [image_id for _, seen in parts for image_id in seen]
         counts = Counter(map(_key, ids))
         if repeated := sorted(image_id for image_id in ids if counts[_key(image_id)] > 1):
@@ -104,7 +102,7 @@ class SubmissionWriter:
         self._check_pngs(ids)
         for name in self._rows:
             rows = sorted((row for of_rank, _ in parts for row in of_rank[name]), key=_by_image)
-            (self.folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+            write_text(self.folder / f"{name}.json", json.dumps(rows))
 
         meaning: dict[str, Any] = {}
         for name, task in self._tasks.items():
@@ -112,7 +110,7 @@ class SubmissionWriter:
             meaning[name] = {"field": task.field, "space": space and space.plain()}
             if task.field == "depth_m":
                 meaning[name]["units_per_metre"] = self._units
-        (self.folder / MANIFEST).write_text(json.dumps(meaning, indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder / MANIFEST, meaning)
 
     def _png(self, name: str, image_id: str) -> str:
         """Below the folder of the submission."""

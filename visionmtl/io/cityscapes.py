@@ -6,18 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.io.coco.annotations import (
-    BoxColumns,
-    PackedBoxes,
-    kept_order,
-    labels_of,
-    pack_categories,
-    pack_images,
-    parse_categories,
-    parse_images,
-    read_lists,
-    unique_ids,
-)
+from visionmtl.io.coco.annotations import OTHER_KIND, Annotations, BoxColumns, PackedBoxes, kept_order, packed_text
 from visionmtl.io.coco.panoptic import check_segments
 from visionmtl.io.paths import composed
 from visionmtl.structures import IGNORE, Boxes, LabelSpace
@@ -97,37 +86,33 @@ class PanopticBoxes(PackedBoxes):
 
         Raises ValueError naming the entry that lacks what it needs, and for a file of train ids.
         """
-        lists = read_lists(file, ("images", "annotations", "categories"))
-        entries = lists["annotations"]
-        category_ids, category_names = parse_categories(file, lists["categories"])
-        _check_names(file, dict(zip(category_ids, category_names, strict=True)))
-        listed_ids, _, listed_sizes = parse_images(file, lists["images"], named=False)
-        size_of = dict(zip(listed_ids, listed_sizes.tolist(), strict=True))
+        listed = Annotations(file, named=False)
+        _check_names(file, dict(zip(listed.category_ids, listed.category_names, strict=True)))
+        size_of = dict(zip(listed.image_ids, listed.sizes.tolist(), strict=True))
         index_of = {composed(image_id): index for index, image_id in enumerate(image_ids)}
-        annotated = [index_of.get(one, -1) for one in unique_ids(file, "annotations", entries, "image_id")]
-        check_segments(file, entries)
+        indices = [index_of.get(image_id, -1) for image_id in listed.image_ids_of_entries(unique=True)]
+        check_segments(file, listed.entries)
 
-        known = [(index, entry["segments_info"]) for index, entry in zip(annotated, entries, strict=True) if index >= 0]
+        known = [(at, one["segments_info"]) for at, one in zip(indices, listed.entries, strict=True) if at >= 0]
         segments = [segment for _, of_image in known for segment in of_image]
         rows = np.repeat(np.array([index for index, _ in known], np.int64), [len(of_image) for _, of_image in known])
-        sizes = np.array([size_of.get(image_id, (0, 0)) for image_id in map(composed, image_ids)], np.int32).reshape(
-            -1, 2
-        )
-        columns = BoxColumns(file, "segments_info", segments, sizes[rows])
+        sizes = np.array([size_of.get(composed(image_id), (0, 0)) for image_id in image_ids], np.int32).reshape(-1, 2)
         thing_of = {str(number): label for label, number in enumerate(THINGS8.ids)}
-        thing_of_label = np.array([thing_of.get(category_id, -1) for category_id in category_ids], np.int64)
-        things = thing_of_label[labels_of(file, "segments_info", segments, category_ids)]
-        reasons = np.where(things < 0, _NO_THING, columns.reasons(rows))
+        thing_of_label = np.array([thing_of.get(category_id, -1) for category_id in listed.category_ids], np.int64)
+        things = thing_of_label[listed.labels("segments_info", segments)]
+        boxes = BoxColumns(file, "segments_info", segments, sizes[rows])
+        reasons = np.where(things < 0, OTHER_KIND, boxes.reasons(rows))
         order = kept_order(reasons, rows)
         self.listed = np.zeros(len(image_ids), np.bool_)
         """bool [N]: which images have an entry, be it without things."""
         self.listed[[index for index, _ in known]] = True
         arrays = {
-            **pack_images(image_ids, image_ids, sizes),
-            **pack_categories([str(number) for number in THINGS8.ids], THINGS8.classes),
-            **columns.pack(order, rows, len(image_ids)),
+            "image_ids": packed_text(image_ids),
+            "names": packed_text(image_ids),
+            "sizes": sizes,
+            **boxes.pack(order, rows, len(image_ids)),
             "labels": things[order],
-            "counts": np.concatenate([columns.counts(reasons, order), np.zeros(3, np.int64)]),
+            "notes": packed_text(boxes.notes(reasons)),
         }
         super().__init__(file, arrays)
 
@@ -139,9 +124,6 @@ class PanopticBoxes(PackedBoxes):
                 "the json anew with csCreatePanopticImgs"
             )
         return self.of(index, size)
-
-
-_NO_THING = 99  # no position in the list of reasons: segments of stuff are left out without a word
 
 
 def _check_names(file: Path, name_of: dict[str, str]) -> None:

@@ -70,6 +70,15 @@ class Files:
         """bool [N]: which files exist; each folder is listed once, since asking a network disk for each is slow."""
         return np.array([self._find(name) is not None for name in names], np.bool_)
 
+    def require(self, names: Sequence[str], listed: str, advice: str) -> None:
+        """Raises ValueError where a file that `listed` names does not exist."""
+        missing = np.flatnonzero(~self.present(names))
+        if len(missing):
+            raise ValueError(
+                f"{len(missing)} of {len(names)} files listed in {listed} are missing, the first is "
+                f"{self.root / names[missing[0]]}; every entry needs its file; {advice}"
+            )
+
     def _find(self, name: str) -> str | None:
         """The name as on disk; None where there is no such file."""
         folder, slash, last = name.rpartition("/")

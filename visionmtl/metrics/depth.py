@@ -1,24 +1,27 @@
 """Errors of metric depth under a named protocol."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
 from visionmtl.structures import Sample
 
-DepthProtocol = Literal["eigen", "per_image", "pooled", "batch_mean"]
+DepthProtocol = Literal["nyu_eigen", "per_image", "pooled", "batch_mean"]
 
 _HOW = {
-    "eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
+    "nyu_eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
     "per_image": "all pixels, mean over images",
     "pooled": "sums over all valid pixels of the split",
     "batch_mean": "pooled within {} consecutive images, mean over those groups",
 }
+NYU_EIGEN_LIMITS_M = 1e-3, 10.0
 _EIGEN_SIZE = (480, 640)
 _EIGEN_CROP = np.s_[45:471, 41:601]
 
@@ -34,11 +37,17 @@ _Row = dict[str, float]
 class DepthMeter:
     """AbsRel, SqRel, RMSE and the rest; valid where min_m < truth < max_m, predictions clamped to [min_m, max_m].
 
-    protocol: "eigen" (NYUv2 depth papers), "per_image" (the same without crop), "pooled" (multi-task papers) or
+    protocol: "nyu_eigen" (NYUv2 depth papers), "per_image" (the same without crop), "pooled" (multi-task papers) or
     "batch_mean" (only to reproduce tables made so: groups of `group_images` in the order of their ids).
     align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
     protocol's name. Sums are float64 and exact in the order: any split over ranks gives the same numbers.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("abs_rel", "sq_rel", "mae_m", "rmse_m", "rmse_log", "log10", "silog"), "min"),
+        **dict.fromkeys(("delta1", "delta2", "delta3"), "max"),
+        **dict.fromkeys(("pixels", "images_measured")),
+    }
 
     def __init__(
         self,
@@ -76,11 +85,11 @@ class DepthMeter:
                 f"image {sample.image_id!r}: the prediction is {list(guess.shape)} and the truth "
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
-        if self.protocol == "eigen":
+        if self.protocol == "nyu_eigen":
             if truth.shape != _EIGEN_SIZE:
                 raise ValueError(
-                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol 'eigen' is defined "
-                    "for 480x640 (NYUv2); choose protocol 'per_image' for other data"
+                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol 'nyu_eigen' is "
+                    "defined for 480x640 (NYUv2); choose protocol 'per_image' for other data"
                 )
             guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))

@@ -1,10 +1,12 @@
 """COCO average precision and recall of boxes, image by image and over ranks."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.metrics.base import Direction
 from visionmtl.metrics.coco_ap import Annotation, Backend, precision_and_recall, summary
 from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
 
@@ -19,6 +21,13 @@ class DetectionMeter:
     backend: who counts; pycocotools is the reference, faster_coco_eval gives the same numbers sooner.
     Every labelled image counts, also one without boxes. Classes without (non-crowd) truth are left out and named.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"), "max"),
+        **dict.fromkeys(("ar[0-9]*", "ar_small", "ar_medium", "ar_large"), "max"),  # ar1, ar10, ar<max_detections>
+        **dict.fromkeys(("per_class/*/ap", "per_class/*/ap50"), "max"),
+        **dict.fromkeys(("per_class/*/boxes", "dropped")),
+    }
 
     def __init__(self, space: LabelSpace, max_detections: int = 100, backend: Backend = "pycocotools") -> None:
         if max_detections < 1:

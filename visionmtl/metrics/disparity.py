@@ -1,12 +1,14 @@
 """Errors of stereo disparity in the units of Cityscapes' files, pooled over all pixels of a split."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visionmtl.metrics.base import Direction
 from visionmtl.structures import Sample
 
 _CODES_PER_PX = 256
@@ -20,6 +22,11 @@ class DisparityMeter:
     Multi-task papers call inverse depth, or depth, what Cityscapes' 16-bit files hold brought to 0..1:
     (256 x disparity + 1) / 65535. `abs_err` is in that unit (1 is about 256 px of 2048), `abs_err_px` in pixels.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("abs_err", "abs_err_px", "rel_err"), "min"),
+        "pixels": None,
+    }
 
     def __init__(self, min_m: float, max_m: float) -> None:
         if not 0 < min_m < max_m:

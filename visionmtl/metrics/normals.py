@@ -1,11 +1,13 @@
 """Angles between predicted and true surface normals, pooled over all pixels of a split."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.metrics.base import Direction
 from visionmtl.structures import Sample
 
 _BINS_PER_DEGREE = 100
@@ -18,6 +20,12 @@ class NormalsMeter:
     The mean and the shares are exact; the median comes from a histogram with bins of 0.01 degrees and is off by at most
     half a bin. Lengths do not matter; a predicted 0 0 0 has no direction and counts as 90 degrees.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("mean_deg", "median_deg"), "min"),
+        **dict.fromkeys(_THRESHOLDS, "max"),
+        "pixels": None,
+    }
 
     def __init__(self) -> None:
         self._angles = np.zeros(180 * _BINS_PER_DEGREE + 1, np.int64)

@@ -1,13 +1,14 @@
 """Intersection over union and accuracies from one integer confusion matrix over all pixels of a split."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
 from visionmtl.structures import IGNORE, LabelSpace, Sample
 
@@ -26,6 +27,12 @@ class SegmentationMeter:
 
     Of predictions that are tensors the table lies where they lie, and nothing waits for it until `state` or `compute`.
     """
+
+    metrics: ClassVar[Mapping[str, Direction | None]] = {
+        **dict.fromkeys(("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"), "max"),
+        **dict.fromkeys(("per_class/*/iou", "per_class/*/accuracy"), "max"),
+        **dict.fromkeys(("per_class/*/pixels", "pixels", "void_pixels")),
+    }
 
     def __init__(self, space: LabelSpace, groups: Mapping[str, Sequence[str]] | None = None) -> None:
         self.space = space

@@ -59,7 +59,13 @@ def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> N
 
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load a whole network's weights. Raises ValueError that lists the keys unless all of them fit."""
+    """Load a whole network's weights, as `check_fits` allows."""
+    check_fits(net, weights, path)
+    net.load_state_dict(dict(weights))
+
+
+def check_fits(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError that lists the keys unless a whole network's weights all fit."""
     own = net.state_dict()
     missing, unexpected = list(own.keys() - weights.keys()), list(weights.keys() - own.keys())
     misshaped = [
@@ -72,7 +78,6 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
             f"{path} does not fit this network: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
             f"{_some('mis-shaped', misshaped)}; all must match; use the config that the checkpoint was trained with"
         )
-    net.load_state_dict(dict(weights))
 
 
 @contextmanager

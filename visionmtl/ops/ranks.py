@@ -33,6 +33,8 @@ def step_totals(counts: Sequence[Counts]) -> Counts:
     the step weighs the same. At least 1e-6, so that nothing / nothing is 0.
     """
     names = [(task, name) for task, of_task in counts[0].items() for name in of_task]
+    if not names:
+        return {task: {} for task in counts[0]}
     own = torch.stack([torch.stack([of_batch[task][name] for task, name in names]) for of_batch in counts]).sum(0)
     values = (sum_over_ranks(own).clamp(min=1e-6) / num_ranks()).unbind()
     totals: Counts = {task: {} for task in counts[0]}

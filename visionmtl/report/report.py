@@ -17,6 +17,7 @@ from visionmtl.datasets import name_all
 from visionmtl.report import charts
 from visionmtl.report.charts import Chart, line_chart
 from visionmtl.run import Run, load
+from visionmtl.tasks.base import Task
 
 Titled = tuple[str, NDArray[np.uint8]]
 PrimaryMetrics = Mapping[str, tuple[str, str]]
@@ -38,7 +39,7 @@ def write_report(
     texts = {name: _text(run_dir / name) for name in ("config.yaml", "env.json")}
     run = load(run_dir / "config.yaml") if texts["config.yaml"] else None
     tasks = run.tasks if run else {}
-    primary = {name: tasks[task_of(name)].primary_metric for name in results if task_of(name) in tasks}
+    primary = {name: _primary(tasks[task_of(name)]) for name in results if task_of(name) in tasks}
     rows = read_rows(run_dir / "metrics.jsonl")
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -58,6 +59,10 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _primary(task: Task) -> tuple[str, str]:
+    return task.primary_metric, task.meter_type.metrics[task.primary_metric] or ""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,30 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Configurable
+from visionmtl.metrics.base import Meter
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
-
-
-class Meter(Protocol):
-    """Accumulates one split's predictions against the truth at original resolution."""
-
-    def update(self, prediction: Any, sample: Sample) -> None:
-        """Count one image; a sample without this task's label is not counted."""
-        ...
-
-    def state(self) -> Any:
-        """What was counted, as plain data and arrays, for merging ranks."""
-        ...
-
-    def merge(self, state: Any) -> None:
-        """Add another rank's `state`."""
-        ...
-
-    def compute(self) -> dict[str, Any]:
-        """Metric name -> float, plus "per_class" tables (dict class name -> dict) and "protocol" (str)."""
-        ...
 
 
 class Task(Configurable, package="visionmtl.tasks"):
@@ -43,8 +24,10 @@ class Task(Configurable, package="visionmtl.tasks"):
     """The field of `Sample` that supervises the task."""
     result_field: ClassVar[str | None] = None
     """The field of `inference.predictor.Result` that predictions fill; None: only `Result.predictions` has them."""
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]]
-    """The metric that `best` looks at, and which way is better."""
+    meter_type: ClassVar[type[Meter]]
+    """What measures the task; `meter` makes one."""
+    primary_metric: ClassVar[str]
+    """The metric that `train.best: mean` looks at; which way it is better stands in `meter_type.metrics`."""
 
     weight: float = Field(1.0, gt=0)
     """Factor on this task's loss under fixed weighting."""
@@ -76,6 +59,14 @@ class Task(Configurable, package="visionmtl.tasks"):
         is a sum over images: the loop adds those of all ranks and micro-batches, so that one optimiser step of k
         micro-batches is the step of one batch of k times the size.
         """
+
+    def count_predictions(self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """Further counts that depend on predictions; only asked for where a step has several micro-batches.
+
+        Then a forward pass without gradients over all of them comes first, and `loss` finds the sums in `totals`. In a
+        step of one batch they are not in `totals`: there the loss sums them over ranks itself (`ops.ranks`).
+        """
+        return {}
 
     @abstractmethod
     def loss(
@@ -110,9 +101,9 @@ class Task(Configurable, package="visionmtl.tasks"):
             f"for tasks that define `predict_mirrored`; define it in {type(self).__module__}, or leave out --tta flip"
         )
 
-    @abstractmethod
     def meter(self, space: LabelSpace | None) -> Meter:
-        """A fresh meter for one split."""
+        """A fresh meter for one split; define it where `meter_type` takes arguments."""
+        return self.meter_type()
 
     @abstractmethod
     def truth(self, sample: Sample) -> Any | None:

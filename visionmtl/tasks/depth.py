@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from visionmtl.metrics.depth import DepthMeter, DepthProtocol
+from visionmtl.metrics.base import Meter
+from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_depth
 
 
@@ -27,7 +28,8 @@ class Depth(Task, frozen=True):
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
     result_field: ClassVar[str | None] = "depth_m"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("rmse_m", "min")
+    meter_type: ClassVar = DepthMeter
+    primary_metric: ClassVar[str] = "rmse_m"
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
     max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")
@@ -38,6 +40,11 @@ class Depth(Task, frozen=True):
     gradient_weight: float = Field(0.5, ge=0, description="factor of the multi-scale gradient term; 0 = off")
     gradient_scales: int = Field(4, ge=1)
     protocol: DepthProtocol = "per_image"
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _older_name(cls, value: Any) -> Any:
+        return "nyu_eigen" if value == "eigen" else value  # as configs and checkpoints had it
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -116,7 +123,8 @@ class Depth(Task, frozen=True):
         return (log_depth[0].exp() * meta.zoom).clamp(self.min_depth_m, self.max_depth_m)
 
     def meter(self, space: LabelSpace | None) -> Meter:
-        return DepthMeter(self.protocol, self.min_depth_m, self.max_depth_m)
+        own = self.min_depth_m, self.max_depth_m
+        return DepthMeter(self.protocol, *(NYU_EIGEN_LIMITS_M if self.protocol == "nyu_eigen" else own))
 
     def truth(self, sample: Sample) -> NDArray[np.float32] | None:
         return sample.depth_m

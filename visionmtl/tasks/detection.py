@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from visionmtl.metrics.base import Meter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, nms
 from visionmtl.structures import Detections, ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
@@ -27,7 +28,8 @@ class Detection(Task, frozen=True):
     type: Literal["detection"] = "detection"
     field: ClassVar[str] = "boxes"
     result_field: ClassVar[str | None] = "boxes"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("ap", "max")
+    meter_type: ClassVar = DetectionMeter
+    primary_metric: ClassVar[str] = "ap"
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     head: Head = Aligned()
@@ -65,6 +67,11 @@ class Detection(Task, frozen=True):
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """What the head's loss is a mean over."""
         return self.head.count(targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], size)
+
+    def count_predictions(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
+        """What the head's loss is a mean over and only its predictions tell."""
+        valid = targets["valid"] & labelled[:, None]
+        return self.head.count_predictions(raw, targets["boxes"], targets["labels"], valid, targets["crowd"])
 
     def loss(
         self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
@@ -105,7 +112,7 @@ class Detection(Task, frozen=True):
         for meta, (xyxy, score, label) in zip(metas, kept, strict=True):
             (height, width), (content_height, content_width) = meta.size, meta.content_size
             scale = np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
-            predictions.append(Detections(xyxy.cpu().numpy() * scale, score.cpu().numpy(), label.cpu().numpy()))
+            predictions.append(Detections(xyxy.numpy() * scale, score.numpy(), label.numpy()))
         return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:

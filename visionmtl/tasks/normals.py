@@ -15,7 +15,7 @@ from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_normals
 
 
@@ -25,7 +25,8 @@ class Normals(Task, frozen=True):
     type: Literal["normals"] = "normals"
     field: ClassVar[str] = "normals"
     result_field: ClassVar[str | None] = "normals"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("within_11_25", "max")
+    meter_type: ClassVar = NormalsMeter
+    primary_metric: ClassVar[str] = "within_11_25"
 
     decoder: Decoder = SemanticFPN()
 
@@ -72,9 +73,6 @@ class Normals(Task, frozen=True):
         sign = raw.new_tensor([-1.0, 1.0, 1.0], dtype=torch.float32)[:, None, None]
         middles = (_unit(_unit(one) + sign * _unit(other.flip(-1))) for one, other in views)
         return [vectors.permute(1, 2, 0).cpu().numpy() for vectors in middles]
-
-    def meter(self, space: LabelSpace | None) -> Meter:
-        return NormalsMeter()
 
     def truth(self, sample: Sample) -> NDArray[np.float32] | None:
         return sample.normals

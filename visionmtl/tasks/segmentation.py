@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from visionmtl.metrics.base import Meter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
@@ -18,7 +19,7 @@ from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import Meter, Task
+from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import draw_segmentation
 
 
@@ -28,7 +29,8 @@ class Segmentation(Task, frozen=True):
     type: Literal["segmentation"] = "segmentation"
     field: ClassVar[str] = "segmentation"
     result_field: ClassVar[str | None] = "segmentation"
-    primary_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("miou", "max")
+    meter_type: ClassVar = SegmentationMeter
+    primary_metric: ClassVar[str] = "miou"
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     decoder: Decoder = SemanticFPN()

@@ -1,1 +1,1 @@
-"""Checking data sets before they are trained on; `base.py` holds the rules, one file each step on the way."""
+"""Checking data sets before they are trained on; `rules.py` says what is wrong, `survey.py` reads every image."""

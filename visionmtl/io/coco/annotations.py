@@ -29,16 +29,9 @@ _DROPPED = (
     "without width or height",
     "outside their image",
 )
-_UNUSABLE = 2  # so many of them cannot be scored either; the others are official truth, if odd
-_NOTED = (
-    "boxes reach more than 1 px beyond their image (kept as they are, as official evaluation does)",
-    "areas are negative or no number (the box's own is taken)",
-    "annotations have null as area (the box's own is taken)",
-    "annotations have null as iscrowd (taken as 0)",
-    "annotation ids repeat an earlier one (harmless here; tools that look up by id see only the last)",
-    "annotations have id 0 (harmless here; pycocotools takes a match with it for no match)",
-    "category with id 0 only names the supercategory of all others and has no annotation (left out)",
-)
+_NUM_UNUSABLE = 2  # reasons, from the first, that also hold for scoring; boxes of the others are official truth, if odd
+OTHER_KIND = len(_DROPPED)
+"""The reason of what is no box of interest; it is left out without a note."""
 _MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
 
 
@@ -118,12 +111,7 @@ class PackedBoxes(Packed):
 
     def report(self) -> list[str]:
         """What was dropped and what is odd, a sentence each; empty for a sound file."""
-        dropped, noted = np.split(self.arrays["counts"], [len(_DROPPED)])
-        lines = []
-        if not dropped.any() and not len(self.arrays["labels"]):
-            lines.append(f"{self.file} lists no box at all; all {len(self)} images count as looked at and empty")
-        lines += _dropped_line(self.file, dropped, int(dropped.sum()) + len(self.arrays["labels"]))
-        return lines + [f"{self.file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
+        return [f"{self.file}: {note.decode()}" for note in self.arrays["notes"].tolist()]
 
 
 class BoxesByStem:
@@ -173,7 +161,7 @@ def read_boxes(file: Path, masks: bool = False) -> PackedBoxes:
     or category given twice, a category that is not listed, a file name that leaves the folder of the images.
     """
     kind = "boxes+masks-3" if masks else "boxes-3"
-    return PackedBoxes(file, cached(existing(file), kind, lambda: _pack(file, masks)))
+    return PackedBoxes(file, cached(existing(file), kind, lambda: _Instances(file).pack(masks)))
 
 
 @dataclass(frozen=True)
@@ -196,64 +184,158 @@ def read_truth(file: Path, masks: bool = False) -> Truth:
 
     Boxes that have no extent or lie outside their image stay, as in COCO's own evaluation.
     """
-    parsed = _Parsed(existing(file), named=False)
-    order = sorted(range(len(parsed.image_ids)), key=lambda row: id_order(parsed.image_ids[row]))
+    parsed = _Instances(existing(file), named=False)
+    boxes, order = parsed.boxes, sorted(range(len(parsed.image_ids)), key=lambda row: id_order(parsed.image_ids[row]))
     number_of = {row: number for number, row in enumerate(order, start=1)}
-    sizes = [parsed.sizes[row].tolist() for row in order]
     annotations: list[Entry] = []
-    for at in np.flatnonzero((parsed.reasons < 0) | (parsed.reasons >= _UNUSABLE)).tolist():
+    for at in np.flatnonzero((parsed.reasons < 0) | (parsed.reasons >= _NUM_UNUSABLE)).tolist():
         row = int(parsed.rows[at])
         one: Entry = {
             "image_id": number_of[row],
-            "category_id": int(parsed.labels[at]),
-            "bbox": parsed.xywh[at].tolist(),
-            "area": float(parsed.areas[at]),
-            "iscrowd": int(parsed.crowd[at]),
+            "category_id": int(parsed.box_labels[at]),
+            "bbox": boxes.xywh[at].tolist(),
+            "area": float(boxes.areas[at]),
+            "iscrowd": int(boxes.crowd[at]),
         }
         if masks:
             size = parsed.sizes[row].tolist()
             one["segmentation"] = {"size": size, "counts": encode(file, "annotations", at, parsed.entries, size)}
+            if not boxes.has_area[at]:
+                one["area"] = float(rle.area(one["segmentation"]))
         annotations.append(one)
-
-    dropped, noted = np.split(parsed.counts(np.arange(len(parsed.rows))), [len(_DROPPED)])
-    notes = _dropped_line(file, dropped[:_UNUSABLE], len(parsed.rows))
-    notes += [f"{file}: {n} boxes {why} (scored, as official evaluation does)"
-              for n, why in zip(dropped[_UNUSABLE:], _DROPPED[_UNUSABLE:], strict=True) if n]  # fmt: skip
-    notes += [f"{file}: {count} {what}" for count, what in zip(noted, _NOTED, strict=True) if count]
     return Truth(
-        images=[
-            {"id": number, **({"height": height, "width": width} if height else {})}
-            for number, (height, width) in enumerate(sizes, start=1)
-        ],
+        images=[{"id": number_of[row], "height": height, "width": width} if height else {"id": number_of[row]}
+                for row in order for height, width in [parsed.sizes[row].tolist()]],
         image_ids=[parsed.image_ids[row] for row in order],
         categories=list(zip(parsed.category_ids, parsed.category_names, strict=True)),
         annotations=annotations,
-        notes=notes,
-    )
+        notes=[f"{file}: {note}" for note in parsed.notes(_NUM_UNUSABLE)],
+    )  # fmt: skip
 
 
-class _Parsed:
-    """The entries of an instances file, checked, as columns in the file's order."""
+class Annotations:
+    """The lists of an annotation file; images and categories are checked, the other entries as they are used."""
 
     def __init__(self, file: Path, named: bool = True) -> None:
-        """named: whether images need a file_name."""
+        """named: whether images need a file_name and classes must be few enough to learn."""
         lists = read_lists(file, ("images", "annotations", "categories"))
         self.file, self.entries = file, lists["annotations"]
-        categories = _without_supercategory(lists["categories"], self.entries)
-        self.num_supercategories = len(lists["categories"]) - len(categories)
-        self.category_ids, self.category_names = parse_categories(file, categories)
-        self.image_ids, self.names, self.sizes = parse_images(file, lists["images"], named)
-        self.rows = image_rows(file, self.entries, self.image_ids)
-        self.labels = labels_of(file, "annotations", self.entries, self.category_ids)
-        of_boxes = BoxColumns(file, "annotations", self.entries, np.concatenate([self.sizes, [[0, 0]]])[self.rows])
-        self.xywh, self.xyxy, self.areas, self.crowd = of_boxes.xywh, of_boxes.xyxy, of_boxes.areas, of_boxes.crowd
-        self.reasons, self._of_boxes = of_boxes.reasons(self.rows), of_boxes
+        images, categories = lists["images"], self._classes(lists["categories"])
+        self.image_ids = self._ids("images", images, "id", unique=True)
+        self.names = file_names(file, "images", images) if named else self.image_ids
+        if named:
+            _check_once(file, "images", images, "file_name", self.names)
+        sizes = [[entry.get("height"), entry.get("width")] for entry in images]
+        for number, (height, width) in enumerate(sizes):
+            if not (height is None and width is None) and not (_is_size(height) and _is_size(width)):
+                raise bad(file, "images", number, images, "height and width in whole pixels, or neither")
+        self.sizes = np.array([[height or 0, width or 0] for height, width in sizes], np.int32).reshape(-1, 2)
+        """[I, 2] (H, W); 0 where none is given."""
 
-    def counts(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many boxes were dropped by reason, and how much is odd among those `kept`."""
+        if not categories or (named and len(categories) > MAX_CLASSES):
+            raise ValueError(
+                f"{file}: categories has {len(categories)} entries; allowed are 1 to {MAX_CLASSES}; list the classes "
+                "there, or leave the label out"
+            )
+        ids = self._ids("categories", categories, "id", unique=True)
+        for number, entry in enumerate(categories):
+            if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
+                raise bad(file, "categories", number, categories, "a text as name")
+        names = [entry["name"] for entry in categories]
+        _check_once(file, "categories", categories, "name", names)
+        by_id = sorted(zip(ids, names, strict=True), key=lambda one: id_order(one[0]))
+        self.category_ids, self.category_names = [one for one, _ in by_id], [name for _, name in by_id]
+
+    def _classes(self, categories: list[Entry]) -> list[Entry]:
+        return categories
+
+    def image_ids_of_entries(self, unique: bool = False) -> list[str]:
+        """The `image_id` of every annotation."""
+        return self._ids("annotations", self.entries, "image_id", unique)
+
+    def image_rows(self) -> NDArray[np.int64]:
+        """[A] position of every annotation's image in `image_ids`; -1 where it is none of them."""
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        return np.array([row_of.get(text, -1) for text in self.image_ids_of_entries()], np.int64)
+
+    def labels(self, what: str, entries: Sequence[Entry]) -> NDArray[np.int64]:
+        """Positions of the `category_id` of entries of the list `what` in `category_ids`."""
+        label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        labels = [label_of.get(canonical(entry.get("category_id")) or "", -1) for entry in entries]
+        if -1 in labels:
+            raise bad(self.file, what, labels.index(-1), entries, "a category_id that `categories` lists")
+        return np.array(labels, np.int64)
+
+    def columns(self) -> dict[str, NDArray]:
+        """What `Packed` tells of images and categories."""
+        return {
+            "image_ids": packed_text(self.image_ids),
+            "names": packed_text(self.names),
+            "sizes": self.sizes,
+            "category_ids": packed_text(self.category_ids),
+            "category_names": packed_text(self.category_names),
+        }
+
+    def _ids(self, what: str, entries: Sequence[Entry], key: str, unique: bool = False) -> list[str]:
+        texts = ids_of(self.file, what, entries, key)
+        if unique:
+            _check_once(self.file, what, entries, key, texts)
+        return texts
+
+
+class _Instances(Annotations):
+    """An instances file: every annotation is a box."""
+
+    def __init__(self, file: Path, named: bool = True) -> None:
+        super().__init__(file, named)
+        self.rows = self.image_rows()
+        # the last row: of images that are not listed
+        self.boxes = BoxColumns(file, "annotations", self.entries, np.concatenate([self.sizes, [[0, 0]]])[self.rows])
+        self.box_labels = self.labels("annotations", self.entries)
+        self.reasons = self.boxes.reasons(self.rows)
+
+    def _classes(self, categories: list[Entry]) -> list[Entry]:
+        """Without the category 0 of Roboflow, which no annotation has and all others name as their supercategory."""
+        first = next((one for one in categories if canonical(one.get("id")) == "0"), None)
+        others = [one for one in categories if one is not first]
+        self._left_out = (
+            first is not None
+            and bool(others)
+            and all(one.get("supercategory") == first.get("name") for one in others)
+            and not any(canonical(one.get("category_id")) == "0" for one in self.entries)
+        )
+        return others if self._left_out else categories
+
+    def notes(self, num_dropped: int = len(_DROPPED)) -> list[str]:
+        """See `BoxColumns.notes`; with what is odd about ids."""
         ids = [entry["id"] for entry in self.entries if isinstance(entry.get("id"), int | str)]
-        others = (len(ids) - len(set(ids)), ids.count(0), self.num_supercategories)
-        return np.concatenate([self._of_boxes.counts(self.reasons, kept), others])
+        odd = (
+            (len(ids) - len(set(ids)), "annotation ids repeat an earlier one (harmless unless ids are looked up)"),
+            (ids.count(0), "annotations have id 0 (harmless here; pycocotools takes a match with it for no match)"),
+            (int(self._left_out), "category with id 0 only names the supercategory of all others and has no annotation "
+                                  "(left out)"),
+        )  # fmt: skip
+        noted = [f"{count} {what}" for count, what in odd if count]
+        return [*self.boxes.notes(self.reasons, num_dropped), *noted]
+
+    def pack(self, masks: bool) -> dict[str, NDArray]:
+        """The arrays of `PackedBoxes`."""
+        order = kept_order(self.reasons, self.rows)
+        notes = self.notes()
+        if not len(self.entries):
+            notes.append(f"lists no box at all; all {len(self.image_ids)} images count as looked at and empty")
+        packed = {
+            **self.columns(),
+            **self.boxes.pack(order, self.rows, len(self.image_ids)),
+            "labels": self.box_labels[order],
+            "notes": packed_text(notes),
+        }
+        if masks:
+            sizes = self.sizes[self.rows]
+            codes = [encode(self.file, "annotations", at, self.entries, sizes[at].tolist()) for at in order.tolist()]
+            packed["mask_ends"] = np.cumsum([0, *map(len, codes)])
+            packed["mask_rle"] = np.frombuffer(b"".join(codes), np.uint8)
+        return packed
 
 
 class BoxColumns:
@@ -261,29 +343,33 @@ class BoxColumns:
 
     def __init__(self, file: Path, what: str, entries: Sequence[Entry], sizes: NDArray) -> None:
         """what: the list that the entries are from; sizes: (H, W) of each one's image, 0 where it is not known."""
-        boxes = [entry.get("bbox") for entry in entries]
-        for number, box in enumerate(boxes):
+        given = [entry.get("bbox") for entry in entries]
+        for number, box in enumerate(given):
             if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
                 raise bad(file, what, number, entries, "four numbers x, y, width, height as bbox")
-        self.xywh = np.array(boxes, np.float64).reshape(-1, 4)
+        self.xywh = np.array(given, np.float64).reshape(-1, 4)
+        areas = np.array([one if is_number(one := entry.get("area")) else math.nan for entry in entries], np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
-            # in float32, so that what has no extent there counts as having none
             xyxy = np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)
-            self.xyxy = xyxy.astype(np.float32)
-            given = [entry.get("area") for entry in entries]
-            areas = np.array([value if is_number(value) else math.nan for value in given], np.float64)
-            sound = np.isfinite(areas.astype(np.float32)) & (areas >= 0)
-            self.areas = np.where(sound, areas, self.xywh[:, 2] * self.xywh[:, 3])
-        self._null_area = np.array(["area" in entry and entry["area"] is None for entry in entries], np.bool_)
-        self._wrong_area = ~sound & np.array([value is not None for value in given], np.bool_)
-
+            self.xyxy = xyxy.astype(np.float32)  # what has no extent there counts as having none
+            self.has_area = np.isfinite(areas.astype(np.float32)) & (areas >= 0)
+            self.areas = np.where(self.has_area, areas, self.xywh[:, 2] * self.xywh[:, 3])
         crowd = [entry.get("iscrowd", 0) for entry in entries]
-        self._null_crowd = np.array([value is None for value in crowd], np.bool_)
         for number, value in enumerate(crowd):
             if value is not None and (not isinstance(value, int | float) or value not in (0, 1)):
                 raise bad(file, what, number, entries, "0 or 1 as iscrowd")
         self.crowd = np.array([bool(value) for value in crowd], np.bool_)
+
         self._edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
+        beyond = np.any((self.xyxy[:, :2] < -1) | (self.xyxy[:, 2:] > self._edges + 1), axis=1)
+        given_areas = np.array([entry.get("area") is not None for entry in entries], np.bool_)
+        null_areas = np.array(["area" in entry for entry in entries], np.bool_) & ~given_areas
+        self._odd: dict[str, NDArray] = {
+            "boxes reach more than 1 px beyond their image (kept as they are, as official evaluation does)": beyond,
+            "areas are negative or no number (the box's own is taken)": ~self.has_area & given_areas,
+            "annotations have null as area (the box's own is taken)": null_areas,
+            "annotations have null as iscrowd (taken as 0)": np.array([value is None for value in crowd], np.bool_),
+        }
 
     def reasons(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Why each box is dropped, as a position in _DROPPED; -1 where it is kept. rows: their images, -1 = unknown."""
@@ -296,13 +382,21 @@ class BoxColumns:
         )
         return np.select(each, range(len(each)), -1)
 
-    def counts(self, reasons: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many boxes were dropped by reason, and how many of those `kept` are odd, by the first of _NOTED."""
-        xyxy = self.xyxy[kept]
-        beyond = (xyxy[:, :2] < -1).any(axis=1) | (xyxy[:, 2:] > self._edges[kept] + 1).any(axis=1)
-        odd = (beyond, self._wrong_area[kept], self._null_area[kept], self._null_crowd[kept])
-        dropped = [np.count_nonzero(reasons == number) for number in range(len(_DROPPED))]
-        return np.array([*dropped, *map(np.count_nonzero, odd)], np.int64)
+    def notes(self, reasons: NDArray[np.int64], num_dropped: int = len(_DROPPED)) -> list[str]:
+        """What was dropped, by the first `num_dropped` reasons, what was scored all the same, and what is odd."""
+        counts = [int(np.count_nonzero(reasons == number)) for number in range(len(_DROPPED))]
+        each = [f"{count} {why}" for count, why in zip(counts, _DROPPED, strict=True)][:num_dropped]
+        dropped = [text for text, count in zip(each, counts, strict=False) if count]
+        total, notes = np.count_nonzero(reasons < OTHER_KIND), []
+        if dropped:
+            text = ", ".join(dropped)
+            notes.append(f"dropped {sum(counts[:num_dropped])} of {total} boxes: {text}; correct or remove them")
+        for count, why in zip(counts[num_dropped:], _DROPPED[num_dropped:], strict=True):
+            notes += [f"{count} boxes {why} (scored, as official evaluation does)"] if count else []
+        for what, which in self._odd.items():
+            if odd := np.count_nonzero(which & (reasons < 0)):
+                notes.append(f"{odd} {what}")
+        return notes
 
     def pack(self, order: NDArray[np.int64], rows: NDArray[np.int64], num_images: int) -> dict[str, NDArray]:
         """start, xyxy, crowd and area of the boxes in `order`, which goes by their image's row."""
@@ -318,30 +412,6 @@ def kept_order(reasons: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[n
     """Positions of the boxes that are kept, by image, in the file's order within one."""
     order = np.argsort(rows, kind="stable")
     return order[reasons[order] < 0]
-
-
-def _pack(file: Path, masks: bool) -> dict[str, NDArray]:
-    parsed = _Parsed(file)
-    order = kept_order(parsed.reasons, parsed.rows)
-    packed = {
-        **pack_images(parsed.image_ids, parsed.names, parsed.sizes),
-        **pack_categories(parsed.category_ids, parsed.category_names),
-        **parsed._of_boxes.pack(order, parsed.rows, len(parsed.image_ids)),
-        "labels": parsed.labels[order],
-        "counts": parsed.counts(order),
-    }
-    if masks:
-        sizes = parsed.sizes[parsed.rows]
-        codes = [encode(file, "annotations", at, parsed.entries, sizes[at].tolist()) for at in order.tolist()]
-        packed["mask_ends"] = np.cumsum([0, *map(len, codes)])
-        packed["mask_rle"] = np.frombuffer(b"".join(codes), np.uint8)
-    return packed
-
-
-def _dropped_line(file: Path, dropped: NDArray[np.int64], total: int) -> list[str]:
-    reasons = [f"{count} {why}" for count, why in zip(dropped, _DROPPED, strict=False) if count]
-    text = f"{file}: dropped {dropped.sum()} of {total} boxes: {', '.join(reasons)}; correct or remove them"
-    return [text] if reasons else []
 
 
 def existing(file: Path) -> Path:
@@ -426,81 +496,6 @@ def ids_of(file: Path, what: str, entries: Sequence[Entry], key: str) -> list[st
     return [text for text in texts if text is not None]
 
 
-def unique_ids(file: Path, what: str, entries: Sequence[Entry], key: str) -> list[str]:
-    """As `ids_of`; raises ValueError for one that an earlier entry has."""
-    texts = ids_of(file, what, entries, key)
-    check_once(file, what, entries, key, texts)
-    return texts
-
-
-def image_rows(file: Path, entries: Sequence[Entry], image_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Position of the `image_id` of every annotation in `image_ids`; -1 where it is none of them."""
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    texts = ids_of(file, "annotations", entries, "image_id")
-    return np.array([row_of.get(text, -1) for text in texts], np.int64)
-
-
-def labels_of(file: Path, what: str, entries: Sequence[Entry], category_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Positions of the entries' `category_id` in `category_ids`."""
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    labels = [label_of.get(canonical(entry.get("category_id")) or "", -1) for entry in entries]
-    if -1 in labels:
-        raise bad(file, what, labels.index(-1), entries, "a category_id that `categories` lists")
-    return np.array(labels, np.int64)
-
-
-def parse_images(
-    file: Path, entries: Sequence[Entry], named: bool = True
-) -> tuple[list[str], list[str], NDArray[np.int32]]:
-    """Ids, file names (none unless `named`) and sizes [I, 2] (H, W) of `images`; 0 where no size is given."""
-    ids = unique_ids(file, "images", entries, "id")
-    names = file_names(file, "images", entries) if named else []
-    if named:
-        check_once(file, "images", entries, "file_name", names)
-    sizes = [[entry.get("height"), entry.get("width")] for entry in entries]
-    for number, (height, width) in enumerate(sizes):
-        if not (height is None and width is None) and not (_is_size(height) and _is_size(width)):
-            raise bad(file, "images", number, entries, "height and width in whole pixels, or neither")
-    return ids, names, np.array([[height or 0, width or 0] for height, width in sizes], np.int32).reshape(-1, 2)
-
-
-def parse_categories(file: Path, entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
-    """Ids and names of `categories`, by id."""
-    if not 0 < len(entries) <= MAX_CLASSES:
-        raise ValueError(
-            f"{file}: categories has {len(entries)} entries; allowed are 1 to {MAX_CLASSES}; list the classes "
-            "there, or leave the label out"
-        )
-    ids = unique_ids(file, "categories", entries, "id")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
-            raise bad(file, "categories", number, entries, "a text as name")
-    names = [entry["name"] for entry in entries]
-    check_once(file, "categories", entries, "name", names)
-    order = sorted(range(len(ids)), key=lambda at: id_order(ids[at]))
-    return [ids[at] for at in order], [names[at] for at in order]
-
-
-def _without_supercategory(categories: list[Entry], annotations: Sequence[Entry]) -> list[Entry]:
-    """Roboflow writes a category 0 that no annotation has and that all others name as their supercategory."""
-    first = next((one for one in categories if canonical(one.get("id")) == "0"), None)
-    others = [one for one in categories if one is not first]
-    if first is None or not others or any(one.get("supercategory") != first.get("name") for one in others):
-        return categories
-    used = any(canonical(one.get("category_id")) == "0" for one in annotations)
-    return categories if used else others
-
-
-def pack_images(ids: Sequence[str], names: Sequence[str], sizes: NDArray[np.int32]) -> dict[str, NDArray]:
-    """The columns of `Packed` that tell of images."""
-    return {"image_ids": packed_text(ids), "names": packed_text(names), "sizes": sizes}
-
-
-def pack_categories(ids: Sequence[str], names: Sequence[str]) -> dict[str, NDArray]:
-    """The columns of `Packed` that tell of categories."""
-    return {"category_ids": packed_text(ids), "category_names": packed_text(names)}
-
-
 def packed_text(texts: Sequence[str]) -> NDArray[np.bytes_]:
     """UTF-8, as long as the longest."""
     return np.array([text.encode() for text in texts], np.bytes_)
@@ -525,7 +520,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
-def check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
+def _check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
     """Raises ValueError for the first value that an earlier entry has."""
     if len(set(values)) == len(values):
         return

@@ -7,19 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.io.coco.annotations import (
+    Annotations,
     Entry,
     Packed,
     bad,
     existing,
     file_names,
-    image_rows,
-    labels_of,
-    pack_categories,
-    pack_images,
     packed_text,
-    parse_categories,
-    parse_images,
-    read_lists,
 )
 from visionmtl.io.images import read_png
 from visionmtl.io.index import cached
@@ -64,27 +58,22 @@ def read_segments(file: Path) -> PackedSegments:
 
 
 def _pack(file: Path) -> dict[str, NDArray]:
-    lists = read_lists(file, ("images", "annotations", "categories"))
-    entries = lists["annotations"]
-    image_ids, names, sizes = parse_images(file, lists["images"])
-    category_ids, category_names = parse_categories(file, lists["categories"])
-    rows = image_rows(file, entries, image_ids)
+    annotations = Annotations(file)
+    entries, rows = annotations.entries, annotations.image_rows()
     check_segments(file, entries)
     _check_once(file, entries, rows)
 
     of_row = dict(zip(rows.tolist(), zip(file_names(file, "annotations", entries), entries, strict=True), strict=True))
     empty: tuple[str, Entry] = ("", {"segments_info": []})
-    ordered = [of_row.get(row, empty) for row in range(len(image_ids))]
+    ordered = [of_row.get(row, empty) for row in range(len(annotations.image_ids))]
     counts = [len(entry["segments_info"]) for _, entry in ordered]
     segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
-    ids = _segment_ids(file, segments, np.repeat(np.arange(len(ordered)), counts))
     return {
-        **pack_images(image_ids, names, sizes),
-        **pack_categories(category_ids, category_names),
+        **annotations.columns(),
         "pngs": packed_text([name for name, _ in ordered]),
         "start": np.cumsum([0, *counts]),
-        "segment_ids": ids,
-        "labels": labels_of(file, "segments_info", segments, category_ids).astype(np.uint8),
+        "segment_ids": _segment_ids(file, segments, np.repeat(np.arange(len(ordered)), counts)),
+        "labels": annotations.labels("segments_info", segments).astype(np.uint8),
     }
 
 

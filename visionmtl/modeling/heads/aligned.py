@@ -9,14 +9,9 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
-from visionmtl.ops.assignment import task_aligned
+from visionmtl.ops.assignment import Assignment, task_aligned
 from visionmtl.ops.boxes import anchor_points, from_distances, generalised_iou, to_distances
-from visionmtl.ops.ranks import num_ranks
-
-QUALITY_PER_BOX = 3.0
-"""About the sum of target qualities of one box. TOOD divides its losses by that sum over the batch, which depends on the
-predictions; the number of boxes is known before, so that several micro-batches can be one batch. Measured while learning
-drawn rooms: 0.9 at the start, 2.2 after 30 steps, 2.8 after 120, 3.2 at the end."""
+from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
 
 class Aligned(Head, frozen=True):
@@ -64,8 +59,27 @@ class Aligned(Head, frozen=True):
     def count(
         self, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor, size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Boxes that are no crowd."""
-        return {"boxes": (valid & ~crowd).sum().float()}
+        """Nothing: TOOD divides by the sum of the target qualities, which depend on the predictions."""
+        return {}
+
+    def count_predictions(
+        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor
+    ) -> dict[str, Tensor]:
+        """The sum of the target qualities."""
+        return {"quality": self._assign(raw, boxes, labels, valid, crowd)[0].quality.sum()}
+
+    def _assign(
+        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor
+    ) -> tuple[Assignment, Tensor]:
+        """The targets of all cells, and the predicted boxes [B, A, 4], through which gradients flow."""
+        centres, strides = anchor_points(raw["shapes"], raw["logits"])
+        predicted = from_distances(self._distances_px(raw, strides), centres)
+        with torch.no_grad():
+            target = task_aligned(
+                raw["logits"].float().sigmoid(), predicted, raw["shapes"], boxes, labels, valid, crowd,
+                topk=self.topk, alpha=self.alpha, beta=self.beta,
+            )  # fmt: skip
+        return target, predicted
 
     def loss(
         self,
@@ -79,22 +93,15 @@ class Aligned(Head, frozen=True):
     ) -> dict[str, Tensor]:
         """Parts "class" (quality focal), "box" (GIoU) and, with bins, "bins" (distribution focal)."""
         logits = raw["logits"].float()
-        centres, strides = anchor_points(raw["shapes"], logits)
-        distances = self._distances_px(raw, strides)
-        predicted = from_distances(distances, centres)
-        # one box at least, or the negatives of a step without boxes would count without measure
-        total = QUALITY_PER_BOX * totals["boxes"].clamp(min=1 / num_ranks())
-        with torch.no_grad():
-            target = task_aligned(
-                logits.sigmoid(), predicted, raw["shapes"], boxes, labels, valid, crowd,
-                topk=self.topk, alpha=self.alpha, beta=self.beta,
-            )  # fmt: skip
-            wanted = one_hot(target.labels, logits.shape[2]) * target.quality[..., None]
+        target, predicted = self._assign(raw, boxes, labels, valid, crowd)
+        scores = one_hot(target.labels, logits.shape[2]) * target.quality[..., None]
+        quality = totals["quality"] if "quality" in totals else sum_over_ranks(target.quality.sum()) / num_ranks()
+        total = quality.clamp(min=1 / num_ranks())  # at least 1 in all, or one poor box would blow up all negatives
 
-        # quality focal loss (arXiv:2006.04388, eq. 2): |wanted - score|^beta * cross-entropy
+        # quality focal loss (arXiv:2006.04388, eq. 2): |target - score|^beta * cross-entropy
         counts = (labelled[:, None] & ~target.ignored)[..., None]
-        focal = (wanted - logits.sigmoid()).abs().pow(self.focal_power)
-        class_loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * focal
+        focal = (scores - logits.sigmoid()).abs().pow(self.focal_power)
+        class_loss = F.binary_cross_entropy_with_logits(logits, scores, reduction="none") * focal
         parts = {"class": torch.where(counts, class_loss, 0.0).sum() / total}
 
         giou = generalised_iou(predicted, target.boxes)
@@ -103,6 +110,7 @@ class Aligned(Head, frozen=True):
 
         if self.bins:
             # the last bin is never the lower neighbour, hence just below it
+            centres, strides = anchor_points(raw["shapes"], logits)
             steps = (to_distances(target.boxes, centres) / strides[:, None]).clamp(0, self.bins - 0.01)
             low = steps.floor()
             logs = raw["distances"].float().unflatten(-1, (4, self.bins + 1)).log_softmax(dim=-1)

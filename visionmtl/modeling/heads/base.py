@@ -52,6 +52,12 @@ class Head(Configurable, package="visionmtl.modeling.heads"):
     ) -> dict[str, Tensor]:
         """What the loss is a mean over, by name, for inputs of `size` = (H, W); see `tasks.base.Task.count`."""
 
+    def count_predictions(
+        self, raw: RawBoxes, boxes: Tensor, labels: Tensor, valid: Tensor, crowd: Tensor
+    ) -> dict[str, Tensor]:
+        """What the loss is a mean over and only predictions tell; see `tasks.base.Task.count_predictions`."""
+        return {}
+
     @abstractmethod
     def loss(
         self,
