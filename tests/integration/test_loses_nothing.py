@@ -12,7 +12,7 @@ import pytest
 import scene_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from visionmtl.engine import checkpoint, resume
+from visionmtl.engine import checkpoint
 from visionmtl.engine import trainer as loop
 from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.options import TrainOptions
@@ -67,7 +67,7 @@ def test_the_best_value_of_the_evaluation_after_the_checkpoint_is_known_to_a_res
     state = scene_run.state(settings(whole))
     path = whole / "checkpoints" / "last.pt"
 
-    results = resume.go_on(state, path, monitor(state))
+    results = state.load_checkpoint(path, monitor(state))
 
     errors = [row["results"]["depth"]["rmse_m"] for row in scene_run.rows(whole, "val")]
     assert results and results["depth"]["rmse_m"] == errors[-1]
@@ -84,7 +84,7 @@ def test_values_by_another_rule_are_not_compared(whole: Path, tmp_path: Path):
     checkpoint.save(path, checkpoint.load(whole / "checkpoints" / "last.pt") | {"best": -0.01})
     for rule, best in {"depth/rmse_m": -0.01, "mean": -math.inf}.items():
         state = scene_run.state(settings(whole, train={"best": rule}))
-        assert resume.go_on(state, path, monitor(state)) is None, "the file of results is not beside it"
+        assert state.load_checkpoint(path, monitor(state)) is None, "the file of results is not beside it"
         assert state.state.best == best
 
 
@@ -92,7 +92,7 @@ def test_an_evaluation_on_other_data_does_not_count(whole: Path):
     state = scene_run.state(settings(whole))
     names = {"depth@a": "depth", "depth@b": "depth"}
     elsewhere = Monitor("mean", state.run.tasks, names)
-    assert resume.go_on(state, whole / "checkpoints" / "last.pt", elsewhere) is None
+    assert state.load_checkpoint(whole / "checkpoints" / "last.pt", elsewhere) is None
 
 
 def test_a_finished_run_says_what_it_found(whole: Path, capsys: pytest.CaptureFixture[str]):

@@ -178,3 +178,28 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(cut: Path, tmp_path:
     for options in (TrainOptions(init_from=path), TrainOptions(resume=path)):
         with pytest.raises(ValueError, match=r"does not fit this network: 0 missing, .* unexpected .*decoders\.detec"):
             train(run, options)
+
+
+def test_steps_of_another_size_are_noted_with_what_they_do_to_the_position(cut: Path, tmp_path: Path):
+    path = str(cut / "checkpoints" / "last.pt")
+    run = settings(tmp_path / "run", train={"batch_size": 1, "accumulate": 1})
+
+    train(run, TrainOptions(resume=path, max_steps=CUT + 1))
+
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "a step has 1 images (train.batch_size 1 x accumulate 1 x 1 process(es)) and had " in log
+    same = settings(tmp_path / "same")
+    train(same, TrainOptions(resume=path, max_steps=CUT + 1))
+    assert "a step has" not in (tmp_path / "same" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("how", ["resume", "init_from"])
+def test_the_same_classes_in_another_order_are_refused_by_name(cut: Path, tmp_path: Path, how: str):
+    saved = checkpoint.load(cut / "checkpoints" / "last.pt")
+    space = saved["spaces"]["segmentation"]
+    space["classes"] = space["classes"][::-1]
+    path = tmp_path / "checkpoints" / "last.pt"
+    checkpoint.save(path, saved)
+
+    with pytest.raises(ValueError, match=r"learnt task 'segmentation' with the classes cylinder, .*this run has wall,"):
+        train(settings(tmp_path / "run"), TrainOptions(**{how: str(path)}))
