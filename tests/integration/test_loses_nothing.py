@@ -195,7 +195,7 @@ def test_a_setting_given_to_resume_is_not_taken_for_a_path(tmp_path: Path):
 
     odd = tmp_path / "lr=1.pt"
     checkpoint.save(odd, {"step": 1})
-    assert resume.find(tmp_path, str(odd)) == odd
+    assert checkpoint.find_resumed(tmp_path, str(odd)) == odd
 
 
 def test_overfitting_takes_images_of_every_data_set(tmp_path: Path):
