@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import project
 import pytest
-import readme_tree
 from contract import check_spec, found
 
 from visionmtl import run as config
@@ -153,7 +153,7 @@ train: {epochs: 1, batch_size: 2, precision: fp32}
 
 def run(folder: Path, *arguments: str) -> str:
     """The output of a Python process that finds the folder's files, as a user would start it."""
-    paths = os.pathsep.join([str(folder), str(readme_tree.ROOT), str(readme_tree.ROOT / "tests")])
+    paths = os.pathsep.join([str(folder), str(project.ROOT), str(project.ROOT / "tests/fixtures")])
     done = subprocess.run(
         [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": paths}, cwd=folder, capture_output=True, text=True
     )
@@ -165,7 +165,7 @@ def test_four_kinds_of_extension_train_and_come_back_from_their_checkpoint(tmp_p
     for name, text in FILES.items():
         (tmp_path / name).write_text(text.lstrip(), encoding="utf-8")
 
-    tool = str(readme_tree.ROOT / "tools" / "train.py")
+    tool = str(project.ROOT / "tools" / "train.py")
     trained = run(tmp_path, tool, "mine.yaml", "--device", "cpu", "--output", "out")
     assert "borders" in trained and "depth" in trained
 
