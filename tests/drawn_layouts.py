@@ -13,7 +13,7 @@ from write_cityscapes import part_file, write_cityscapes
 from write_coco import write_coco
 from write_nyuv2 import drawn_frames, write_official, write_pixels, write_prepared
 
-from visionmtl.datasets import Dataset, Reader
+from visionmtl.datasets import Dataset, DatasetReader
 from visionmtl.io.cityscapes import THINGS8
 from visionmtl.structures import Sample
 
@@ -33,7 +33,7 @@ class Layout:
     index: int = 0
     """The sample that photo, classes and depth belong to."""
 
-    def open(self, root: Path, **changes: Any) -> Reader:
+    def open(self, root: Path, **changes: Any) -> DatasetReader:
         """The reader of what lies in `root`; changes: of settings."""
         settings = {**self.settings, "root": str(root), **changes}
         return _DATASET.validate_python(settings).build()
