@@ -171,10 +171,15 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
     )
 
     patches = -(-height // 16), -(-width // 16)
-    classes = rng.integers(0, len(CITYSCAPES19.classes), patches).astype(np.uint8)
+    classes = rng.integers(0, len(CITYSCAPES19.classes), patches)
     classes[rng.uniform(size=patches) < 0.05] = IGNORE
-    depth_m = rng.uniform(0.5, 9.5, patches).astype(np.float32)
+    depth_m = rng.uniform(0.5, 9.5, patches)
     depth_m[rng.uniform(size=patches) < 0.05] = 0
-    full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width].copy() for x in (classes, depth_m)]
-    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return Sample(image=image, image_id="random", boxes=boxes, segmentation=full[0], depth_m=full[1])
+    full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width] for x in (classes, depth_m)]
+    return Sample(
+        image=rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        image_id="random",
+        boxes=boxes,
+        segmentation=full[0].astype(np.uint8),
+        depth_m=full[1].astype(np.float32),
+    )
