@@ -215,7 +215,7 @@ def _solid(rng: np.random.Generator, x: float, y: float, base: float, scale: flo
         half = (scale * rng.uniform(0.16, 0.32),) * 2 + (scale * rng.uniform(0.25, 0.6),)
     else:
         half = (scale * rng.uniform(0.2, 0.42), scale * rng.uniform(0.2, 0.42), scale * rng.uniform(0.18, 0.5))
-    return Solid(shape, (x, y, base + half[2]), half, yaw)  # type: ignore[arg-type]
+    return Solid(shape, (x, y, base + half[2]), half, yaw)
 
 
 def _place(rng: np.random.Generator, camera: Camera, yaw: float, extent: Vector) -> list[Solid]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import os
 import time
@@ -25,7 +26,7 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.engine import checkpoint, distributed, resume
+from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
@@ -99,7 +100,11 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     net.check_size(run.data.input_size, "data.eval_size")
     if options.init_from:
         path = Path(options.init_from)
-        load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
+        saved = checkpoint.load(path)
+        checkpoint.check_classes(
+            saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
+        )
+        load_strictly(net, checkpoint.best_weights(saved), path)
     data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
@@ -188,6 +193,7 @@ class Trainer:
         self.state = TrainState()
         self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
         self.stopping = False
+        self.resume_note: str | None = None
         self.sharded = run.train.distributed.shard and ranks.world > 1
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
@@ -381,8 +387,8 @@ class Trainer:
     def _resume(self) -> bool:
         """Go on from a checkpoint, if the options ask for it and there is one."""
         assert self.data is not None
-        path = resume.find(self.folder, self.options.resume, self.options.dry_run)
-        results = resume.go_on(self, path, self.data.monitor) if path else None
+        path = checkpoint.find_resumed(self.folder, self.options.resume, self.options.dry_run)
+        results = self.load_checkpoint(path, self.data.monitor) if path else None
         self.state.evaluated, self.state.results = results is not None, results or {}
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
@@ -524,7 +530,7 @@ class Trainer:
             self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))
             logger.info(f"best so far by rule {run.train.best!r}: {value:.4f}")
         if self.ranks.is_main_process:
-            save_json(results, resume.results_file(self.folder, step), {"step": step, "epoch": epoch})
+            save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
     def eval_model(self) -> MultiTaskNet:
         """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's statistics."""
@@ -569,10 +575,31 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "world": self.ranks.world,
             "step": self.state.step,
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
         }
+
+    def load_checkpoint(self, path: Path, monitor: Monitor) -> Results | None:
+        """Restore the run; returns the results at its step, None where that was not evaluated to the end.
+
+        A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
+        Results under other names than the monitor's are of other data and do not count.
+        """
+        saved = checkpoint.load(path)
+        self.load_state_dict(saved, path)
+        self.resume_note = checkpoint.steps_changed(saved, self._local_state())
+        if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
+            self.state.best = -math.inf
+        file = checkpoint.results_file(path.parent.parent, self.state.step)
+        if not file.exists():
+            return None
+        results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        if set(results) != set(monitor.eval_names):
+            return None
+        self.state.best = max(self.state.best, monitor.value(results))
+        return results
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
@@ -599,6 +626,11 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        # fused kernels read moments in the memory order of their parameter, which another run may have stored otherwise
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     # ---- for people ----
 
@@ -651,3 +683,5 @@ class Trainer:
             yield "note      a loss is a mean over what predictions tell of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"
+        if self.resume_note:
+            yield f"note      {self.resume_note}"
