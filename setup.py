@@ -79,6 +79,7 @@ setup(
             *prepare,
             "build>=1.2",
             "faster-coco-eval",
+            "import-linter>=2.17",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
             "jsonschema>=4.18",

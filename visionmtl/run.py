@@ -212,6 +212,8 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
 
     origin: the checkpoint, for messages. A new data.root moves every path that lies in the old one.
     """
+    if not plain["train"].get("compile"):  # where it does nothing, and what was saved may be a former default
+        plain = {**plain, "train": {k: v for k, v in plain["train"].items() if k != "activation_memory"}}
     tree = Tree(plain, {(): origin})
     before = plain["data"]["root"]
     for override in overrides:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from visionmtl.config.loader import SHIPPED, ConfigError
 from visionmtl.config.registry import PYDANTIC_ERRORS
-from visionmtl.run import Optim, Run, dump, load, print_config, read, schema
+from visionmtl.run import Optim, Run, dump, load, print_config, read, restore, schema
 
 BASE = """\
 # A base.
@@ -297,3 +297,11 @@ def test_the_shipped_schema_is_the_one_the_command_writes():
     done = subprocess.run([sys.executable, "-m", "visionmtl.run"], capture_output=True, text=True, check=True)
     shipped = (SHIPPED / "schema.json").read_text(encoding="utf-8")
     assert shipped == done.stdout, "write it again: python -m visionmtl.run > configs/schema.json"
+
+
+def test_an_eager_run_that_was_saved_with_a_former_default_of_a_compiler_setting_opens(base: Path):
+    plain = load(base).model_dump(mode="json")
+    plain["train"]["activation_memory"] = 0.95
+    assert restore(plain, "last.pt") == load(base)
+    with pytest.raises(ConfigError, match="activation_memory is 0.9, but compile is false"):
+        restore(plain, "last.pt", ["train.activation_memory=0.9"])
