@@ -1,8 +1,7 @@
 # One-word commands; each first makes .venv and installs into it.
 #   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
 #   make test         the whole test suite
-#   make lint         ruff and mypy
-#   make tree         rewrite the file tree in README.md from the first line of each file
+#   make lint         ruff, mypy, and the layers of imports
 #   make clean        remove .venv and everything built; runs/ stays
 # PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
 PYTHON ?= python3
@@ -14,7 +13,7 @@ VENV := .venv/made-with-python$(VERSION)
 # uv installs the 5 GB of torch in seconds where pip takes minutes
 INSTALL := .venv/bin/python -m uv pip install --quiet --python .venv/bin/python
 
-.PHONY: quickstart test lint tree clean
+.PHONY: quickstart test lint clean
 
 quickstart: .venv/installed
 	@# an earlier run is kept under another name, never overwritten
@@ -31,12 +30,10 @@ lint: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-
-tree: .venv/installed-dev
-	.venv/bin/python tests/readme_tree.py
+	.venv/bin/lint-imports
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV):

@@ -81,6 +81,7 @@ setup(
             "faster-coco-eval",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
+            "import-linter>=2.3",
             "jsonschema>=4.18",
             "mypy>=1.15",
             "pytest>=8.2",
