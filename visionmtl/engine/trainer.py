@@ -626,6 +626,11 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        # fused kernels read moments in the memory order of their parameter, which another run may have stored otherwise
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     # ---- for people ----
 
