@@ -175,6 +175,12 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
     classes[rng.uniform(size=patches) < 0.05] = IGNORE
     depth_m = rng.uniform(0.5, 9.5, patches).astype(np.float32)
     depth_m[rng.uniform(size=patches) < 0.05] = 0
-    full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width].copy() for x in (classes, depth_m)]
+    pixels = np.ix_(np.arange(height) // 16, np.arange(width) // 16)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return Sample(image=image, image_id="random", boxes=boxes, segmentation=full[0], depth_m=full[1])
+    return Sample(
+        image=image,
+        image_id="random",
+        boxes=boxes,
+        segmentation=classes.astype(np.uint8),
+        depth_m=depth_m.astype(np.float32),
+    )

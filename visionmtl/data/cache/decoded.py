@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from visionmtl.data.cache.packed import Packed, Parts, checksum, num_bytes, pack, to_parts
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.workers import init_worker, start_method
-from visionmtl.datasets import Dataset, NamedDataset, Reader, read_part
+from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
 from visionmtl.io.index import locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
@@ -45,7 +45,7 @@ _Item = tuple[Parts, Size, int]
 class CachedReader:
     """A reader whose samples come from a packed folder."""
 
-    reader: Reader
+    reader: DatasetReader
     packed: Packed
     fields: frozenset[str]
 
@@ -188,7 +188,7 @@ def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_It
 class _Packing:
     """Runs in workers: an index in, the arrays of that sample out."""
 
-    def __init__(self, reader: Reader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
+    def __init__(self, reader: DatasetReader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
         """choose_scale: or the divisor of each image."""
         self._reader, self._fields, self._choose_scale = reader, fields, choose_scale
 

@@ -110,7 +110,7 @@ class Tally:
         return low + (high - low) * float(place % 1)
 
     def numbers(self, provides: Mapping[str, LabelSpace | None]) -> dict[str, Any]:
-        """As plain data; of label fields only those that some image carries. provides: see `Reader.provides`."""
+        """As plain data; of label fields only those that some image carries. provides: see `DatasetReader.provides`."""
         count = {"boxes": self._boxes, "segmentation": self._segmentation, "depth_m": self._depth}
         known = [name for name in provides if self.labelled[name] and name in count]
         return {
