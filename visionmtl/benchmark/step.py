@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -187,7 +186,6 @@ def _with_boxes(mode: Mode, count: int) -> str:
 def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
     """The joint step of the other tasks."""
     others = [name for name in TASKS if name != task]
-<<<<<<< HEAD
     less = replace(
         batch,
         targets={name: batch.targets[name] for name in others},
@@ -195,9 +193,3 @@ def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
         counts={name: batch.counts[name] for name in others},
     )
     return joint_step(workload.trainer(others, mode=mode), less)
-=======
-    parts: dict[str, Any] = {
-        part: {name: getattr(batch, part)[name] for name in others} for part in ("targets", "labelled", "counts")
-    }
-    return joint_step(workload.trainer(others, mode=mode), replace(batch, **parts))
->>>>>>> 028878fe5f200e7107ef2fb9a1f0fb73e52d5a01

@@ -175,16 +175,6 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
     classes[rng.uniform(size=patches) < 0.05] = IGNORE
     depth_m = rng.uniform(0.5, 9.5, patches)
     depth_m[rng.uniform(size=patches) < 0.05] = 0
-<<<<<<< HEAD
-    pixels = np.ix_(np.arange(height) // 16, np.arange(width) // 16)
-    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return Sample(
-        image=image,
-        image_id="random",
-        boxes=boxes,
-        segmentation=classes.astype(np.uint8),
-        depth_m=depth_m.astype(np.float32),
-=======
     full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width] for x in (classes, depth_m)]
     return Sample(
         image=rng.integers(0, 256, (*size, 3), dtype=np.uint8),
@@ -192,5 +182,4 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
         boxes=boxes,
         segmentation=full[0].astype(np.uint8),
         depth_m=full[1].astype(np.float32),
->>>>>>> 028878fe5f200e7107ef2fb9a1f0fb73e52d5a01
     )
