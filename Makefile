@@ -1,7 +1,7 @@
 # One-word commands; each first makes .venv and installs into it.
 #   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
 #   make test         the whole test suite
-#   make lint         ruff, mypy, and the layers of the packages (import-linter)
+#   make lint         ruff, mypy, and the layers of imports
 #   make clean        remove .venv and everything built; runs/ stays
 # PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
 PYTHON ?= python3
@@ -33,7 +33,7 @@ lint: .venv/installed-dev
 	.venv/bin/lint-imports
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV):

@@ -179,14 +179,14 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_ends_the_run(
         tmp_path / "run", balance={"type": balance}, optim={"name": optimizer}, train={"log_every_steps": 100}
     )
     state, batch = scene_run.state(run), scene_run.batches(run)[0]
-    state.advance([batch])
+    state.train_step([batch])
     before = {name: p.detach().clone() for name, p in state.net.named_parameters()}
     monkeypatch.setattr(Depth, "loss", wrong)
 
-    state.advance([batch])
+    state.train_step([batch])
 
     assert all(torch.equal(before[name], p) for name, p in state.net.named_parameters())
-    assert state.num_spoilt == 1
+    assert state.num_not_finite == 1
     with pytest.raises(NotFinite, match=r"gradient was not finite in 4 step\(s\) up to step 4, .*lower optim.lr"):
         train(run)
     assert not list(tmp_path.rglob("*.pt"))

@@ -42,7 +42,7 @@ def drawn(seed: int) -> Sample:
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(8))
 def test_boxes_follow_the_pixels_they_were_drawn_around(seed):
     view = WILD.apply(drawn(seed), (96, 128), np.random.default_rng(seed))
 
@@ -57,7 +57,7 @@ def test_boxes_follow_the_pixels_they_were_drawn_around(seed):
     assert (view.boxes.xyxy >= 0).all() and (view.boxes.xyxy <= [128, 96, 128, 96]).all()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(8))
 def test_image_and_maps_show_the_same_place(seed):
     zoom = 0.7 + 0.05 * seed
     view = Augment(zoom=(zoom, zoom), flip=0.5).apply(drawn(seed), (96, 128), np.random.default_rng(seed))
@@ -68,7 +68,7 @@ def test_image_and_maps_show_the_same_place(seed):
     assert view.depth_m.dtype == np.float32 and view.segmentation.dtype == np.uint8
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(8))
 def test_view_fits_the_size_without_distortion(seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(side) for side in rng.integers(40, 300, 2))

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from visionmtl.benchmark.figures import Note, Report, Row, Table, markdown
+from visionmtl.benchmark.figures import Note, Report, Row, markdown
 from visionmtl.benchmark.measure import Budget, Timing, alternate, count_flops, milliseconds, ratio
-from visionmtl.benchmark.step import what_compiling_gives
 from visionmtl.benchmark.workload import Workload
 
 CPU = torch.device("cpu")
@@ -70,14 +69,6 @@ def test_a_limit_that_is_not_kept_is_named(row, kept):
     assert row.kept == kept and ("MISSED" in markdown(row)) == (not kept)
 
 
-def test_rows_that_follow_each_other_make_one_table_and_a_missing_cell_is_empty():
-    first, second = Row("a", 1234.5, "ms"), Row("b", 0.25, "", least=2)
-    assert "| figure" in markdown(first) and "1,234 ms" in markdown(first)
-    assert markdown(second, first).startswith("| b ") and markdown(second, first).count("\n") == 0
-    table = Table("times", ("step", "ms"), (("one", 1.5), ("two", None)))
-    assert markdown(table).splitlines()[-2:] == ["| one  | 1.50 |", "| two  |      |"]
-
-
 def test_files_are_never_behind_what_was_printed(tmp_path, capsys):
     files = tmp_path / "new" / "a.json", tmp_path / "new" / "a.md"
     report = Report("benchmark.py step", "step", {}, *files)
@@ -99,6 +90,10 @@ def test_a_workload_has_the_boxes_that_it_says():
     boxes = batch.targets["detection"]["boxes"]
     assert (boxes >= 0).all() and (boxes <= torch.tensor([96, 64, 96, 64])).all()
     assert batch.image.shape == (5, 3, 64, 96) and batch.image.dtype == torch.uint8
+    assert (
+        batch.targets["segmentation"]["classes"].shape[-2:] == batch.targets["depth"]["depth_m"].shape[-2:] == (64, 96)
+    )
+    assert SMALL.samples()[0].segmentation.shape == SMALL.samples()[0].depth_m.shape == SMALL.samples()[0].size
     assert batch.targets["segmentation"]["classes"].unique().max() == 255  # some pixels nobody labelled
     assert (batch.targets["depth"]["depth_m"] == 0).any()
 
@@ -108,13 +103,3 @@ def test_settings_of_the_run_reach_the_workload():
     assert (run.train.batch_size, run.train.compile, run.train.precision) == (5, True, "fp32")
     assert run.model.pyramid.channels == 32 and run.optim.lr == 0.1 and run.optim.ema_decay and run.optim.clip_norm
     assert list(run.tasks) == ["detection", "segmentation", "depth"]
-
-
-def test_what_compiling_costs_and_saves_is_a_sentence():
-    assert what_compiling_gives("compiled", 60.0, 43.0, 23.0) == (
-        "compiled: 60 s to build, less where torch's cache on disk has it, saves 20 of 43 ms a step: "
-        "worth it from 3,000 steps on."
-    )
-    assert what_compiling_gives("compiled", 60.0, 20.0, 21.5).endswith(
-        "a step takes 1.5 ms more than eager: do without."
-    )

@@ -47,8 +47,8 @@ def with_gradient(function: Callable[..., Tensor], logits: Tensor, *args: Any, *
     return value.detach(), gradient
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("factor", [1, 3, 4])
 @pytest.mark.parametrize(
     "options", [{}, {"label_smoothing": 0.1}, {"weights": WEIGHTS}, {"weights": WEIGHTS, "label_smoothing": 0.2}]
 )

@@ -97,30 +97,6 @@ def test_a_fresh_log_starts_empty_files(tmp_path: Path):
     assert len(rows(tmp_path)) == 1
 
 
-def test_lines_are_plain_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with RunLog.open(tmp_path) as log:
-        logger.info("network [bold] 2.35 M")
-        train(log, 20)
-
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "network [bold] 2.35 M"
-    assert shown[1].startswith("step 20/100 epoch 2  depth 0.75  lr 1.00e-03  12.5 images/s  waiting for data 3%")
-    assert shown[1].endswith("eta 1:02:05")
-    assert "\x1b" not in "".join(shown)
-
-
-def test_a_terminal_gets_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    with RunLog.open(tmp_path) as log:
-        train(log, 20)
-        logger.info("between")
-
-    shown = capsys.readouterr().out
-    assert "20/100" in shown and "depth 0.75" in shown and "between" in shown
-    assert "\x1b[?25h" in shown, "the cursor is given back"
-
-
 def test_other_ranks_write_and_show_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with RunLog.open(tmp_path / "run", write=False) as log:
         log.config("seed: 0\n")

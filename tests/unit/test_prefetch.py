@@ -114,27 +114,6 @@ class Imagined:
         return Batch(There(), {}, {})  # type: ignore[arg-type]
 
 
-def test_the_next_batch_is_copied_on_a_stream_of_its_own_while_the_step_on_the_present_one_runs(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    gpu = Imagined(monkeypatch)
-    feed = Prefetcher(CUDA, gpu.there)
-    for number, _ in enumerate(feed.groups(map(batch, range(2)))):
-        gpu.notes.append(f"step {number}")
-        feed.prefetch()
-        feed.prefetch()  # once is enough
-        gpu.notes.append(f"log {number}")
-
-    def arrives(number: int) -> list[str]:
-        return ["main waits for side's work", f"{number} used on main"]
-
-    copy = [["on side", *([f"copy {number}"] if number < 2 else []), "off side"] for number in range(3)]
-    assert gpu.notes == [
-        *(*copy[0], *arrives(0), "step 0", *copy[1], "log 0"),
-        *(*arrives(1), "step 1", *copy[2], "log 1", "main waits for side's work"),
-    ]
-
-
 def test_a_gpu_waits_from_the_end_of_its_work_to_the_end_of_the_copy(monkeypatch: pytest.MonkeyPatch):
     gpu = Imagined(monkeypatch)
     feed = Prefetcher(CUDA, gpu.there)

@@ -18,9 +18,8 @@ def drawn(channels: dict[int, int], size: tuple[int, int] = (128, 256)) -> dict[
     return {k: torch.randn(2, c, size[0] >> k, size[1] >> k) for k, c in channels.items()}
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (3, 4, 5, 6, 7), (2, 3, 4, 5, 6, 7), (3, 4)])
+@pytest.mark.parametrize(("norm", "separable"), [("batch", False), ("group", True)])
+@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (3, 4, 5, 6, 7), (3, 4)])
 @pytest.mark.parametrize("member", MEMBERS)
 def test_pyramid_gives_every_level_and_teaches_every_weight(member: str, levels, separable: bool, norm: str):
     channels = {4: 12} if member == "simple" else CHANNELS

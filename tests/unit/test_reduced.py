@@ -31,8 +31,8 @@ def save(path, pixels: np.ndarray, orientation: int = 1, mode: str = "RGB", **op
     return path
 
 
-@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
-@pytest.mark.parametrize("size", [(512, 768), (513, 771), (250, 333)])
+@pytest.mark.parametrize("divisor", [2, 8])
+@pytest.mark.parametrize("size", [(512, 768), (513, 771)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "L"}, {"mode": "CMYK"}])
 def test_a_reduced_photo_shows_squares_of_the_whole_one(tmp_path, size, divisor, options):
     file = save(tmp_path / "a.jpg", smooth(*size), **options)
@@ -78,7 +78,7 @@ def test_a_damaged_jpeg_is_named_when_reduced_too(tmp_path, upright):
             read_photo(tmp_path / "a.jpg", lambda full: 2, upright)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_window_on_the_grid_moves_by_less_than_a_pixel_of_the_view(seed):
     rng = np.random.default_rng(seed)
     original, zoom = tuple(int(side) for side in rng.integers(60, 1500, 2)), float(rng.uniform(0.7, 2))
@@ -96,7 +96,7 @@ def test_a_window_on_the_grid_moves_by_less_than_a_pixel_of_the_view(seed):
         assert k == 1 and (crop.top, crop.left, crop.size) == (fine.top, fine.left, fine.size)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_view_of_a_reduced_photo_is_that_of_the_whole_one(tmp_path, seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(side) for side in rng.integers(400, 1300, 2))

@@ -1,5 +1,7 @@
 """Ways of sharing: the contract for each on disk, and the cut of the graph at the shared maps."""
 
+from typing import Any
+
 import pytest
 import torch
 from contract import SPACE, found, gradients, sample, total
@@ -9,6 +11,7 @@ from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.network import LossNet, Model, MultiTaskNet, build_model
+from visionmtl.ops.ranks import step_totals
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation
@@ -29,11 +32,14 @@ def network(sharing: Sharing) -> MultiTaskNet:
     return build_model(spec, TASKS, {"boxes": SPACE, "classes": SPACE, "metres": None}, SIZE).eval()
 
 
-def inputs() -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+def inputs() -> tuple[Any, ...]:
+    """Image, targets, labelled and totals, as `LossNet.forward` takes them."""
     torch.manual_seed(1)
     samples = [sample(0, size=SIZE), sample(1, size=SIZE)]
     image = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
-    return image, {k: t.collate(samples, SIZE) for k, t in TASKS.items()}, {k: torch.ones(2).bool() for k in TASKS}
+    targets = {name: task.collate(samples, SIZE) for name, task in TASKS.items()}
+    totals = step_totals([{name: task.count(targets[name], SIZE) for name, task in TASKS.items()}])
+    return image, targets, {name: torch.ones(2).bool() for name in TASKS}, totals
 
 
 @every_way

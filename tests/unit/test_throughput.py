@@ -45,38 +45,6 @@ def test_figures_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatc
     assert pace.read(steps_left=1) == {"images_per_s": 8.0, "data_time": 0.0, "eta_s": 1.0}
 
 
-def test_advice_names_what_to_try_in_order_with_numbers():
-    line = advice(workers=3, cores=16).line(0.25, 20)
-    assert line == (
-        "advice    waiting for data 25% of the time, more than 5%; try in this order: "
-        "1. data.workers=4 instead of 3 (16 cores); "
-        "2. data.cache=FOLDER, so that images are decoded once; "
-        "3. a data.size below 512x640"
-    )
-
-
-@pytest.mark.parametrize(
-    ("workers", "cores", "processes", "said"),
-    [
-        (0, 2, 1, "1. data.workers=1 instead of 0 (2 cores)"),
-        (3, 16, 1, "1. data.workers=6 instead of 3 (16 cores)"),  # 3 workers at half the pace wanted
-        (7, 16, 2, "more cores: 7 workers a process take the 16 there are"),
-        (6, 16, 2, "1. data.workers=7 instead of 6 (16 cores)"),
-    ],
-)
-def test_workers_are_advised_as_far_as_there_are_cores(workers: int, cores: int, processes: int, said: str):
-    line = advice(workers, cores, processes).line(0.5, 20)
-    assert line and said in line
-    assert ("data.workers=" in line) != ("more cores" in line)
-
-
-def test_only_what_is_not_done_yet_is_advised(tmp_path: Path):
-    plain = advice(augment={"zoom": [0.5, 2.0]}).line(0.5, 20)
-    cached = advice(augment={"zoom": [0.5, 2.0]}, cache=str(tmp_path)).line(0.5, 20)
-    assert plain and "data.cache=" in plain and "data.augment.zoom up to less than 2" in plain
-    assert cached and "data.cache" not in cached and "zoom" not in cached
-
-
 def test_advice_comes_once_and_again_when_it_got_much_worse():
     shares = [0.03, 0.05, 0.10, 0.12, 0.24, 0.26, 0.30, 0.04, 0.10]
     one = advice()

@@ -50,7 +50,7 @@ def solved(gramian: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return y * length[:, None] / length, c
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 24])
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 11, 24])
 @pytest.mark.parametrize("gradients", [random, opposed, parallel, one_zero, huge, unequal])
 def test_it_agrees_with_an_independent_solver(gradients: Any, num_tasks: int):
     rows = gradients(torch.Generator().manual_seed(num_tasks), num_tasks).double()
