@@ -303,5 +303,5 @@ def test_an_eager_run_that_was_saved_with_a_former_default_of_a_compiler_setting
     plain = load(base).model_dump(mode="json")
     plain["train"]["activation_memory"] = 0.95
     assert restore(plain, "last.pt") == load(base)
-    with pytest.raises(ConfigError, match="activation_memory is 0.9, but compile is false"):
+    with pytest.raises(ConfigError, match=r"activation_memory is 0\.9, but compile is false"):
         restore(plain, "last.pt", ["train.activation_memory=0.9"])

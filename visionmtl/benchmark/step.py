@@ -186,7 +186,10 @@ def _with_boxes(mode: Mode, count: int) -> str:
 def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
     """The joint step of the other tasks."""
     others = [name for name in TASKS if name != task]
-    parts: dict[str, Any] = {
-        part: {name: getattr(batch, part)[name] for name in others} for part in ("targets", "labelled", "counts")
-    }
-    return joint_step(workload.trainer(others, mode=mode), replace(batch, **parts))
+    less = replace(
+        batch,
+        targets={name: batch.targets[name] for name in others},
+        labelled={name: batch.labelled[name] for name in others},
+        counts={name: batch.counts[name] for name in others},
+    )
+    return joint_step(workload.trainer(others, mode=mode), less)
