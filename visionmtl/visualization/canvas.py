@@ -284,16 +284,7 @@ def place_tag(
     """Where a tag (w, h) hides least: inside the picture, at a corner of its box, off other tags and small boxes."""
     w, h = tag
     x1, y1, x2, y2 = box
-    corners = [
-        (x1, y1 - h),
-        (x2 - w, y1 - h),
-        (x1, y2),
-        (x2 - w, y2),
-        (x1, y1),
-        (x2 - w, y1),
-        (x1, y2 - h),
-        (x2 - w, y2 - h),
-    ]
+    corners = [(x, y) for y in (y1 - h, y2, y1, y2 - h) for x in (x1, x2 - w)]
     left = np.clip([x for x, _ in corners], 0, max(0, size[1] - w - 1))
     top = np.clip([y for _, y in corners], 0, max(0, size[0] - h - 1))
     places = np.stack([left, top, left + w, top + h], axis=1).astype(np.float32)

@@ -102,12 +102,12 @@ def draw_depth(
     """Depth as colour on a logarithmic scale, near is red, with a bar in metres; 0 = not measured is dark grey.
 
     min_m, max_m: ends of the scale, to compare pictures by eye; max_m alone starts at a twentieth of it. Without
-    both the picture has its own range (`depth_range`; it finds one for several maps, too).
+    both the picture has its own range (`depth_range`, which takes several maps, too).
     """
     _check_size(image, depth_m, "depth map")
-    found_min, found_max = depth_range(depth_m)
-    high = max_m or found_max
-    low = min_m or (max_m / 20 if max_m else found_min)
+    own_min, own_max = depth_range(depth_m)
+    high = max_m or own_max
+    low = min_m or (max_m / 20 if max_m else own_min)
     high = max(high, low * 1.01)
     depth = canvas.enlarge(depth_m, smooth=False)
     known = depth > 0

@@ -1,4 +1,4 @@
-"""A few bytes of each image, by which the same image is found again, exactly or nearly."""
+"""A few bytes of each image that identify equal and nearly equal images."""
 
 import hashlib
 from collections import defaultdict
@@ -43,7 +43,7 @@ def same_images(digests: Sequence[bytes]) -> list[list[int]]:
     places: dict[bytes, list[int]] = defaultdict(list)
     for place, digest in enumerate(digests):
         places[digest].append(place)
-    return [found for found in places.values() if len(found) > 1]
+    return [group for group in places.values() if len(group) > 1]
 
 
 def near_images(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int, float]]:

@@ -78,7 +78,7 @@ def _boxes(boxes: Boxes, space: LabelSpace | None, size: tuple[int, ...]) -> Ite
     area = ~(np.isfinite(boxes.area) & (boxes.area >= 0))
     repeated = _repeated(np.column_stack([xyxy, boxes.labels, boxes.crowd]))
 
-    found = (
+    checks = (
         ("box_not_finite", ~finite, "is", xyxy),
         ("box_empty", empty, "without width or height is", xyxy),
         ("box_outside", outside, f"outside its {height}x{width} px is", xyxy),
@@ -87,7 +87,7 @@ def _boxes(boxes: Boxes, space: LabelSpace | None, size: tuple[int, ...]) -> Ite
         ("box_area", area, "has area", boxes.area),
         ("box_repeated", repeated, "given before is", xyxy),
     )
-    for rule, where, what, values in found:
+    for rule, where, what, values in checks:
         if where.any():
             first = int(np.argmax(where))
             text = (
@@ -99,13 +99,13 @@ def _boxes(boxes: Boxes, space: LabelSpace | None, size: tuple[int, ...]) -> Ite
 def _repeated(rows: NDArray) -> NDArray[np.bool_]:
     """bool [N]: equal to an earlier row; NaN equals nothing."""
     _, first = np.unique(rows, axis=0, return_index=True)
-    again = np.ones(len(rows), bool)
-    again[first] = False
-    return again & np.isfinite(rows).all(axis=1)
+    repeated = np.ones(len(rows), bool)
+    repeated[first] = False
+    return repeated & np.isfinite(rows).all(axis=1)
 
 
 def _short(value: NDArray) -> str:
-    return str([f"{one:.6g}" for one in np.atleast_1d(value).tolist()]).replace("'", "")
+    return f"[{', '.join(f'{x:.6g}' for x in np.atleast_1d(value).tolist())}]"
 
 
 def _map_form(field: str, label: NDArray) -> Problem | None:

@@ -1,4 +1,4 @@
-"""What only shows when everything was read: images given twice, splits that leak, classes that nobody learns."""
+"""Findings over all data sets: repeated images, leaks between splits, classes without training data."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ _Shared = Counter[tuple[Role, str, str]]  # images by role, data set and another
 
 def judge(checked: Sequence[Checked]) -> list[Finding]:
     """Findings over all data sets that were read. Where only some images were, nothing is said to be absent."""
-    found = [*_repeated_ids(checked), *_twins(checked), *_absent(checked)]
+    findings = [*_repeated_ids(checked), *_twins(checked), *_absent(checked)]
     if all(_is_whole(one) for one in checked if one.role == "train"):
-        found += _untrained(checked)
-    return found
+        findings += _untrained(checked)
+    return findings
 
 
 def _is_whole(one: Checked) -> bool:
