@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from visionmtl.ops.resize import average_bins, by_phases, resize, spread, upsample
+from visionmtl.ops.resize import average_bins, by_phases, resize, resize_small, upsample
 
 
 def value_and_gradient(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_products_equal_pooling_and_interpolation():
     for bins in (1, 2, 3, 6):
         ours = value_and_gradient(lambda x, n=bins: average_bins(x, n), x)
         torch.testing.assert_close(ours, value_and_gradient(lambda x, n=bins: F.adaptive_avg_pool2d(x, n), x))
-    ours = value_and_gradient(lambda x: spread(x, (13, 25)), x)
+    ours = value_and_gradient(lambda x: resize_small(x, (13, 25)), x)
     torch.testing.assert_close(ours, value_and_gradient(lambda x: resize(x, (13, 25)), x))
 
 
