@@ -232,7 +232,8 @@ def _window(rng: np.random.Generator) -> Grey:
 
 
 PATTERNS = {
-    "planks": _planks, "tiles": _tiles, "checker": _checker, "bricks": _bricks, "stripes": _stripes, "rings": lambda rng: _stripes(rng).T,
+    "planks": _planks, "tiles": _tiles, "checker": _checker, "bricks": _bricks, "stripes": _stripes,
+    "rings": lambda rng: _stripes(rng).T,
     "plaster": _plaster, "marble": _marble, "weave": _weave, "dots": _dots, "patches": _patches, "door": _door,
     "window": _window,
 }  # fmt: skip
