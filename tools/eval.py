@@ -134,7 +134,6 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
     run, spaces = opened.run, opened.net.spaces
     evaluation = Evaluation(opened, ranks, args.data, args.protocol)
-    _show_notes(evaluation.notes, ranks)
     _check_results(args, evaluation.meters)
 
     split = args.split or "val"
@@ -165,7 +164,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             return _unmet(args, results, show=False)
 
         title = f"{opened.path}: step {opened.step}, {split}, input {run.data.input_size}, {run.train.precision}"
-        _save_and_print(title, args, results, header, file)
+        _save_and_print(title, args, results, header, file, evaluation.notes)
         if args.save_predictions:
             print(f"written: {args.save_predictions}")
         if args.report:
@@ -191,7 +190,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
     datasets = choose_datasets(run, args.data)
-    _show_notes((f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes), ranks)
+    notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     spaces = known or resolve_spaces(tasks, datasets)
     meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_judged=bool(args.data))
     _check_results(args, meters)
@@ -211,7 +210,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         results = find_protocol(args.protocol).named(results) if args.protocol else results
         if ranks.is_main_process:
             title = f"files of {', '.join(meters)} against {args.checkpoint}, {split}"
-            _save_and_print(title, args, results, header, args.json)
+            _save_and_print(title, args, results, header, args.json, notes)
             if left_out:
                 print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
             for name, of_task in files.items():
@@ -232,19 +231,12 @@ def _score_coco_files(args: argparse.Namespace) -> int:
         kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
         for expectation in args.expect:
             expectation.check_task([kind])
-        for note in notes:
-            print(f"note: {note}")
         title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
-        _save_and_print(title, args, {kind: result}, header, args.json)
+        _save_and_print(title, args, {kind: result}, header, args.json, notes)
     for counted, why in (("ignored", "their category is not in the annotations"), ("dropped", "they are not finite")):
         if result[counted]:
             print(f"{counted} {result[counted]} results: {why}")
     return _unmet(args, {kind: result})
-
-
-def _show_notes(notes: Iterable[str], ranks: Ranks) -> None:
-    for note in notes if ranks.is_main_process else ():
-        print(f"note: {note}")
 
 
 def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> None:
@@ -262,7 +254,12 @@ def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> Non
 
 
 def _save_and_print(
-    title: str, args: argparse.Namespace, results: Results, header: Mapping[str, Any], file: Path | None
+    title: str,
+    args: argparse.Namespace,
+    results: Results,
+    header: Mapping[str, Any],
+    file: Path | None,
+    notes: Iterable[str],
 ) -> None:
     """The file first: a terminal may be closed."""
     from visionmtl.engine.evaluator import save_json
@@ -271,6 +268,8 @@ def _save_and_print(
 
     if file:
         save_json(results, file, header)
+    for note in notes:
+        print(f"note: {note}")
     print(title)
     print(results_table(results))
     for name, result in results.items():

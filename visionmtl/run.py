@@ -113,10 +113,10 @@ class Train(Spec):
         False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"
     )
     activation_memory: float = Field(
-        0.95, gt=0, le=1, description="share of activations that compiled steps keep; the cheapest are computed again"
+        0.985, gt=0, le=1, description="share of activations that compiled steps keep; the cheapest are computed again"
     )
-    """torch's memory budget. Just below 1 it gives up what costs one pass, such as ReLU: with ResNet-50, 16 images of
-    512x512 and three tasks 2.9 GiB are kept instead of 4.7."""
+    """torch's memory budget. Just below 1 it gives up what costs one pass, such as ReLU. A step with ResNet-50, 16
+    images of 512x512 and three tasks on one H200: 0.95 takes 3.8 GiB, 1 takes 5.4 and 1.1 ms less."""
     sync_batchnorm: bool = Field(
         False, description="every BatchNorm takes its statistics over the images of all processes"
     )

@@ -131,7 +131,7 @@ def val_loader(
 def _loader(
     dataset: "TorchDataset[Example]", batches: Any, collate: Collate, num_workers: int, prefetch: int
 ) -> "DataLoader[Batch]":
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -143,6 +143,7 @@ def _loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
     )
+    return loader
 
 
 def _mixture(

@@ -218,10 +218,39 @@ def open_model(
     return Opened(net, run, state["step"], state["epoch"], path)
 
 
+def results_file(folder: Path, step: int) -> Path:
+    """Where a run directory keeps the results at a step; the file is written when the evaluation is finished."""
+    return folder / "eval" / f"step-{step:07d}.json"
+
+
+def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
+    """The checkpoint to go on from, or None for a start from nothing. An existing run is never overwritten silently.
+
+    which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is one; or a path.
+    dry_run: nothing will be written, so that a run that lies there is in no danger.
+    """
+    last = folder / "checkpoints" / "last.pt"
+    if which is None:
+        if not dry_run and (folder / "metrics.jsonl").exists():
+            raise ValueError(
+                f"{folder} already holds a run; one folder holds one run; continue it with --resume, "
+                "choose another with --output DIR, or delete it"
+            )
+        return None
+    if which == "auto":
+        return last if last.exists() else None
+    if "=" in which and not Path(which).exists():
+        raise ValueError(
+            f"--resume is given {which!r}, which is no file but looks like a setting; a path or nothing may follow "
+            f"it; write settings before it ({which} --resume), or --resume=auto"
+        )
+    return Path(which)
+
+
 def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on from a checkpoint under settings that its optimiser, balancer or loss scale do not fit.
 
-    saved, fresh: as `Trainer.plain` gives them, from the file and from the run that wants to go on; of one network.
+    saved, fresh: as `Trainer.state_dict` gives them, from the file and from the run that resumes; of one network.
     """
 
     def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -230,6 +259,7 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
     def groups(state: Mapping[str, Any]) -> str:
         return "+".join(str(len(group["params"])) for group in state["optimizer"]["param_groups"])
 
+    check_classes(saved["spaces"], fresh["spaces"], path)
     was, now = saved["run"], fresh["run"]
     wrong = None
     if was["optim"]["name"] != now["optim"]["name"]:
@@ -250,6 +280,41 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
             f"{path} was written with {wrong}; a resumed run needs what the checkpoint has; take the setting back, or "
             f"begin a new run with its weights (--init-from {path})"
         )
+
+
+def check_classes(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError where a task would take the weights of other classes, or of the same in another order.
+
+    saved, fresh: label spaces as plain data by task, of the file and of the network that is to have its weights.
+    """
+    for task in saved.keys() & fresh.keys():
+        before, now = (spaces[task]["classes"] if spaces[task] else [] for spaces in (saved, fresh))
+        if list(before) != list(now):
+            raise ValueError(
+                f"{path} learnt task {task!r} with the classes {', '.join(before) or 'none'}, but this run has "
+                f"{', '.join(now) or 'none'}; its weights belong to the same classes in the same order; use the data "
+                "that it was trained on, or start without its weights"
+            )
+
+
+def steps_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
+    """A note where a step of the resumed run has another number of images: epochs then begin at other steps.
+
+    saved, fresh: as `Trainer.state_dict` gives them; older files do not tell the number of processes.
+    """
+
+    def images(state: Mapping[str, Any]) -> tuple[int, str]:
+        train, world = state["run"]["train"], state.get("world", fresh["world"])
+        parts = f"train.batch_size {train['batch_size']} x accumulate {train['accumulate']} x {world} process(es)"
+        return train["batch_size"] * train["accumulate"] * world, parts
+
+    (before, old), (now, new) = images(saved), images(fresh)
+    if before == now:
+        return None
+    return (
+        f"a step has {now} images ({new}) and had {before} ({old}): step {saved['step']} keeps its number, but "
+        "epochs, the schedule and the order of the data count from there as if all steps had been of the new size"
+    )
 
 
 def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import os
 import time
@@ -25,7 +26,7 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.engine import checkpoint, distributed, resume
+from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
@@ -99,7 +100,11 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     net.check_size(run.data.input_size, "data.eval_size")
     if options.init_from:
         path = Path(options.init_from)
-        load_strictly(net, checkpoint.best_weights(checkpoint.load(path)), path)
+        saved = checkpoint.load(path)
+        checkpoint.check_classes(
+            saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
+        )
+        load_strictly(net, checkpoint.best_weights(saved), path)
     data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
@@ -188,6 +193,7 @@ class Trainer:
         self.state = TrainState()
         self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
         self.stopping = False
+        self.resume_note: str | None = None
         self.sharded = run.train.distributed.shard and ranks.world > 1
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
@@ -257,9 +263,9 @@ class Trainer:
         torch.manual_seed(self._step_seed())
         counts = []
         for batch in micro_batches:
-            with self._gradient_sync(last=False), torch.no_grad():
-                with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-                    predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
+            autocast = torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32")
+            with self._gradient_sync(last=False), torch.no_grad(), autocast:
+                predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
             counts.append({task: {**known, **predicted[task]} for task, known in batch.counts.items()})
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -341,7 +347,7 @@ class Trainer:
                 logger.info(line)
             if num_warmup_steps(run.optim, self.steps_per_epoch) > run.train.epochs * self.steps_per_epoch:
                 logger.info(
-                    "note      --limit-train-batches ends the run before its warm-up does; the rate stays below optim.lr"
+                    "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
@@ -381,8 +387,8 @@ class Trainer:
     def _resume(self) -> bool:
         """Go on from a checkpoint, if the options ask for it and there is one."""
         assert self.data is not None
-        path = resume.find(self.folder, self.options.resume, self.options.dry_run)
-        results = resume.go_on(self, path, self.data.monitor) if path else None
+        path = checkpoint.find_resumed(self.folder, self.options.resume, self.options.dry_run)
+        results = self.load_checkpoint(path, self.data.monitor) if path else None
         self.state.evaluated, self.state.results = results is not None, results or {}
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
@@ -524,10 +530,10 @@ class Trainer:
             self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))
             logger.info(f"best so far by rule {run.train.best!r}: {value:.4f}")
         if self.ranks.is_main_process:
-            save_json(results, resume.results_file(self.folder, step), {"step": step, "epoch": epoch})
+            save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
     def eval_model(self) -> MultiTaskNet:
-        """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's statistics."""
+        """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's buffers."""
         net = self.ema.module if self.ema else self.net
         distributed.share_statistics(net)
         if not self.sharded:
@@ -569,10 +575,31 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "world": self.ranks.world,
             "step": self.state.step,
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
         }
+
+    def load_checkpoint(self, path: Path, monitor: Monitor) -> Results | None:
+        """Restore the run; returns the results at its step, None where that was not evaluated to the end.
+
+        A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
+        Results under other names than the monitor's are of other data and do not count.
+        """
+        saved = checkpoint.load(path)
+        self.load_state_dict(saved, path)
+        self.resume_note = checkpoint.steps_changed(saved, self._local_state())
+        if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
+            self.state.best = -math.inf
+        file = checkpoint.results_file(path.parent.parent, self.state.step)
+        if not file.exists():
+            return None
+        results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        if set(results) != set(monitor.eval_names):
+            return None
+        self.state.best = max(self.state.best, monitor.value(results))
+        return results
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
@@ -599,11 +626,16 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        # fused kernels read moments in the memory order of their parameter, which another run may have stored otherwise
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     # ---- for people ----
 
     def _start_profiler(self) -> torch.profiler.profile:
-        """A running profiler that traces `options.profile` steps after PROFILE_WARMUP, fewer where time is up before."""
+        """A running profiler that traces `options.profile` steps after PROFILE_WARMUP, or fewer where time is up."""
         num_steps, file = self.options.profile, self.folder / "profile.json"
         assert num_steps is not None
 
@@ -642,12 +674,15 @@ class Trainer:
             yield f"eval on   {dataset.name}: {len(dataset)} images"
         for dataset in (*data.train_datasets, *data.val_datasets):
             yield from (f"note      {dataset.name}: {note}" for note in dataset.notes)
-        yield f"loading   {data.train_loader.num_workers} workers ({choose_workers(run.data.workers, num_processes_here())[1]})"
+        reason = choose_workers(run.data.workers, num_processes_here())[1]
+        yield f"loading   {data.train_loader.num_workers} workers ({reason})"
         yield (
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
         if run.train.accumulate > 1 and self.counts_predictions:
-            yield "note      a loss is a mean over what predictions tell of the whole step: one more forward pass a micro-batch"
+            yield "note      a loss is a mean over predictions of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"
+        if self.resume_note:
+            yield f"note      {self.resume_note}"

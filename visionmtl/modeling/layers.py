@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Norm = Literal["batch", "sync", "group", "frozen"]
 """BatchNorm; BatchNorm synchronised over ranks; GroupNorm (32 groups at most); BatchNorm that never updates."""
@@ -14,7 +15,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "group":
         # a group of one channel would normalise a 1x1 map to nothing
         fitting = (groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels >= 2 * groups)
-        return nn.GroupNorm(next(fitting, 1), channels)
+        return GroupNorm(next(fitting, 1), channels)
     if norm == "sync":
         return nn.SyncBatchNorm(channels)
     if norm == "frozen":
@@ -32,6 +33,23 @@ def replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Mo
         else:
             replaced += replace_batch_norm(child, make)
     return replaced
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, except that a compiled one keeps channels_last.
+
+    torch's own returns another memory format, in which the convolutions around it would copy every map twice in the
+    backward: a thirtieth of a compiled step with ResNet-50 on one H200.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, h, w]."""
+        if not torch.compiler.is_compiling() or x.device.type == "cpu":
+            return super().forward(x)
+        groups = x.float().unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
+        normed = ((groups - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return normed * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):

@@ -50,10 +50,16 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     """GIoU of pairs of boxes (Rezatofighi et al. 2019, arXiv:1902.09630, alg. 1): [..., 4] x 2 -> [...] in -1..1."""
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
+    # not `prod(dim=-1)`: on a GPU its backward asks the host whether a factor is zero
+    width, height = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).unbind(-1)
+    )
+    overlap = width * height
     union = (box_area(a) + box_area(b) - overlap).clamp(min=1e-6)
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
-    hull = hull.clamp(min=1e-6)
+    width, height = (
+        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).unbind(-1)
+    )
+    hull = (width * height).clamp(min=1e-6)
     return overlap / union - (hull - union) / hull
 
 
@@ -70,10 +76,10 @@ def nms(
     """Per-class non-maximum suppression of a fixed number of candidates an image.
 
     boxes: float [B, A, 4]; scores: float [B, A, K]. Every (cell, class) pair is a candidate of its own, as COCO wants.
-    together: all images in one go; None: on a GPU. A CPU compares every pair, and would compare B times as many.
-    Returns for each image (boxes [D, 4], scores [D], labels [D]), best first, D <= keep.
+    together: all images in one go; None: on a GPU. A CPU is faster one by one.
+    Returns for each image (boxes [D, 4], scores [D], labels [D]) on the CPU, best first, D <= keep.
     """
-    batch, num_cells, num_classes = scores.shape
+    _, num_cells, num_classes = scores.shape
     candidates = min(candidates, num_cells * num_classes)
     top, index = scores.flatten(1).topk(candidates, dim=1)  # [B, k]
     labels = index % num_classes
@@ -81,31 +87,47 @@ def nms(
 
     good = top > min_score
     if boxes.device.type != "cpu" if together is None else together:
-        group = torch.arange(batch, device=boxes.device)[:, None] * num_classes + labels
-        flat = top_boxes.flatten(0, 1), top.flatten(), group.flatten(), good.flatten()
-        survives = _survivors(*flat, max_iou).view(batch, -1)
+        survives = _survivors_of_batch(top_boxes, labels, good, max_iou)
     else:
         each = zip(top_boxes, top, labels, good, strict=True)
         survives = torch.stack([_survivors(*of_image, max_iou) for of_image in each])
 
-    return [
-        (top_boxes[i][survives[i]][:keep], top[i][survives[i]][:keep], labels[i][survives[i]][:keep])
-        for i in range(batch)
-    ]
+    best = (~survives).byte().argsort(dim=1, stable=True)[:, :keep]  # survivors first, in their order
+    counts = survives.sum(dim=1).clamp(max=keep).tolist()
+    kept = (
+        top_boxes.gather(1, best[..., None].expand(-1, -1, 4)).cpu(),
+        top.gather(1, best).cpu(),
+        labels.gather(1, best).cpu(),
+    )
+    return [(b[:n], s[:n], k[:n]) for b, s, k, n in zip(*kept, counts, strict=True)]
 
 
-def _survivors(boxes: Tensor, scores: Tensor, group: Tensor, good: Tensor, max_iou: float) -> Tensor:
-    """Bool [N]: the good ones that no better one of their group overlaps.
+def _survivors_of_batch(boxes: Tensor, labels: Tensor, good: Tensor, max_iou: float) -> Tensor:
+    """Bool [B, N]: the good ones that no surviving better one of their class overlaps.
 
-    boxes: float [N, 4]; scores: float [N]; group: int64 [N]; good: bool [N]
+    boxes: float [B, N, 4], best first; labels: int64 [B, N]; good: bool [B, N]
+    Starts with all good ones and takes away those that a survivor overlaps until nothing changes (Zheng et al. 2020,
+    arXiv:2005.03572, cluster NMS). After n rounds the best n are right, and mostly a handful settles all: on one H200
+    32 images of 1000 candidates took 43 ms one after the other.
     """
+    overlaps = (pairwise_iou(boxes, boxes) > max_iou) & (labels[:, :, None] == labels[:, None])
+    overlaps = (overlaps & good[:, :, None]).triu(1)  # a row for the better one
+    survives, before = good, None
+    while before is None or not torch.equal(survives, before):
+        before = survives
+        survives = good & ~(overlaps & survives[:, :, None]).any(dim=1)
+    return survives
+
+
+def _survivors(boxes: Tensor, scores: Tensor, labels: Tensor, good: Tensor, max_iou: float) -> Tensor:
+    """Bool [N]: as `_survivors_of_batch` for one image by torchvision."""
     places = good.nonzero().squeeze(1)
     if not len(places):
         return good
-    # double: every group is shifted to a place of its own, past what float32 can hold to a pixel where they are many
+    # double: every class is shifted to a place of its own, past what float32 can hold to a pixel where they are many
     exact = boxes[places].double()
     extent = exact.amax() - exact.amin() + 1
-    shifted = exact - exact.amin() + (group[places] * extent)[:, None]
+    shifted = exact - exact.amin() + (labels[places] * extent)[:, None]
     from torchvision.ops import nms  # seconds to import, and training alone does not need it
 
     kept = nms(shifted, scores[places].double(), max_iou)

@@ -1,5 +1,7 @@
 """Upsampling and cross-entropy in one operation that never holds the logits at full resolution."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,11 +22,10 @@ def upsampled_cross_entropy(
     logits: float32 [B, K, h, w]; classes: uint8 or int64 [B, h * factor, w * factor], `ignore` = adds nothing
     weights: float32 [K], a factor for each true class; not divided out again
 
-    The gradient is found along with the value, a few rows at a time, and only its small form, that of the logits, is
-    kept for the backward. For the compiler this is one opaque operator: were it taken apart, nothing would stop it
-    from keeping all rows.
+    The gradient is found along with the value, and only its small form, that of the logits, is kept for the backward.
+    For the compiler this is one opaque operator: were it taken apart, nothing would stop it from keeping all pixels.
     """
-    if logits.device.type == "cuda":  # its log-softmax over dim 1 would copy every part of anything else
+    if logits.device.type == "cuda":  # the kernels read planes
         logits = logits.contiguous()
     total: Tensor = torch.ops.visionmtl.upsampled_cross_entropy(logits, classes, weights, ignore, label_smoothing)[0]
     return total
@@ -33,7 +34,7 @@ def upsampled_cross_entropy(
 def value_and_gradient(
     logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The sum and its gradient on `logits`."""
+    """The sum and its gradient on `logits`: on a GPU by two kernels, else a few rows at a time."""
     batch, num_classes, height, width = logits.shape
     factor = classes.shape[1] // height
     if classes.shape != (batch, height * factor, width * factor):
@@ -41,6 +42,10 @@ def value_and_gradient(
             f"logits are {height}x{width} cells and classes {classes.shape[1]}x{classes.shape[2]} px; "
             "the second must be a whole multiple of the first, the same both ways; use plain cross-entropy"
         )
+    if logits.device.type == "cuda" and find_spec("triton"):  # part of torch, but on Windows
+        from visionmtl.ops import fused_kernel
+
+        return fused_kernel.value_and_gradient(logits, classes, weights, ignore, label_smoothing)
     chunks = min(-(-num_classes * classes.numel() // CHUNK_ELEMENTS), MAX_CHUNKS)
     rows = -(-height // max(chunks, 1))
     total, gradient = logits.new_zeros(()), torch.zeros_like(logits)

@@ -100,7 +100,9 @@ def scale_invariant_log(
 
 
 def neighbours(valid: Tensor, num_scales: int) -> list[tuple[Tensor, Tensor]]:
-    """Where two neighbours in a row, and in a column, are both valid: bool maps by scale; scale k has every 2^k-th pixel.
+    """Where two neighbours in a row, and in a column, are both valid: bool maps by scale.
+
+    Scale k has every 2^k-th pixel.
 
     valid: bool [B, H, W]
     """
@@ -139,6 +141,8 @@ def to_original(maps: Tensor, size: tuple[int, int], content: tuple[int, int], o
     """
     full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     inside = full[:, :, : content[0], : content[1]]
+    if content == original:
+        return inside
     return F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
 
 

@@ -112,7 +112,7 @@ class Detection(Task, frozen=True):
         for meta, (xyxy, score, label) in zip(metas, kept, strict=True):
             (height, width), (content_height, content_width) = meta.size, meta.content_size
             scale = np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
-            predictions.append(Detections(xyxy.cpu().numpy() * scale, score.cpu().numpy(), label.cpu().numpy()))
+            predictions.append(Detections(xyxy.numpy() * scale, score.numpy(), label.numpy()))
         return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:

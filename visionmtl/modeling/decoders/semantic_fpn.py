@@ -33,20 +33,23 @@ class _Sum(DenseMap):
 
     def forward(self, maps: Maps) -> Tensor:
         """See the base."""
-        outputs = [branch(maps[level]) for level, branch in zip(self.levels, self.branches, strict=True)]
-        return upsample(sum(outputs[1:], outputs[0]), 2 ** (self.levels[0] - OUT_LEVEL))
+        finest, *coarser = [branch(maps[level]) for level, branch in zip(self.levels, self.branches, strict=True)]
+        if coarser:  # doubled once, as a sum: the sum of what is doubled one by one
+            finest = finest + upsample(sum(coarser[1:], coarser[0]), 2)
+        return upsample(finest, 2 ** (self.levels[0] - OUT_LEVEL))
 
 
 def _branch(spec: SemanticFPN, in_channels: int, num_doublings: int) -> nn.Sequential:
+    """All of a branch but its last doubling, which all branches share."""
     layers: list[nn.Module] = []
     if spec.reduce and in_channels > spec.channels and not spec.separable:
         layers.append(nn.Conv2d(in_channels, spec.channels, 1, bias=False))
         in_channels = spec.channels
     for i in range(max(1, num_doublings)):
+        if i:
+            layers.append(_Double())
         c_in = spec.channels if i else in_channels
         layers.append(ConvBlock(c_in, spec.channels, norm=spec.norm, separable=spec.separable))
-        if num_doublings:
-            layers.append(_Double())
     return nn.Sequential(*layers)
 
 

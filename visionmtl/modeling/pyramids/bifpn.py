@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from visionmtl.modeling.layers import ConvBlock
 from visionmtl.modeling.pyramids.base import Pyramid, PyramidMaps, used_levels
+from visionmtl.ops.resize import double_nearest
 from visionmtl.structures import Maps
 
 
@@ -87,7 +88,7 @@ class _Fuse(nn.Module):
 
 def _double(x: Tensor, like: Tensor) -> Tensor:
     """As large as `like`: where halving rounded up, the last row or column is left out again."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., : like.shape[-2], : like.shape[-1]]
+    return double_nearest(x)[..., : like.shape[-2], : like.shape[-1]]
 
 
 def _halve(x: Tensor) -> Tensor:

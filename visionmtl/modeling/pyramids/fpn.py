@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from visionmtl.modeling.layers import ConvBlock
 from visionmtl.modeling.pyramids.base import Pyramid, PyramidMaps, fitting_width, used_levels
+from visionmtl.ops.resize import double_nearest
 from visionmtl.structures import Maps
 
 
@@ -49,7 +50,7 @@ class _TopDown(PyramidMaps):
         """See the base."""
         inner = [lateral(maps[level]) for lateral, level in zip(self.lateral, self.used, strict=True)]
         for fine in range(len(inner) - 2, -1, -1):
-            inner[fine] = inner[fine] + F.interpolate(inner[fine + 1], scale_factor=2.0, mode="nearest")
+            inner[fine] = inner[fine] + double_nearest(inner[fine + 1])
         outputs = [smooth(x) for smooth, x in zip(self.smooth, inner, strict=True)]
         for convolution in self.coarser:
             outputs.append(convolution(F.relu(outputs[-1]) if len(outputs) > len(self.used) else outputs[-1]))

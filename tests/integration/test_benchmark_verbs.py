@@ -1,0 +1,176 @@
+"""Every verb of `tools/benchmark.py` on the smallest sizes: what its tables hold, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from visionmtl.benchmark.figures import Figure, Note, Row, Table
+from visionmtl.benchmark.gpu import measure_gpu
+from visionmtl.benchmark.measure import Budget, Timing
+from visionmtl.benchmark.peers import PEERS
+from visionmtl.benchmark.step import Step
+from visionmtl.benchmark.workload import Workload
+from visionmtl.cli import main
+
+TURNS, TURN = ["--rounds", "1", "--seconds", "0.001"], Timing(1, 0.001)
+OVERRIDES = (
+    "model.pyramid.channels=32", "tasks.detection.head.num_convs=1",
+    "tasks.segmentation.decoder.channels=16", "tasks.depth.decoder.channels=16",
+)  # fmt: skip
+SMALL = ["--encoder", "test_resnet", "--size", "64", "64", "--set", *OVERRIDES]
+BATCH = ["--batch", "2", "--boxes", "3"]
+
+
+def measure(folder: Path, *command: str) -> tuple[int, dict[str, Any]]:
+    """The exit status, and what is in the JSON file."""
+    file = folder / "figures.json"
+    status = main(["benchmark", *command, "--json", str(file), "--markdown", str(folder / "figures.md")])
+    return status, json.loads(file.read_text())
+
+
+def column(content: dict[str, Any], table: int, name: str) -> dict[str, Any]:
+    """One column of a table by its first."""
+    of_one = content["tables"][table]
+    place = of_one["columns"].index(name)
+    return {row[0]: row[place] for row in of_one["rows"]}
+
+
+def test_a_step_is_timed_beside_its_parts_and_its_peers(tmp_path):
+    options = ("--peers", "--without", "--compare-boxes", "1", "40", "--clock", "cpu", "--device", "cpu")
+    _, content = measure(tmp_path, "step", *SMALL, *BATCH, *TURNS, *options)
+
+    ms = column(content, 0, "ms")
+    ours = ("encoder alone, eager", "joint, eager")
+    with_boxes = ("joint, eager, boxes: 1", "joint, eager, boxes: 40")
+    without = tuple(f"joint without {task}" for task in ("detection", "segmentation", "depth"))
+    assert set(ms) == {*ours, *PEERS, *with_boxes, *without}
+    assert all(value > 0 for value in ms.values())
+    flops = column(content, 0, "GFLOP")
+    assert flops["encoder alone, eager"] < flops["joint without detection"] < flops["joint, eager"]
+
+    rows = {row["name"]: row for row in content["rows"]}
+    achieved = flops["joint, eager"] / (ms["joint, eager"] / 1e3)
+    share = 100 * achieved / rows["matrix peak"]["value"]
+    assert column(content, 0, "% of matrix peak")["joint, eager"] == pytest.approx(share)
+    together = rows["joint, eager / sum of the three peers"]["value"]
+    assert together == pytest.approx(1 / rows["sum of the three peers / joint, eager"]["value"])
+    assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in PEERS))  # one round: no medians
+    assert rows["joint, eager, 40 boxes / 1"]["limit"] == 1.05
+    assert "share of depth in the step (eager)" in rows
+    assert "| joint, eager " in (tmp_path / "figures.md").read_text()
+
+
+def step_of(budget: Budget) -> list[Figure]:
+    """A step, plain and as if compiled."""
+    workload = Workload(encoder="test_resnet", batch=2, size=(64, 64), boxes=3, device="cpu", overrides=OVERRIDES)
+    return list(Step(workload, TURN, ("eager", "compiled"), budget=budget).measure())
+
+
+def test_compiled_steps_have_the_operations_of_the_plain_ones(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    figures = step_of(Budget(None))
+
+    (table,) = (one for one in figures if isinstance(one, Table))
+    flops = {str(row[0]): row[table.columns.index("GFLOP")] for row in table.rows}
+    assert list(flops) == [f"{name}, {mode}" for mode in ("eager", "compiled") for name in ("encoder alone", "joint")]
+    assert flops["joint, compiled"] == flops["joint, eager"] and flops["encoder alone, compiled"]
+    assert any(isinstance(one, Row) and one.name.endswith(" / encoder alone, compiled") for one in figures)
+
+
+def test_what_takes_long_to_compile_is_skipped_by_name_and_the_rest_is_timed():
+    class HalfAMinute(Budget):
+        def fits(self, seconds: float) -> bool:
+            return seconds < 30
+
+    figures = step_of(HalfAMinute(None))
+    skipped = [one.text.partition(";")[0] for one in figures if isinstance(one, Note) and "SKIPPED" in one.text]
+    assert skipped == ["SKIPPED: encoder alone, compiled", "SKIPPED: joint, compiled"]
+    (table,) = (one for one in figures if isinstance(one, Table))
+    assert [row[0] for row in table.rows] == ["encoder alone, eager", "joint, eager"]
+
+
+def test_without_time_left_a_step_says_what_it_skipped_and_still_ends(tmp_path):
+    status, content = measure(tmp_path, "gpu", *SMALL, *BATCH, *TURNS, "--device", "cpu", "--budget", "1e-9")
+
+    skipped = [note for note in content["notes"] if note.startswith("SKIPPED")]
+    assert status == 1, "the whole took longer than its budget"
+    assert content["tables"] == [] and rows_named(content, "all of this took")
+    for name in ("host waits", "predictions", "joint, eager", *PEERS):
+        assert any(name in note for note in skipped), name
+
+
+def test_with_time_left_one_go_measures_predictions_and_steps():
+    workload = Workload(encoder="test_resnet", batch=2, size=(64, 64), boxes=3, device="cpu", overrides=OVERRIDES)
+    figures = list(measure_gpu(workload, TURN, budget_s=3600, compare_boxes=(), infer_batches=(1,)))
+
+    titles = {one.title for one in figures if isinstance(one, Table)}
+    assert titles == {"Training steps", "Latency, batch 1", "Images a second, joint"}
+    skipped = [one.text for one in figures if isinstance(one, Note) and "SKIPPED" in one.text]
+    assert len(skipped) == 1 and "host waits, compiled steps, CUDA graphs; cpu is not a CUDA device" in skipped[0]
+    assert isinstance(figures[-1], Row) and figures[-1].kept and figures[-1].limit == 3600
+
+
+def test_each_balancing_method_is_compared_with_fixed_weights(tmp_path):
+    _, content = measure(tmp_path, "balance", *SMALL, *BATCH, *TURNS, "--methods", "upgrad", "--peers")
+    factors = column(content, 0, "x fixed weights")
+    assert list(factors) == ["fixed", "upgrad", "TorchJD, MGDA"]
+    assert factors["fixed"] == 1 and factors["TorchJD, MGDA"] > 0
+
+
+def test_predictions_are_timed_with_and_without_suppression(tmp_path):
+    _, content = measure(tmp_path, "infer", *SMALL, *TURNS, "--batches", "1", "2")
+    latency = {(network, until) for network, until, *_ in content["tables"][0]["rows"]}
+    assert latency >= {("joint", "raw outputs"), ("joint", "without suppression"), ("joint", "predictions")}
+    assert ("depth", "predictions") in latency and ("depth", "without suppression") not in latency
+    for _, _, median, late, _ in content["tables"][0]["rows"]:
+        assert 0 < median <= late
+    assert [row[0] for row in content["tables"][1]["rows"]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["step", "--modes", "cuda_graph", "--device", "cpu"], "only CUDA devices record such graphs; leave it out"),
+        (["step", "--compare-boxes", "5"], "two numbers or more are compared"),
+        (["step", "--encoder", "resnet5"], "no model 'resnet5'"),
+        (["step", "--set", "model.pyramd.channels=3"], "unknown field 'pyramd' .did you mean 'pyramid'"),
+        (["balance", "--methods", "upgrade"], "did you mean 'upgrad'.*correct --methods"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(options, text, capsys):
+    assert main(["benchmark", *options]) == 2
+    assert re.search(text, capsys.readouterr().err)
+
+
+def test_the_clock_of_the_process_is_refused_where_it_would_add_up_threads(monkeypatch, capsys):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert main(["benchmark", "step", "--clock", "cpu", "--device", "cpu"]) == 2
+    assert "set OMP_NUM_THREADS=1 and --device cpu, or --clock wall" in capsys.readouterr().err
+
+
+def rows_named(content: dict[str, Any], name: str) -> list[Any]:
+    return [row for row in content["rows"] if row["name"] == name]
+
+
+def test_workers_share_the_annotations_and_start_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("visionmtl.io.index.MIN_BYTES", 0)
+    status, content = measure(tmp_path, "data", "--images", "300", "--boxes", "2000")
+
+    rows = {row["name"]: row for row in content["rows"]}
+    assert status == 0 and rows["growth of a worker, Uss"]["value"] < rows["growth of a worker, Uss"]["limit"] == 5
+    assert rows["start from the cache"]["value"] < 3
+    assert "loading is not measured" in content["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [(["fly"], "choose from"), (["step", "--batch", "0"], "'0' is not a whole number of at least 1")],
+)
+def test_an_argument_that_cannot_be_is_refused(command, text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", *command])
+    assert stopped.value.code == 2 and text in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Resuming: a run cut in two computes what a whole one does, bit for bit, and nothing is overwritten silently."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scene_run
+import torch
+from toy_run import losses_of
+
+from visionmtl.engine import checkpoint
+from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
+from visionmtl.run import Run
+
+CUT = 4  # of 6 steps, 3 to an epoch: in the middle of the second epoch
+LIVELY = {  # everything that has a state or draws random numbers; segmentation drops channels by default
+    "model": {"encoder": {"drop_path": 0.3}},
+    "balance": {"type": "uncertainty"},
+    "data": {"train": [scene_run.scenes(12)], "augment": {"flip": 0.5, "zoom": [0.8, 1.2], "brightness": 0.2}},
+    "optim": {"clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 2},
+    "train": {"epochs": 2, "accumulate": 2, "keep": 2},
+}
+
+
+def settings(output: Path, **changes: Any) -> Run:
+    return scene_run.run(output, **scene_run.merged(LIVELY, changes))
+
+
+def last(folder: Path) -> dict[str, Any]:
+    """The last checkpoint without the settings, which know their folder."""
+    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(settings(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that stopped at CUT; not to be changed."""
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    train(settings(folder), TrainOptions(max_steps=CUT))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_cut_within_an_epoch_equals_a_whole_one_bit_for_bit(whole: Path, tmp_path: Path, workers: int):
+    run = settings(tmp_path / "run", data={"workers": workers})
+    train(run, TrainOptions(max_steps=CUT))
+    assert last(tmp_path / "run")["step"] == CUT
+
+    train(run, TrainOptions(resume="auto"))
+
+    assert last(whole)["step"] == 6
+    assert scene_run.differences(last(tmp_path / "run"), last(whole)) == []
+    assert scene_run.rows(tmp_path / "run") == scene_run.rows(whole)
+    assert scene_run.rows(tmp_path / "run", "val") == scene_run.rows(whole, "val")
+
+
+def test_the_random_layers_of_this_file_are_on(tmp_path: Path):
+    run = settings(tmp_path)
+    state, batches = scene_run.state(run), scene_run.batches(run)[:1]
+    with torch.no_grad():
+        state.loss_net.train()
+        first, second = (losses_of(state.loss_net, batches[0])["segmentation"] for _ in range(2))
+    assert scene_run.differences(first, second), "or the test above proves little"
+
+
+def test_a_checkpoint_of_any_step_continues_in_another_folder(whole: Path, tmp_path: Path):
+    earlier = whole / "checkpoints" / "step-0000003.pt"
+
+    train(settings(tmp_path / "branch"), TrainOptions(resume=str(earlier)))
+
+    assert scene_run.differences(last(tmp_path / "branch"), last(whole)) == []
+    assert scene_run.rows(tmp_path / "branch") == scene_run.rows(whole)[3:]
+
+
+def test_going_back_in_the_same_folder_drops_what_came_after(whole: Path, tmp_path: Path):
+    run = settings(tmp_path / "run")
+    train(run, TrainOptions(max_steps=CUT))
+
+    train(run, TrainOptions(resume=str(tmp_path / "run" / "checkpoints" / "step-0000003.pt"), max_steps=5))
+
+    assert scene_run.rows(tmp_path / "run") == scene_run.rows(whole)[:5]
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt")}
+    assert "step-0000005.pt" in kept
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(tmp_path: Path):
+    train(settings(tmp_path / "run"), TrainOptions(resume="auto", max_steps=1))
+
+    assert [row["step"] for row in scene_run.rows(tmp_path / "run")] == [1]
+
+
+def test_resuming_a_finished_run_changes_nothing(whole: Path):
+    before = {path: path.read_bytes() for path in [*sorted(whole.rglob("*.pt")), whole / "metrics.jsonl"]}
+
+    train(settings(whole), TrainOptions(resume="auto"))
+
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_is_never_overwritten(cut: Path):
+    with pytest.raises(ValueError, match=r"already holds a run; .* continue it with --resume, choose another"):
+        train(settings(cut))
+
+
+def test_a_new_learning_rate_takes_effect_and_the_moments_stay(cut: Path):
+    found = checkpoint.load(cut / "checkpoints" / "last.pt")
+    state = scene_run.state(settings(cut, optim={"lr": 5e-4, "betas": [0.8, 0.99]}))
+
+    state.load_state_dict(found, cut)
+
+    assert {(group["base_lr"], group["betas"]) for group in state.optimizer.param_groups} == {(5e-4, (0.8, 0.99))}
+    assert scene_run.differences(state.optimizer.state_dict()["state"], found["optimizer"]["state"]) == []
+
+
+def test_moments_lie_in_memory_as_their_parameters_do(cut: Path):
+    """A sharded run stores them contiguous; the fused kernels of a channels_last run would read them shuffled."""
+    saved = checkpoint.load(cut / "checkpoints" / "last.pt")
+    for moments in saved["optimizer"]["state"].values():
+        moments.update({name: value.contiguous() for name, value in moments.items()})
+    trainer = scene_run.state(settings(cut, train={"channels_last": True}))
+
+    trainer.load_state_dict(saved, cut)
+
+    pairs = [(p, v) for p, of_one in trainer.optimizer.state.items() for v in of_one.values() if v.shape == p.shape]
+    assert any(not parameter.is_contiguous() for parameter, _ in pairs)
+    assert all(value.stride() == parameter.stride() for parameter, value in pairs)
+    assert scene_run.differences(trainer.optimizer.state_dict()["state"], saved["optimizer"]["state"]) == []
+
+
+def test_a_resumed_run_logs_its_new_learning_rate(cut: Path, tmp_path: Path):
+    run = settings(tmp_path / "run", optim={"lr": 5e-4, "schedule": "constant"})
+
+    train(run, TrainOptions(resume=str(cut / "checkpoints" / "last.pt"), max_steps=CUT + 1))
+
+    assert [row["lr"] for row in scene_run.rows(tmp_path / "run")] == [5e-4]
+
+
+def test_ranks_drop_different_channels_also_after_resuming(cut: Path):
+    run = settings(cut)
+    micro_batches = scene_run.batches(run)[:2]
+    losses = []
+    for rank in (0, 0, 1):
+        state = scene_run.state(run, Ranks(rank, 1, torch.device("cpu")))
+        state.load_state_dict(checkpoint.load(cut / "checkpoints" / "last.pt"), cut)
+        losses.append(state.train_step(micro_batches).losses)
+
+    assert scene_run.differences(losses[0], losses[1]) == []
+    assert scene_run.differences(losses[0], losses[2])
+
+
+def test_a_damaged_checkpoint_points_at_the_one_before_which_works(cut: Path, tmp_path: Path):
+    whole_file = (cut / "checkpoints" / "last.pt").read_bytes()
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(whole_file[: len(whole_file) // 2])
+    path.with_name("last.pt.previous").write_bytes(whole_file)
+    run = settings(tmp_path / "run")
+
+    with pytest.raises(ValueError, match=r"is no checkpoint, or was cut short; .*; use .*last\.pt\.previous beside it"):
+        train(run, TrainOptions(resume="auto"))
+
+    train(run, TrainOptions(resume=str(path.with_name("last.pt.previous")), max_steps=CUT + 1))
+    assert last(tmp_path / "run")["step"] == CUT + 1
+
+
+def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path, tmp_path: Path):
+    source = checkpoint.load(cut / "checkpoints" / "last.pt")
+    still = settings(tmp_path / "new", optim={"lr": 1e-12, "warmup_steps": None})
+
+    train(still, TrainOptions(init_from=str(cut / "checkpoints" / "last.pt"), max_steps=1))
+
+    found, averaged = last(tmp_path / "new"), checkpoint.best_weights(source)
+    parameters = dict(scene_run.state(still).net.named_parameters())
+    for name in parameters:
+        torch.testing.assert_close(found["net"][name], averaged[name], rtol=0, atol=1e-9)
+    assert found["step"] == 1
+    assert found["balancer"]["log_variances"].abs().max() < 1e-9 < source["balancer"]["log_variances"].abs().max()
+    assert {float(of_one["step"]) for of_one in found["optimizer"]["state"].values()} == {1.0}
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(cut: Path, tmp_path: Path):
+    run = scene_run.run(tmp_path / "run", ["depth"])
+    path = str(cut / "checkpoints" / "last.pt")
+    for options in (TrainOptions(init_from=path), TrainOptions(resume=path)):
+        with pytest.raises(ValueError, match=r"does not fit this network: 0 missing, .* unexpected .*decoders\.detec"):
+            train(run, options)
+
+
+def test_steps_of_another_size_are_noted_with_what_they_do_to_the_position(cut: Path, tmp_path: Path):
+    path = str(cut / "checkpoints" / "last.pt")
+    run = settings(tmp_path / "run", train={"batch_size": 1, "accumulate": 1})
+
+    train(run, TrainOptions(resume=path, max_steps=CUT + 1))
+
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "a step has 1 images (train.batch_size 1 x accumulate 1 x 1 process(es)) and had " in log
+    same = settings(tmp_path / "same")
+    train(same, TrainOptions(resume=path, max_steps=CUT + 1))
+    assert "a step has" not in (tmp_path / "same" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("how", ["resume", "init_from"])
+def test_the_same_classes_in_another_order_are_refused_by_name(cut: Path, tmp_path: Path, how: str):
+    saved = checkpoint.load(cut / "checkpoints" / "last.pt")
+    space = saved["spaces"]["segmentation"]
+    space["classes"] = space["classes"][::-1]
+    path = tmp_path / "checkpoints" / "last.pt"
+    checkpoint.save(path, saved)
+
+    with pytest.raises(ValueError, match=r"learnt task 'segmentation' with the classes cylinder, .*this run has wall,"):
+        train(settings(tmp_path / "run"), TrainOptions(**{how: str(path)}))

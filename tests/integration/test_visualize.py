@@ -1,0 +1,212 @@
+"""tools/visualize.py: pictures of predictions, of truth and of training data, which are never written over others."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import scene_run
+from PIL import Image
+
+from visionmtl import run as config
+from visionmtl.cli import main
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import train_loader
+from visionmtl.datasets import open_datasets
+from visionmtl.engine.checkpoint import open_model
+from visionmtl.inference.predictor import Predictor, picture
+from visionmtl.io.images import read_image
+from visionmtl.io.video import read_frames
+
+SMALL = [
+    "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",
+    "data.size=[64,96]", "data.workers=0", "data.augment.brightness=0.4", "model.pyramid.channels=16",
+]  # fmt: skip
+NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The checkpoint of an untrained run."""
+    return scene_run.save_untrained(config.load("configs/quickstart.yaml", SMALL), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def opened(saved):
+    return open_model(saved)
+
+
+def drawn(saved, *arguments):
+    return main(["visualize", str(saved), *map(str, arguments)])
+
+
+def test_a_task_without_a_value_leaves_its_place_empty(opened):
+    run, net = opened.run, opened.net
+    prediction = Predictor(opened)(NOISE).predictions
+
+    one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction})
+    two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "truth": {"depth": None}})
+
+    assert two.shape[1] == one.shape[1] and two.shape[0] > one.shape[0]
+
+
+def test_a_folder_a_glob_and_a_file_are_drawn_in_their_own_numbers(saved, tmp_path, capsys):
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(NOISE).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+
+    assert drawn(saved, tmp_path, tmp_path / "*.jpg", tmp_path / "a.png", "--output", tmp_path / "out") == 0
+
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["000_a.png", "001_b.png", "002_b.png", "003_a.png", "contact_sheet.png"]
+    assert capsys.readouterr().out.count("written: ") == 5
+
+
+def test_compare_draws_validation_images_into_the_run_folder(saved):
+    assert drawn(saved, "--num", 2, "--tasks", "depth,segmentation") == 0
+
+    files = sorted((saved.parent.parent / "samples" / "compare").iterdir())
+    assert [file.name[:4] for file in files] == ["000_", "001_", "cont"]
+    assert read_image(files[0]).shape[1] > 3 * 480  # the image and two tasks, enlarged to be legible
+
+
+def test_data_draws_the_batch_that_training_sees_first(saved, tmp_path):
+    assert drawn("configs/quickstart.yaml", *SMALL, "--mode", "data", "--num", 2, "--output", tmp_path) == 0
+    assert drawn(saved, "--mode", "data", "--num", 2, "--output", tmp_path / "same") == 0
+
+    first = next(tmp_path.glob("000_*.png"))
+    assert first.read_bytes() == (tmp_path / "same" / first.name).read_bytes()
+    order = np.random.default_rng([0, 0]).permutation(4)
+    assert first.stem.endswith(f"{order[0]}")
+
+
+def test_several_data_sets_are_drawn_in_the_shares_and_the_order_of_training(tmp_path):
+    one = "{type: scenes, split: train, num_images: %d, size: [64, 96], name: %s, weight: %d}"
+    mixed = f"data.train=[{one % (6, 'many', 1)},{one % (2, 'few', 9)}]"
+    settings = [mixed, *SMALL[3:], "data.val.0.num_images=3", "data.val.0.size=[64,96]"]
+    assert drawn("configs/quickstart.yaml", *settings, "--mode", "data", "--num", 6, "--output", tmp_path) == 0
+
+    run = config.load("configs/quickstart.yaml", settings)
+    sources = open_datasets(run.data.train)
+    loader = train_loader(run.data, run.tasks, resolve_spaces(run.tasks, sources), sources, 1, run.seed)
+    ids = [source.read(index).image_id for source in sources for index in range(len(source))]
+    drawn_ids = [re.sub(r"[^A-Za-z0-9.-]+", "_", ids[key.index]) for (key,) in list(loader.batch_sampler)[:6]]
+    assert [file.stem.partition("_")[2] for file in sorted(tmp_path.glob("0*.png"))] == drawn_ids
+
+
+def test_a_setting_of_the_run_can_be_replaced(saved, tmp_path):
+    assert drawn(saved, "data.val.0.num_images=1", "--output", tmp_path) == 0
+
+    assert [file.name[:4] for file in tmp_path.iterdir()] == ["000_"]
+
+
+def write_clip(path, num_frames, size=(70, 50)):
+    path.parent.mkdir(exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
+    for _ in range(num_frames):
+        writer.write(NOISE)
+    writer.release()
+
+
+def test_a_video_becomes_a_video(saved, tmp_path):
+    write_clip(tmp_path / "in.avi", 3)
+
+    # into a folder of its own: the one the video lies in is refused
+    assert drawn(saved, tmp_path / "in.avi", "--num", 2, "--output", tmp_path / "out", "--tasks", "depth") == 0
+
+    frames_per_s, frames = read_frames(str(tmp_path / "out" / "in.mp4"))
+    assert frames_per_s == 10 and len(list(frames)) == 2
+
+
+def test_neither_an_input_nor_a_result_of_the_same_name_is_written_over(saved, tmp_path, capsys):
+    for folder in ("a", "b"):
+        write_clip(tmp_path / folder / "clip.avi", 2)
+    (tmp_path / "a" / "clip.mp4").write_bytes(b"the user's")
+
+    assert drawn(saved, tmp_path / "a" / "clip.avi", "--output", tmp_path / "a") == 2
+    assert (tmp_path / "a" / "clip.mp4").read_bytes() == b"the user's"
+    assert "holds files already, and nothing is written over" in capsys.readouterr().err
+
+    clips = [tmp_path / folder / "clip.avi" for folder in ("a", "b")]
+    assert drawn(saved, *clips, "--num", 1, "--tasks", "depth", "--output", tmp_path / "out") == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["clip-2.mp4", "clip.mp4"]
+
+
+def test_the_default_folder_of_a_second_call_is_a_new_one(saved, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    for _ in range(2):
+        assert drawn(saved, tmp_path / "a.png", "--tasks", "depth") == 0
+
+    samples = saved.parent.parent / "samples"
+    assert [len(list((samples / name).iterdir())) for name in ("predict", "predict-2")] == [1, 1]
+
+
+def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(NOISE).save(tmp_path / name)
+
+    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "out.jpg") == 0
+    assert read_image(tmp_path / "out.jpg").shape[2] == 3
+
+    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "out.jpg") == 2
+    assert "out.jpg exists already; nothing is written over" in capsys.readouterr().err
+    assert drawn(saved, tmp_path / "a.png", tmp_path / "b.png", "--output", tmp_path / "two.png") == 2
+    assert "is one file, but there are 2 results; a folder is needed" in capsys.readouterr().err
+    assert not (tmp_path / "two.png").exists()
+
+
+def test_a_damaged_picture_is_told_and_the_others_are_drawn(saved, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(NOISE).save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+
+    assert drawn(saved, tmp_path / "in", "--output", tmp_path / "out") == 2
+
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["000_good.png"]
+    assert re.search(r"error: .*bad\.png is missing or no readable image", capsys.readouterr().err)
+
+
+def test_a_name_as_long_as_a_disk_allows_is_cut_in_the_result(saved, tmp_path):
+    names = [f"{'x' * 250}{end}.png" for end in "ab"]
+    for name in names:
+        Image.fromarray(NOISE).save(tmp_path / name)
+
+    assert drawn(saved, *(tmp_path / name for name in names), "--tasks", "depth", "--output", tmp_path / "out") == 0
+
+    results = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert len(results) == 3 and results[0][4:] != results[1][4:] and all(len(name) <= 255 for name in results)
+
+
+def test_a_setting_that_does_not_fit_is_one_line_with_its_path(saved, tmp_path, capsys):
+    assert drawn(saved, "data.wrokers=1", "--output", tmp_path / "out") == 2
+
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: data\.wrokers: unknown field .* \(did you mean 'workers'\?\).*\n", told)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "hint"), [("40", "; did you mean 0.4?"), ("-1", ""), ("high", "")])
+def test_a_score_that_is_no_share_is_refused(text, hint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        drawn("best.pt", f"--score={text}")
+
+    assert ended.value.code == 2
+    assert f"{text!r} is no score; scores are 0 to 1{hint}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.jpg"], "no image at 'nothing.jpg'; an image .*; check the path"),
+        (["--tasks", "depht"], r"'depht' \(did you mean 'depth'\?\); this run has .*; correct it"),
+        (["--mode", "predict"], "predict was given 0 inputs; .*; name an image"),
+        (["nothing.mp4"], "nothing.mp4 cannot be opened as a video; .*; check the path"),
+        (["camera:front"], "names no camera; camera:0 is the first"),
+    ],
+)
+def test_mistakes_are_explained_and_leave_no_folder(saved, tmp_path, capfd, arguments, said):
+    assert drawn(saved, *arguments, "--output", tmp_path / "out") == 2  # as every tool: 1 is a check that failed
+
+    printed = " ".join(line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert re.search(said, printed)
+    assert not (tmp_path / "out").exists()
