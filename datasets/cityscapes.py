@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from visionmtl.datasets import Dataset
+from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.cityscapes import (
     CITYSCAPES7,
     CITYSCAPES19,
@@ -32,7 +32,7 @@ from visionmtl.io.depth_maps import depth_from_codes
 from visionmtl.io.images import read_map, read_photo
 from visionmtl.io.label_maps import outlines
 from visionmtl.io.paths import Files, composed, is_hidden
-from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import Boxes, LabelSpace, ReadRequest, Sample
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
@@ -48,13 +48,7 @@ _FILES = {  # by part: folder, ending
     "disparity": ("disparity", "_disparity.png"),
     "camera": ("camera", "_camera.json"),
 }
-_PACKAGE = {
-    "image": "leftImg8bit_trainvaltest.zip",
-    "labelIds": "gtFine_trainvaltest.zip",
-    "instanceIds": "gtFine_trainvaltest.zip",
-    "disparity": "disparity_trainvaltest.zip",
-    "camera": "camera_trainvaltest.zip",
-}
+_PACKAGE = {part: f"{folder}_trainvaltest.zip" for part, (folder, _) in _FILES.items()}
 
 
 class Cityscapes(Dataset):
@@ -70,13 +64,13 @@ class Cityscapes(Dataset):
     classes: Literal[19, 7] = 19
     """19 classes as evaluated officially, or their 7 categories."""
     labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
-    """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+    """What to read. Leave out what no task needs: its files are neither required nor decoded."""
 
     def build(self) -> "CityscapesReader":
         return CityscapesReader(self)
 
 
-class CityscapesReader:
+class CityscapesReader(PartReader):
     """The frames of one split, sorted by city and name. `notes`: one line for each thing that is not labelled."""
 
     def __init__(self, spec: Cityscapes) -> None:
@@ -115,42 +109,34 @@ class CityscapesReader:
         return len(self._stems)
 
     def file(self, index: int) -> Path:
-        """Where the image lies."""
+        """The image."""
         return self._file("image", index)
 
     def label_files(self, index: int) -> list[Path]:
-        """What its labels come from."""
+        """The files that its labels come from."""
         own = [self._file(part, index) for part, have in self._have.items() if have[index]]
         return own if self._panoptic is None else [*own, self._panoptic.file]
 
-    def read(self, index: int) -> Sample:
-        """The sample at full size; a broken file raises ValueError with its name."""
-        return self.read_part(index, EVERYTHING)
-
-    def read_part(self, index: int, part: ReadRequest) -> Sample:
-        """As `read`; see `visionmtl.datasets.DatasetReader`. PNGs are not reduced."""
-        image, size, _ = read_photo(self._file("image", index))
-        wanted = {label: bool(known[index]) for label, known in self._labelled.items() if label in part.fields}
-        depth = wanted.get("depth_m", False)
-        boxes_here = wanted.get("boxes", False) and bool(self._have["instanceIds"][index])
-
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """What is requested of the sample. PNGs are not reduced."""
+        image, size, _ = read_photo(self.file(index))
+        labels = {label for label, known in self._labelled.items() if known[index] and label in request.fields}
         label_ids = instance_ids = None
-        if self._have["labelIds"][index] and (depth or wanted.get("segmentation")):
+        if self._have["labelIds"][index] and labels & {"depth_m", "segmentation"}:
             label_ids = self._read_codes("labelIds", index, size, np.uint8)
-        if boxes_here or (depth and label_ids is None and self._have["instanceIds"][index]):
+        if self._have["instanceIds"][index] and ("boxes" in labels or ("depth_m" in labels and label_ids is None)):
             instance_ids = self._read_codes("instanceIds", index, size, np.uint16)
 
         boxes = segmentation = depth_m = disparity_px_metre = None
-        if boxes_here:
-            assert instance_ids is not None
+        if "boxes" in labels and instance_ids is not None:
             boxes = find_boxes(instance_ids)
-        elif wanted.get("boxes"):
+        elif "boxes" in labels:
             assert self._panoptic is not None
-            boxes = self._panoptic.of_image(index, self._file("image", index), size)
-        if wanted.get("segmentation"):
+            boxes = self._panoptic.of_image(index, self.file(index), size)
+        if "segmentation" in labels:
             assert label_ids is not None
             segmentation = self._to_classes(label_ids, index)
-        if depth:
+        if "depth_m" in labels:
             ids = instance_ids if label_ids is None else label_ids  # the same below 1000
             codes = self._read_codes("disparity", index, size, np.uint16)
             baseline_m, focal_px = _read_camera(self._file("camera", index))
@@ -227,10 +213,8 @@ class CityscapesReader:
 
 def find_boxes(instance_ids: NDArray[np.uint16]) -> Boxes:
     """The boxes of a map of instanceIds: class * 1000 + number for an object, the class alone for a group of them."""
-    found = outlines(instance_ids, wanted=THING_OF_CODE >= 0)
-    return Boxes(
-        xyxy=found.xyxy, labels=THING_OF_CODE[found.ids].astype(np.int64), crowd=found.ids < 1000, area=found.area
-    )
+    ids, xyxy, area = outlines(instance_ids, THING_OF_CODE >= 0)
+    return Boxes(xyxy, labels=THING_OF_CODE[ids].astype(np.int64), crowd=ids < 1000, area=area)
 
 
 def _stem(file: Path, ending: str) -> str:
@@ -241,13 +225,13 @@ def _stem(file: Path, ending: str) -> str:
 def _find_images(folder: Path) -> NDArray[np.str_]:
     """[N] "city/stem" of every image, in one array: it is sent to all workers."""
     ending = _FILES["image"][1]
-    found = [_stem(file, ending) for file in folder.glob(f"*/*{ending}") if not is_hidden(file.name)]
-    if not found:
+    stems = [_stem(file, ending) for file in folder.glob(f"*/*{ending}") if not is_hidden(file.name)]
+    if not stems:
         raise ValueError(
             f"found no images in {folder}; the official tree has {folder}/CITY/*{ending}; unpack "
             f"{_PACKAGE['image']} into `root` (from https://www.cityscapes-dataset.com), or correct `root`"
         )
-    return np.array(sorted(found))
+    return np.array(sorted(stems))
 
 
 def _read_camera(file: Path) -> tuple[float, float]:

@@ -18,12 +18,12 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from visionmtl.datasets import Dataset
-from visionmtl.io.coco.annotations import Packed, PackedBoxes, read_boxes
-from visionmtl.io.coco.panoptic import PackedSegments, read_segments
+from visionmtl.datasets import Dataset, PartReader
+from visionmtl.io.coco.annotations import AnnotationIndex, BoxIndex, read_boxes
+from visionmtl.io.coco.panoptic import SegmentIndex, read_segments
 from visionmtl.io.images import read_map, read_photo
 from visionmtl.io.paths import Files
-from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
 Label = Literal["boxes", "segmentation"]
@@ -90,7 +90,7 @@ _GET_IT = "unpack the official files as datasets/README.md says, or correct `roo
 
 
 class COCO(Dataset):
-    """Boxes of 80 classes and, if wanted, one of four kinds of class maps.
+    """Boxes of 80 classes and, if chosen, one of four kinds of class maps.
 
     EXIF orientation is not applied to the photographs, since the annotations refer to the pixels as they are stored.
     """
@@ -99,7 +99,7 @@ class COCO(Dataset):
     root: str
     split: Literal["train", "val"] = "train"
     labels: tuple[Label, ...] = Field(default=("boxes",), min_length=1)
-    """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+    """What to read. Leave out what no task needs: its files are neither required nor decoded."""
     maps: Maps | None = None
     """Where class maps come from; needed when `labels` has segmentation.
     panoptic: 133 classes of things and stuff, void is not labelled; stuffthingmaps: 171 classes of COCO-Stuff;
@@ -109,15 +109,15 @@ class COCO(Dataset):
     @model_validator(mode="after")
     def _maps_are_chosen_when_read(self) -> Self:
         if ("segmentation" in self.labels) != (self.maps is not None):
-            found = "chosen, but `labels` has no segmentation" if self.maps else "not chosen, but segmentation is read"
+            state = "chosen, but `labels` has no segmentation" if self.maps else "not chosen, but segmentation is read"
             text = (
-                f"maps: {found}; class maps come from one of {', '.join(_SPACES)}; set `maps` and name segmentation in "
+                f"maps: {state}; class maps come from one of {', '.join(_SPACES)}; set `maps` and name segmentation in "
                 "`labels`, or neither"
             )
             raise PydanticCustomError("maps_and_labels", "{text}", {"text": text})
         return self
 
-    def build(self) -> "Reader":
+    def build(self) -> "_Reader":
         root, name = Path(self.root), f"{self.split}2017"
         boxes = segments = None
         if "boxes" in self.labels or self.maps != "panoptic":
@@ -127,19 +127,19 @@ class COCO(Dataset):
         if self.maps == "panoptic":
             segments = read_segments(root / "annotations" / f"panoptic_{name}.json")
             _check_categories(segments, COCO133)
-        return Reader(self, boxes, segments)
+        return _Reader(self, boxes, segments)
 
 
-class Reader:
+class _Reader(PartReader):
     """The images of the instances file; of the panoptic file where it alone is read."""
 
-    def __init__(self, spec: COCO, boxes: PackedBoxes | None, segments: PackedSegments | None) -> None:
+    def __init__(self, spec: COCO, boxes: BoxIndex | None, segments: SegmentIndex | None) -> None:
         root, name = Path(spec.root), f"{spec.split}2017"
-        images: Packed | None = segments if boxes is None else boxes
+        images: AnnotationIndex | None = segments if boxes is None else boxes
         assert images is not None  # one of the labels needs one of them
-        for packed in (boxes, segments):
-            if packed is not None and not len(packed):
-                raise ValueError(f"{packed.file} lists no images; a split needs at least one; {_GET_IT}")
+        for index in (boxes, segments):
+            if index is not None and not len(index):
+                raise ValueError(f"{index.file} lists no images; a split needs at least one; {_GET_IT}")
         self.provides: dict[str, LabelSpace | None] = {}
         self.notes: list[str] = boxes.report() if boxes is not None else []
         """What is worth knowing about the labels, a sentence each."""
@@ -189,38 +189,27 @@ class Reader:
         return self._boxes.of(index, size) if self._boxes is not None and "boxes" in self._spec.labels else None
 
     def file(self, index: int) -> Path:
-        """Where the image lies."""
+        """The image."""
         return self._photos.path(self._images.name(index))
 
     def label_files(self, index: int) -> list[Path]:
-        """What its labels come from."""
-        lists = [packed.file for packed in (self._boxes, self._segments) if packed is not None]
+        """The files that its labels come from."""
+        lists = [lists.file for lists in (self._boxes, self._segments) if lists is not None]
         png = self._map_file(index) if self._spec.maps else None
         return lists if png is None else [*lists, png]
 
-    def read(self, index: int) -> Sample:
-        """The sample at full size; `image_id` is COCO's number. A broken file raises ValueError with its name."""
-        return self.read_part(index, EVERYTHING)
-
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """As `read`; see `visionmtl.datasets.DatasetReader`."""
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """What is requested of the sample; `image_id` is COCO's number."""
         file = self.file(index)
-        pixels, size, divisor = read_photo(file, wanted.choose_scale)
-        declared = self._images.size(index)
-        if size != declared and 0 not in declared:
-            raise ValueError(
-                f"{file} is {size}, {self._images.file} says {declared} (height, width, as stored: without "
-                "EXIF rotation); boxes would not fit; fetch the official file"
-            )
+        pixels, size, jpeg_scale = read_photo(file, request.choose_scale)
+        self._images.check_size(index, file, size, "EXIF rotation does not count; fetch the official file")
         return Sample(
             image=pixels,
             image_id=self._images.image_id(index),
-            boxes=self.boxes_of(index, size) if "boxes" in wanted.fields else None,
-            segmentation=self._read_classes(index, size)
-            if self._spec.maps and "segmentation" in wanted.fields
-            else None,
+            boxes=self.boxes_of(index, size) if "boxes" in request.fields else None,
+            segmentation=self._read_classes(index, size) if "segmentation" in request.fields else None,
             full_size=size,
-            jpeg_scale=divisor,
+            jpeg_scale=jpeg_scale,
         )
 
     def _map_file(self, index: int) -> Path | None:
@@ -232,6 +221,8 @@ class Reader:
         return self._maps.path(self._images.name(index).rpartition(".")[0] + ".png")
 
     def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        if self._spec.maps is None:
+            return None
         if self._boxes is not None and self._spec.maps in _PAINTED:
             return paint_masks(self._boxes, index, IGNORE if self._spec.maps == "instances" else len(COCO80.classes))
         file = self._map_file(index)
@@ -249,21 +240,20 @@ class Reader:
         return _STUFFTHING_TABLE[codes]
 
 
-def paint_masks(boxes: PackedBoxes, row: int, rest: int) -> NDArray[np.uint8]:
+def paint_masks(boxes: BoxIndex, row: int, rest: int) -> NDArray[np.uint8]:
     """Class ids [H, W]: crowds as IGNORE, then objects from the largest to the smallest, `rest` where there is none."""
-    classes, found = np.full(boxes.size(row), rest, np.uint8), boxes.of(row)
-    masks = boxes.masks(row)
-    for number in np.lexsort((-found.area, ~found.crowd)):
-        classes[masks[number]] = IGNORE if found.crowd[number] else found.labels[number]
+    classes, objects, masks = np.full(boxes.size(row), rest, np.uint8), boxes.of(row), boxes.masks(row)
+    for number in np.lexsort((-objects.area, ~objects.crowd)):
+        classes[masks[number]] = IGNORE if objects.crowd[number] else objects.labels[number]
     return classes
 
 
-def _check_categories(packed: Packed, space: LabelSpace) -> None:
+def _check_categories(index: AnnotationIndex, space: LabelSpace) -> None:
     official = tuple(zip(space.ids, space.classes, strict=True))
-    if packed.categories != official:
-        odd = sorted(set(packed.categories) ^ set(official))[:3]
+    if index.categories != official:
+        odd = sorted(set(index.categories) ^ set(official))[:3]
         raise ValueError(
-            f"{packed.file} lists {len(packed.categories)} categories that are not COCO's {len(official)}, e.g. {odd}; "
+            f"{index.file} lists {len(index.categories)} categories that are not COCO's {len(official)}, e.g. {odd}; "
             "only the official list keeps ids and results comparable; fetch the official file, or read yours as "
             "type: folder"
         )

@@ -21,9 +21,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
-from visionmtl.datasets import Dataset
+from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.coco.annotations import read_boxes
-from visionmtl.io.depth_maps import range_complaint, read_array, spread, to_metres
+from visionmtl.io.depth_maps import check_positions, read_array, to_metres, unit_notes
 from visionmtl.io.images import SUFFIXES, read_photo, read_png
 from visionmtl.io.label_maps import class_file, label_table, to_classes, undeclared_values
 from visionmtl.io.paths import (
@@ -42,7 +42,7 @@ from visionmtl.io.paths import (
     read_list,
     without_ending,
 )
-from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
 Missing = Literal["error", "unlabelled"]
@@ -115,7 +115,7 @@ class Folder(Dataset):
         return FolderReader(self)
 
 
-class FolderReader:
+class FolderReader(PartReader):
     """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
 
     def __init__(self, spec: Folder) -> None:
@@ -135,7 +135,9 @@ class FolderReader:
         if spec.boxes:
             self._boxes = read_boxes(self._one_file(spec.boxes.file))
             self._rows = self._match(images)
-            self._count("boxes", self._rows >= 0, images, spec.boxes.missing, self._listed())
+            example = f", which lists names such as {self._boxes.name(0)!r}" if len(self._boxes) else ""
+            source = f"entry in {self._boxes.file}{example}"
+            self._count_missing("boxes", self._rows >= 0, images, spec.boxes.missing, source)
             ids = tuple(number for number, _ in self._boxes.categories)
             names = tuple(name for _, name in self._boxes.categories)
             self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)
@@ -160,24 +162,19 @@ class FolderReader:
         return len(self._images)
 
     def file(self, index: int) -> Path:
-        """Where the image lies."""
+        """The image."""
         return self._root / self._name(index)
 
     def label_files(self, index: int) -> list[Path]:
-        """What its labels come from."""
+        """The files that its labels come from."""
         files = [self._file(label, index) for label in self._patterns if self._labelled[label][index]]
         if self._spec.segmentation and isinstance(self._spec.segmentation.classes, str):
             files.append(self._one_file(self._spec.segmentation.classes))
         return [*files, self._boxes.file] if self._spec.boxes else files
 
-    def read(self, index: int) -> Sample:
-        """The sample at full size; a broken file raises ValueError with its name."""
-        return self.read_part(index, EVERYTHING)
-
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """As `read`; see `visionmtl.datasets.DatasetReader`."""
-        pixels, size, divisor = read_photo(self.file(index), wanted.choose_scale, self._spec.upright)
-        known = {label for label, labelled in self._labelled.items() if labelled[index] and label in wanted.fields}
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        pixels, size, jpeg_scale = read_photo(self.file(index), request.choose_scale, self._spec.upright)
+        known = {label for label, labelled in self._labelled.items() if labelled[index] and label in request.fields}
         return Sample(
             image=pixels,
             image_id=self._partner("{path}", self._name(index)),
@@ -185,7 +182,7 @@ class FolderReader:
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
             full_size=size,
-            jpeg_scale=divisor,
+            jpeg_scale=jpeg_scale,
         )
 
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
@@ -224,11 +221,11 @@ class FolderReader:
             self._same_size(file, depth_m.shape, index, size)
         return depth_m
 
-    def _same_size(self, file: Path, found: tuple[int, ...], index: int, size: tuple[int, ...]) -> None:
-        if found != size:
-            hint = "change `upright` if the image has an EXIF orientation" if found == size[::-1] else "make it anew"
+    def _same_size(self, file: Path, labelled: tuple[int, ...], index: int, size: tuple[int, ...]) -> None:
+        if labelled != size:
+            hint = "change `upright` if the image has an EXIF orientation" if labelled == size[::-1] else "make it anew"
             raise ValueError(
-                f"{file} is made for {found[0]}x{found[1]} px, but {self._root / self._name(index)} is "
+                f"{file} is made for {labelled[0]}x{labelled[1]} px, but {self._root / self._name(index)} is "
                 f"{size[0]}x{size[1]}; labels and image need one size; {hint}"
             )
 
@@ -239,9 +236,10 @@ class FolderReader:
         return self._files.path(self._partner(self._patterns[label], self._name(index)))
 
     def _one_file(self, path: str) -> Path:
-        """Where the file of a setting lies."""
-        self._files.present([self._fill(path)])
-        return self._files.path(self._fill(path))
+        """The file that a setting names."""
+        path = self._fill(path)
+        self._files.present([path])
+        return self._files.path(path)
 
     def _fill(self, path: str) -> str:
         return path.replace("{split}", self._spec.split or "")
@@ -269,11 +267,9 @@ class FolderReader:
                 f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
             )
         others = set(self._root.glob(any_case(pattern))).difference(files)
-        if left := sorted(file for file in others if not is_hidden(file.name)):
-            self.notes.append(
-                f"{len(left)} files match {pattern!r} but for the case of their ending and are not read, the first is "
-                f"{left[0]}"
-            )
+        if unread := sorted(file for file in others if not is_hidden(file.name)):
+            but_for = f"match {pattern!r} but for the case of their ending and are not read"
+            self.notes.append(f"{len(unread)} files {but_for}, the first is {unread[0]}")
         return images
 
     def _match(self, images: list[str]) -> NDArray[np.int64]:
@@ -295,24 +291,22 @@ class FolderReader:
             self.notes.append(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
         return rows
 
-    def _listed(self) -> str:
-        example = f", which lists names such as {self._boxes.name(0)!r}" if len(self._boxes) else ""
-        return f"entry in {self._boxes.file}{example}"
-
     def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
         files = [self._partner(spec.files, image) for image in images]
         check_distinct(files, f"files of {label}", "write {path} instead of {stem}")
         self._patterns[label] = spec.files
-        self._count(label, self._files.present(files), files, spec.missing)
+        self._count_missing(label, self._files.present(files), files, spec.missing, "file")
 
-    def _count(self, label: str, known: NDArray[np.bool_], wanted: list[str], missing: str, where: str = "") -> None:
-        """Take note of the images without this label, or stop there."""
+    def _count_missing(
+        self, label: str, known: NDArray[np.bool_], names: list[str], missing: Missing, source: str
+    ) -> None:
+        """Note the images without this label, or refuse them. source: what each of `names` should have."""
         self._labelled[label] = known
         if known.all():
             return
-        first = wanted[int(np.argmin(known))]
+        first = names[int(np.argmin(known))]
         count = f"{np.count_nonzero(~known)} of {len(known)} images"
-        text = f"{label}: {count} have no {where or 'file'}, the first is {first}"
+        text = f"{label}: {count} have no {source}, the first is {first}"
         if missing == "error" or not known.any():
             raise ValueError(
                 f"{text}; in {self._root} every image needs its label; add what is missing, correct the path, or set "
@@ -323,9 +317,7 @@ class FolderReader:
     def _check_range(self) -> None:
         assert self._spec.depth is not None
         labelled = np.flatnonzero(self._labelled["depth_m"])
-        chosen = labelled[spread(len(labelled))]
-        looked_at = [self._read_depth(int(index)) for index in chosen]
-        guess = "1 for metres, 0.01 for centimetres, 0.001 for millimetres"
-        complaint = range_complaint(looked_at, f"metres_per_unit {self._spec.depth.metres_per_unit:g} ({guess})")
-        if complaint:
-            self.notes.append(f"{self._file('depth_m', int(chosen[0]))} and {len(chosen) - 1} others: {complaint}")
+        where = f"{self._file('depth_m', int(labelled[0]))} and {len(check_positions(len(labelled))) - 1} others"
+        usual = "1 for metres, 0.01 for centimetres, 0.001 for millimetres"
+        unit = f"metres_per_unit {self._spec.depth.metres_per_unit:g} ({usual})"
+        self.notes += unit_notes(lambda at: self._read_depth(int(labelled[at])), len(labelled), where, unit)

@@ -19,12 +19,12 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from visionmtl.datasets import Dataset
+from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.coco.annotations import BoxesByStem, read_json
-from visionmtl.io.depth_maps import range_complaint, spread
+from visionmtl.io.depth_maps import unit_notes
 from visionmtl.io.images import read_map, read_photo, read_png
 from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
-from visionmtl.structures import EVERYTHING, LabelSpace, ReadRequest, Sample, at_full_size
+from visionmtl.structures import LabelSpace, ReadRequest, Sample, at_full_size
 from visionmtl.visualization.palette import palette
 
 Label = Literal["boxes", "segmentation", "depth_m"]
@@ -37,8 +37,7 @@ _NAMES_40 = (
     "person night_stand toilet sink lamp bathtub bag otherstructure otherfurniture otherprop"
 )
 CLASSES = {
-    count: tuple(name.replace("_", " ") for name in names.split())
-    for count, names in ((13, _NAMES_13), (40, _NAMES_40))
+    len(names.split()): tuple(name.replace("_", " ") for name in names.split()) for names in (_NAMES_13, _NAMES_40)
 }
 NO_THINGS = ("wall", "floor", "ceiling")
 _DEPTH_FOLDERS = {"inpainted": "depth", "raw": "depth_raw"}
@@ -57,7 +56,7 @@ class NYUv2(Dataset):
     split: Literal["train", "test"] = "train"
     classes: Literal[13, 40] = 13
     labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
-    """What to read. Leave out what no task needs: its files are neither wanted nor decoded."""
+    """What to read. Leave out what no task needs: its files are neither required nor decoded."""
     depth: Literal["inpainted", "raw"] = "inpainted"
     """Official `depths`, where holes are filled, or `rawDepths`, where they are 0."""
     black_border: bool = False
@@ -72,101 +71,79 @@ class NYUv2(Dataset):
         return self
 
     def build(self) -> "_Reader":
-        root = Path(self.root)
-        stems = _stems(root / f"{self.split}.txt")
-        provides: dict[str, LabelSpace | None] = {}
-        boxes = depth = segmentation = None
-        files = Files(root)
-
-        def need(folder: str, suffix: str) -> None:
-            names = [f"{folder}/{stem}{suffix}" for stem in stems]
-            files.require(names, f"{self.split}.txt", f"{_GET_IT}, or leave the label out of `labels`")
-
-        suffix = _image_suffix(root / "image" / self.split)
-        need(f"image/{self.split}", suffix)
-        if "boxes" in self.labels:
-            boxes = BoxesByStem(_annotation_file(root, self.split), stems, _GET_IT)
-            provides["boxes"] = LabelSpace(
-                f"nyu_things{len(boxes.ids)}", boxes.names, palette(len(boxes.ids)), boxes.ids
-            )
-        if "segmentation" in self.labels:
-            segmentation = f"seg{self.classes}"
-            need(f"{segmentation}/{self.split}", ".png")
-            _check_classes(root / "meta.json", self.classes)
-            provides["segmentation"] = class_space(self.classes)
-        if "depth_m" in self.labels:
-            need(f"{_DEPTH_FOLDERS[self.depth]}/{self.split}", ".png")
-            depth = _units_per_metre(root / "meta.json")
-            provides["depth_m"] = None
-
-        return _Reader(self, files, stems, suffix, provides, boxes, segmentation, depth)
+        return _Reader(self)
 
 
-class _Reader:
-    def __init__(
-        self,
-        spec: NYUv2,
-        files: Files,
-        stems: list[str],
-        suffix: str,
-        provides: dict[str, LabelSpace | None],
-        boxes: BoxesByStem | None,
-        segmentation: str | None,
-        units_per_metre: float | None,
-    ) -> None:
-        self.provides = provides
-        self._spec, self._files, self._split, self._stems = spec, files, spec.split, stems
-        self._suffix, self._boxes, self._segmentation = suffix, boxes, segmentation
-        self._units_per_metre = units_per_metre
-        self.notes = list(boxes.notes) if boxes else []
+class _Reader(PartReader):
+    def __init__(self, spec: NYUv2) -> None:
+        root = Path(spec.root)
+        self._spec, self._split, self._files = spec, spec.split, Files(root)
+        self._stems = _stems(root / f"{spec.split}.txt")
+        self._suffix = _image_suffix(root / "image" / spec.split)
+        self.provides: dict[str, LabelSpace | None] = {}
+        self.notes: list[str] = []
         """What is worth knowing about the labels, a sentence each."""
-        if units_per_metre:
-            looked_at = [self._read_depth(stems[index], None, units_per_metre) for index in spread(len(stems))]
-            usual = "units per metre: 25.5 in 8 bits, 1000 for millimetres in 16 bits"
-            if complaint := range_complaint(looked_at, f"depth_scale {units_per_metre:g} in meta.json ({usual})"):
-                self.notes.append(f"{files.root / _DEPTH_FOLDERS[spec.depth] / spec.split}: {complaint}")
+        self._boxes: BoxesByStem | None = None
+        self._map_folders: list[str] = []
+        self._require("image", self._suffix)
+        if "boxes" in spec.labels:
+            self._boxes = BoxesByStem(_annotation_file(root, spec.split), self._stems, _GET_IT)
+            ids, names = self._boxes.ids, self._boxes.names
+            self.provides["boxes"] = LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
+            self.notes += self._boxes.notes
+        if "segmentation" in spec.labels:
+            self._require(f"seg{spec.classes}")
+            _check_classes(root / "meta.json", spec.classes)
+            self.provides["segmentation"] = class_space(spec.classes)
+        if "depth_m" in spec.labels:
+            self._depth_folder = _DEPTH_FOLDERS[spec.depth]
+            self._require(self._depth_folder)
+            self._units_per_metre = _units_per_metre(root / "meta.json")
+            self.provides["depth_m"] = None
+            unit = f"depth_scale {self._units_per_metre:g} in meta.json (usual units per metre: 25.5 in 8 bits, "
+            unit += "1000 for millimetres in 16 bits)"
+            folder = root / self._depth_folder / spec.split
+            self.notes += unit_notes(lambda index: self._read_depth(index, None), len(self), folder, unit)
+
+    def _require(self, folder: str, suffix: str = ".png") -> None:
+        names = [f"{folder}/{self._split}/{stem}{suffix}" for stem in self._stems]
+        self._files.require(names, f"{self._split}.txt", f"{_GET_IT}, or leave the label out of `labels`")
+        self._map_folders.append(folder)
 
     def __len__(self) -> int:
         return len(self._stems)
 
     def file(self, index: int) -> Path:
-        """Where the image lies."""
-        return self._file("image", self._stems[index], self._suffix)
+        """The image."""
+        return self._file("image", index, self._suffix)
 
     def label_files(self, index: int) -> list[Path]:
-        """What its labels come from."""
-        depth = _DEPTH_FOLDERS[self._spec.depth] if self._units_per_metre else None
-        maps = [self._file(folder, self._stems[index]) for folder in (self._segmentation, depth) if folder]
+        """The files that its labels come from."""
+        maps = [self._file(folder, index) for folder in self._map_folders[1:]]
         return [*maps, *([self._boxes.file] if self._boxes else []), self._files.root / "meta.json"]
 
-    def read(self, index: int) -> Sample:
-        """The sample at full size; a broken file raises ValueError with its name."""
-        return self.read_part(index, EVERYTHING)
-
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """As `read`; see `visionmtl.datasets.DatasetReader`."""
-        file, stem, border = self.file(index), self._stems[index], self._spec.black_border
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        file, border = self.file(index), self._spec.black_border
         # the border ends at odd pixels, so a reduced image cannot show it
-        pixels, size, divisor = read_photo(file, at_full_size if border else wanted.choose_scale)
+        pixels, size, jpeg_scale = read_photo(file, at_full_size if border else request.choose_scale)
         if border:
             blacken_border(pixels, file)
-        units = self._units_per_metre
-        boxes, segmentation, depth = (name in wanted.fields for name in ("boxes", "segmentation", "depth_m"))
+        labels = request.fields & self.provides.keys()
         return Sample(
             image=pixels,
-            image_id=stem,
-            boxes=self._boxes.of(index, size, file) if boxes and self._boxes else None,
-            segmentation=self._read_segmentation(stem, size) if segmentation and self._segmentation else None,
-            depth_m=self._read_depth(stem, size, units) if depth and units else None,
+            image_id=self._stems[index],
+            boxes=self._boxes.of(index, size, file) if self._boxes and "boxes" in labels else None,
+            segmentation=self._read_segmentation(index, size) if "segmentation" in labels else None,
+            depth_m=self._read_depth(index, size) if "depth_m" in labels else None,
             full_size=size,
-            jpeg_scale=divisor,
+            jpeg_scale=jpeg_scale,
         )
 
-    def _file(self, folder: str, stem: str, suffix: str = ".png") -> Path:
-        return self._files.path(f"{folder}/{self._split}/{stem}{suffix}")
+    def _file(self, folder: str, index: int, suffix: str = ".png") -> Path:
+        return self._files.path(f"{folder}/{self._split}/{self._stems[index]}{suffix}")
 
-    def _read_segmentation(self, stem: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
-        file = self._file(str(self._segmentation), stem)
+    def _read_segmentation(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        file = self._file(f"seg{self._spec.classes}", index)
         codes = read_map(file, size)
         if codes.dtype != np.uint8 or codes.max() > self._spec.classes:
             raise ValueError(
@@ -175,8 +152,8 @@ class _Reader:
             )
         return codes - np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
 
-    def _read_depth(self, stem: str, size: tuple[int, ...] | None, units_per_metre: float) -> NDArray[np.float32]:
-        file = self._file(_DEPTH_FOLDERS[self._spec.depth], stem)
+    def _read_depth(self, index: int, size: tuple[int, ...] | None) -> NDArray[np.float32]:
+        file, units_per_metre = self._file(self._depth_folder, index), self._units_per_metre
         codes = read_png(file) if size is None else read_map(file, size)
         # 8 bits hold 10 m at 25.5 a metre, 16 bits hold 65 m at 1000: the wrong one of the two reads 40 times off
         expected = np.uint8 if units_per_metre < 256 else np.uint16
@@ -221,11 +198,10 @@ def things_space() -> LabelSpace:
 
 
 def _stems(file: Path) -> list[str]:
-    if not file.is_file():
-        raise ValueError(f"found no {file}; it lists the images of the split, one number a line; {_GET_IT}")
-    stems = [word for line in read_lines(file) for word in line.split()]
+    stems = [word for line in read_lines(file) for word in line.split()] if file.is_file() else []
     if not stems:
-        raise ValueError(f"{file} is empty; it lists the images of the split, one number a line; {_GET_IT}")
+        problem = f"{file} is empty" if file.is_file() else f"found no {file}"
+        raise ValueError(f"{problem}; it lists the images of the split, one number a line; {_GET_IT}")
     check_distinct(stems, str(file), "list it once")
     return stems
 
@@ -255,11 +231,11 @@ def _read_meta(file: Path) -> dict[str, Any]:
 
 
 def _check_classes(meta: Path, classes: int) -> None:
-    """Where the folder says what its values mean, that must be what this file says."""
-    expected, found = ["void", *CLASSES[classes]], _read_meta(meta).get(f"seg{classes}")
-    if found not in (None, expected):
+    """Classes that meta.json lists must be those of this file."""
+    expected, listed = ["void", *CLASSES[classes]], _read_meta(meta).get(f"seg{classes}")
+    if listed not in (None, expected):
         raise ValueError(
-            f"{meta} lists seg{classes} as {str(found)[:100]} ...; officially 0 is void, 1 {expected[1]}, 2 "
+            f"{meta} lists seg{classes} as {str(listed)[:100]} ...; officially 0 is void, 1 {expected[1]}, 2 "
             f"{expected[2]} ...; {_GET_IT}"
         )
 

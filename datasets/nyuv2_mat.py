@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
-from visionmtl.io.depth_maps import range_complaint, spread
+from visionmtl.io.depth_maps import unit_notes
 from visionmtl.io.label_maps import outlines
 from visionmtl.structures import Boxes, LabelSpace, Sample
 
@@ -27,7 +27,7 @@ UNITS_PER_METRE = 1000.0
 # labels13 of class13Mapping.mat, with void 0 in front
 _13_OF_40 = "0 12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7"
 SEG40_TO_13 = np.array(_13_OF_40.split(), np.uint8)
-_WANTED = {"images": "u", "labels": "u", "instances": "u", "depths": "f", "rawDepths": "f"}  # kinds: unsigned, float
+_ARRAYS = {"images": "u", "labels": "u", "instances": "u", "depths": "f", "rawDepths": "f"}  # kinds: unsigned, float
 _DEPTHS = {"inpainted": "depths", "raw": "rawDepths"}
 _DAMAGED = (OSError, RuntimeError, KeyError)  # what h5py raises where the file's own structure is wrong
 _GET_IT = "get it as datasets/README.md says, or correct `root`"
@@ -42,37 +42,29 @@ class NYUv2Mat(NYUv2):
     type: Literal["nyuv2_mat"] = "nyuv2_mat"
 
     def build(self) -> "_Reader":
-        official = Official(Path(self.root))
-        spaces: dict[str, LabelSpace | None] = {
-            "boxes": things_space(),
-            "segmentation": class_space(self.classes),
-            "depth_m": None,
-        }
-        return _Reader(self, official, {name: spaces[name] for name in self.labels})
+        return _Reader(self)
 
 
 class _Reader:
-    def __init__(self, spec: NYUv2Mat, official: "Official", provides: dict[str, LabelSpace | None]) -> None:
-        self.provides = provides
-        self._spec, self._official = spec, official
+    def __init__(self, spec: NYUv2Mat) -> None:
+        self._spec, self._official = spec, (official := Official(Path(spec.root)))
+        spaces = {"boxes": things_space(), "segmentation": class_space(spec.classes)}
+        self.provides: dict[str, LabelSpace | None] = {name: spaces.get(name) for name in spec.labels}
         self._numbers = official.splits[spec.split]
         if not len(self._numbers):
-            raise ValueError(
-                f"splits.mat in {spec.root} has no {spec.split} images; choose the other split or {_GET_IT}"
-            )
+            problem = f"splits.mat in {spec.root} has no {spec.split} images"
+            raise ValueError(f"{problem}; choose the other split or {_GET_IT}")
         self.notes: list[str] = []
         """What is worth knowing about the labels, a sentence each."""
-        if "depth_m" in provides:
-            chosen = [int(self._numbers[index]) for index in spread(len(self._numbers))]
-            looked_at = [metres(official.millimetres(number, spec.depth), UNITS_PER_METRE) for number in chosen]
-            if complaint := range_complaint(looked_at, "metres, which the official file has"):
-                self.notes.append(f"{official.file}, {_DEPTHS[spec.depth]}: {complaint}")
+        if "depth_m" in spec.labels:
+            where = f"{official.file}, {_DEPTHS[spec.depth]}"
+            self.notes += unit_notes(self._read_depth, len(self), where, "metres, which the official file has")
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def file(self, index: int) -> Path:
-        """Where all images lie."""
+        """The file of all images."""
         return self._official.file
 
     def read(self, index: int) -> Sample:
@@ -82,15 +74,17 @@ class _Reader:
         if self._spec.black_border:
             blacken_border(image, official.file)
 
-        boxes = segmentation = depth_m = None
+        labels: dict[str, Any] = {}
         if "boxes" in self.provides:
-            boxes = official.objects(number)
-        if "segmentation" in self.provides:
-            segmentation = official.codes(number, self._spec.classes)
-            segmentation -= np.uint8(1)  # wraps: void 0 becomes 255 = IGNORE
+            labels["boxes"] = official.objects(number)
+        if "segmentation" in self.provides:  # wraps: void 0 becomes 255 = IGNORE
+            labels["segmentation"] = official.codes(number, self._spec.classes) - np.uint8(1)
         if "depth_m" in self.provides:
-            depth_m = metres(official.millimetres(number, self._spec.depth), UNITS_PER_METRE)
-        return Sample(image=image, image_id=f"{number:04}", boxes=boxes, segmentation=segmentation, depth_m=depth_m)
+            labels["depth_m"] = self._read_depth(index)
+        return Sample(image=image, image_id=f"{number:04}", **labels)
+
+    def _read_depth(self, index: int) -> NDArray[np.float32]:
+        return metres(self._official.millimetres(int(self._numbers[index]), self._spec.depth), UNITS_PER_METRE)
 
 
 class Official:
@@ -141,15 +135,16 @@ class Official:
         span = int(instances.max()) + 1
         pairs = self._labels(number).astype(np.int32) * span + instances
         thing_of_label = self._thing_of[self._to_40]
-        found = outlines(pairs, wanted=np.repeat(thing_of_label >= 0, span))
-        labels = thing_of_label[found.ids // span]
-        return Boxes(found.xyxy, labels, np.zeros(len(labels), np.bool_), found.area)
+        things = outlines(pairs, np.repeat(thing_of_label >= 0, span))
+        labels = thing_of_label[things.ids // span]
+        return Boxes(things.xyxy, labels, np.zeros(len(labels), np.bool_), things.area)
 
     def names(self) -> list[str]:
         """What the labels 1, 2, ... are called; the file holds references to arrays of character codes."""
         arrays = self._arrays()
         try:
-            return ["".join(map(chr, np.asarray(arrays[one]).ravel())) for one in np.asarray(arrays["names"]).ravel()]
+            references = np.asarray(arrays["names"]).ravel()
+            return ["".join(map(chr, np.asarray(arrays[reference]).ravel())) for reference in references]
         except (*_DAMAGED, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{self.file}: names cannot be read: {error}; the official file has references to texts; {_GET_IT}"
@@ -181,18 +176,18 @@ class Official:
     def _check_arrays(self) -> None:
         arrays = self._arrays()
         try:
-            missing = sorted(name for name in (*_WANTED, "names") if not hasattr(arrays.get(name), "shape"))
+            missing = sorted(name for name in (*_ARRAYS, "names") if not hasattr(arrays.get(name), "shape"))
         except _DAMAGED as error:
             raise ValueError(
                 f"{self.file} cannot be read: {error}; the official file is complete HDF5; {_GET_IT}"
             ) from error
         if missing:
             raise ValueError(
-                f"{self.file} has no {', '.join(missing)}; wanted are {', '.join(_WANTED)} and names; it is not the "
+                f"{self.file} has no {', '.join(missing)}; wanted are {', '.join(_ARRAYS)} and names; it is not the "
                 f"labelled set of NYUv2: {_GET_IT}"
             )
         count, *size = arrays["labels"].shape or (0,)
-        for name, kind in _WANTED.items():
+        for name, kind in _ARRAYS.items():
             shape, dtype = arrays[name].shape, arrays[name].dtype
             expected = (count, 3, *size) if name == "images" else (count, *size)
             if len(size) != 2 or shape != expected or dtype.kind != kind or (name == "images" and dtype != np.uint8):
@@ -223,10 +218,10 @@ def _candidates(root: Path, name: str) -> list[Path]:
 
 
 def _find(root: Path, name: str) -> Path:
-    found = _candidates(root, name)
-    if not found:
+    files = _candidates(root, name)
+    if not files:
         raise ValueError(f"found no {name} in {root} nor in a folder there; it belongs to {MAT}; {_GET_IT}")
-    return found[0]
+    return files[0]
 
 
 def _load(file: Path, key: str) -> Any:
@@ -286,8 +281,8 @@ def _compare_13(root: Path) -> None:
     """The 13 classes are written down here; a file that says otherwise is not ignored."""
     for file in _candidates(root, "class13Mapping.mat"):
         content = _load(file, "classMapping13")
-        found = content.get("labels13") if isinstance(content, dict) else None
-        if not np.array_equal(np.ravel(np.asarray(found)), SEG40_TO_13[1:]):
+        labels = content.get("labels13") if isinstance(content, dict) else None
+        if not np.array_equal(np.ravel(np.asarray(labels)), SEG40_TO_13[1:]):
             raise ValueError(
                 f"{file} differs from the official 13 classes; allowed is labels13 = 12 5 6 1 4 9 10 12 ...; get the "
                 "official file, or delete this one"

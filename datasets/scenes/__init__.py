@@ -17,6 +17,7 @@ from visionmtl.datasets import Dataset
 from visionmtl.datasets.scenes import raycast, shading, textures
 from visionmtl.datasets.scenes.raycast import Camera, Floats, Layers, Panel, Solid, Vector
 from visionmtl.datasets.scenes.textures import Material, linear_rgb
+from visionmtl.io.label_maps import outlines
 from visionmtl.structures import Boxes, LabelSpace, Sample
 
 SCENES = LabelSpace(
@@ -94,12 +95,7 @@ class SceneReader:
         rng = np.random.default_rng((spec.seed, _SPLITS[spec.split], index))
         scene = compose(rng, spec.size)
         picture = draw(scene, rng)
-        known: dict[str, Any] = {
-            "boxes": visible_boxes(picture.instances, scene.solids),
-            "segmentation": picture.segmentation,
-            "depth_m": picture.depth_m,
-            "normals": picture.normals,
-        }
+        known: dict[str, Any] = vars(picture) | {"boxes": visible_boxes(picture.instances, scene.solids)}
         return Sample(
             image=picture.image,
             image_id=f"scenes_{spec.split}_{spec.seed}_{index:06d}",
@@ -112,22 +108,10 @@ def visible_boxes(instances: NDArray[np.int64], solids: list[Solid]) -> Boxes:
 
     instances: [H, W], solids[i] shows where the value is i
     """
-    found, labels, areas = [], [], []
-    for number, solid in enumerate(solids):
-        mask = instances == number
-        area = np.count_nonzero(mask)
-        if area < MIN_VISIBLE_PX:
-            continue
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        found.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        labels.append(SCENES_OBJECTS.classes.index(solid.shape))
-        areas.append(area)
-    return Boxes(
-        xyxy=np.array(found, np.float32).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        crowd=np.zeros(len(labels), np.bool_),
-        area=np.array(areas, np.float32),
-    )
+    ids, xyxy, area = outlines(instances)
+    visible = (ids >= 0) & (area >= MIN_VISIBLE_PX)
+    labels = [SCENES_OBJECTS.classes.index(solids[number].shape) for number in ids[visible]]
+    return Boxes(xyxy[visible], np.array(labels, np.int64), np.zeros(len(labels), np.bool_), area[visible])
 
 
 def compose(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
@@ -220,15 +204,15 @@ def _solid(rng: np.random.Generator, x: float, y: float, base: float, scale: flo
 
 def _place(rng: np.random.Generator, camera: Camera, yaw: float, extent: Vector) -> list[Solid]:
     """Objects on the floor in front of the camera, clear of walls and each other; sometimes a small one on a box."""
-    wanted = int(rng.integers(2, 7))
-    spread = camera.size[1] / 2 / camera.focal_px * 0.9
+    num_solids = int(rng.integers(2, 7))
+    half_width = camera.size[1] / 2 / camera.focal_px * 0.9
     solids: list[Solid] = []
     taken: list[tuple[float, float, float]] = []
     for _ in range(30):
-        if len(solids) >= wanted:
+        if len(solids) >= num_solids:
             break
         ahead = rng.uniform(1.7, 5)
-        aside = ahead * spread * rng.uniform(-1, 1)
+        aside = ahead * half_width * rng.uniform(-1, 1)
         x = camera.position[0] + math.sin(yaw) * ahead + math.cos(yaw) * aside
         y = camera.position[1] + math.cos(yaw) * ahead - math.sin(yaw) * aside
         solid = _solid(rng, x, y, 0)
@@ -238,7 +222,7 @@ def _place(rng: np.random.Generator, camera: Camera, yaw: float, extent: Vector)
             continue
         solids.append(solid)
         taken.append((x, y, reach))
-        if solid.shape == "box" and solid.half[2] < 0.35 and min(solid.half[:2]) > 0.25 and len(solids) < wanted:
+        if solid.shape == "box" and solid.half[2] < 0.35 and min(solid.half[:2]) > 0.25 and len(solids) < num_solids:
             solids.append(_solid(rng, x, y, 2 * solid.half[2], scale=0.7))
     return solids
 

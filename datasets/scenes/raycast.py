@@ -131,7 +131,8 @@ def interval(solid: Solid, origin: Vector, rays: Floats) -> tuple[Floats, Floats
     hx, hy, hz = solid.half
 
     if solid.shape == "sphere":
-        return _round(x * x + y * y + z * z, _sum3(x, y, z, ox, oy, oz), ox * ox + oy * oy + oz * oz - hx * hx)
+        along = np.float32(ox) * x + np.float32(oy) * y + np.float32(oz) * z
+        return _round(x * x + y * y + z * z, along, ox * ox + oy * oy + oz * oz - hx * hx)
     enter, leave = _slab(oz, hz, z)
     if solid.shape == "cylinder":
         sides = [_round(x * x + y * y, np.float32(ox) * x + np.float32(oy) * y, ox * ox + oy * oy - hx * hx)]
@@ -140,10 +141,6 @@ def interval(solid: Solid, origin: Vector, rays: Floats) -> tuple[Floats, Floats
     for begin, end in sides:
         enter, leave = np.maximum(enter, begin), np.minimum(leave, end)
     return enter, leave
-
-
-def _sum3(x: Floats, y: Floats, z: Floats, a: float, b: float, c: float) -> Floats:
-    return np.float32(a) * x + np.float32(b) * y + np.float32(c) * z
 
 
 def _round(a: Floats, b: Floats, c: float) -> tuple[Floats, Floats]:

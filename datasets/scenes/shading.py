@@ -81,13 +81,10 @@ def develop(linear: Floats, parts: NDArray[np.int64], noise: Floats) -> NDArray[
 
     outline = np.zeros((h, w), np.bool_)
     across, along = parts[:, 1:] != parts[:, :-1], parts[1:] != parts[:-1]
-    for view, edge in (
-        (outline[:, 1:], across),
-        (outline[:, :-1], across),
-        (outline[1:], along),
-        (outline[:-1], along),
-    ):
-        view |= edge
+    outline[:, 1:] |= across
+    outline[:, :-1] |= across
+    outline[1:] |= along
+    outline[:-1] |= along
     smooth = cv2.GaussianBlur(image, (3, 3), 0.9)[outline]
     image = cv2.GaussianBlur(image, (3, 3), 0.45)
     image[outline] = smooth

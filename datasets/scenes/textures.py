@@ -176,10 +176,6 @@ def _stripes(rng: np.random.Generator) -> Grey:
     return np.clip(0.5 + 3 * np.sin(2 * np.pi * 4 * u), 0.1, 0.9) + 0.04 * _noise(rng, 0.3)
 
 
-def _rings(rng: np.random.Generator) -> Grey:
-    return _stripes(rng).T
-
-
 def _plaster(rng: np.random.Generator) -> Grey:
     return 0.5 + 0.14 * _noise(rng, 1.3) + 0.05 * _noise(rng, 0.2)
 
@@ -215,14 +211,10 @@ def _door(rng: np.random.Generator) -> Grey:
     """One tile is a whole door: frame, four panels, a handle; row 0 is at the bottom."""
     v, u = _grid()
     wood = 0.55 + 0.06 * _noise(rng, 0.8, stretch=0.1)
-    for low, high in (
-        ((0.1, 0.16), (0.45, 0.46)),
-        ((0.1, 0.54), (0.45, 0.84)),
-        ((0.54, 0.16), (0.92, 0.46)),
-        ((0.54, 0.54), (0.92, 0.84)),
-    ):
-        rim = _panel(v, u, low, high, 0.025)
-        wood = wood - 0.3 * (1 - np.abs(rim)) + 0.08 * (rim > 0)
+    for low_v, high_v in ((0.1, 0.45), (0.54, 0.92)):
+        for low_u, high_u in ((0.16, 0.46), (0.54, 0.84)):
+            rim = _panel(v, u, (low_v, low_u), (high_v, high_u), 0.025)
+            wood = wood - 0.3 * (1 - np.abs(rim)) + 0.08 * (rim > 0)
     frame = _panel(v, u, (-1, 0.06), (0.97, 0.94), 0.01)
     wood = np.where(frame > 0, wood, 0.85) - 0.35 * (1 - np.abs(frame))
     return np.where(np.hypot((v - 0.49) * 2, u - 0.885) < 0.03, 1.0, wood)
@@ -240,17 +232,8 @@ def _window(rng: np.random.Generator) -> Grey:
 
 
 PATTERNS = {
-    "planks": _planks,
-    "tiles": _tiles,
-    "checker": _checker,
-    "bricks": _bricks,
-    "stripes": _stripes,
-    "rings": _rings,
-    "plaster": _plaster,
-    "marble": _marble,
-    "weave": _weave,
-    "dots": _dots,
-    "patches": _patches,
-    "door": _door,
+    "planks": _planks, "tiles": _tiles, "checker": _checker, "bricks": _bricks, "stripes": _stripes,
+    "rings": lambda rng: _stripes(rng).T,
+    "plaster": _plaster, "marble": _marble, "weave": _weave, "dots": _dots, "patches": _patches, "door": _door,
     "window": _window,
-}
+}  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visionmtl.io.depth_maps import histogram, range_complaint, read_array, spread, to_metres
+from visionmtl.io.depth_maps import check_positions, histogram, range_complaint, read_array, to_metres
 
 FILE = Path("depth/a.npy")
 
@@ -51,7 +51,7 @@ def test_what_is_beyond_float32_in_metres_is_not_measured():
 
 
 def test_files_to_look_at_are_spread_evenly_and_come_once():
-    assert [spread(total).tolist() for total in (1, 2, 4, 100)] == [[0], [0, 1], [0, 1, 2, 3], [0, 33, 66, 99]]
+    assert [check_positions(total).tolist() for total in (1, 2, 4, 100)] == [[0], [0, 1], [0, 1, 2, 3], [0, 33, 66, 99]]
 
 
 def test_usual_depths_raise_no_complaint_and_none_measured_does():

@@ -12,7 +12,7 @@ from visionmtl.ops.resize import (
     backward_by_products,
     double_nearest,
     resize,
-    spread,
+    resize_small,
     upsample,
 )
 
@@ -84,7 +84,7 @@ def test_products_equal_pooling_and_interpolation():
     for bins in (1, 2, 3, 6):
         ours = value_and_gradient(lambda x, n=bins: average_bins(x, n), x)
         torch.testing.assert_close(ours, value_and_gradient(lambda x, n=bins: F.adaptive_avg_pool2d(x, n), x))
-    ours = value_and_gradient(lambda x: spread(x, (13, 25)), x)
+    ours = value_and_gradient(lambda x: resize_small(x, (13, 25)), x)
     torch.testing.assert_close(ours, value_and_gradient(lambda x: resize(x, (13, 25)), x))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.io.coco.annotations import OTHER_KIND, Annotations, BoxColumns, PackedBoxes, kept_order, packed_text
+from visionmtl.io.coco.annotations import OTHER_KIND, Annotations, BoxColumns, BoxIndex, kept_order, text_array
 from visionmtl.io.coco.panoptic import check_segments
 from visionmtl.io.paths import composed
 from visionmtl.structures import IGNORE, Boxes, LabelSpace
@@ -78,7 +78,7 @@ THING_OF_CODE = _thing_of_code()
 objects), -1 for everything else."""
 
 
-class PanopticBoxes(PackedBoxes):
+class PanopticBoxes(BoxIndex):
     """The things of some images, from the json that csCreatePanopticImgs of cityscapesscripts makes."""
 
     def __init__(self, file: Path, image_ids: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ class PanopticBoxes(PackedBoxes):
         indices = [index_of.get(image_id, -1) for image_id in listed.image_ids_of_entries(unique=True)]
         check_segments(file, listed.entries)
 
-        known = [(at, one["segments_info"]) for at, one in zip(indices, listed.entries, strict=True) if at >= 0]
+        known = [(at, entry["segments_info"]) for at, entry in zip(indices, listed.entries, strict=True) if at >= 0]
         segments = [segment for _, of_image in known for segment in of_image]
         rows = np.repeat(np.array([index for index, _ in known], np.int64), [len(of_image) for _, of_image in known])
         sizes = np.array([size_of.get(composed(image_id), (0, 0)) for image_id in image_ids], np.int32).reshape(-1, 2)
@@ -107,22 +107,18 @@ class PanopticBoxes(PackedBoxes):
         """bool [N]: which images have an entry, be it without things."""
         self.listed[[index for index, _ in known]] = True
         arrays = {
-            "image_ids": packed_text(image_ids),
-            "names": packed_text(image_ids),
+            "image_ids": text_array(image_ids),
+            "names": text_array(image_ids),
             "sizes": sizes,
             **boxes.pack(order, rows, len(image_ids)),
             "labels": things[order],
-            "notes": packed_text(boxes.notes(reasons)),
+            "notes": text_array(boxes.notes(reasons)),
         }
         super().__init__(file, arrays)
 
     def of_image(self, index: int, image: Path, size: tuple[int, ...]) -> Boxes:
         """Boxes of an image, in the file's order. image, size: its file, and (H, W) as read; these must fit."""
-        if self.size(index) not in (size, (0, 0)):
-            raise ValueError(
-                f"{image} is {size}, {self.file} says {self.size(index)} (height, width); boxes would not fit; make "
-                "the json anew with csCreatePanopticImgs"
-            )
+        self.check_size(index, image, size, "make the json anew with csCreatePanopticImgs")
         return self.of(index, size)
 
 

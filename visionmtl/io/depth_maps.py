@@ -1,6 +1,6 @@
-"""Stored depth or disparity to metres, with a check that the unit can be meant."""
+"""Stored depth or disparity to metres, with a check of the unit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 PLAUSIBLE_M = (0.1, 300.0)
 """Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
 
-_NUM_LOOKED_AT = 4
+_NUM_CHECKED = 4
 _BAR = 40  # characters
 # what numpy raises on a damaged header: also when it promises more values than memory holds
 _UNREADABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError)
@@ -48,9 +48,18 @@ def read_array(file: Path) -> NDArray:
     return array
 
 
-def spread(total: int) -> NDArray[np.int64]:
-    """Positions of the few files, of `total`, that are read at the start to see whether the unit can be meant."""
-    return np.unique(np.linspace(0, total - 1, _NUM_LOOKED_AT).astype(np.int64))
+def check_positions(total: int) -> NDArray[np.int64]:
+    """Positions of the few files, of `total`, that are read at the start to check the unit."""
+    return np.unique(np.linspace(0, total - 1, _NUM_CHECKED).astype(np.int64))
+
+
+def unit_notes(read: Callable[[int], NDArray[np.float32]], total: int, where: object, unit: str) -> list[str]:
+    """What is odd about a few of `total` depth maps, one sentence at most; see `range_complaint`.
+
+    read: gives the metres of the map at a position; where: names the maps
+    """
+    complaint = range_complaint([read(position) for position in check_positions(total).tolist()], unit)
+    return [f"{where}: {complaint}"] if complaint else []
 
 
 def range_complaint(depth_m: Sequence[NDArray[np.float32]], unit: str) -> str:
@@ -58,7 +67,7 @@ def range_complaint(depth_m: Sequence[NDArray[np.float32]], unit: str) -> str:
 
     unit: the setting that says what the stored values mean, its value, and usual ones
     """
-    measured = np.concatenate([one[one > 0].ravel() for one in depth_m]) if depth_m else np.zeros(0, np.float32)
+    measured = np.concatenate([depth[depth > 0].ravel() for depth in depth_m]) if depth_m else np.zeros(0, np.float32)
     if not len(measured):
         return f"{len(depth_m)} depth files looked at hold no measured pixel; positive values are expected"
     middle, (low, high) = float(np.median(measured)), PLAUSIBLE_M
@@ -74,11 +83,7 @@ def histogram(metres: NDArray[np.float32]) -> str:
     """Decades of metres as lines of text: range, bar, share; the outermost are open."""
     edges = 10.0 ** np.arange(-3, 6)
     counts = np.bincount(np.searchsorted(edges, metres, side="right"), minlength=len(edges) + 1)
-    names = [
-        f"< {edges[0]:g}",
-        *(f"{a:g} to {b:g}" for a, b in pairwise(edges)),
-        f">= {edges[-1]:g}",
-    ]
+    names = [f"< {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(edges)), f">= {edges[-1]:g}"]
     lines = []
     for number in range(np.flatnonzero(counts)[0], np.flatnonzero(counts)[-1] + 1):
         share = counts[number] / counts.sum()

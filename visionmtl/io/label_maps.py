@@ -113,11 +113,11 @@ class Outlines(NamedTuple):
     area: NDArray[np.float32]  # [N] pixels of that id
 
 
-def outlines(ids: NDArray, wanted: NDArray[np.bool_] | None = None) -> Outlines:
+def outlines(ids: NDArray, keep: NDArray[np.bool_] | None = None) -> Outlines:
     """One outline for each id that occurs, whether its pixels are connected or not.
 
     ids: integers [H, W]
-    wanted: bool, indexed by id; the others are left out; None = all ids
+    keep: bool, indexed by id: which ids to outline; None = all
 
     Works on runs of equal pixels, of which a street scene has a hundredth of its pixels: no mask for each id is made.
     """
@@ -127,8 +127,8 @@ def outlines(ids: NDArray, wanted: NDArray[np.bool_] | None = None) -> Outlines:
     start = np.flatnonzero(begins)
     length = np.diff(start, append=height * width)
     id_of_run = ids.ravel()[start]
-    if wanted is not None:
-        kept = wanted[id_of_run]
+    if keep is not None:
+        kept = keep[id_of_run]
         start, length, id_of_run = start[kept], length[kept], id_of_run[kept]
     if not len(start):
         return Outlines(id_of_run, np.zeros((0, 4), np.float32), np.zeros(0, np.float32))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec, did_you_mean
-from visionmtl.modeling.weights import check_transfer, check_weights, plain_name, unheard
+from visionmtl.modeling.layers import replace_batch_norm
+from visionmtl.modeling.weights import check_transfer, check_weights, plain_name, quiet_logger
 from visionmtl.structures import Maps
 
 Size = tuple[int, int]
@@ -154,7 +155,7 @@ class Encoder(Spec):
     def _load(self, options: dict[str, Any]) -> Any:
         assert self.checkpoint is not None
         weights = check_weights(self.checkpoint, self._whole())
-        with unheard("timm.models._builder"):  # it warns of classifier keys, which were judged above
+        with quiet_logger("timm.models._builder"):  # it warns of classifier keys, which were checked above
             body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
         check_transfer(body, weights, self.checkpoint)
         return body
@@ -281,7 +282,7 @@ def _freeze(body: Any, num_stages: int, name: str) -> list[nn.Module]:
     by_stride = {info["reduction"]: info["module"] for info in infos if info["reduction"] >= 4}
     ends = list(by_stride.values()) if len(by_stride) > 1 else [info["module"] for info in infos]
     modules = list(body.named_modules())
-    where = {plain_name(found): found for found, _ in modules}
+    where = {plain_name(path): path for path, _ in modules}
     if num_stages > len(ends) or plain_name(ends[num_stages - 1]) not in where:
         raise ValueError(
             f"encoder {name} cannot freeze {num_stages} stages; it has {len(ends)}, which end at {ends}; "
@@ -289,12 +290,12 @@ def _freeze(body: Any, num_stages: int, name: str) -> list[nn.Module]:
         )
 
     end = where[plain_name(ends[num_stages - 1])]
-    last = max(index for index, (found, _) in enumerate(modules) if f"{found}.".startswith(f"{end}."))
+    last = max(index for index, (path, _) in enumerate(modules) if f"{path}.".startswith(f"{end}."))
     frozen = []
-    for found, module in modules[: last + 1]:
+    for path, module in modules[: last + 1]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
-        if found and not end.startswith(f"{found}."):  # what holds the end also holds stages that learn
+        if path and not end.startswith(f"{path}."):  # what holds the end also holds stages that learn
             frozen.append(module)
     return frozen
 
@@ -302,24 +303,12 @@ def _freeze(body: Any, num_stages: int, name: str) -> list[nn.Module]:
 def _convert_norm(body: nn.Module, norm: str, name: str) -> None:
     if norm == "as_is":
         return
-    if not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
+    layers = timm.layers
+    make = {"sync": layers.convert_sync_batchnorm, "frozen": layers.freeze_batch_norm_2d, "group": _group_norm}[norm]
+    if not replace_batch_norm(body, make):
         raise ValueError(
             f"encoder {name} has no BatchNorm, so norm: {norm} would change nothing; allowed is as_is; drop the setting"
         )
-    if norm == "sync":
-        _replace(body, nn.BatchNorm2d, timm.layers.convert_sync_batchnorm)
-    elif norm == "frozen":
-        _replace(body, nn.BatchNorm2d, timm.layers.freeze_batch_norm_2d)
-    else:
-        _replace(body, nn.BatchNorm2d, _group_norm)
-
-
-def _replace(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
-    for name, child in list(module.named_children()):
-        if isinstance(child, kind):
-            setattr(module, name, make(child))
-        else:
-            _replace(child, kind, make)
 
 
 def _group_norm(batch_norm: nn.BatchNorm2d) -> nn.Module:

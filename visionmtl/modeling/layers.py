@@ -1,5 +1,6 @@
 """The convolution block that pyramids, decoders and heads are made of."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,6 +21,18 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "frozen":
         return FrozenBatchNorm(channels)
     return nn.BatchNorm2d(channels)
+
+
+def replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> int:
+    """Put `make(batch_norm)` in the place of every BatchNorm2d inside; returns how many there were."""
+    replaced = 0
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, make(child))
+            replaced += 1
+        else:
+            replaced += replace_batch_norm(child, make)
+    return replaced
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,7 +1,7 @@
 """Weights from files, accepted only when all of them fit."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,25 +23,18 @@ def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
         )
     from timm.models import load_state_dict  # seconds to import, and most runs start from no file
 
-    found = load_state_dict(str(path))  # weights_only; unwraps state_dict, model and their averages
-    wanted = whole.state_dict()
+    weights = load_state_dict(str(path))  # weights_only; unwraps state_dict, model and their averages
+    own = whole.state_dict()
     classifier = _classifier_keys(whole)
-    heads = {key for key in found.keys() | wanted.keys() if key.startswith(classifier)}
-
-    missing = [key for key in wanted.keys() - found.keys() - heads if not key.endswith("num_batches_tracked")]
-    unexpected = list(found.keys() - wanted.keys() - heads)
-    misshaped = [
-        f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
-        for key in (found.keys() & wanted.keys()) - heads
-        if found[key].shape != wanted[key].shape
-    ]
-    if missing or unexpected or misshaped:
+    heads = {key for key in weights.keys() | own.keys() if key.startswith(classifier)}
+    optional = {key for key in own.keys() - weights.keys() if key.endswith("num_batches_tracked")}
+    if differences := _differences(own, weights, heads | optional):
         raise ValueError(
-            f"{path.name} does not fit the encoder: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
-            f"{_some('mis-shaped', misshaped)} ({len(heads)} classifier keys aside); allowed are all {len(wanted)} "
-            "keys of timm's model, under timm's names; correct encoder.name or encoder.options, or choose another file"
+            f"{path.name} does not fit the encoder: {differences} ({len(heads)} classifier keys aside); allowed are "
+            f"all {len(own)} keys of timm's model, under timm's names; correct encoder.name or encoder.options, or "
+            "choose another file"
         )
-    return found
+    return weights
 
 
 def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -50,8 +43,8 @@ def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     for key, value in body.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
-        given = source.get(plain_name(key))
-        if given is None or (given.shape == value.shape and not torch.equal(given.to(value.dtype), value)):
+        stored = source.get(plain_name(key))
+        if stored is None or (stored.shape == value.shape and not torch.equal(stored.to(value.dtype), value)):
             raise ValueError(
                 f"{key} of the encoder did not take its value from {path.name}; every tensor must; this is a fault of "
                 f"the loader with timm {version('timm')}: report it with the encoder's name"
@@ -66,22 +59,30 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 def check_fits(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise ValueError that lists the keys unless a whole network's weights all fit."""
-    own = net.state_dict()
-    missing, unexpected = list(own.keys() - weights.keys()), list(weights.keys() - own.keys())
-    misshaped = [
-        f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
-        for key in own.keys() & weights.keys()
-        if own[key].shape != weights[key].shape
-    ]
-    if missing or unexpected or misshaped:
+    if differences := _differences(net.state_dict(), weights):
         raise ValueError(
-            f"{path} does not fit this network: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
-            f"{_some('mis-shaped', misshaped)}; all must match; use the config that the checkpoint was trained with"
+            f"{path} does not fit this network: {differences}; all must match; use the config that the checkpoint was "
+            "trained with"
         )
 
 
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], aside: Collection[str] = ()) -> str:
+    """Keys of weights from a file that do not fit the `own` ones, except those `aside`; "" where all fit."""
+    misshaped = [
+        f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if key not in aside and own[key].shape != weights[key].shape
+    ]
+    kinds = {
+        "missing": [key for key in own.keys() - weights.keys() if key not in aside],
+        "unexpected": [key for key in weights.keys() - own.keys() if key not in aside],
+        "mis-shaped": misshaped,
+    }
+    return ", ".join(_some(kind, keys) for kind, keys in kinds.items()) if any(kinds.values()) else ""
+
+
 @contextmanager
-def unheard(logger: str) -> Iterator[None]:
+def quiet_logger(logger: str) -> Iterator[None]:
     """Drop what a logger says below the level of an error."""
     log = logging.getLogger(logger)
     level = log.level

@@ -115,7 +115,7 @@ def average_bins(x: Tensor, num_bins: int) -> Tensor:
     return _separable(x, *(F.adaptive_avg_pool1d(_eye(length, x), num_bins).mT for length in x.shape[-2:]))
 
 
-def spread(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_small(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, C, h, w] -> [B, C, *size]: bilinear `resize` with a gradient, for a handful of cells."""
     rows, columns = (
         F.interpolate(_eye(length, x), wanted, mode="linear", align_corners=False).mT

@@ -35,7 +35,7 @@ OTHER_KIND = len(_DROPPED)
 _MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
 
 
-class Packed:
+class AnnotationIndex:
     """The images and categories of a file, images in its order."""
 
     def __init__(self, file: Path, arrays: Mapping[str, NDArray]) -> None:
@@ -78,13 +78,20 @@ class Packed:
             )
         return tuple((int(text), name) for text, name in zip(ids, names, strict=True))
 
+    def check_size(self, row: int, image: Path, size: tuple[int, ...], advice: str) -> None:
+        """Raises ValueError unless the file `image`, whose (H, W) is `size`, is as large as the entry says."""
+        if self.size(row) not in (size, (0, 0)):
+            raise ValueError(
+                f"{image} is {size}, {self.file} says {self.size(row)} (height, width); boxes would not fit; {advice}"
+            )
+
     def part(self, row: int) -> slice:
-        """Where what belongs to image `row` lies in the flat arrays."""
+        """The part of the flat arrays that belongs to image `row`."""
         start = self.arrays["start"]
         return slice(int(start[row]), int(start[row + 1]))
 
 
-class PackedBoxes(Packed):
+class BoxIndex(AnnotationIndex):
     """Boxes of an instances file; `arrays` hold xyxy, labels, crowd and area of all images, one after the other."""
 
     def of(self, row: int, size: tuple[int, ...] | None = None) -> Boxes:
@@ -119,16 +126,16 @@ class BoxesByStem:
 
     def __init__(self, file: Path, stems: Sequence[str], advice: str) -> None:
         """stems: file names of the images without folder and ending, each once; advice: how to get a sound file."""
-        self.file, self._packed, self._advice = file, read_boxes(file), advice
-        self.ids = tuple(number for number, _ in self._packed.categories)
+        self.file, self._index, self._advice = file, read_boxes(file), advice
+        self.ids = tuple(number for number, _ in self._index.categories)
         """Official ids of the classes."""
-        self.names = tuple(name for _, name in self._packed.categories)
-        listed = [composed(Path(self._packed.name(row)).stem) for row in range(len(self._packed))]
+        self.names = tuple(name for _, name in self._index.categories)
+        listed = [composed(Path(self._index.name(row)).stem) for row in range(len(self._index))]
         check_distinct(listed, f"{file}, file_name without folder and ending", "correct or remove an entry")
         row_of = {stem: row for row, stem in enumerate(listed)}
         self._rows = np.array([row_of.get(composed(stem), -1) for stem in stems])
 
-        self.notes = self._packed.report()
+        self.notes = self._index.report()
         """What is odd about the file, a sentence each."""
         missing, others = int((self._rows < 0).sum()), len(listed) - len(stems) + int((self._rows < 0).sum())
         if missing == len(stems):
@@ -146,22 +153,18 @@ class BoxesByStem:
         row = int(self._rows[index])
         if row < 0:
             return None
-        if self._packed.size(row) not in (size, (0, 0)):
-            raise ValueError(
-                f"{image} is {size}, {self._packed.file} says {self._packed.size(row)} (height, width); boxes would "
-                f"not fit; {self._advice}"
-            )
-        return self._packed.of(row, size)
+        self._index.check_size(row, image, size, self._advice)
+        return self._index.of(row, size)
 
 
-def read_boxes(file: Path, masks: bool = False) -> PackedBoxes:
+def read_boxes(file: Path, masks: bool = False) -> BoxIndex:
     """An instances file; with `masks`, its polygons and RLEs as well.
 
     Raises ValueError naming the entry for: no file, incomplete JSON, an entry without what it needs, an id of an image
     or category given twice, a category that is not listed, a file name that leaves the folder of the images.
     """
     kind = "boxes+masks-3" if masks else "boxes-3"
-    return PackedBoxes(file, cached(existing(file), kind, lambda: _Instances(file).pack(masks)))
+    return BoxIndex(file, cached(existing(file), kind, lambda: _Instances(file).pack(masks)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def read_truth(file: Path, masks: bool = False) -> Truth:
     annotations: list[Entry] = []
     for at in np.flatnonzero((parsed.reasons < 0) | (parsed.reasons >= _NUM_UNUSABLE)).tolist():
         row = int(parsed.rows[at])
-        one: Entry = {
+        entry: Entry = {
             "image_id": number_of[row],
             "category_id": int(parsed.box_labels[at]),
             "bbox": boxes.xywh[at].tolist(),
@@ -199,10 +202,10 @@ def read_truth(file: Path, masks: bool = False) -> Truth:
         }
         if masks:
             size = parsed.sizes[row].tolist()
-            one["segmentation"] = {"size": size, "counts": encode(file, "annotations", at, parsed.entries, size)}
+            entry["segmentation"] = {"size": size, "counts": encode(file, "annotations", at, parsed.entries, size)}
             if not boxes.has_area[at]:
-                one["area"] = float(rle.area(one["segmentation"]))
-        annotations.append(one)
+                entry["area"] = float(rle.area(entry["segmentation"]))
+        annotations.append(entry)
     return Truth(
         images=[{"id": number_of[row], "height": height, "width": width} if height else {"id": number_of[row]}
                 for row in order for height, width in [parsed.sizes[row].tolist()]],
@@ -221,7 +224,7 @@ class Annotations:
         lists = read_lists(file, ("images", "annotations", "categories"))
         self.file, self.entries = file, lists["annotations"]
         images, categories = lists["images"], self._classes(lists["categories"])
-        self.image_ids = self._ids("images", images, "id", unique=True)
+        self.image_ids = ids_of(file, "images", images, "id", unique=True)
         self.names = file_names(file, "images", images) if named else self.image_ids
         if named:
             _check_once(file, "images", images, "file_name", self.names)
@@ -237,21 +240,21 @@ class Annotations:
                 f"{file}: categories has {len(categories)} entries; allowed are 1 to {MAX_CLASSES}; list the classes "
                 "there, or leave the label out"
             )
-        ids = self._ids("categories", categories, "id", unique=True)
+        ids = ids_of(file, "categories", categories, "id", unique=True)
         for number, entry in enumerate(categories):
             if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
                 raise bad(file, "categories", number, categories, "a text as name")
         names = [entry["name"] for entry in categories]
         _check_once(file, "categories", categories, "name", names)
-        by_id = sorted(zip(ids, names, strict=True), key=lambda one: id_order(one[0]))
-        self.category_ids, self.category_names = [one for one, _ in by_id], [name for _, name in by_id]
+        by_id = sorted(zip(ids, names, strict=True), key=lambda category: id_order(category[0]))
+        self.category_ids, self.category_names = map(list, zip(*by_id, strict=True))
 
     def _classes(self, categories: list[Entry]) -> list[Entry]:
         return categories
 
     def image_ids_of_entries(self, unique: bool = False) -> list[str]:
         """The `image_id` of every annotation."""
-        return self._ids("annotations", self.entries, "image_id", unique)
+        return ids_of(self.file, "annotations", self.entries, "image_id", unique)
 
     def image_rows(self) -> NDArray[np.int64]:
         """[A] position of every annotation's image in `image_ids`; -1 where it is none of them."""
@@ -267,20 +270,14 @@ class Annotations:
         return np.array(labels, np.int64)
 
     def columns(self) -> dict[str, NDArray]:
-        """What `Packed` tells of images and categories."""
+        """What `AnnotationIndex` tells of images and categories."""
         return {
-            "image_ids": packed_text(self.image_ids),
-            "names": packed_text(self.names),
+            "image_ids": text_array(self.image_ids),
+            "names": text_array(self.names),
             "sizes": self.sizes,
-            "category_ids": packed_text(self.category_ids),
-            "category_names": packed_text(self.category_names),
+            "category_ids": text_array(self.category_ids),
+            "category_names": text_array(self.category_names),
         }
-
-    def _ids(self, what: str, entries: Sequence[Entry], key: str, unique: bool = False) -> list[str]:
-        texts = ids_of(self.file, what, entries, key)
-        if unique:
-            _check_once(self.file, what, entries, key, texts)
-        return texts
 
 
 class _Instances(Annotations):
@@ -296,13 +293,13 @@ class _Instances(Annotations):
 
     def _classes(self, categories: list[Entry]) -> list[Entry]:
         """Without the category 0 of Roboflow, which no annotation has and all others name as their supercategory."""
-        first = next((one for one in categories if canonical(one.get("id")) == "0"), None)
-        others = [one for one in categories if one is not first]
+        first = next((entry for entry in categories if canonical(entry.get("id")) == "0"), None)
+        others = [entry for entry in categories if entry is not first]
         self._left_out = (
             first is not None
             and bool(others)
-            and all(one.get("supercategory") == first.get("name") for one in others)
-            and not any(canonical(one.get("category_id")) == "0" for one in self.entries)
+            and all(entry.get("supercategory") == first.get("name") for entry in others)
+            and not any(canonical(entry.get("category_id")) == "0" for entry in self.entries)
         )
         return others if self._left_out else categories
 
@@ -319,7 +316,7 @@ class _Instances(Annotations):
         return [*self.boxes.notes(self.reasons, num_dropped), *noted]
 
     def pack(self, masks: bool) -> dict[str, NDArray]:
-        """The arrays of `PackedBoxes`."""
+        """The arrays of `BoxIndex`."""
         order = kept_order(self.reasons, self.rows)
         notes = self.notes()
         if not len(self.entries):
@@ -328,7 +325,7 @@ class _Instances(Annotations):
             **self.columns(),
             **self.boxes.pack(order, self.rows, len(self.image_ids)),
             "labels": self.box_labels[order],
-            "notes": packed_text(notes),
+            "notes": text_array(notes),
         }
         if masks:
             sizes = self.sizes[self.rows]
@@ -343,12 +340,12 @@ class BoxColumns:
 
     def __init__(self, file: Path, what: str, entries: Sequence[Entry], sizes: NDArray) -> None:
         """what: the list that the entries are from; sizes: (H, W) of each one's image, 0 where it is not known."""
-        given = [entry.get("bbox") for entry in entries]
-        for number, box in enumerate(given):
+        written = [entry.get("bbox") for entry in entries]
+        for number, box in enumerate(written):
             if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
                 raise bad(file, what, number, entries, "four numbers x, y, width, height as bbox")
-        self.xywh = np.array(given, np.float64).reshape(-1, 4)
-        areas = np.array([one if is_number(one := entry.get("area")) else math.nan for entry in entries], np.float64)
+        self.xywh = np.array(written, np.float64).reshape(-1, 4)
+        areas = np.array([entry["area"] if is_number(entry.get("area")) else math.nan for entry in entries])
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
             xyxy = np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)
             self.xyxy = xyxy.astype(np.float32)  # what has no extent there counts as having none
@@ -362,11 +359,11 @@ class BoxColumns:
 
         self._edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]  # a size that is not given limits nothing
         beyond = np.any((self.xyxy[:, :2] < -1) | (self.xyxy[:, 2:] > self._edges + 1), axis=1)
-        given_areas = np.array([entry.get("area") is not None for entry in entries], np.bool_)
-        null_areas = np.array(["area" in entry for entry in entries], np.bool_) & ~given_areas
+        has_value = np.array([entry.get("area") is not None for entry in entries], np.bool_)
+        null_areas = np.array(["area" in entry for entry in entries], np.bool_) & ~has_value
         self._odd: dict[str, NDArray] = {
             "boxes reach more than 1 px beyond their image (kept as they are, as official evaluation does)": beyond,
-            "areas are negative or no number (the box's own is taken)": ~self.has_area & given_areas,
+            "areas are negative or no number (the box's own is taken)": ~self.has_area & has_value,
             "annotations have null as area (the box's own is taken)": null_areas,
             "annotations have null as iscrowd (taken as 0)": np.array([value is None for value in crowd], np.bool_),
         }
@@ -488,15 +485,17 @@ def _is_whole(text: str) -> bool:
     return re.fullmatch(r"-?[0-9]{1,18}", text) is not None
 
 
-def ids_of(file: Path, what: str, entries: Sequence[Entry], key: str) -> list[str]:
+def ids_of(file: Path, what: str, entries: Sequence[Entry], key: str, unique: bool = False) -> list[str]:
     """The id under `key` of every entry, as `canonical` writes it; `what` is the list's name."""
     texts = [canonical(entry.get(key)) for entry in entries]
     if None in texts:
         raise bad(file, what, texts.index(None), entries, f"a whole number or a text as {key}")
+    if unique:
+        _check_once(file, what, entries, key, texts)
     return [text for text in texts if text is not None]
 
 
-def packed_text(texts: Sequence[str]) -> NDArray[np.bytes_]:
+def text_array(texts: Sequence[str]) -> NDArray[np.bytes_]:
     """UTF-8, as long as the longest."""
     return np.array([text.encode() for text in texts], np.bytes_)
 
@@ -543,19 +542,19 @@ def encode(file: Path, what: str, number: int, entries: Sequence[Entry], size: l
 
     Raises ValueError for run lengths that do not cover the image: pycocotools would crash, or read past their end.
     """
-    given = entries[number].get("segmentation")
+    mask = entries[number].get("segmentation")
     needed = "a segmentation (polygons, or an RLE of its image's size), and an image with height and width"
     if 0 in size:
         raise bad(file, what, number, entries, needed)
 
-    if isinstance(given, dict) and given.get("size") == size:
-        counts, pixels = given.get("counts"), size[0] * size[1]
+    if isinstance(mask, dict) and mask.get("size") == size:
+        counts, pixels = mask.get("counts"), size[0] * size[1]
         if isinstance(counts, str) and counts.isascii() and _covers(counts.encode(), pixels):
             return counts.encode()
         if isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels:
             return bytes(rle.frPyObjects({"size": size, "counts": counts}, *size)["counts"])
-    elif isinstance(given, list) and given and all(map(_is_polygon, given)):
-        polygons = [one for one in given if len(one) >= 6]  # pycocotools would take four numbers for a box
+    elif isinstance(mask, list) and mask and all(map(_is_polygon, mask)):
+        polygons = [polygon for polygon in mask if len(polygon) >= 6]  # pycocotools would take four numbers for a box
         if polygons:
             return bytes(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
         return bytes(rle.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)["counts"])
@@ -585,7 +584,6 @@ def _covers(code: bytes, pixels: int) -> bool:
     return bool((runs >= 0).all()) and int(runs.sum()) == pixels
 
 
-def _is_polygon(given: object) -> bool:
-    if not isinstance(given, list):
-        return False
-    return all(type(value) in (int, float) and abs(value) < _MAX_COORDINATE for value in given)  # False for NaN
+def _is_polygon(part: object) -> bool:
+    # False for NaN
+    return isinstance(part, list) and all(type(x) in (int, float) and abs(x) < _MAX_COORDINATE for x in part)

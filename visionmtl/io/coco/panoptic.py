@@ -7,20 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.io.coco.annotations import (
+    AnnotationIndex,
     Annotations,
     Entry,
-    Packed,
     bad,
     existing,
     file_names,
-    packed_text,
+    text_array,
 )
 from visionmtl.io.images import read_png
 from visionmtl.io.index import cached
 from visionmtl.structures import IGNORE
 
 
-class PackedSegments(Packed):
+class SegmentIndex(AnnotationIndex):
     """Which PNG belongs to an image, and which classes the segment ids in it stand for."""
 
     def png(self, row: int) -> str | None:
@@ -52,9 +52,9 @@ class PackedSegments(Packed):
         return classes
 
 
-def read_segments(file: Path) -> PackedSegments:
+def read_segments(file: Path) -> SegmentIndex:
     """A panoptic file. Raises ValueError naming the entry, as `read_boxes` does."""
-    return PackedSegments(file, cached(existing(file), "segments-3", lambda: _pack(file)))
+    return SegmentIndex(file, cached(existing(file), "segments-3", lambda: _pack(file)))
 
 
 def _pack(file: Path) -> dict[str, NDArray]:
@@ -70,7 +70,7 @@ def _pack(file: Path) -> dict[str, NDArray]:
     segments = [segment for _, entry in ordered for segment in entry["segments_info"]]
     return {
         **annotations.columns(),
-        "pngs": packed_text([name for name, _ in ordered]),
+        "pngs": text_array([name for name, _ in ordered]),
         "start": np.cumsum([0, *counts]),
         "segment_ids": _segment_ids(file, segments, np.repeat(np.arange(len(ordered)), counts)),
         "labels": annotations.labels("segments_info", segments).astype(np.uint8),
@@ -85,8 +85,8 @@ def _segment_ids(file: Path, segments: Sequence[Entry], rows: NDArray[np.int64])
     ids = np.array([segment["id"] for segment in segments], np.int32)
     first = np.unique(np.stack([rows, ids]), axis=1, return_index=True)[1]
     if len(first) < len(ids):
-        again = np.setdiff1d(np.arange(len(ids)), first)[0]
-        raise bad(file, "segments_info", int(again), segments, "its own id, which no other segment of its image has")
+        repeated = np.setdiff1d(np.arange(len(ids)), first)[0]
+        raise bad(file, "segments_info", int(repeated), segments, "its own id, which no other segment of its image has")
     return ids
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder, DenseMap
-from visionmtl.modeling.layers import norm_layer
+from visionmtl.modeling.layers import norm_layer, replace_batch_norm
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import Maps
 
@@ -136,7 +136,9 @@ class _Cut(DenseMap):
         self.out_channels = spec.channels
         widths = [0] * self.num_empty + [in_channels] * len(spec.levels)
         self.decoder = _make(spec, widths)
-        if spec.norm != "batch" and not _replace_batch_norm(self.decoder, spec):
+        if spec.norm != "batch" and not replace_batch_norm(
+            self.decoder, lambda batch_norm: norm_layer(spec.norm, batch_norm.num_features)
+        ):
             raise ValueError(
                 f"decoder smp {spec.arch} has norm: {spec.norm}, but with these options no BatchNorm to replace; "
                 "allowed is one of norm and options.use_norm; remove the other"
@@ -194,15 +196,3 @@ def _make(spec: Smp, widths: list[int]) -> Any:
     elif spec.arch in _DOUBLING:
         decoder.blocks = decoder.blocks[:-1]
     return decoder
-
-
-def _replace_batch_norm(module: nn.Module, spec: Smp) -> int:
-    """Put `spec.norm` in the place of every BatchNorm; returns how many there were."""
-    replaced = 0
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, norm_layer(spec.norm, child.num_features))
-            replaced += 1
-        else:
-            replaced += _replace_batch_norm(child, spec)
-    return replaced

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder, DenseMap
 from visionmtl.modeling.layers import ConvBlock
-from visionmtl.ops.resize import average_bins, spread, upsample
+from visionmtl.ops.resize import average_bins, resize_small, upsample
 from visionmtl.structures import Maps
 
 
@@ -48,7 +48,7 @@ class _Merge(DenseMap):
         coarsest = maps[self.levels[-1]]
         size = (coarsest.shape[-2], coarsest.shape[-1])
         bins = [average_bins(coarsest, n) for n in self.bins]
-        pooled = [spread(block(x), size) for block, x in zip(self.pooled, bins, strict=True)]
+        pooled = [resize_small(block(x), size) for block, x in zip(self.pooled, bins, strict=True)]
         merged = {self.levels[-1]: self.context(torch.cat([coarsest, *pooled], 1))}
 
         for coarse, fine in pairwise(reversed(self.levels)):
