@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import scene_run
 import torch
 
 from visionmtl import run as config
@@ -33,8 +34,8 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text(config.dump(run))
     plain = {name: space and space.plain() for name, space in spaces.items()}
-    state = {"run": run.model_dump(mode="json"), "spaces": plain, "net": net.state_dict(), "ema": None}
-    checkpoint.save(folder / "checkpoints" / "last.pt", {**state, "step": 7, "epoch": 1})
+    content = {"run": run.model_dump(mode="json"), "spaces": plain, "net": net.state_dict()}
+    checkpoint.save(folder / "checkpoints" / "last.pt", scene_run.checkpoint_content(step=7, **content))
     return folder / "checkpoints" / "last.pt"
 
 

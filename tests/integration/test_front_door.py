@@ -35,8 +35,8 @@ def folder(tmp_path_factory) -> Path:
     net = visionmtl.build_model(run)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.pt"
     spaces = {name: space and space.plain() for name, space in net.spaces.items()}
-    rest = {"spaces": spaces, "net": net.state_dict(), "ema": None, "step": 7, "epoch": 1}
-    checkpoint.save(path, {"run": run.model_dump(mode="json"), **rest})
+    content = {"run": run.model_dump(mode="json"), "spaces": spaces, "net": net.state_dict()}
+    checkpoint.save(path, scene_run.checkpoint_content(**content))
     return path.parent.parent
 
 

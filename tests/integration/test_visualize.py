@@ -5,6 +5,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+import scene_run
 import torch
 from PIL import Image
 
@@ -36,8 +37,8 @@ def saved(tmp_path_factory):
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.pt"
     plain = {name: space and space.plain() for name, space in spaces.items()}
-    rest = {"spaces": plain, "net": net.state_dict(), "ema": None, "step": 7, "epoch": 1}
-    checkpoint.save(path, {"run": run.model_dump(mode="json"), **rest})
+    content = {"run": run.model_dump(mode="json"), "spaces": plain, "net": net.state_dict()}
+    checkpoint.save(path, scene_run.checkpoint_content(**content))
     return path
 
 
