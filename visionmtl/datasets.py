@@ -1,6 +1,7 @@
 """The data set contract, and the finder that makes the top-level `datasets/` importable as `visionmtl.datasets`."""
 
-from abc import abstractmethod
+import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,18 @@ from pydantic import Field
 
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import Configurable
-from visionmtl.structures import IGNORE, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import EVERYTHING, IGNORE, LabelSpace, ReadRequest, Sample
 
 __path__ = [str(shipped_folder("datasets"))]
 
 
-class Reader(Protocol):
-    """An opened data set: cheap to hold, safe to send to worker processes."""
+class DatasetReader(Protocol):
+    """An opened data set: cheap to hold, safe to send to worker processes.
+
+    Optional members: `notes` (sentences about its labels), `file(index)` and `label_files(index)` (the paths that a
+    sample comes from), and `read_part(index, request)`, through which training reads: as `read`, but labels that are
+    not requested may be None, and the image may be reduced (with `full_size`); see `PartReader`.
+    """
 
     @property
     def provides(self) -> Mapping[str, LabelSpace | None]:
@@ -31,12 +37,22 @@ class Reader(Protocol):
         ...
 
 
-class DatasetReader(Reader, Protocol):
-    """A reader that saves work where not everything is wanted; training reads through it."""
+class PartReader(ABC):
+    """Base of readers that save work where a sample is not needed whole."""
 
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """As `read`, but labels that are not wanted may be None, and the image may be reduced (with `full_size`)."""
-        ...
+    def read(self, index: int) -> Sample:
+        """The sample at full size; a broken file raises ValueError with its name."""
+        return self.read_part(index, EVERYTHING)
+
+    @abstractmethod
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """What is requested of the sample."""
+
+
+def read_part(reader: DatasetReader, index: int, request: ReadRequest) -> Sample:
+    """What is requested of a sample; all of it where the reader has no `read_part`."""
+    read: Callable[[int, ReadRequest], Sample] | None = getattr(reader, "read_part", None)
+    return reader.read(index) if read is None else read(index, request)
 
 
 class Dataset(Configurable, package="visionmtl.datasets"):
@@ -48,7 +64,7 @@ class Dataset(Configurable, package="visionmtl.datasets"):
     """Factor on how often a training data set is drawn from, see `data.sampling`."""
 
     @abstractmethod
-    def build(self) -> Reader:
+    def build(self) -> DatasetReader:
         """Check that the files are there and index them. Raises ValueError naming what is missing and how to get it."""
 
 
@@ -57,12 +73,12 @@ class NamedDataset:
     """An opened data set under the name by which a run calls it."""
 
     name: str
-    reader: Reader
+    reader: DatasetReader
     weight: float = 1.0
 
     @property
     def provides(self) -> Mapping[str, LabelSpace | None]:
-        """See `Reader.provides`."""
+        """See `DatasetReader.provides`."""
         return self.reader.provides
 
     @property
@@ -72,53 +88,46 @@ class NamedDataset:
 
     def file(self, index: int) -> str | None:
         """The file of an image, for messages; None where the reader has no method `file` or draws its images."""
-        find = getattr(self.reader, "file", None)
-        return None if find is None else str(find(index))
+        file = getattr(self.reader, "file", None)
+        return None if file is None else str(file(index))
 
     def label_files(self, index: int) -> Sequence[Path]:
         """The files that its labels come from; none where the reader has no method `label_files`."""
-        find: Callable[[int], Sequence[Path]] | None = getattr(self.reader, "label_files", None)
-        return () if find is None else find(index)
+        files: Callable[[int], Sequence[Path]] | None = getattr(self.reader, "label_files", None)
+        return () if files is None else files(index)
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def read(self, index: int) -> Sample:
-        """See `Reader.read`."""
+        """See `DatasetReader.read`."""
         return self.reader.read(index)
 
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """See `DatasetReader`; a reader that can only read everything does so."""
-        return read_part(self.reader, index, wanted)
-
-
-def read_part(reader: Reader, index: int, wanted: ReadRequest) -> Sample:
-    """What is wanted of a sample, with as little work as the reader knows how."""
-    frugal: Callable[[int, ReadRequest], Sample] | None = getattr(reader, "read_part", None)
-    return reader.read(index) if frugal is None else frugal(index, wanted)
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """See `read_part`."""
+        return read_part(self.reader, index, request)
 
 
 def open_datasets(datasets: Sequence[Dataset]) -> list[NamedDataset]:
     """Every data set, checked, indexed and named. Raises ValueError for a name given twice."""
-    return [NamedDataset(name, one.build(), one.weight) for name, one in zip(name_all(datasets), datasets, strict=True)]
+    names = name_all(datasets)
+    return [NamedDataset(name, spec.build(), spec.weight) for name, spec in zip(names, datasets, strict=True)]
 
 
 def name_all(datasets: Sequence[Dataset]) -> list[str]:
     """What a run calls its data sets. Raises ValueError for a name given twice."""
-    given = [dataset.name for dataset in datasets if dataset.name]
-    if repeated := {name for name in given if given.count(name) > 1}:
+    chosen = [dataset.name for dataset in datasets if dataset.name]
+    if repeated := {name for name in chosen if chosen.count(name) > 1}:
         raise ValueError(
-            f"{len(given)} data sets are named {', '.join(given)}; a name stands for one data set, but "
+            f"{len(chosen)} data sets are named {', '.join(chosen)}; a name stands for one data set, but "
             f"{', '.join(sorted(repeated))} comes twice; give each a name of its own"
         )
     names: list[str] = []
     for dataset in datasets:
-        plain = dataset.name or dataset.type.rpartition(".")[2] or type(dataset).__name__
-        taken, number = {*names, *given}, 2
-        name = plain
-        while dataset.name is None and name in taken:
-            name, number = f"{plain}-{number}", number + 1
-        names.append(name)
+        type_name = dataset.type.rpartition(".")[2] or type(dataset).__name__
+        numbered = (f"{type_name}-{number}" for number in itertools.count(2))
+        free = (name for name in itertools.chain([type_name], numbered) if name not in {*names, *chosen})
+        names.append(dataset.name or next(free))
     return names
 
 
@@ -126,7 +135,7 @@ def name_all(datasets: Sequence[Dataset]) -> list[str]:
 class Relabelled:
     """A reader whose boxes or class maps are given in other label spaces, matched by the names of classes."""
 
-    reader: Reader
+    reader: DatasetReader
     learned: Mapping[str, LabelSpace]
     """By field; each has all the classes of the reader's own space."""
 
@@ -154,12 +163,12 @@ class Relabelled:
         raise AttributeError(name)
 
     def read(self, index: int) -> Sample:
-        """See `Reader.read`."""
+        """See `DatasetReader.read`."""
         return self._relabel(self.reader.read(index))
 
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """See `DatasetReader`."""
-        return self._relabel(read_part(self.reader, index, wanted))
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """See `read_part`."""
+        return self._relabel(read_part(self.reader, index, request))
 
     def _relabel(self, sample: Sample) -> Sample:
         for field, space in self.learned.items():
@@ -179,7 +188,7 @@ class Relabelled:
 class Subset:
     """The first `count` samples of a reader, over and over up to `length`."""
 
-    reader: Reader
+    reader: DatasetReader
     count: int
     length: int
 
@@ -195,6 +204,6 @@ class Subset:
         """Sample `index` modulo `count`."""
         return self.reader.read(index % self.count)
 
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
-        """See `DatasetReader`."""
-        return read_part(self.reader, index % self.count, wanted)
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """See `read_part`."""
+        return read_part(self.reader, index % self.count, request)

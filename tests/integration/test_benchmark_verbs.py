@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from visionmtl.benchmark.figures import Figure, Note, Row, Table
-from visionmtl.benchmark.gpu import Gpu
+from visionmtl.benchmark.gpu import measure_gpu
 from visionmtl.benchmark.measure import Budget, Timing
-from visionmtl.benchmark.peers import THREE
+from visionmtl.benchmark.peers import PEERS
 from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Workload
 from visionmtl.cli import main
@@ -23,7 +23,6 @@ OVERRIDES = (
 )  # fmt: skip
 SMALL = ["--encoder", "test_resnet", "--size", "64", "64", "--set", *OVERRIDES]
 BATCH = ["--batch", "2", "--boxes", "3"]
-PEERS = ("torchvision FCOS", "torchvision RetinaNet", "smp FPN, segmentation", "smp FPN, depth")
 
 
 def measure(folder: Path, *command: str) -> tuple[int, dict[str, Any]]:
@@ -59,7 +58,7 @@ def test_a_step_is_timed_beside_its_parts_and_its_peers(tmp_path):
     assert column(content, 0, "% of matrix peak")["joint, eager"] == pytest.approx(share)
     together = rows["joint, eager / sum of the three peers"]["value"]
     assert together == pytest.approx(1 / rows["sum of the three peers / joint, eager"]["value"])
-    assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in THREE))  # one round: no medians
+    assert together == pytest.approx(ms["joint, eager"] / sum(ms[name] for name in PEERS))  # one round: no medians
     assert rows["joint, eager, 40 boxes / 1"]["limit"] == 1.05
     assert "share of depth in the step (eager)" in rows
     assert "| joint, eager " in (tmp_path / "figures.md").read_text()
@@ -106,11 +105,10 @@ def test_without_time_left_a_step_says_what_it_skipped_and_still_ends(tmp_path):
 
 def test_with_time_left_one_go_measures_predictions_and_steps():
     workload = Workload(encoder="test_resnet", batch=2, size=(64, 64), boxes=3, device="cpu", overrides=OVERRIDES)
-    go = Gpu(workload, TURN, budget_s=3600, compare_boxes=(), infer_batches=(1,))
-    figures = list(go.measure())
+    figures = list(measure_gpu(workload, TURN, budget_s=3600, compare_boxes=(), infer_batches=(1,)))
 
-    titles = [one.title for one in figures if isinstance(one, Table)]
-    assert titles == ["Training steps", "Latency, batch 1", "Images a second, joint"]
+    titles = {one.title for one in figures if isinstance(one, Table)}
+    assert titles == {"Training steps", "Latency, batch 1", "Images a second, joint"}
     skipped = [one.text for one in figures if isinstance(one, Note) and "SKIPPED" in one.text]
     assert len(skipped) == 1 and "host waits, compiled steps, CUDA graphs; cpu is not a CUDA device" in skipped[0]
     assert isinstance(figures[-1], Row) and figures[-1].kept and figures[-1].limit == 3600

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -225,17 +223,9 @@ def test_files_are_written_before_anything_is_printed(mine, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr("visionmtl.data.check.terminal.print_result", closed_pipe)
-    with pytest.raises(BrokenPipeError):
-        mine.check("--sheet", str(mine.root / "sheet.png"))
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # the tool silences its stdout, which is pytest's here
+    assert mine.check("--sheet", str(mine.root / "sheet.png"))[0] == 141
     assert json.loads((mine.root / "report.json").read_text())["data_sets"] and (mine.root / "sheet.png").is_file()
-
-
-@pytest.mark.parametrize("tool", ["check_data", "benchmark"])
-def test_help_needs_no_torch(tool):
-    code = f"import sys, runpy; sys.argv = ['{tool}', '--help']; runpy.run_path('tools/{tool}.py', run_name='__main__')"
-    watched = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    shown = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, check=True).stdout
-    assert "usage: " in shown and shown.splitlines()[-1] == "False"
 
 
 def test_what_cannot_start_ends_with_2_and_says_why(mine, capsys):

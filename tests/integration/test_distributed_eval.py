@@ -11,7 +11,7 @@ import scene_run
 import torch
 
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import ValLoader, val_loader
+from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
 from visionmtl.engine.distributed import Ranks
@@ -29,7 +29,7 @@ def settings(count: int) -> Run:
     return scene_run.run(data={"val": few}, train={"batch_size": 2})
 
 
-def loader(run: Run, ranks: Ranks) -> ValLoader:
+def loader(run: Run, ranks: Ranks) -> Any:
     sources = open_datasets(run.data.val)
     spaces = resolve_spaces(run.tasks, sources)
     return val_loader(run.data, run.tasks, spaces, sources, 2, ranks.rank, ranks.world)

@@ -4,14 +4,9 @@ import json
 
 import pytest
 import scene_run
-import torch
 
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.datasets import open_datasets
-from visionmtl.engine import checkpoint
-from visionmtl.network import build_model
 
 SMALL = [
     "data.train.0.num_images=3",
@@ -27,16 +22,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The last.pt of a run folder, as training leaves it."""
-    run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
-    torch.manual_seed(0)
-    net = build_model(run.model, run.tasks, spaces, run.data.size)
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "config.yaml").write_text(config.dump(run))
-    plain = {name: space and space.plain() for name, space in spaces.items()}
-    content = {"run": run.model_dump(mode="json"), "spaces": plain, "net": net.state_dict()}
-    checkpoint.save(folder / "checkpoints" / "last.pt", scene_run.checkpoint_content(step=7, **content))
-    return folder / "checkpoints" / "last.pt"
+    return scene_run.save_untrained(config.load("configs/quickstart.yaml", SMALL), tmp_path_factory.mktemp("run"))
 
 
 def evaluated(saved, *arguments):

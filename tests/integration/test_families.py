@@ -18,6 +18,7 @@ from visionmtl.modeling.pyramids.base import Pyramid
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.pyramids.simple import Simple
 from visionmtl.network import LossNet, Model, build_model
+from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import ImageMeta
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
@@ -62,7 +63,8 @@ def check_step(model: Model, tasks: Mapping[str, Task]) -> None:
     labelled = {name: torch.tensor([one is not None for one in samples[name]]) for name in tasks}
     image = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
 
-    parts, shared, leaves = LossNet(net, cut=True)(image, targets, labelled)
+    totals = step_totals([{name: task.count(targets[name], SIZE) for name, task in tasks.items()}])
+    parts, shared, leaves = LossNet(net, cut=True)(image, targets, labelled, totals)
     losses = {name: total(of_task) for name, of_task in parts.items()}
     UPGrad().build(dict.fromkeys(tasks, 1.0)).backward(Step(losses, shared, leaves))
 

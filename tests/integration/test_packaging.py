@@ -12,8 +12,8 @@ import zipfile
 from importlib.metadata import PathDistribution, distributions, packages_distributions
 from pathlib import Path
 
+import project
 import pytest
-import readme_tree
 
 WAYS = ("wheel", "editable", "checkout")
 
@@ -65,9 +65,9 @@ def build(kind: str, source: Path, target: Path) -> Path:
 def checkout(tmp_path_factory) -> Path:
     """A copy of the project, because building leaves files behind."""
     copy = tmp_path_factory.mktemp("checkout")
-    for file in readme_tree.project_files():
+    for file in project.project_files():
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(readme_tree.ROOT / file, copy / file)
+        shutil.copy(project.ROOT / file, copy / file)
     return copy
 
 
@@ -130,7 +130,7 @@ def test_a_tool_of_a_plain_checkout_runs_from_any_folder(checkout, tmp_path):
 
 
 def test_the_command_finds_every_tool(seen):
-    tools = {file.stem for file in readme_tree.project_files() if file.parts[0] == "tools" and file.suffix == ".py"}
+    tools = {file.stem for file in project.project_files() if file.parts[0] == "tools" and file.suffix == ".py"}
     assert seen["status"] == 0
     assert tools <= set(re.findall(r"^  (\w+)", seen["help"], flags=re.MULTILINE))
 
@@ -151,10 +151,10 @@ def test_a_wheel_carries_adapters_configs_and_tools_and_claims_one_name(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     carried = {
         f"visionmtl/_{file.as_posix()}"
-        for file in readme_tree.project_files()
+        for file in project.project_files()
         if file.parts[0] in ("datasets", "configs", "tools") and file.suffix in (".py", ".yaml", ".json")
     }
-    own = {file.as_posix() for file in readme_tree.project_files() if file.parts[0] == "visionmtl"}
+    own = {file.as_posix() for file in project.project_files() if file.parts[0] == "visionmtl"}
     assert carried | own <= names
     assert {name.split("/")[0] for name in names} == {"visionmtl", "visionmtl-0.1.0.dist-info"}
 
@@ -169,7 +169,7 @@ def requirements(wheel: Path) -> tuple[set[str], set[str]]:
 
 def foreign_imports(file: Path) -> list[tuple[str, bool]]:
     """Libraries that a file imports, and whether it cannot be imported without them."""
-    module = ast.parse((readme_tree.ROOT / file).read_text(encoding="utf-8"))
+    module = ast.parse((project.ROOT / file).read_text(encoding="utf-8"))
     found = []
     for node in ast.walk(module):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -182,7 +182,7 @@ def test_every_imported_library_is_declared(wheel):
     always, ever = requirements(wheel)
     providers = packages_distributions()
     missing = []
-    for file in readme_tree.project_files():
+    for file in project.project_files():
         if file.suffix == ".py" and file.parts[0] in ("visionmtl", "datasets", "tools"):
             for name, needed in foreign_imports(file):
                 known = {found.lower().replace("_", "-") for found in providers.get(name, [name])}

@@ -13,10 +13,9 @@ import scene_run
 import torch
 from contract import sample
 
-from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.datasets import NamedDataset
-from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine import distributed
 from visionmtl.engine.evaluator import evaluate_files
 from visionmtl.inference.results_io import SubmissionWriter
 from visionmtl.structures import Detections, LabelSpace, Sample
@@ -31,14 +30,7 @@ def save_run(folder: Path) -> Path:
     """A checkpoint with random weights, to be judged by five images: one of two ranks has one more."""
     data = {"val": [scene_run.scenes(5, split="val")]}
     run = scene_run.run(folder, names=WITH_NORMALS, data=data, train={"batch_size": 1})
-    state = scene_run.state(run)
-    folder.mkdir()
-    (folder / "config.yaml").write_text(config.dump(run))
-    spaces = {name: space and space.plain() for name, space in state.net.spaces.items()}
-    plain = {"run": run.model_dump(mode="json"), "spaces": spaces, "net": state.net.state_dict(), "ema": None}
-    file = folder / "checkpoints" / "last.pt"
-    checkpoint.save(file, {**plain, "step": 0, "epoch": 0})
-    return file
+    return scene_run.save_untrained(run, folder, step=0)
 
 
 def evaluate(folder: Path, target: Path) -> int:

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import scene_run
-import torch
 from PIL import Image
 
 from visionmtl import run as config
@@ -14,12 +13,10 @@ from visionmtl.cli import main
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
-from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import Predictor, picture
 from visionmtl.io.images import read_image
 from visionmtl.io.video import read_frames
-from visionmtl.network import build_model
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",
@@ -31,15 +28,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The checkpoint of an untrained run."""
-    run = config.load("configs/quickstart.yaml", SMALL)
-    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
-    torch.manual_seed(0)
-    net = build_model(run.model, run.tasks, spaces, run.data.size)
-    path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.pt"
-    plain = {name: space and space.plain() for name, space in spaces.items()}
-    content = {"run": run.model_dump(mode="json"), "spaces": plain, "net": net.state_dict()}
-    checkpoint.save(path, scene_run.checkpoint_content(**content))
-    return path
+    return scene_run.save_untrained(config.load("configs/quickstart.yaml", SMALL), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ class Toy(nn.Module):
         }
         for m in shared:
             m.retain_grad()
-        return Step(losses, shared, leaves, scale)
+        labelled = dict.fromkeys(losses, torch.tensor(labels > 0))
+        return Step(losses, shared, leaves, scale, labelled=labelled)
 
 
 def trained(method: Balance, toy: Toy, **kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Balancer, Step]:
@@ -196,5 +197,7 @@ def test_uncertainty_is_the_formula_of_the_paper():
 def test_a_task_nobody_labelled_keeps_its_uncertainty():
     toy, balancer = Toy(), Uncertainty().build(WEIGHTS)
     step = toy.step(cut=False)
-    balancer.backward(Step(dict(step.losses) | {"b": step.losses["b"] * 0}, step.shared, step.leaves))
+    losses = dict(step.losses) | {"b": step.losses["b"] * 0}
+    labelled = {task: torch.tensor(task != "b") for task in losses}
+    balancer.backward(Step(losses, step.shared, step.leaves, labelled=labelled))
     assert (gradients(balancer)["log_variances"] != 0).tolist() == [True, False, True]

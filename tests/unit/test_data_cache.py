@@ -17,11 +17,11 @@ import write_nyuv2
 from drawn_layouts import LAYOUTS
 from PIL import Image
 
+from visionmtl.data.cache import decoded as data_cache
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.cache.packed import Packed, pack, to_parts
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import Data, train_loader
-from visionmtl.data.loader.cache import decoded as data_cache
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine.trainer import train

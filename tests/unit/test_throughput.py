@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import scene_run
 
+from visionmtl.data import workers as loading
 from visionmtl.data.loader import Data, train_loader, val_loader
-from visionmtl.data.loader import workers as loading
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import throughput as module
 from visionmtl.engine import trainer as training

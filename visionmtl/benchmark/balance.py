@@ -10,8 +10,8 @@ from torchjd.autojac import backward, jac_to_grad
 
 from visionmtl.balance.base import Balance, Balancer, Step
 from visionmtl.balance.fixed import Fixed
-from visionmtl.benchmark.figures import Figure, Note, Table
-from visionmtl.benchmark.measure import Timing, Work, alternate, build, quartiles, ratio
+from visionmtl.benchmark.figures import Cell, Figure, Note, Table
+from visionmtl.benchmark.measure import Timing, Work, alternate, build, median, ratio
 from visionmtl.benchmark.workload import Workload, joint_step
 from visionmtl.config.registry import did_you_mean
 from visionmtl.structures import Batch
@@ -40,13 +40,13 @@ def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timin
     )
 
     fixed = build(partial(_step, workload, Fixed(), batch), workload.on, count=False)
-    rows: list[tuple[str | float | None, ...]] = []
+    rows: list[Sequence[Cell]] = []
     for name, method in methods.items():  # one at a time: many networks would not fit into memory together
         built = build(partial(_step, workload, method, batch), workload.on, count=False)
         times = alternate({"fixed": fixed.work, name: built.work}, workload.on, timing)
         if not rows:
-            rows.append(("fixed", quartiles(times["fixed"])[1], 1.0, fixed.peak_mib))
-        rows.append((name, quartiles(times[name])[1], ratio(times[name], times["fixed"]), built.peak_mib))
+            rows.append(("fixed", median(times["fixed"]), 1.0, fixed.peak_mib))
+        rows.append((name, median(times[name]), ratio(times[name], times["fixed"]), built.peak_mib))
     yield Table("Balancing methods", ("method", "ms a step", "x fixed weights", "peak MiB"), rows)
 
 
@@ -81,7 +81,7 @@ class _JacobianDescent(Balancer):
             rows.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
             for leaf in leaves:
                 leaf.grad = None
-        jacobian = [torch.stack(of_map) for of_map in zip(*rows, strict=True)]
+        jacobian = [torch.stack(of_leaf) for of_leaf in zip(*rows, strict=True)]
         backward(list(step.shared), jac_tensors=jacobian, inputs=self.trunk, parallel_chunk_size=1)
         weights = jac_to_grad(self.trunk, MGDA())
         assert weights is not None

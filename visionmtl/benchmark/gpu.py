@@ -1,55 +1,52 @@
-"""Everything that a GPU can be asked about this project, in one go and within a budget of minutes."""
+"""All measurements on a GPU in one go, within a budget of minutes."""
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from visionmtl.benchmark.figures import Figure, Note, Row
-from visionmtl.benchmark.infer import Infer
+from visionmtl.benchmark.infer import measure_predictions
 from visionmtl.benchmark.measure import WARM_UP, Budget, Timing
 from visionmtl.benchmark.step import Step
-from visionmtl.benchmark.workload import Mode, Workload, joint_step
+from visionmtl.benchmark.workload import Workload, joint_step
 
 WAITS_S, INFER_S = 15.0, 40.0
-"""About what these take, so that nothing is begun that would not end in time."""
+"""About what these take; nothing is begun that would not end in time."""
 
 
-@dataclass
-class Gpu:
-    """Host waits, predictions and all training steps: first what is short, then in the order in which it matters."""
+def measure_gpu(
+    workload: Workload,
+    timing: Timing,
+    budget_s: float,
+    compare_boxes: Sequence[int] = (1, 100),
+    infer_batches: Sequence[int] = (1, 8, 32),
+) -> Iterator[Figure]:
+    """Host waits, the fastest step beside its peers, predictions, then all other steps. What does not fit is named."""
+    start, budget, on_gpu = time.monotonic(), Budget(budget_s), workload.on.type == "cuda"
+    if not on_gpu:
+        yield Note(f"SKIPPED: host waits, compiled steps, CUDA graphs; {workload.on} is not a CUDA device")
+    elif budget.fits(WAITS_S):
+        yield from _host_waits(workload)
+    else:
+        yield Note(f"SKIPPED: host waits; they need about {WAITS_S:.0f} s of the budget of {budget_s:g} s")
 
-    workload: Workload
-    timing: Timing
-    budget_s: float  # what does not fit is skipped, and named
-    compare_boxes: Sequence[int] = (1, 100)
-    infer_batches: Sequence[int] = (1, 8, 32)
-
-    def measure(self) -> Iterator[Figure]:
-        """The figures of `infer` and `step`, with a row for host waits and one for the time it all took."""
-        start, budget, on_gpu = time.monotonic(), Budget(self.budget_s), self.workload.on.type == "cuda"
-        modes: tuple[Mode, ...] = ("eager", "compiled", "cuda_graph") if on_gpu else ("eager",)
-        if not on_gpu:
-            yield Note(f"SKIPPED: host waits, compiled steps, CUDA graphs; {self.workload.on} is not a CUDA device")
-        elif budget.fits(WAITS_S):
-            yield from _waits(self.workload)
-        else:
-            yield Note(f"SKIPPED: host waits; they need about {WAITS_S:.0f} s of the budget of {self.budget_s:g} s")
-
-        if budget.fits(INFER_S):
-            often = replace(self.timing, rounds=4 * self.timing.rounds)
-            yield from Infer(self.workload, often, self.infer_batches).measure()
-        else:
-            yield Note(f"SKIPPED: predictions; they need about {INFER_S:.0f} s, {budget.left_s:.0f} s are left")
-        step = Step(
-            self.workload, self.timing, modes, without=True, peers=True, compare_boxes=self.compare_boxes, budget=budget
-        )
-        yield from step.measure()
-        yield Row("all of this took", time.monotonic() - start, "s", self.budget_s)
+    if on_gpu:
+        yield from Step(workload, timing, ("cuda_graph", "eager"), peers=True, budget=budget).measure()
+    else:
+        yield from Step(workload, timing, ("eager",), True, True, compare_boxes, budget).measure()
+    if budget.fits(INFER_S):
+        yield from measure_predictions(workload, replace(timing, rounds=4 * timing.rounds), infer_batches)
+    else:
+        left_s = max(budget.left_s, 0)
+        yield Note(f"SKIPPED: predictions; they need about {INFER_S:.0f} s, {left_s:.0f} s are left")
+    if on_gpu:
+        yield from Step(workload, timing, ("eager", "compiled"), True, False, compare_boxes, budget).measure()
+    yield Row("all of this took", time.monotonic() - start, "s", budget_s)
 
 
-def _waits(workload: Workload) -> Iterator[Figure]:
+def _host_waits(workload: Workload) -> Iterator[Figure]:
     """One warmed step during which the driver raises an error as soon as the host waits for the device."""
     step = joint_step(workload.trainer(), workload.batch_of(workload.samples()))
     for _ in range(WARM_UP):

@@ -1,8 +1,8 @@
-"""How fast one core loads training images: ours, ours from the cache, and a straightforward loader, in turns."""
+"""Images a second of one core: our loader, ours from the cache, and a straightforward one, in turns."""
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from visionmtl.benchmark.figures import Figure, Note, Row
-from visionmtl.benchmark.measure import Clock, Timing, Work, alternate, quartiles, ratio
+from visionmtl.benchmark.measure import Clock, Timing, Work, alternate, median, ratio
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import Data, train_loader
@@ -30,13 +30,12 @@ from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.run import Run, load
 from visionmtl.structures import Boxes, ReadRequest
 
-LEAST_DECODING, LEAST_CACHED = 2.5, 5.0
+DECODING, CACHED, PLAIN = "decoding", "packed cache", "straightforward"
+LEAST = {DECODING: 2.5, CACHED: 5.0}
 """Times the images a second of the straightforward loader."""
 GOAL_PER_S = 600
 IMAGES = 64
 """The first so many of the data set, or all it has; from the second round on they are in the system's memory."""
-
-_OURS, _CACHED, _PLAIN = "decoding", "packed cache", "straightforward"
 
 
 def measure_loading(
@@ -68,44 +67,38 @@ def _measure(run: Run, folder: Path, batch: int, timing: Timing) -> Iterator[Fig
     fields = {task.field for task in run.tasks.values()}
     cached = with_cache([dataset], [spec], folder, fields, data.size, data.augment.zoom[1], workers=0)[0]
     boxes = [dataset.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
-    plain = PlainLoader(whole, spec, boxes, data.augment, data.size, batch)
+    plain, numbers = PlainLoader(whole, spec, boxes, data.augment, data.size, batch), count()
+
+    def ours(dataset: NamedDataset) -> Work:
+        """One epoch a call, another each time."""
+        plain_data = Data.model_validate({**data.model_dump(), "workers": 0, "cache": None})
+        spaces = resolve_spaces(run.tasks, [dataset])
+        loader: Any = train_loader(plain_data, run.tasks, spaces, [dataset], batch, run.seed)
+
+        def work() -> None:
+            loader.batch_sampler.set_epoch(next(numbers))
+            deque(loader, maxlen=0)
+
+        return work
+
     works = {
-        _OURS: _drained(_epoch(run, dataset, batch)),
-        _CACHED: _drained(_epoch(run, cached, batch)),
-        _PLAIN: _drained(plain.epoch),
+        DECODING: ours(dataset),
+        CACHED: ours(cached),
+        PLAIN: lambda: deque(plain.epoch(next(numbers)), maxlen=0),
     }
     times = alternate(works, torch.device("cpu"), timing)
-
     yield Note(
         f"{dataset.name}: {number} images to {data.size[0]}x{data.size[1]}, zoom {data.augment.zoom}, labels "
         f"{', '.join(sorted(fields & set(dataset.provides)))}; one thread, {timing.rounds} rounds in turns, medians, "
         f"{timing.clock} time. Colours and normalisation are the device's part in ours. The cache was verified before."
     )
-    per_s = {name: 1e3 * number / quartiles(of_one)[1] for name, of_one in times.items()}
+    per_s = {name: 1e3 * number / median(times_ms) for name, times_ms in times.items()}
     for name, value in per_s.items():
         yield Row(f"{name}: images/s per core", value, "images/s")
-    for name, least in ((_OURS, LEAST_DECODING), (_CACHED, LEAST_CACHED)):
-        yield Row(f"{name} against straightforward", ratio(times[_PLAIN], times[name]), "x", least=least)
+    for name, least in LEAST.items():
+        yield Row(f"{name} against straightforward", ratio(times[PLAIN], times[name]), "x", least=least)
     for name, value in per_s.items():
         yield Row(f"{name}: cores for {GOAL_PER_S} images/s", GOAL_PER_S / value, "cores")
-
-
-def _epoch(run: Run, dataset: NamedDataset, batch: int) -> Callable[[int], Iterable[object]]:
-    """From its number to the batches of an epoch."""
-    data = Data.model_validate({**run.data.model_dump(), "workers": 0, "cache": None})
-    loader: Any = train_loader(data, run.tasks, resolve_spaces(run.tasks, [dataset]), [dataset], batch, run.seed)
-
-    def epoch(number: int) -> Iterable[object]:
-        loader.batch_sampler.set_epoch(number)
-        return loader
-
-    return epoch
-
-
-def _drained(epoch: Callable[[int], Iterable[object]]) -> Work:
-    """One epoch a call, another each time."""
-    numbers = count()
-    return lambda: deque(epoch(next(numbers)), maxlen=0)
 
 
 class PlainLoader:
@@ -137,41 +130,36 @@ class PlainLoader:
             batch.append(self._load(int(index), rng))
             if len(batch) == self._batch_size:
                 images, maps, boxes = zip(*batch, strict=True)
-                yield torch.stack(images), [torch.stack(one) for one in zip(*maps, strict=True)], list(boxes)
+                yield torch.stack(images), [torch.stack(of_batch) for of_batch in zip(*maps, strict=True)], list(boxes)
                 batch = []
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor], Any]:
         file = Path(str(self._dataset.file(index)))
         pixels = Image.open(file).convert("RGB")
+        size = pixels.height, pixels.width
+        crop = CropResize.cut(size, self._size, self._augment.draw(rng))
         image = functional.to_dtype(functional.to_image(pixels), torch.float32, scale=True)
-        crop = CropResize.cut((pixels.height, pixels.width), self._size, self._augment.draw(rng))
         image = self._normalise(self._jitter(self._place(image, crop)))
-        maps = [self._place(_read_map(*one), crop) for one in self._map_files(file)]
+        maps = [self._place(values, crop) for values in self._maps(file)]
         boxes = self._boxes[index]
         if boxes is None:
             return image, maps, None
-        size = (pixels.height, pixels.width)
-        found = tv_tensors.BoundingBoxes(torch.from_numpy(boxes.xyxy), format="XYXY", canvas_size=size)
+        corners = tv_tensors.BoundingBoxes(torch.from_numpy(boxes.xyxy), format="XYXY", canvas_size=size)
         labels = torch.from_numpy(boxes.labels)
-        return image, maps, self._sanitise({"boxes": self._place(found, crop), "labels": labels})
+        return image, maps, self._sanitise({"boxes": self._place(corners, crop), "labels": labels})
 
-    def _map_files(self, image: Path) -> Iterator[tuple[Path, float | None]]:
-        """The maps beside a photograph of NYUv2; a number: what depth is divided by (any takes as long)."""
+    def _maps(self, image: Path) -> Iterator[tv_tensors.Mask]:
+        """The label maps beside a photograph of NYUv2."""
         root, name = image.parents[2], f"{image.parent.name}/{image.stem}.png"
         if isinstance(self._spec, NYUv2) and "segmentation" in self._dataset.provides:
-            yield root / f"seg{self._spec.classes}" / name, None
+            yield tv_tensors.Mask(np.array(Image.open(root / f"seg{self._spec.classes}" / name)))
         if isinstance(self._spec, NYUv2) and "depth_m" in self._dataset.provides:
-            yield root / {"inpainted": "depth", "raw": "depth_raw"}[self._spec.depth] / name, 1000.0
+            folder = {"inpainted": "depth", "raw": "depth_raw"}[self._spec.depth]
+            # any divisor takes as long
+            yield tv_tensors.Mask(np.array(Image.open(root / folder / name)).astype(np.float32) / 1000)
 
     def _place(self, value: Any, crop: CropResize) -> Any:
         value = functional.resized_crop(value, crop.top, crop.left, *crop.size, list(crop.out))
         if crop.mirrored:
             value = functional.horizontal_flip(value)
         return functional.pad(value, [0, 0, self._size[1] - crop.out[1], self._size[0] - crop.out[0]])
-
-
-def _read_map(file: Path, divisor: float | None) -> tv_tensors.Mask:
-    values = np.array(Image.open(file))
-    if divisor is not None:
-        values = values.astype(np.float32) / divisor
-    return tv_tensors.Mask(torch.from_numpy(values))

@@ -1,38 +1,38 @@
-"""Time and memory of pieces of work, in alternation, so that what else the machine does falls on all of them."""
+"""Timing of pieces of work in alternation, so that other load on the machine slows all of them alike; peak memory."""
 
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+Name = TypeVar("Name", bound=Hashable)
 Work = Callable[[], object]
-"""One call does the whole piece; on a GPU it may return before that is done."""
+"""On a GPU a call may return before the work is done."""
 Clock = Literal["wall", "cpu"]
-"""cpu: the time that the process itself computed, which other processes on a busy machine lengthen less."""
+"""cpu: the process's own computing time, which other processes lengthen less."""
 WARM_UP = 3  # calls; CUDA graphs are recorded in the second and replayed from the third on
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How a work is timed: `rounds` turns of about `seconds` each, one call at least."""
+    """`rounds` turns of about `seconds` each, one call at least."""
 
     rounds: int = 7
     seconds: float = 0.25
     clock: Clock = "wall"
 
     def check(self, device: torch.device) -> None:
-        """Raises ValueError where the clock of the process would not tell how long something takes."""
+        """Raises ValueError where computing time of this process is not the time that a work takes."""
         if self.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
             raise ValueError(
-                f"the clock is 'cpu', the device {device} with {torch.get_num_threads()} threads; that clock adds up "
-                "the time of all threads, and sees none of a GPU's; set OMP_NUM_THREADS=1 and --device cpu, or "
-                "--clock wall"
+                f"the clock is 'cpu', the device {device} with {torch.get_num_threads()} threads; it adds up all "
+                "threads and counts no GPU time; set OMP_NUM_THREADS=1 and --device cpu, or --clock wall"
             )
 
 
@@ -55,13 +55,13 @@ def milliseconds(work: Work, device: torch.device, calls: int = 1, clock: Clock 
     return (now() - start) * 1e3 / calls
 
 
-def alternate(works: Mapping[str, Work], device: torch.device, timing: Timing) -> dict[str, list[float]]:
+def alternate(works: Mapping[Name, Work], device: torch.device, timing: Timing) -> dict[Name, list[float]]:
     """Milliseconds a call, by name, one mean for each round. A round takes every work in turn, after a warm-up."""
     calls = {}
     for name, work in works.items():
         work()
         calls[name] = max(1, math.ceil(timing.seconds * 1e3 / max(milliseconds(work, device), 1e-3)))
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Name, list[float]] = {name: [] for name in works}
     for number in range(timing.rounds):
         # every other round backwards, so that no work always follows the same neighbour
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
@@ -69,15 +69,14 @@ def alternate(works: Mapping[str, Work], device: torch.device, timing: Timing) -
     return times
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return float(low), float(middle), float(high)
+def median(values: Sequence[float]) -> float:
+    """As a float of Python."""
+    return float(np.median(values))
 
 
 def ratio(ours: Sequence[float], *theirs: Sequence[float]) -> float:
     """The median over rounds of ours / the sum of theirs: each round sees one state of the machine."""
-    return float(np.median(np.divide(ours, np.sum(theirs, axis=0))))
+    return median(np.divide(ours, np.sum(theirs, axis=0)))
 
 
 def count_flops(work: Work) -> float:
@@ -90,30 +89,30 @@ def count_flops(work: Work) -> float:
 
 def _backward_flops(
     grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], _bias: Any, _stride: Any, _padding: Any,
-    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: Sequence[bool], out_shape: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, mask: Sequence[bool], out_shape: Any,
 ) -> int:  # fmt: skip
     """The gradients of input and weights cost one forward each; torch's own formula forgets the groups of the second.
 
     Takes what `aten.convolution_backward` takes, shapes in place of tensors.
     """
-    return sum(wanted[:2]) * int(conv_flop_count(list(x), list(weight), list(grad_out), transposed))
+    return sum(mask[:2]) * int(conv_flop_count(list(x), list(weight), list(grad_out), transposed))
 
 
 @dataclass(frozen=True)
 class Built:
-    """A warmed piece of work, and what was learnt on the way."""
+    """A warmed work."""
 
     work: Work
     seconds: float  # to build and to warm up, compiling included
     call_s: float  # of one warmed call, about
-    flops: float | None  # of one call; None where it was not counted
-    peak_mib: float | None  # of a warmed call, with all that was made for it; None where the allocator does not tell
+    flops: float | None  # of one call; None: not counted
+    peak_mib: float | None  # of a warmed call, with all that was made for it; None without CUDA
 
 
 def build(make: Callable[[], Work], device: torch.device, count: bool = True) -> Built:
-    """Make it and call it until nothing is new. count: its floating-point operations, which compiled code hides."""
+    """Make a work and warm it up. count: its floating-point operations too, which compiled code hides."""
     on_gpu, start = device.type == "cuda", time.perf_counter()
-    gc.collect()  # what an earlier piece of work left would seem to be given back by this one
+    gc.collect()  # garbage of earlier works must not be freed while this one is measured
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     work = make()
     flops = count_flops(work) if count else None
@@ -133,15 +132,15 @@ def build(make: Callable[[], Work], device: torch.device, count: bool = True) ->
 
 
 class Budget:
-    """The seconds that a benchmark may take. What does not fit is left out, and whoever asks says so."""
+    """The seconds that a benchmark may take; None: as many as it needs."""
 
     def __init__(self, seconds: float | None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     @property
     def left_s(self) -> float:
-        """Infinite without a budget."""
-        return math.inf if self._end is None else self._end - time.monotonic()
+        """Infinite without a budget, negative when it is spent."""
+        return self._end - time.monotonic()
 
     def fits(self, seconds: float) -> bool:
         """Whether something that takes about so long would end in time."""

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -23,22 +24,16 @@ def measure_memory(num_images: int, num_boxes: int) -> Iterator[Figure]:
     """How long a drawn data set takes to start, and what a worker's own memory grows by over an epoch of look-ups."""
     if not MEMORY.is_file():
         raise ValueError(f"there is no {MEMORY}; memory is measured on Linux 4.14 or newer; run it there")
-    own = os.environ.get("VISIONMTL_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         file = _write_annotations(Path(folder), num_images, num_boxes)
         yield Row("annotation file", file.stat().st_size / 1e6, "MB")
-        os.environ["VISIONMTL_CACHE"] = f"{folder}/cache"  # empty: the first start parses
-        try:
+        with mock.patch.dict(os.environ, VISIONMTL_CACHE=f"{folder}/cache"):  # empty: the first start parses
             for name, limit in (("first start (parses)", None), ("start from the cache", 3.0)):
                 begin = time.perf_counter()
                 reader = COCO(root=folder).build()
                 yield Row(name, time.perf_counter() - begin, "s", limit)
-        finally:
-            del os.environ["VISIONMTL_CACHE"]
-            if own is not None:
-                os.environ["VISIONMTL_CACHE"] = own
 
-        # what is sent is the worker's own before the first look-up, so it counts apart
+        # a worker owns this before its first look-up, so growth does not include it
         yield Row("reader, as sent to a worker", len(ForkingPickler.dumps(reader)) / 1e6, "MB", 5.0)
         _look_up_all(reader)  # this process maps every page too: a single worker then shares them, as several would
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -49,7 +44,7 @@ def measure_memory(num_images: int, num_boxes: int) -> Iterator[Figure]:
 
 
 def _look_up_all(reader: Any) -> tuple[float, float]:
-    """MB by which this process's own memory grows, and look-ups a second, in a scattered order that takes none."""
+    """MB by which this process's own memory grows, and look-ups a second, in a scattered order that needs no memory."""
     reader.boxes_of(0)
     length, before, begin = len(reader), _own_mb(), time.perf_counter()
     stride = next(stride for stride in range(length * 5 // 8 + 1, 2 * length + 2) if np.gcd(stride, length) == 1)

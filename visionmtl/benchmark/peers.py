@@ -1,4 +1,4 @@
-"""Single-task networks that people train instead of a joint one: torchvision's FCOS and RetinaNet, and FPNs of smp."""
+"""Single-task networks that people train instead of a joint one: torchvision's FCOS, and two FPNs of smp."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,34 +10,28 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FCOS, RetinaNet, fcos_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from visionmtl.benchmark.measure import Work
 from visionmtl.benchmark.workload import SPACES, Workload
-from visionmtl.structures import IGNORE, Sample
+from visionmtl.structures import IGNORE, LabelSpace, Sample
 
-THREE = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
-"""Those that a joint network is compared with together; RetinaNet is another choice for the first."""
+PEERS = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def peers(workload: Workload, samples: Sequence[Sample], compiled: bool = False) -> dict[str, Callable[[], Work]]:
     """By name, what builds a whole training step of each: copy to the device, forward, loss, backward, AdamW.
 
-    The images and labels are those of the joint net. What a user might do without is left out in their favour: no
-    clipping, no moving average, no colour jitter, and torchvision does not resize images that have the right size.
-    compiled: without the detectors, whose targets of varying number make a graph of every few operations.
+    The images and labels are those of the joint net. In the peers' favour there is no clipping, no moving average, no
+    colour jitter, and no resizing by torchvision. compiled: without the detector, whose varying number of targets
+    breaks the graph every few operations.
     """
-    detectors: dict[str, Callable[[], Work]] = {
-        "torchvision FCOS": partial(_detector, workload, samples, fcos_resnet50_fpn, FCOS),
-        "torchvision RetinaNet": partial(_detector, workload, samples, retinanet_resnet50_fpn, RetinaNet),
-    }
-    return {
-        **({} if compiled else detectors),
-        "smp FPN, segmentation": partial(_dense, workload, samples, _segmentation_loss, "segmentation", compiled),
-        "smp FPN, depth": partial(_dense, workload, samples, _depth_loss, "depth_m", compiled),
-    }
+    makers: dict[str, Callable[[], Work]] = {} if compiled else {PEERS[0]: partial(_fcos, workload, samples)}
+    for name, field in zip(PEERS[1:], ("segmentation", "depth_m"), strict=True):
+        makers[name] = partial(_smp_fpn, workload, samples, field, compiled)
+    return makers
 
 
 class _Pyramid(nn.Module):
@@ -57,66 +51,68 @@ class _Pyramid(nn.Module):
         return maps
 
 
-def _detector(
-    workload: Workload, samples: Sequence[Sample], of_resnet50: Callable[..., nn.Module], of_any: type[nn.Module]
-) -> Work:
-    space, (low, high) = SPACES["detection"], sorted(workload.size)
+def _space(task: str) -> LabelSpace:
+    space = SPACES[task]
     assert space is not None
-    settings: dict[str, Any] = {"min_size": low, "max_size": high, "num_classes": len(space.classes)}
+    return space
+
+
+def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
+    low, high = sorted(workload.size)
+    settings: dict[str, Any] = {"min_size": low, "max_size": high, "num_classes": len(_space("detection").classes)}
+    net: nn.Module
     if workload.encoder == "resnet50":
-        net = of_resnet50(weights=None, weights_backbone=None, _skip_resize=True, **settings)
+        net = fcos_resnet50_fpn(weights=None, weights_backbone=None, _skip_resize=True, **settings)
     else:
-        net = of_any(_Pyramid(workload.encoder), _skip_resize=True, **settings)
-    boxes = [sample.boxes for sample in samples if sample.boxes is not None]
-    assert len(boxes) == len(samples)
+        net = FCOS(_Pyramid(workload.encoder), _skip_resize=True, **settings)
     targets = [
         {
-            name: workload.pinned(torch.from_numpy(values))
-            for name, values in (("boxes", one.xyxy), ("labels", one.labels))
+            "boxes": workload.pinned(torch.from_numpy(sample.boxes.xyxy)),
+            "labels": workload.pinned(torch.from_numpy(sample.boxes.labels)),
         }
-        for one in boxes
+        for sample in samples
+        if sample.boxes is not None
     ]
-    net, step, image = _trained(workload, net, samples)
+    step, image = _training(workload, net, samples)
     device, autocast = workload.on, workload.autocast()
 
     def work() -> None:
-        there = [{key: one.to(device, non_blocking=True) for key, one in target.items()} for target in targets]
+        on_device = [{key: x.to(device, non_blocking=True) for key, x in target.items()} for target in targets]
         images = image.to(device, non_blocking=True) / 255
         with autocast():
-            parts: dict[str, Tensor] = net(list(images), there)
+            parts: dict[str, Tensor] = net(list(images), on_device)
         step(torch.stack(list(parts.values())).sum())
 
     return work
 
 
-def _dense(
-    workload: Workload, samples: Sequence[Sample], loss: Callable[[Tensor, Tensor], Tensor], field: str, compiled: bool
-) -> Work:
-    space = SPACES["segmentation"]
-    assert space is not None
+def _smp_fpn(workload: Workload, samples: Sequence[Sample], field: str, compiled: bool) -> Work:
     known = workload.encoder in smp.encoders.get_encoder_names()
     encoder = workload.encoder if known else f"tu-{workload.encoder}"
-    net = smp.FPN(encoder, encoder_weights=None, classes=len(space.classes) if field == "segmentation" else 1)
+    classes = len(_space("segmentation").classes) if field == "segmentation" else 1
+    net = smp.FPN(encoder, encoder_weights=None, classes=classes)
     target = workload.pinned(torch.stack([torch.from_numpy(getattr(sample, field)) for sample in samples]))
-    net, step, image = _trained(workload, net, samples)
+    step, image = _training(workload, net, samples)
     device, autocast = workload.on, workload.autocast()
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
-    def losses(images: Tensor, labels: Tensor) -> Tensor:
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
         images = ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         with autocast():
             raw = net(images)
-        return loss(raw.float(), labels)
+        if field == "segmentation":
+            return F.cross_entropy(raw.float(), labels.long(), ignore_index=IGNORE)
+        valid = labels > 0  # mean absolute error of log depth where it was measured
+        error = (raw[:, 0].float() - torch.where(valid, labels, 1.0).log()).abs()
+        return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
 
-    run = torch.compile(losses) if compiled else losses
+    run = torch.compile(loss) if compiled else loss
     return lambda: step(run(image.to(device, non_blocking=True), target.to(device, non_blocking=True)))
 
 
-def _trained(
-    workload: Workload, net: nn.Module, samples: Sequence[Sample]
-) -> tuple[nn.Module, Callable[[Tensor], None], Tensor]:
-    """The net on the device in training mode, what a loss does to it, and the uint8 images."""
-    net = net.to(workload.on).to(memory_format=torch.channels_last).train()
+def _training(workload: Workload, net: nn.Module, samples: Sequence[Sample]) -> tuple[Callable[[Tensor], None], Tensor]:
+    """What to do with a loss of the net, which is moved to the device, and the uint8 images."""
+    net.to(workload.on).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
 
     def step(loss: Tensor) -> None:
@@ -125,15 +121,4 @@ def _trained(
         optimizer.zero_grad(set_to_none=True)
 
     image = torch.stack([torch.from_numpy(sample.image.transpose(2, 0, 1).copy()) for sample in samples])
-    return net, step, workload.pinned(image)
-
-
-def _segmentation_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    return F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
-
-
-def _depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
-    """Mean absolute error of log depth where it was measured."""
-    valid = depth_m > 0
-    error = (log_depth[:, 0] - torch.where(valid, depth_m, 1.0).log()).abs()
-    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+    return step, workload.pinned(image)

@@ -2,29 +2,32 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
+import torch
 
-from visionmtl.benchmark.figures import Figure, Note, Row, Table
-from visionmtl.benchmark.measure import Budget, Built, Timing, Work, alternate, build, quartiles, ratio
-from visionmtl.benchmark.peers import THREE, peers
-from visionmtl.benchmark.workload import TASKS, Mode, Workload, encoder_step, joint_step, matrix_product
-from visionmtl.engine.trainer import Trainer
+from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
+from visionmtl.benchmark.measure import Budget, Built, Timing, Work, alternate, build, median, ratio
+from visionmtl.benchmark.peers import PEERS, peers
+from visionmtl.benchmark.workload import TASKS, Mode, Workload, encoder_step, joint_step
 from visionmtl.structures import Batch
 
-COMPILE_S = {"encoder": 50.0, "joint": 75.0, "peer": 45.0}
-"""What compiling took on the slowest hosts seen; corrected by what the first one takes here."""
+COMPILE_S = {"encoder": 60.0, "joint": 150.0, "peer": 60.0}
+"""What compiling took on the slowest hosts seen; corrected by what it takes here."""
 BUILD_S = 3.0
+RESERVE_S = 5.0
+"""For the matrix product, and for steps that come out slower than their first call."""
 
-# on (device, encoder, batch, size): the most that a joint step may be
+# with (device, encoder, batch, size) of these kinds limits are known
 GPU, CPU = ("cuda", "resnet50", 16, (512, 512)), ("cpu", 2, (256, 256))
 CPU_ENCODERS = ("resnet50", "mobilenetv3_large_100")
 
 
 @dataclass
 class Step:
-    """Which steps are timed. Everything named is built and warmed first, then timed in turns."""
+    """Which steps are timed. All are built and warmed first, then timed in turns."""
 
     workload: Workload
     timing: Timing
@@ -40,25 +43,27 @@ class Step:
         """Notes while it builds, a table of all steps, and the ratios between them, with limits where known."""
         self._check()
         workload = self.workload
+        labels = "pinned, and copied to the device beside the step" if workload.on.type == "cuda" else "in memory"
         yield Note(
             f"Whole training steps on {workload.text}, batch {workload.batch}, {workload.boxes} boxes an image on "
-            "average; labelled images are "
-            f"{'pinned, and copied to the device in every step' if workload.on.type == 'cuda' else 'in memory'}. "
-            "Medians over rounds in alternation; ratios are medians of the rounds' ratios. "
-            f"Clock: {self.timing.clock}."
+            f"average; labelled images are {labels}. Medians over rounds in alternation; ratios are medians of the "
+            f"rounds' ratios. Clock: {self.timing.clock}."
         )
-        product, flops_of_product = matrix_product(workload)
+        side = 8192 if workload.on.type == "cuda" else 1024
+        a, b = (torch.randn(side, side, device=workload.on).to(workload.cast_to) for _ in range(2))
         yield from self._build_all()
-        works: dict[str, Work] = {"matrix product": product} | {name: one.work for name, one in self.built.items()}
-        times = alternate(works, workload.on, self.timing)
-        gflops_peak = flops_of_product / (min(times.pop("matrix product")) * 1e6)  # a peak is the best of all rounds
+        works: dict[str, Work] = {"matrix product": lambda: a @ b}
+        times = alternate(works | {name: built.work for name, built in self.built.items()}, workload.on, self.timing)
+        gflops_peak = 2.0 * side**3 / (min(times.pop("matrix product")) * 1e6)  # a peak is the best of all rounds
         if self.built:
-            yield self._table(times, gflops_peak)
+            columns = ("step", "ms", "quartiles", "images/s", "peak MiB", "GFLOP", "% of matrix peak")
+            rows = [self._table_row(name, values, gflops_peak) for name, values in times.items()]
+            yield Table("Training steps", columns, rows)
         yield Row("matrix peak", gflops_peak, "GFLOP/s")
         yield from self._ratios(times)
         for mode in ("compiled", "cuda_graph"):
             if "joint, eager" in times and (name := f"joint, {mode}") in times:
-                medians = quartiles(times["joint, eager"])[1], quartiles(times[name])[1]
+                medians = median(times["joint, eager"]), median(times[name])
                 yield Note(what_compiling_gives(mode, self.built[name].seconds, *medians))
 
     def _check(self) -> None:
@@ -75,20 +80,25 @@ class Step:
         self.timing.check(self.workload.on)
 
     def _build_all(self) -> Iterator[Note]:
-        """In the order in which it matters: what does not fit into the budget is skipped."""
+        """In the order of importance: what does not fit into the budget is skipped."""
         workload, samples = self.workload, self.workload.samples()
         batch, first = workload.batch_of(samples), self.modes[0]
-        trainers = {mode: _Later(workload, mode) for mode in self.modes}
-        for mode, trainer in trainers.items():
+        # made when its first step is built, so that its memory counts as that step's
+        trainer = cache(lambda mode: workload.trainer(mode=mode))
+
+        def joint(mode: Mode, batch: Batch) -> Callable[[], Work]:
+            return lambda: joint_step(trainer(mode), batch)
+
+        for mode in self.modes:
             yield from self._add(f"encoder alone, {mode}", partial(encoder_step, workload, mode), mode, "encoder")
-            yield from self._add(f"joint, {mode}", trainer.step_on(batch), mode, "joint")
+            yield from self._add(f"joint, {mode}", joint(mode, batch), mode, "joint")
             if mode == first and self.peers:
                 for name, make in peers(workload, samples).items():
                     yield from self._add(name, make, "eager", "peer")
-        for mode, trainer in trainers.items():
+        for mode in self.modes:
             for count in self.compare_boxes if mode != "cuda_graph" and f"joint, {mode}" in self.built else ():
                 exact = workload.batch_of(workload.samples(count))
-                yield from self._add(_with_boxes(mode, count), trainer.step_on(exact), mode, "joint")
+                yield from self._add(_with_boxes(mode, count), joint(mode, exact), mode, "joint")
         for task in TASKS if self.without else ():
             yield from self._add(
                 f"joint without {task}", partial(_without, workload, first, task, batch), first, "joint"
@@ -98,45 +108,35 @@ class Step:
                 yield from self._add(f"{name}, compiled", make, "compiled", "peer")
 
     def _add(self, name: str, make: Callable[[], Work], mode: Mode, kind: str) -> Iterator[Note]:
-        """Build one more, if it fits into the time that the measurement itself leaves."""
-        needed = BUILD_S if mode == "eager" else COMPILE_S[kind] * (self.slowness or 1)
-        calls = [one.call_s for one in self.built.values()]
-        turns = (self.timing.rounds + 2) * sum(
-            max(self.timing.seconds, call_s) for call_s in (*calls, max(calls, default=0))
-        )
-        if not self.budget.fits(needed + turns):
+        """Build a step if the budget holds that and the timing of all steps."""
+        build_s = BUILD_S if mode == "eager" else COMPILE_S[kind] * (self.slowness or 1)
+        calls_s = [built.call_s for built in self.built.values()]
+        calls_s.append(max(calls_s, default=0))  # this one is guessed to be as slow as the slowest
+        timing_s = RESERVE_S + (self.timing.rounds + 3) * sum(max(self.timing.seconds, call_s) for call_s in calls_s)
+        if not self.budget.fits(build_s + timing_s):
+            left_s = max(self.budget.left_s, 0)
             yield Note(
-                f"SKIPPED: {name}; it needs about {needed:.0f} s, the timing {turns:.0f} s, and "
-                f"{max(self.budget.left_s, 0):.0f} s are left"
+                f"SKIPPED: {name}; it needs about {build_s:.0f} s, the timing {timing_s:.0f} s, and {left_s:.0f} s "
+                "are left"
             )
             return
-        built = build(make, self.workload.on, count=mode == "eager")
-        self.built[name] = built
-        if mode != "eager" and self.slowness is None:
-            self.slowness = max(0.5, built.seconds / COMPILE_S[kind])
+        built = self.built[name] = build(make, self.workload.on, count=mode == "eager")
+        if mode != "eager":
+            self.slowness = max(self.slowness or 0.5, built.seconds / COMPILE_S[kind])
         yield Note(f"ready: {name}, after {built.seconds:.1f} s")
 
-    def _table(self, times: dict[str, list[float]], gflops_peak: float) -> Table:
-        rows: list[tuple[str | float | None, ...]] = []
-        for name, of_one in times.items():
-            low, middle, high = quartiles(of_one)
-            flops = self._flops(name)
-            gflop = None if flops is None else flops / 1e9
-            share = None if gflop is None else 100 * gflop / (middle / 1e3 * gflops_peak)
-            shared = "boxes" in name  # the weights were counted with the step that it shares them with
-            peak_mib = None if shared else self.built[name].peak_mib
-            images = self.workload.batch * 1e3 / middle
-            rows.append((name, middle, f"{low:.4g} to {high:.4g}", images, peak_mib, gflop, share))
-        columns = ("step", "ms", "quartiles", "images/s", "peak MiB", "GFLOP", "% of matrix peak")
-        return Table("Training steps", columns, rows)
-
-    def _flops(self, name: str) -> float | None:
-        """Compiling does not change what is computed, so the eager step tells."""
-        for mode in ("compiled", "cuda_graph"):
-            eager = self.built.get(name.replace(mode, "eager")) or self.built.get(name.replace(f", {mode}", ""))
-            if mode in name and eager:
-                return eager.flops
-        return self.built[name].flops
+    def _table_row(self, name: str, times_ms: Sequence[float], gflops_peak: float) -> Sequence[Cell]:
+        low, middle, high = np.percentile(times_ms, [25, 50, 75]).tolist()
+        built = self.built[name]
+        # compiling does not change what is computed, so the eager step tells
+        eager = [name.replace(mode, other) for mode in ("compiled", "cuda_graph") for other in ("eager", "")]
+        flops = next((b.flops for n in (name, *eager) if (b := self.built.get(n.removesuffix(", "))) and b.flops), None)
+        share = None if flops is None else 100 * flops / (middle * 1e6 * gflops_peak)
+        # of steps that share a trainer, the first was counted with it
+        peak_mib = None if "boxes" in name else built.peak_mib
+        gflop = None if flops is None else flops / 1e9
+        images_per_s = self.workload.batch * 1e3 / middle
+        return name, middle, f"{low:.4g} to {high:.4g}", images_per_s, peak_mib, gflop, share
 
     def _ratios(self, times: dict[str, list[float]]) -> Iterator[Row]:
         workload, first = self.workload, self.modes[0]
@@ -146,17 +146,16 @@ class Step:
         joint = [name for name in (f"joint, {mode}" for mode in self.modes) if name in times]
         if not joint:
             return
-        best = min(joint, key=lambda name: float(np.median(times[name])))
-        yield Row(f"step ({best})", quartiles(times[best])[1], "ms", 26 if on_gpu else None)
+        best = min(joint, key=lambda name: median(times[name]))
+        yield Row(f"step ({best})", median(times[best]), "ms", 26 if on_gpu else None)
         if (peak_mib := self.built[best].peak_mib) is not None:
             yield Row(f"peak memory ({best})", peak_mib / 1024, "GiB", 5 if on_gpu else None)
         for mode in reversed(self.modes):
             if (alone := f"encoder alone, {mode}") in times:
-                limit = 1.8 if on_gpu and mode == "compiled" else None
+                limit = 1.8 if on_gpu and mode == "compiled" and best != "joint, compiled" else None
                 yield Row(f"{best} / {alone}", ratio(times[best], times[alone]), "", limit)
-
-        if all(name in times for name in THREE):
-            together = ratio(times[best], *(times[name] for name in THREE))
+        if all(name in times for name in PEERS):
+            together = ratio(times[best], *(times[name] for name in PEERS))
             yield Row(f"{best} / sum of the three peers", together, "", 0.45 if on_cpu else None)
             yield Row(f"sum of the three peers / {best}", 1 / together, "", least=4.9 if on_gpu else None)
         for mode in self.modes:
@@ -181,23 +180,6 @@ def what_compiling_gives(mode: str, seconds: float, eager_ms: float, compiled_ms
     )
 
 
-class _Later:
-    """A trainer that is made when its first step is built, so that its memory counts as that step's."""
-
-    def __init__(self, workload: Workload, mode: Mode) -> None:
-        self._make = partial(workload.trainer, mode=mode)
-        self._trainer: Trainer | None = None
-
-    def step_on(self, batch: Batch) -> Callable[[], Work]:
-        """What makes the step; every step of this object trains the same network."""
-
-        def make() -> Work:
-            self._trainer = self._trainer or self._make()
-            return joint_step(self._trainer, batch)
-
-        return make
-
-
 def _with_boxes(mode: Mode, count: int) -> str:
     return f"joint, {mode}, boxes: {count}"
 
@@ -205,6 +187,7 @@ def _with_boxes(mode: Mode, count: int) -> str:
 def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
     """The joint step of the other tasks."""
     others = [name for name in TASKS if name != task]
+<<<<<<< HEAD
     less = replace(
         batch,
         targets={name: batch.targets[name] for name in others},
@@ -212,3 +195,9 @@ def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
         counts={name: batch.counts[name] for name in others},
     )
     return joint_step(workload.trainer(others, mode=mode), less)
+=======
+    parts: dict[str, Any] = {
+        part: {name: getattr(batch, part)[name] for name in others} for part in ("targets", "labelled", "counts")
+    }
+    return joint_step(workload.trainer(others, mode=mode), replace(batch, **parts))
+>>>>>>> 028878fe5f200e7107ef2fb9a1f0fb73e52d5a01

@@ -1,5 +1,6 @@
 """What is measured: the joint network with three tasks as a run would train it, and random labelled images for it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.benchmark.measure import Work
 from visionmtl.data.collate import pad
+from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.trainer import DTYPES, Trainer
@@ -76,8 +78,8 @@ class Workload:
         }
         if self.overrides:  # they may reach into what is there by default
             default = Run.model_validate(settings).model_dump(mode="json", include={"model", "tasks"})
-            given = OmegaConf.from_dotlist(list(self.overrides))
-            merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create({**settings, **default}), given))
+            changes = OmegaConf.from_dotlist(list(self.overrides))
+            merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create({**settings, **default}), changes))
             settings = merged
         settings["tasks"] = {name: settings["tasks"][name] for name in tasks}
         return Run.model_validate({**settings, "balance": balance})
@@ -110,17 +112,24 @@ class Workload:
         return batch.pin_memory() if self.on.type == "cuda" else batch
 
     def pinned(self, x: Tensor) -> Tensor:
-        """Where a GPU can fetch it without the host waiting."""
+        """In memory from which a GPU copies without the host waiting."""
         return x.pin_memory() if self.on.type == "cuda" else x
 
 
 def joint_step(trainer: Trainer, batch: Batch) -> Work:
-    """The step of a training run, copies of the (pinned) batch to the device included."""
-    return lambda: trainer.train_step([batch.to(trainer.ranks.device)])
+    """The step of a training run; the next (pinned) batch is copied to the device beside it, as the loop does it."""
+    prefetcher = Prefetcher(trainer.ranks.device)
+    groups = prefetcher.groups(itertools.repeat(batch))
+
+    def work() -> None:
+        trainer.train_step(next(groups))
+        prefetcher.prefetch()
+
+    return work
 
 
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
-    """The encoder alone on a float image that is there already; the mean of each map from stride 4 on as loss."""
+    """The encoder alone on a float image on the device; the loss is the mean of each map from stride 4 on."""
     run = workload.run()
     torch.manual_seed(0)
     encoder = run.model.encoder.build(workload.size, coarsest=5).to(workload.on)
@@ -130,10 +139,10 @@ def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     image = image.contiguous(memory_format=torch.channels_last)
     autocast = workload.autocast()
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         with autocast():
             maps = encoder(image)
-        return torch.stack([one.float().mean() for level, one in maps.items() if level >= 2]).sum()
+        return torch.stack([x.float().mean() for level, x in maps.items() if level >= 2]).sum()
 
     if COMPILE[mode]:
         how = "reduce-overhead" if mode == "cuda_graph" else "default"
@@ -149,13 +158,6 @@ def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     return work
 
 
-def matrix_product(workload: Workload) -> tuple[Work, float]:
-    """A large product in the precision of the step, and its floating-point operations: what the device can do."""
-    side = 8192 if workload.on.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=workload.on).to(workload.cast_to) for _ in range(2))
-    return lambda: a @ b, 2.0 * side**3
-
-
 def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> Sample:
     """Boxes from 8 px to half the image, patches of classes and depths of 16 px, some of both missing."""
     height, width = size
@@ -169,10 +171,26 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
     )
 
     patches = -(-height // 16), -(-width // 16)
-    classes = rng.integers(0, len(CITYSCAPES19.classes), patches).astype(np.uint8)
+    classes = rng.integers(0, len(CITYSCAPES19.classes), patches)
     classes[rng.uniform(size=patches) < 0.05] = IGNORE
-    depth_m = rng.uniform(0.5, 9.5, patches).astype(np.float32)
+    depth_m = rng.uniform(0.5, 9.5, patches)
     depth_m[rng.uniform(size=patches) < 0.05] = 0
-    spread = [np.repeat(np.repeat(one, 16, axis=0), 16, axis=1)[:height, :width].copy() for one in (classes, depth_m)]
+<<<<<<< HEAD
+    pixels = np.ix_(np.arange(height) // 16, np.arange(width) // 16)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return Sample(image=image, image_id="random", boxes=boxes, segmentation=spread[0], depth_m=spread[1])
+    return Sample(
+        image=image,
+        image_id="random",
+        boxes=boxes,
+        segmentation=classes.astype(np.uint8),
+        depth_m=depth_m.astype(np.float32),
+=======
+    full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width] for x in (classes, depth_m)]
+    return Sample(
+        image=rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        image_id="random",
+        boxes=boxes,
+        segmentation=full[0].astype(np.uint8),
+        depth_m=full[1].astype(np.float32),
+>>>>>>> 028878fe5f200e7107ef2fb9a1f0fb73e52d5a01
+    )

@@ -312,7 +312,7 @@ def steps_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | N
     if before == now:
         return None
     return (
-        f"a step has {now} images ({new}) and had {before} ({old}): step {saved['step']} stays step {saved['step']}, but "
+        f"a step has {now} images ({new}) and had {before} ({old}): step {saved['step']} keeps its number, but "
         "epochs, the schedule and the order of the data count from there as if all steps had been of the new size"
     )
 

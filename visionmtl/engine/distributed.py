@@ -127,13 +127,12 @@ def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn
     if ranks.world == 1:
         return module
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    # every parameter takes part in every step (unlabelled tasks give zeros, not nothing; `unread` froze what nobody
-    # reads), so none need be searched for
+    # every parameter has a gradient in every step: unlabelled tasks give zeros, and unused parameters are frozen
     return DistributedDataParallel(
         module,
         device_ids=ids,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # nobody reads running statistics before an evaluation: see `share_statistics`
+        broadcast_buffers=False,  # running statistics are only read in evaluation: see `share_statistics`
         static_graph=options.static_graph,
         bucket_cap_mb=options.bucket_mb,
     )

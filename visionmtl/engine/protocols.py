@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
-from visionmtl.datasets import NamedDataset, Reader
+from visionmtl.datasets import DatasetReader, NamedDataset
 from visionmtl.metrics.base import Meter, Results
 from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
@@ -97,7 +97,7 @@ class Protocol:
 class Resized:
     """A reader whose samples are brought to one size: the image by area or bilinear, dense labels by nearest pixel."""
 
-    reader: Reader
+    reader: DatasetReader
     size: tuple[int, int]
 
     @property

@@ -263,9 +263,9 @@ class Trainer:
         torch.manual_seed(self._step_seed())
         counts = []
         for batch in micro_batches:
-            with self._gradient_sync(last=False), torch.no_grad():
-                with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
-                    predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
+            autocast = torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32")
+            with self._gradient_sync(last=False), torch.no_grad(), autocast:
+                predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
             counts.append({task: {**known, **predicted[task]} for task, known in batch.counts.items()})
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -347,7 +347,7 @@ class Trainer:
                 logger.info(line)
             if num_warmup_steps(run.optim, self.steps_per_epoch) > run.train.epochs * self.steps_per_epoch:
                 logger.info(
-                    "note      --limit-train-batches ends the run before its warm-up does; the rate stays below optim.lr"
+                    "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
@@ -533,7 +533,7 @@ class Trainer:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
     def eval_model(self) -> MultiTaskNet:
-        """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's statistics."""
+        """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's buffers."""
         net = self.ema.module if self.ema else self.net
         distributed.share_statistics(net)
         if not self.sharded:
@@ -626,11 +626,16 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        # fused kernels read moments in the memory order of their parameter, which another run may have stored otherwise
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     # ---- for people ----
 
     def _start_profiler(self) -> torch.profiler.profile:
-        """A running profiler that traces `options.profile` steps after PROFILE_WARMUP, fewer where time is up before."""
+        """A running profiler that traces `options.profile` steps after PROFILE_WARMUP, or fewer where time is up."""
         num_steps, file = self.options.profile, self.folder / "profile.json"
         assert num_steps is not None
 
@@ -669,13 +674,14 @@ class Trainer:
             yield f"eval on   {dataset.name}: {len(dataset)} images"
         for dataset in (*data.train_datasets, *data.val_datasets):
             yield from (f"note      {dataset.name}: {note}" for note in dataset.notes)
-        yield f"loading   {data.train_loader.num_workers} workers ({choose_workers(run.data.workers, num_processes_here())[1]})"
+        reason = choose_workers(run.data.workers, num_processes_here())[1]
+        yield f"loading   {data.train_loader.num_workers} workers ({reason})"
         yield (
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
         if run.train.accumulate > 1 and self.counts_predictions:
-            yield "note      a loss is a mean over what predictions tell of the whole step: one more forward pass a micro-batch"
+            yield "note      a loss is a mean over predictions of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"
         if self.resume_note:

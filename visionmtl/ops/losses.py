@@ -100,7 +100,9 @@ def scale_invariant_log(
 
 
 def neighbours(valid: Tensor, num_scales: int) -> list[tuple[Tensor, Tensor]]:
-    """Where two neighbours in a row, and in a column, are both valid: bool maps by scale; scale k has every 2^k-th pixel.
+    """Where two neighbours in a row, and in a column, are both valid: bool maps by scale.
+
+    Scale k has every 2^k-th pixel.
 
     valid: bool [B, H, W]
     """

@@ -1,4 +1,4 @@
-"""Training images decoded once and kept on disk: written at the first start, found at later ones, refused when stale.
+"""Training images decoded once and kept on disk: written at the first start, read at later ones, refused when stale.
 
 What is kept: the image, reduced by the divisor (1, 2, 4, 8) that the largest zoom of the run allows, and the labels the
 run's tasks learn, at full size. Batches are the same, bit for bit, as without the cache, but for images that a smaller
@@ -13,9 +13,10 @@ import hashlib
 import json
 import shutil
 import uuid
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from visionmtl.data.cache.packed import Packed, Parts, checksum, num_bytes, pack, to_parts
+from visionmtl.data.cache.packed import Packed, Parts, pack, to_block, to_parts
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.workers import init_worker, start_method
-from visionmtl.datasets import Dataset, NamedDataset, Reader, read_part
+from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
 from visionmtl.io.index import locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
-VERSION = 2
+VERSION = 3
 """Of the way in which samples become bytes; another one makes another cache."""
 NUM_PROBES = 8
 
@@ -45,7 +46,7 @@ _Item = tuple[Parts, Size, int]
 class CachedReader:
     """A reader whose samples come from a packed folder."""
 
-    reader: Reader
+    reader: DatasetReader
     packed: Packed
     fields: frozenset[str]
 
@@ -72,9 +73,9 @@ class CachedReader:
         """The sample at full size, from the data set itself: what is kept may be smaller."""
         return self.reader.read(index)
 
-    def read_part(self, index: int, wanted: ReadRequest) -> Sample:
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
         """See `visionmtl.datasets.DatasetReader`."""
-        return self.packed.read(index, wanted.fields & self.fields)
+        return self.packed.read(index, request.fields & self.fields)
 
 
 def with_cache(
@@ -118,8 +119,8 @@ def _open(
 def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegScale) -> Packed | None:
     """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
     fitting: list[Packed] = []
-    for found in sorted(folder.glob(f"{stem}-*/index")):
-        packed = Packed(found.parent)
+    for index in sorted(folder.glob(f"{stem}-*/index")):
+        packed = Packed(index.parent)
         sizes = np.unique(packed.sizes, axis=0)
         enough = all(choose_scale((height, width)) % jpeg_scale == 0 for height, width, jpeg_scale in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
@@ -128,15 +129,15 @@ def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegSca
 
 
 def _check_unchanged(packed: Packed, source: NamedDataset) -> None:
-    kept, found = packed.extra["stamps"], _stamps(source)
-    changed = np.arange(1)[:0] if len(kept) != len(found) else np.flatnonzero((kept != found).any(axis=1))
-    what = f"{len(source)} images instead of {len(kept)}" if len(kept) != len(found) else ""
-    if len(changed):
+    before, now, what = packed.extra["stamps"], _stamps(source), ""
+    if len(before) != len(now):
+        what = f"{len(now)} images instead of {len(before)}"
+    elif len(changed := np.flatnonzero((before != now).any(axis=1))):
         first = source.file(int(changed[0]))
-        what = f"files of {len(changed)} of {len(kept)} images, or of their labels, changed, first of {first}"
+        what = f"files of {len(changed)} of {len(before)} images, or of their labels, changed, first of {first}"
     work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
     for index in () if what else _probes(len(source)):
-        if checksum(work[index][0]) != packed.checksum(index):
+        if zlib.crc32(to_block(work[index][0])) != packed.checksum(index):
             what = f"sample {index} ({source.file(index) or 'drawn'}) reads otherwise now"
             break
     if what:
@@ -150,7 +151,7 @@ def _write(
     folder: Path, stem: str, source: NamedDataset, fields: frozenset[str], choose_scale: JpegScale, workers: int
 ) -> Packed:
     work = _Packing(source.reader, fields, choose_scale)
-    probes = [num_bytes(work[index][0]) for index in _probes(len(source))]
+    probes = [len(to_block(work[index][0])) for index in _probes(len(source))]
     need = int(np.mean(probes) * len(source))
     free = shutil.disk_usage(folder).free
     if need * 1.05 > free:
@@ -188,21 +189,22 @@ def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_It
 class _Packing:
     """Runs in workers: an index in, the arrays of that sample out."""
 
-    def __init__(self, reader: Reader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
-        """choose_scale: or the divisor of each image."""
+    def __init__(self, reader: DatasetReader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
+        """choose_scale: gives the divisor of an image; or the divisor of each."""
         self._reader, self._fields, self._choose_scale = reader, fields, choose_scale
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> _Item:
-        choose_scale = (
-            self._choose_scale if callable(self._choose_scale) else partial(_always, self._choose_scale[index])
-        )
+        choose_scale = self._choose_scale
+        if not callable(choose_scale):
+            divisor = choose_scale[index]
+            choose_scale = lambda size: divisor  # noqa: E731
         sample = read_part(self._reader, index, ReadRequest(self._fields, choose_scale))
-        wanted, size = choose_scale(sample.size), sample.size
-        if sample.jpeg_scale < wanted:  # a PNG, or a reader that does not know how to reduce
-            sample = replace(sample, image=_reduced(sample.image, wanted // sample.jpeg_scale), jpeg_scale=wanted)
+        scale, size = choose_scale(sample.size), sample.size
+        if sample.jpeg_scale < scale:  # a PNG, or a reader that does not know how to reduce
+            sample = replace(sample, image=_reduced(sample.image, scale // sample.jpeg_scale), jpeg_scale=scale)
         return to_parts(sample, self._fields), size, sample.jpeg_scale
 
     def items(self, workers: int) -> Iterator[_Item]:
@@ -219,10 +221,6 @@ class _Packing:
         return iter(loader)
 
 
-def _always(divisor: int, size: Size) -> int:
-    return divisor
-
-
 def _as_it_is(item: _Item) -> _Item:
     return item
 
@@ -236,16 +234,14 @@ def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
 
 def _stamps(source: NamedDataset) -> NDArray[np.int64]:
     """[N, 2] bytes and last change (ns) of the files of each image and of its labels; 0 where it has none."""
-    seen: dict[str, tuple[int, int]] = {}  # annotation files are those of many images
 
+    @cache  # annotation files are those of many images
     def stamp(file: str) -> tuple[int, int]:
-        if file not in seen:
-            try:
-                found = Path(file).stat()
-                seen[file] = found.st_size, found.st_mtime_ns
-            except FileNotFoundError:  # labels may be missing
-                seen[file] = 0, 0
-        return seen[file]
+        try:
+            status = Path(file).stat()
+        except FileNotFoundError:  # labels may be missing
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
 
     stamps = np.zeros((len(source), 2), np.int64)
     for index in range(len(source)):

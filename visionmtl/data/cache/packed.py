@@ -1,14 +1,15 @@
 """Samples as plain bytes in one file that is mapped into memory, each with a checksum; nothing is decoded on reading.
 
-    FOLDER/samples.bin    the arrays of one sample after the other
-    FOLDER/*.npy          where they lie: what `_Index` names; written last, so a folder that has them is whole
+    FOLDER/samples.bin    one block a sample: a JSON header with the types and shapes of its arrays, then the arrays
+    FOLDER/index/*.npy    where each block ends, its checksum, and sizes; written last, so a folder with them is whole
 
 Everything comes back as it was, bit for bit. Depth of at most 65,536 different values, which measured depth has, is
 stored as codes of 8 or 16 bits with a table of the values.
 """
 
+import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from visionmtl.io.index import open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
-_PARTS = ("image_id", "image", "segmentation", "depth_table", "depth_m", "normals", "xyxy", "labels", "crowd", "area")
-_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32", "int64", "bool"))
+_DTYPES = ("uint8", "uint16", "float32", "int64", "bool")
+_BOXES = ("xyxy", "labels", "crowd", "area")
 _ALIGN = 64  # bytes; an array that starts elsewhere is slower to read
 _SAMPLES = "samples.bin"
 
@@ -29,41 +30,50 @@ Parts = dict[str, NDArray]
 
 
 def to_parts(sample: Sample, fields: Collection[str] = LABEL_FIELDS) -> Parts:
-    """The arrays that `Packed` gives back as this sample with these of its labels."""
+    """The arrays of the sample, with these of its labels."""
     parts: Parts = {"image_id": np.frombuffer(sample.image_id.encode(), np.uint8), "image": sample.image}
     for name in ("segmentation", "depth_m", "normals"):
         if name in fields and getattr(sample, name) is not None:
             parts[name] = getattr(sample, name)
+    if "boxes" in fields and sample.boxes is not None:
+        parts |= {name: getattr(sample.boxes, name) for name in _BOXES}
+    for name, array in parts.items():
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(
+                f"sample {sample.image_id} has {array.dtype} as {name}, which cannot be packed; allowed are "
+                f"{', '.join(_DTYPES)}; give the reader's arrays the types that `structures.Sample` names"
+            )
     if "depth_m" in parts:
         bits, codes = np.unique(parts["depth_m"].view(np.uint32), return_inverse=True)
         if len(bits) <= 65_536:
             small = len(bits) <= 256
-            values = np.zeros(256 if small else len(bits), np.uint32)  # cv2.LUT takes 256
-            values[: len(bits)] = bits
-            parts["depth_table"] = values.view(np.float32)
+            table = np.zeros(256 if small else len(bits), np.uint32)  # cv2.LUT takes 256
+            table[: len(bits)] = bits
+            parts["depth_table"] = table.view(np.float32)
             parts["depth_m"] = codes.reshape(parts["depth_m"].shape).astype(np.uint8 if small else np.uint16)
-    if "boxes" in fields and sample.boxes is not None:
-        parts |= {name: getattr(sample.boxes, name) for name in ("xyxy", "labels", "crowd", "area")}
-    if strange := [name for name, array in parts.items() if array.dtype not in _DTYPES]:
-        raise ValueError(
-            f"sample {sample.image_id} has {parts[strange[0]].dtype} as {strange[0]}, which cannot be packed; allowed "
-            f"are {', '.join(map(str, _DTYPES))}; give the reader's arrays the types that `types.Sample` names"
-        )
     return parts
 
 
-def checksum(parts: Parts) -> int:
-    """What `Packed.checksum` gives of the sample."""
-    value = 0
-    for name in _PARTS:
-        if name in parts:
-            value = zlib.crc32(_content(parts[name]), value)
-    return value
+def to_block(parts: Parts) -> bytes:
+    """The bytes of one sample in the file."""
+    header = json.dumps({name: [array.dtype.name, array.shape] for name, array in parts.items()}).encode()
+    pieces = [len(header).to_bytes(8, "little") + header, *(array.tobytes() for array in parts.values())]
+    return b"".join(piece.ljust(_padded(len(piece)), b"\0") for piece in pieces)
 
 
-def num_bytes(parts: Parts) -> int:
-    """What a sample takes in the file."""
-    return sum(_padded(array.nbytes) for array in parts.values())
+def _to_arrays(block: NDArray[np.uint8]) -> Parts:
+    """The arrays of one sample, as views."""
+    length = int.from_bytes(block[:8].tobytes(), "little")
+    parts, start = {}, _padded(8 + length)
+    for name, (dtype, shape) in json.loads(block[8 : 8 + length].tobytes()).items():
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        parts[name] = block[start : start + num_bytes].view(dtype).reshape(shape)
+        start += _padded(num_bytes)
+    return parts
+
+
+def _padded(length: int) -> int:
+    return -(-length // _ALIGN) * _ALIGN
 
 
 def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], extra: dict[str, NDArray]) -> None:
@@ -71,25 +81,16 @@ def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], ex
 
     extra: arrays to keep beside them, see `Packed.extra`
     """
-    rows: list[tuple[Any, ...]] = []
+    ends, checksums, sizes = [], [], []
     with (folder / _SAMPLES).open("wb") as file:
         for parts, full_size, jpeg_scale in samples:
-            offsets, shapes, dtypes = np.full(len(_PARTS), -1), np.zeros((len(_PARTS), 3), int), np.zeros(len(_PARTS))
-            for place, name in enumerate(_PARTS):
-                if name not in parts:
-                    continue
-                array = parts[name]
-                offsets[place], dtypes[place] = file.tell(), _DTYPES.index(array.dtype)
-                shapes[place, : array.ndim] = array.shape
-                file.write(_content(array))
-            rows.append((offsets, shapes, dtypes, checksum(parts), (*full_size, jpeg_scale), file.tell()))
-    columns = (
-        *(("offsets", np.int64), ("shapes", np.int32), ("dtypes", np.uint8)),
-        *(("checksums", np.uint32), ("sizes", np.int32), ("ends", np.int64)),
-    )
-    values = zip(*rows, strict=True)
-    stacked = {name: np.array(column, kind) for (name, kind), column in zip(columns, values, strict=True)}
-    save_arrays(folder / "index", {**stacked, **{f"extra_{name}": array for name, array in extra.items()}})
+            block = to_block(parts)
+            file.write(block)
+            ends.append(file.tell())
+            checksums.append(zlib.crc32(block))
+            sizes.append((*full_size, jpeg_scale))
+    index = {"ends": np.array(ends), "checksums": np.array(checksums, np.uint32), "sizes": np.array(sizes, np.int32)}
+    save_arrays(folder / "index", index | {f"extra_{name}": array for name, array in extra.items()})
 
 
 class Packed:
@@ -124,59 +125,37 @@ class Packed:
         return self._index["sizes"]
 
     def checksum(self, index: int) -> int:
-        """Of the sample, as it was written."""
+        """Of the sample's block, as it was written."""
         return int(self._index["checksums"][index])
 
-    def check(self, index: int) -> None:
-        """Raises ValueError when the bytes of a sample are not those that were written."""
-        start, end = int(self._index["ends"][index - 1]) if index else 0, int(self._index["ends"][index])
-        if zlib.crc32(self._bytes[start:end].data) != self.checksum(index):
-            raise ValueError(
-                f"{self.folder / _SAMPLES} is damaged: sample {index} (bytes {start} to {end}) has another checksum "
-                f"than when it was written; every byte must be as written; delete {self.folder} and start again"
-            )
-        self._checked[index] = True
-
     def read(self, index: int, fields: frozenset[str]) -> Sample:
-        """The sample with these of its labels; arrays are read-only. A process checks each sample once."""
+        """The sample with these of its labels; arrays are read-only. A process checks each sample once.
+
+        Raises ValueError when the bytes are not those that were written.
+        """
+        start, end = int(self._index["ends"][index - 1]) if index else 0, int(self._index["ends"][index])
+        block = self._bytes[start:end]
         if not self._checked[index]:
-            self.check(index)
-        wanted = {"image_id", "image", *fields, *(("depth_table",) if "depth_m" in fields else ())}
-        if "boxes" in fields:
-            wanted |= {"xyxy", "labels", "crowd", "area"}
-        parts = dict(self._parts(index, wanted))
+            if zlib.crc32(block.data) != self.checksum(index):
+                raise ValueError(
+                    f"{self.folder / _SAMPLES} is damaged: sample {index} (bytes {start} to {end}) has another "
+                    f"checksum than when it was written; every byte must be as written; delete {self.folder} and "
+                    "start again"
+                )
+            self._checked[index] = True
+        parts = _to_arrays(block)
+        labels: dict[str, Any] = {
+            name: parts[name] for name in ("segmentation", "depth_m", "normals") if name in fields & set(parts)
+        }
+        if "depth_m" in labels and "depth_table" in parts:
+            codes, table = labels["depth_m"], parts["depth_table"]
+            labels["depth_m"] = cv2.LUT(codes, table) if codes.dtype == np.uint8 else table[codes]
         height, width, jpeg_scale = self.sizes[index].tolist()
-        depth = parts.get("depth_m")
-        if "depth_table" in parts and depth is not None:
-            table = parts["depth_table"]
-            depth = cv2.LUT(depth, table) if depth.dtype == np.uint8 else table[depth]
         return Sample(
             image=parts["image"],
             image_id=parts["image_id"].tobytes().decode(),
-            boxes=Boxes(parts["xyxy"], parts["labels"], parts["crowd"], parts["area"]) if "xyxy" in parts else None,
-            segmentation=parts.get("segmentation"),
-            depth_m=depth,
-            normals=parts.get("normals"),
+            boxes=Boxes(*(parts[name] for name in _BOXES)) if "boxes" in fields and "xyxy" in parts else None,
             full_size=(height, width),
             jpeg_scale=jpeg_scale,
+            **labels,
         )
-
-    def _parts(self, index: int, wanted: set[str]) -> Iterator[tuple[str, NDArray]]:
-        offsets, shapes = self._index["offsets"][index].tolist(), self._index["shapes"][index].tolist()
-        dtypes = self._index["dtypes"][index].tolist()
-        for place, name in enumerate(_PARTS):
-            if name in wanted and offsets[place] >= 0:
-                dtype, shape = _DTYPES[dtypes[place]], shapes[place][: _NDIM.get(name, 1)]
-                start, length = offsets[place], int(np.prod(shape)) * dtype.itemsize
-                yield name, self._bytes[start : start + length].view(dtype).reshape(shape)
-
-
-_NDIM = {"image": 3, "segmentation": 2, "depth_m": 2, "normals": 3, "xyxy": 2}
-
-
-def _content(array: NDArray) -> bytes:
-    return array.tobytes().ljust(_padded(array.nbytes), b"\0")
-
-
-def _padded(length: int) -> int:
-    return -(-length // _ALIGN) * _ALIGN

@@ -13,7 +13,7 @@ _BOTTOM = 8  # the last eighth of the rows, in which a cut JPEG shows first
 
 
 def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None]) -> list[Problem]:
-    """All that is wrong, at most one problem for each rule and field. provides: see `Reader.provides`."""
+    """All that is wrong, at most one problem for each rule and field. provides: see `DatasetReader.provides`."""
     if bad := _image_form(sample.image):
         return [bad]
     problems = list(_image(sample.image))

@@ -1,4 +1,4 @@
-"""A contact sheet: the numbers of each data set as charts, and some of its images with all labels drawn on."""
+"""A contact sheet: the numbers of each data set as charts, and some of its images with their labels drawn on them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from visionmtl.data.check.rules import Finding
 from visionmtl.data.check.survey import Checked, Seen
-from visionmtl.data.check.tally import UNITS, Numbers, most_frequent, range_name, sentences
+from visionmtl.data.check.tally import Numbers, charts, sentences
 from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Bar, Picture
@@ -24,31 +24,23 @@ _TITLE_PX, _TEXT_PX, _GAP = 26, 17, 16
 
 def draw_sheet(checked: Sequence[Checked], findings: Sequence[Finding]) -> Picture:
     """[H, W, 3] RGB. Images are read again; one must have been readable. findings: of all data sets."""
-    needed = {_cells_an_image(one) for one in checked if one.seen}
-    columns = 3 if needed <= {1, 3} else 4
+    # boxes are drawn on the photograph itself; each map has a cell of its own
+    per_image = {(one.role, one.name): 1 + len(set(one.provides) - {"boxes"}) for one in checked if one.seen}
+    columns = 3 if set(per_image.values()) <= {1, 3} else 4
     numbers = [one.numbers() for one in checked]
-    pictures = [
-        draw.compare(_rows(one, known, findings, columns), CELL[1]) if one.seen else None
-        for one, known in zip(checked, numbers, strict=True)
-    ]
+    pictures: list[Picture | None] = []
+    for one, known in zip(checked, numbers, strict=True):
+        cells = [cell for seen, rules in _chosen(one, findings) for cell in _cells(one, seen, rules, known)]
+        num = columns // per_image[one.role, one.name] * per_image[one.role, one.name] if cells else 1
+        rows = [cells[first : first + num] for first in range(0, len(cells), num)]
+        pictures.append(
+            draw.compare([[*row, *[None] * (columns - len(row))] for row in rows], CELL[1]) if rows else None
+        )
     width = next(picture.shape[1] for picture in pictures if picture is not None)
     blocks: list[Picture] = []
     for one, known, picture in zip(checked, numbers, pictures, strict=True):
         blocks += [_header(one, known, width), *([] if picture is None else [picture])]
     return np.concatenate(blocks)
-
-
-def _cells_an_image(one: Checked) -> int:
-    """Boxes are drawn on the photograph itself; each map has a cell of its own."""
-    return 1 + len(set(one.provides) - {"boxes"})
-
-
-def _rows(one: Checked, known: Numbers, findings: Sequence[Finding], columns: int) -> list[list[Titled | None]]:
-    """All rows are equally long, so that the blocks of all data sets are equally wide."""
-    cells = [cell for seen, broken in _chosen(one, findings) for cell in _cells(one, seen, broken, known)]
-    per_row = columns // _cells_an_image(one) * _cells_an_image(one)
-    rows = [cells[first : first + per_row] for first in range(0, len(cells), per_row)]
-    return [[*row, *[None] * (columns - len(row))] for row in rows]
 
 
 def _chosen(one: Checked, findings: Sequence[Finding]) -> Iterator[tuple[Seen, str]]:
@@ -57,41 +49,42 @@ def _chosen(one: Checked, findings: Sequence[Finding]) -> Iterator[tuple[Seen, s
     for finding in findings:
         if (finding.role, finding.data_set) == (one.role, one.name):
             broken.setdefault(finding.image_id, []).append(finding.problem.rule)
-    spread = {int(at) for at in np.linspace(0, len(one.seen) - 1, IMAGES).round()}
+    spread = {int(at) for at in np.linspace(0, len(one.seen) - 1, IMAGES).round()} if one.seen else set()
     odd = [at for at, seen in enumerate(one.seen) if seen.image_id in broken and at not in spread][:IMAGES]
     for at in [*sorted(spread), *odd]:
         yield one.seen[at], ", ".join(dict.fromkeys(broken.get(one.seen[at].image_id, ())))
 
 
-def _cells(one: Checked, seen: Seen, broken: str, known: Numbers) -> Iterator[Titled]:
+def _cells(one: Checked, seen: Seen, rules: str, known: Numbers) -> Iterator[Titled]:
     """The photograph with its boxes, then each map."""
     assert one.source is not None
     sample = one.source.read(seen.index)
     size, image = sample.image.shape[:2], _fit(sample.image)
     name = seen.file.replace("\\", "/").rpartition("/")[2] if seen.file else seen.image_id
-    title = f"{name}  {size[0]}x{size[1]}" + (f"  ! {broken}" if broken else "")
+    title, picture = f"{name}  {size[0]}x{size[1]}" + (f"  ! {rules}" if rules else ""), image
     boxes, space = sample.boxes, one.provides.get("boxes")
     if boxes is not None and space is not None:
-        scale = np.array([image.shape[1] / size[1], image.shape[0] / size[0]] * 2, np.float32)
-        yield f"{title}  {len(boxes.labels)} boxes", _in_cell(_draw_boxes(image, boxes, space, scale))
-    else:
-        yield title + ("  boxes not labelled" if "boxes" in one.provides else ""), _in_cell(image)
+        title, picture = f"{title}  {len(boxes.labels)} boxes", _draw_boxes(image, boxes, space, size)
+    elif "boxes" in one.provides:
+        title += "  boxes not labelled"
+    yield title, _in_cell(picture)
     for field, space in one.provides.items():
         label = getattr(sample, field)
-        title = f"{field}: {space.name}" if space else field
         if field == "boxes":
             continue
         if label is None or label.shape[:2] != size:
             text = "not labelled" if label is None else "not of the image's size"
-            yield title, _in_cell(np.full_like(image, 236), text)
+            picture = _in_cell(np.full_like(image, 236), text)
         else:
-            yield title, _in_cell(_draw_map(image, field, _fit(label, smooth=False), space, known))
+            picture = _in_cell(_draw_map(image, field, _fit(label, smooth=False), space, known))
+        yield f"{field}: {space.name}" if space else field, picture
 
 
-def _draw_boxes(image: Picture, boxes: Boxes, space: LabelSpace, scale: np.ndarray) -> Picture:
-    """Boxes that can be drawn at all."""
+def _draw_boxes(image: Picture, boxes: Boxes, space: LabelSpace, size: Sequence[int]) -> Picture:
+    """Boxes that can be drawn at all; size: (H, W) of the image that they are given in."""
     sound = np.isfinite(boxes.xyxy).all(axis=1) & (boxes.labels >= 0) & (boxes.labels < len(space.classes))
     sound &= (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all(axis=1)
+    scale = np.array([image.shape[1] / size[1], image.shape[0] / size[0]] * 2, np.float32)
     truth = Detections(boxes.xyxy[sound] * scale, np.full(int(sound.sum()), np.nan, np.float32), boxes.labels[sound])
     return draw.draw_boxes(image, truth, space, crowd=boxes.crowd[sound])
 
@@ -124,41 +117,30 @@ def _in_cell(picture: Picture, text: str = "") -> Picture:
 
 
 def _header(one: Checked, known: Numbers, width: int) -> Picture:
-    """Title, counts and charts."""
+    """Title, sentences and charts."""
     lines = list(sentences(known)) if one.seen else ["no image could be read"]
-    charts = list(_charts(one, known, (width - 4 * _GAP) // 3))
+    chart_width = (width - 4 * _GAP) // 3
+    bar_charts = []
+    for chart in charts(known, MAX_BARS):
+        space, bars = one.provides.get(chart.field), []
+        for row in chart.rows:
+            name, colour, k = row["name"], canvas.FAINT, row.get("id")
+            if space is not None and k is not None:
+                name, colour = draw.class_names(space)[k], space.colours[k]
+            count = f"{row['boxes']:,}  " if "boxes" in row else ""
+            bars.append(Bar(name, row["share"], f"{count}{row['share']:.1%}", colour))
+        bar_charts.append(canvas.bar_chart(chart.title, bars, chart_width))
+
     top, line = round(_TITLE_PX * 2.2), round(_TEXT_PX * 1.5)
     below = top + len(lines) * line + _GAP
-    sheet = Image.new("RGB", (width, below + max((chart.shape[0] for chart in charts), default=0)), canvas.PAPER)
+    height = below + max((picture.shape[0] for picture in bar_charts), default=0)
+    sheet = Image.new("RGB", (width, height), canvas.PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.rectangle((0, 0, width, _TITLE_PX * 1.9), fill=canvas.INK)
     canvas.write(pen, (_GAP, _TITLE_PX * 0.95), f"{one.role}: {one.name}", _TITLE_PX, canvas.PAPER)
     for number, text in enumerate(lines):
         text = canvas.shorten(text, width - 2 * _GAP, _TEXT_PX)
         canvas.write(pen, (_GAP, top + (number + 0.7) * line), text, _TEXT_PX, canvas.INK)
-    for number, chart in enumerate(charts):
-        sheet.paste(Image.fromarray(chart), (_GAP + number * (chart.shape[1] + _GAP), below))
+    for number, picture in enumerate(bar_charts):
+        sheet.paste(Image.fromarray(picture), (_GAP + number * (chart_width + _GAP), below))
     return np.asarray(sheet)
-
-
-def _charts(one: Checked, known: Numbers, width: int) -> Iterator[Picture]:
-    """Classes in their colours, and depths."""
-    for field, unit in UNITS.items():
-        space = one.provides.get(field)
-        if field in known and space is not None:
-            classes, names = known[field]["classes"], draw.class_names(space)
-            bars = [
-                Bar(
-                    names[row["id"]] if row["id"] is not None else row["name"],
-                    row[unit],
-                    f"{row[unit]:,}  {row['share']:.1%}" if field == "boxes" else f"{row['share']:.1%}",
-                    canvas.FAINT if row["id"] is None else space.colours[row["id"]],
-                )
-                for row in most_frequent(classes, unit, MAX_BARS)
-            ]
-            occur = f"{sum(row[unit] > 0 for row in classes)} of {len(classes)} classes occur"
-            yield canvas.bar_chart(f"{unit} of {space.name}: {occur}", bars, width)
-    if "histogram" in known.get("depth_m", {}):
-        ranges = known["depth_m"]["histogram"]
-        bars = [Bar(range_name(one), one["share"], f"{one['share']:.1%}") for one in ranges]
-        yield canvas.bar_chart("measured depths", bars, width)

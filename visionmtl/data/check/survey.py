@@ -49,7 +49,7 @@ class Checked:
 
     @property
     def provides(self) -> Mapping[str, LabelSpace | None]:
-        """See `Reader.provides`."""
+        """See `DatasetReader.provides`."""
         return self.source.provides if self.source else {}
 
     @property

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class Tally:
         return low + (high - low) * float(place % 1)
 
     def numbers(self, provides: Mapping[str, LabelSpace | None]) -> dict[str, Any]:
-        """As plain data; of label fields only those that some image carries. provides: see `Reader.provides`."""
+        """As plain data; of label fields only those that some image carries. provides: see `DatasetReader.provides`."""
         count = {"boxes": self._boxes, "segmentation": self._segmentation, "depth_m": self._depth}
         known = [name for name in provides if self.labelled[name] and name in count]
         return {
@@ -229,16 +229,36 @@ def _size(sizes: Numbers) -> str:
 
 
 def most_frequent(classes: Sequence[Numbers], unit: str, most: int) -> list[dict[str, Any]]:
-    """At most so many lines of classes that occur, the rarest as one; `id` is that of the class, None of several."""
-    order = sorted(({**one, "id": k} for k, one in enumerate(classes) if one[unit]), key=lambda one: -one[unit])
+    """At most so many rows of classes that occur, the rarest as one; `id` is that of the class, None of several."""
+    order = sorted(({**row, "id": k} for k, row in enumerate(classes) if row[unit]), key=lambda row: -row[unit])
     if len(order) <= most:
         return order
     rest = order[most - 1 :]
-    others = {key: sum(one[key] for one in rest) for key in (unit, "share")}
+    others = {key: sum(row[key] for row in rest) for key in (unit, "share")}
     return [*order[: most - 1], {"name": f"{len(rest)} others", "images": None, "id": None, **others}]
 
 
-def range_name(depths: Numbers) -> str:
-    """Of a part of the histogram: "2 to 2.83 m"; the ends are open."""
-    low, high = depths["from_m"], depths["to_m"]
+class Chart(NamedTuple):
+    """Shares of a whole; each row has a `name`, a `share` and the columns."""
+
+    field: str
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Mapping[str, Any]]
+
+
+def charts(numbers: Numbers, most: int) -> Iterator[Chart]:
+    """The most frequent classes of each label field, and measured depths."""
+    for field_name, unit in UNITS.items():
+        if field_name in numbers:
+            space, classes = numbers[field_name]["space"], numbers[field_name]["classes"]
+            occurring = sum(row[unit] > 0 for row in classes)
+            title = f"{unit} of {space}: {occurring} of {len(classes)} classes occur"
+            yield Chart(field_name, title, (unit, "images"), most_frequent(classes, unit, most))
+    if histogram := numbers.get("depth_m", {}).get("histogram"):
+        rows = [{"name": _range_name(row["from_m"], row["to_m"]), "share": row["share"]} for row in histogram]
+        yield Chart("depth_m", "measured depths", (), rows)
+
+
+def _range_name(low: float | None, high: float | None) -> str:
     return f"< {high:.3g} m" if low is None else f">= {low:.3g} m" if high is None else f"{low:.3g} to {high:.3g} m"

@@ -30,7 +30,7 @@ class CropParams:
 class CropResize:
     """A rectangle of the original, resized to `out` and perhaps mirrored.
 
-    jpeg_scale: the divisor by which the image may be reduced before. Then the rectangle lies on a grid of so many pixels,
+    jpeg_scale: the divisor by which the image may be reduced before. Then the rectangle starts on a multiple of it,
     so that image and labels show the same place exactly; it moves by less than a pixel of `out` for that.
     """
 
