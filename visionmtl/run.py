@@ -101,6 +101,10 @@ class Distributed(Spec):
     bucket_mb: float | None = Field(None, gt=0, description="gradients exchanged at once; unset = torch's 25 MiB")
 
 
+_EARLIER_ACTIVATION_MEMORY = (0.95,)
+"""Defaults that runs saved by earlier versions have written out."""
+
+
 class Train(Spec):
     """The loop: how long, how much at once, in which precision, and what is kept."""
 
@@ -131,7 +135,8 @@ class Train(Spec):
 
     @model_validator(mode="after")
     def _memory_is_the_compilers(self) -> Self:
-        if not self.compile and self.activation_memory != type(self).model_fields["activation_memory"].default:
+        defaults = (type(self).model_fields["activation_memory"].default, *_EARLIER_ACTIVATION_MEMORY)
+        if not self.compile and self.activation_memory not in defaults:
             raise ValueError(
                 f"activation_memory is {self.activation_memory}, but compile is false, so it would have no effect: "
                 "eager steps keep everything; remove it, or set compile: true"

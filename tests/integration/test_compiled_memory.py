@@ -47,3 +47,4 @@ def test_a_smaller_share_keeps_less_for_the_backward():
 def test_a_share_of_what_eager_steps_keep_is_refused():
     with pytest.raises(ValueError, match=r"activation_memory is 0.5, but compile is false, so .* set compile: true"):
         Train(activation_memory=0.5)
+    assert not Train(activation_memory=0.95).compile, "runs saved while that was the default hold it"
