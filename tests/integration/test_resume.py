@@ -126,14 +126,14 @@ def test_moments_lie_in_memory_as_their_parameters_do(cut: Path):
     saved = checkpoint.load(cut / "checkpoints" / "last.pt")
     for moments in saved["optimizer"]["state"].values():
         moments.update({name: value.contiguous() for name, value in moments.items()})
-    trainer = tiny.state(settings(cut, train={"channels_last": True}))
+    trainer = scene_run.state(settings(cut, train={"channels_last": True}))
 
     trainer.load_state_dict(saved, cut)
 
     pairs = [(p, v) for p, of_one in trainer.optimizer.state.items() for v in of_one.values() if v.shape == p.shape]
     assert any(not parameter.is_contiguous() for parameter, _ in pairs)
     assert all(value.stride() == parameter.stride() for parameter, value in pairs)
-    assert tiny.differences(trainer.optimizer.state_dict()["state"], saved["optimizer"]["state"]) == []
+    assert scene_run.differences(trainer.optimizer.state_dict()["state"], saved["optimizer"]["state"]) == []
 
 
 def test_a_resumed_run_logs_its_new_learning_rate(cut: Path, tmp_path: Path):

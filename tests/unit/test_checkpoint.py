@@ -302,15 +302,6 @@ def test_a_config_in_place_of_a_checkpoint_is_told_from_a_damaged_one(tmp_path: 
         open_model(tmp_path / "mine.yaml")
 
 
-def test_a_run_folder_stands_for_its_best_checkpoint_else_its_last(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"is a folder without a checkpoint; .*checkpoints/best\.pt and last\.pt"):
-        checkpoint.find(tmp_path)
-
-    for name in ("last.pt", "best.pt"):
-        checkpoint.save(tmp_path / "checkpoints" / name, {})
-        assert checkpoint.find(tmp_path) == tmp_path / "checkpoints" / name
-
-
 def test_an_absent_file_lists_what_is_near(tmp_path: Path):
     with pytest.raises(ValueError, match=r"there is no checkpoint .*last\.pt; .* train first, or correct the path"):
         checkpoint.load(tmp_path / "checkpoints" / "last.pt")
