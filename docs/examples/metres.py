@@ -1,6 +1,6 @@
 """A picture with metres in the tags of its boxes: image, boxes, classes and depth side by side.
 
-python docs/examples/metres.py RUN IMAGE OUT.png      predictions of a trained run with detection, segmentation and depth
+python docs/examples/metres.py RUN IMAGE OUT.png    predictions of a run with detection, segmentation and depth
 """
 
 import sys
