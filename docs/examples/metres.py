@@ -1,6 +1,6 @@
 """A picture with metres in the tags of its boxes: image, boxes, classes and depth side by side.
 
-python docs/examples/metres.py RUN IMAGE OUT.png    predictions of a run with detection, segmentation and depth
+python docs/examples/metres.py RUN IMAGE OUT.png      RUN: with detection, segmentation and depth
 """
 
 import sys
@@ -11,7 +11,7 @@ from PIL import Image
 
 import visionmtl
 from visionmtl.inference.predictor import MIN_SCORE, Result, save_picture
-from visionmtl.structures import Detections, LabelSpace
+from visionmtl.structures import MAX_CLASSES, Detections, LabelSpace
 from visionmtl.visualization.draw import compare, draw_boxes, draw_depth, draw_segmentation
 
 MAX_DEPTH_M = 8.0
@@ -24,12 +24,12 @@ def picture(result: Result, cell_px: int = 480) -> Image.Image:
     assert boxes is not None and boxes.distance_m is not None and classes is not None
     assert result.segmentation is not None and result.depth_m is not None and spaces["boxes"] is not None
 
-    keep = np.flatnonzero(boxes.scores >= MIN_SCORE)
+    keep = np.flatnonzero(boxes.scores >= MIN_SCORE)[:MAX_CLASSES]
     # a label space with one class for each box: its name is the text of the tag
     texts = tuple(f"{boxes.names[i]} {boxes.distance_m[i]:.1f} m" for i in keep)
     colours = tuple(spaces["boxes"].colours[boxes.labels[i]] for i in keep)
     detections = Detections(boxes.xyxy[keep], np.full(len(keep), np.nan, np.float32), np.arange(len(keep)))
-    with_metres = draw_boxes(result.image, detections, LabelSpace("tags", texts, colours))
+    with_metres = draw_boxes(result.image, detections, LabelSpace("tags", texts, colours)) if texts else result.image
 
     rows = [
         [("image", result.image), ("boxes", with_metres)],
