@@ -267,9 +267,9 @@ class FolderReader(PartReader):
                 f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
             )
         others = set(self._root.glob(any_case(pattern))).difference(files)
-        if unread := sorted(file for file in others if not is_hidden(file.name)):
+        if not_read := sorted(file for file in others if not is_hidden(file.name)):
             but_for = f"match {pattern!r} but for the case of their ending and are not read"
-            self.notes.append(f"{len(unread)} files {but_for}, the first is {unread[0]}")
+            self.notes.append(f"{len(not_read)} files {but_for}, the first is {not_read[0]}")
         return images
 
     def _match(self, images: list[str]) -> NDArray[np.int64]:

@@ -198,8 +198,7 @@ def test_what_ranks_pixels_does_so_in_each_process_that_has_labels(two: Path, na
     alone = [taught(name, known, share) for share in (slice(0, 2), slice(2, 4))]
     found = [torch.load(two / f"{known}-{rank}.pt")[name] for rank in (0, 1)]
 
-    # each process with labels counts once in Lovasz, each pixel that was kept in the other
-    counts = [1, known - 2] if name == "lovasz" else [2, known - 2]
+    counts = [2, known - 2]  # labelled images: each labelled pixel counts the same, wherever it lies
     expected = sum(count * loss for count, (loss, _) in zip(counts, alone, strict=True)) / sum(counts)
     torch.testing.assert_close(torch.stack([one for one, _ in found]).mean(), expected)
     for count, (_, here), (_, gradient) in zip(counts, found, alone, strict=True):

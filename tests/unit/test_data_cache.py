@@ -19,7 +19,7 @@ from PIL import Image
 
 from visionmtl.data.cache import decoded as data_cache
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.cache.packed import Packed, pack, to_parts
+from visionmtl.data.cache.packed import SampleStore, pack, to_parts
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import Data, train_loader
 from visionmtl.data.transforms.augment import Augment
@@ -76,7 +76,7 @@ def test_depth_comes_back_bit_for_bit_in_as_few_bits_as_it_needs(tmp_path, value
     pack(tmp_path, [(parts, (400, 300), 1)], {})
 
     assert parts["depth_m"].dtype == {200: np.uint8, 40_000: np.uint16, 100_000: np.float32}[values]
-    back = Packed(tmp_path).read(0, frozenset({"depth_m"}))
+    back = SampleStore(tmp_path).read(0, frozenset({"depth_m"}))
     assert back.depth_m.tobytes() == depth.tobytes() and back.image_id == "ä/1"
 
 
@@ -87,8 +87,8 @@ def test_labels_that_are_missing_or_empty_come_back_so(tmp_path):
         (tmp_path / str(boxes is None)).mkdir()
         sample = Sample(image=image, image_id="a", boxes=boxes)
         pack(tmp_path / str(boxes is None), [(to_parts(sample), (4, 5), 1)], {})
-    empty = Packed(tmp_path / "False").read(0, frozenset(LABEL_FIELDS))
-    absent = Packed(tmp_path / "True").read(0, frozenset(LABEL_FIELDS))
+    empty = SampleStore(tmp_path / "False").read(0, frozenset(LABEL_FIELDS))
+    absent = SampleStore(tmp_path / "True").read(0, frozenset(LABEL_FIELDS))
 
     assert empty.boxes.xyxy.shape == (0, 4) and empty.boxes.labels.dtype == np.int64 and absent.boxes is None
     assert empty.segmentation is None and empty.depth_m is None and (empty.image == image).all()

@@ -64,15 +64,15 @@ def _works(workload: Workload, net: MultiTaskNet, batch: int) -> dict[str, Work]
             return net(on_device)
 
     @torch.inference_mode()
-    def predictions(suppress: bool = True) -> list[object]:
+    def predictions(with_nms: bool = True) -> list[object]:
         outputs = raw()
         return [
             task.head.decode(outputs[name])  # type: ignore[arg-type]
-            if isinstance(task, Detection) and not suppress
+            if isinstance(task, Detection) and not with_nms
             else task.predict(outputs[name], metas, workload.size)
             for name, task in net.tasks.items()
         ]
 
     detects = any(isinstance(task, Detection) for task in net.tasks.values())
-    unsuppressed: dict[str, Work] = {UNSUPPRESSED: lambda: predictions(suppress=False)} if detects else {}
+    unsuppressed: dict[str, Work] = {UNSUPPRESSED: lambda: predictions(with_nms=False)} if detects else {}
     return {RAW: raw, **unsuppressed, PREDICTIONS: predictions}

@@ -62,9 +62,9 @@ class Data(Spec):
     @model_validator(mode="after")
     def _sampling_has_an_effect(self) -> Self:
         weighted = [f"data.train.{i}.weight" for i, one in enumerate(self.train) if one.weight != 1]
-        judged = [f"data.val.{i}.weight" for i, one in enumerate(self.val) if one.weight != 1]
+        weighted_val = [f"data.val.{i}.weight" for i, one in enumerate(self.val) if one.weight != 1]
         rules = [f"data.sampling.{name}" for name in self.sampling.without_effect(len(self.train))]
-        without = [*judged, *(weighted if len(self.train) == 1 else []), *rules]
+        without = [*weighted_val, *(weighted if len(self.train) == 1 else []), *rules]
         if without:
             raise ValueError(
                 f"{', '.join(without)} would have no effect; shares are of several training data sets, and temperature "

@@ -17,7 +17,7 @@ from visionmtl.io.coco.annotations import encode, read_truth
 from visionmtl.io.coco.results import Row, is_finite, read_rows
 
 Backend = Literal["pycocotools", "faster_coco_eval"]
-Kind = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm"]
 Annotation = dict[str, Any]
 
 _CUTS = (1, 10, 100)
@@ -36,8 +36,8 @@ _LINES = (  # metric, title, IoU, area, position in maxDets
 
 
 def score_files(
-    results: Path, truth: Path, backend: Backend = "pycocotools", kind: Kind | None = None
-) -> tuple[Kind, dict[str, Any], list[str]]:
+    results: Path, truth: Path, backend: Backend = "pycocotools", kind: IouType | None = None
+) -> tuple[IouType, dict[str, Any], list[str]]:
     """A results file scored against an annotation file, with neither images nor a network.
 
     kind: what is scored; None: boxes where every result has one, else masks.
@@ -108,7 +108,7 @@ def precision_and_recall(
     images: Sequence[Mapping[str, Any]],
     classes: Sequence[int],
     cuts: Sequence[int],
-    kind: Kind = "bbox",
+    kind: IouType = "bbox",
     backend: Backend = "pycocotools",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no truth.
@@ -188,7 +188,7 @@ def _backend(name: Backend) -> tuple[Any, Any]:
     return package.COCO, package.COCOeval_faster
 
 
-def _whole(found: Annotation, kind: Kind) -> Annotation:
+def _whole(found: Annotation, kind: IouType) -> Annotation:
     """A result with the fields that the evaluator derives from it."""
     if kind == "bbox":
         return {**found, "area": found["bbox"][2] * found["bbox"][3], "iscrowd": 0}

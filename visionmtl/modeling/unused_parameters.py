@@ -35,10 +35,10 @@ def freeze_unused_parameters(
             buffer.copy_(before)
     net.train(was_training)
 
-    unread = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in read]
-    for name in unread:
+    unused = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in read]
+    for name in unused:
         net.get_parameter(name).requires_grad_(False)
-    return unread
+    return unused
 
 
 def check_evaluates(net: nn.Module, size: tuple[int, int], device: torch.device) -> None:

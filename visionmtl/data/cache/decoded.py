@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from visionmtl.data.cache.packed import Packed, Parts, pack, to_block, to_parts
+from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_parts
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.workers import init_worker, start_method
 from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
@@ -47,7 +47,7 @@ class CachedReader:
     """A reader whose samples come from a packed folder."""
 
     reader: DatasetReader
-    packed: Packed
+    packed: SampleStore
     fields: frozenset[str]
 
     @property
@@ -116,11 +116,11 @@ def _open(
     return CachedReader(source.reader, packed, fields)
 
 
-def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegScale) -> Packed | None:
+def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegScale) -> SampleStore | None:
     """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
-    fitting: list[Packed] = []
+    fitting: list[SampleStore] = []
     for index in sorted(folder.glob(f"{stem}-*/index")):
-        packed = Packed(index.parent)
+        packed = SampleStore(index.parent)
         sizes = np.unique(packed.sizes, axis=0)
         enough = all(choose_scale((height, width)) % jpeg_scale == 0 for height, width, jpeg_scale in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
@@ -128,7 +128,7 @@ def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegSca
     return max(fitting, key=lambda packed: int(packed.sizes[:, 2].sum()), default=None)
 
 
-def _check_unchanged(packed: Packed, source: NamedDataset) -> None:
+def _check_unchanged(packed: SampleStore, source: NamedDataset) -> None:
     before, now, what = packed.extra["stamps"], _stamps(source), ""
     if len(before) != len(now):
         what = f"{len(now)} images instead of {len(before)}"
@@ -149,7 +149,7 @@ def _check_unchanged(packed: Packed, source: NamedDataset) -> None:
 
 def _write(
     folder: Path, stem: str, source: NamedDataset, fields: frozenset[str], choose_scale: JpegScale, workers: int
-) -> Packed:
+) -> SampleStore:
     work = _Packing(source.reader, fields, choose_scale)
     probes = [len(to_block(work[index][0])) for index in _probes(len(source))]
     need = int(np.mean(probes) * len(source))
@@ -172,7 +172,7 @@ def _write(
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone already where the renaming succeeded
-    return Packed(target)
+    return SampleStore(target)
 
 
 def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_Item]:

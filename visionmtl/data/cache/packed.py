@@ -79,7 +79,7 @@ def _padded(length: int) -> int:
 def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], extra: dict[str, NDArray]) -> None:
     """Write every sample, given as (parts, full size, divisor of the image), into a new folder.
 
-    extra: arrays to keep beside them, see `Packed.extra`
+    extra: arrays to keep beside them, see `SampleStore.extra`
     """
     ends, checksums, sizes = [], [], []
     with (folder / _SAMPLES).open("wb") as file:
@@ -93,7 +93,7 @@ def pack(folder: Path, samples: Iterable[tuple[Parts, tuple[int, int], int]], ex
     save_arrays(folder / "index", index | {f"extra_{name}": array for name, array in extra.items()})
 
 
-class Packed:
+class SampleStore:
     """A folder that `pack` has written. Cheap to send to other processes: they map the same pages."""
 
     def __init__(self, folder: Path) -> None:
@@ -109,7 +109,7 @@ class Packed:
         self._checked = np.zeros(len(self), np.bool_)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Packed, (self.folder,))
+        return (SampleStore, (self.folder,))
 
     def __len__(self) -> int:
         return len(self._index["ends"])

@@ -195,8 +195,8 @@ class Tally:
 def sentences(numbers: Numbers) -> Iterator[str]:
     """A line on the images, one on what is labelled, and one on each label field."""
     read, asked, images = (numbers[name] for name in ("read", "asked", "images"))
-    unread = f", {asked - read} could not be read" if asked > read else ""
-    yield f"{read}{'' if asked == images else f' of {images}'} images{unread}, {_size(numbers['sizes'])}"
+    unreadable = f", {asked - read} could not be read" if asked > read else ""
+    yield f"{read}{'' if asked == images else f' of {images}'} images{unreadable}, {_size(numbers['sizes'])}"
     labelled = ", ".join(f"{name} {count}" for name, count in numbers["labelled"].items()) or "nothing"
     yield f"labelled: {labelled}; without any label {numbers['without_any_label']}"
     if boxes := numbers.get("boxes"):
