@@ -10,7 +10,7 @@ import pytest
 import scene_run
 import torch
 
-from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.label_spaces import eval_names, resolve_spaces
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import distributed
@@ -40,7 +40,8 @@ def measured(run: Run, ranks: Ranks) -> dict[str, Any]:
     images: list[str] = []
     net = scene_run.state(run).net.requires_grad_(False)
     data = loader(run, ranks)
-    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in data.eval_names.items()}
+    names = eval_names(run.tasks, net.spaces, open_datasets(run.data.val))
+    meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in names.items()}
     each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, _: images.append(name_of(sample)))
     pooled = evaluate(net, data, "cpu")
     return {"results": {f"{name}, pooled": pooled[name] for name in pooled} | each, "images": images}

@@ -121,14 +121,6 @@ def test_the_command_trains_with_worker_processes_from_a_wheel(seen):
     assert seen.get("trained", 0) == 0
 
 
-def test_a_tool_of_a_plain_checkout_runs_from_any_folder(checkout, tmp_path):
-    python, _ = environment(tmp_path / "venv")
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), str(checkout / "tools/train.py"), "quickstart.yaml", "--print-config"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "resnet10t" in done.stdout, done.stderr
-
-
 def test_the_command_finds_every_tool(seen):
     tools = {file.stem for file in project.project_files() if file.parts[0] == "tools" and file.suffix == ".py"}
     assert seen["status"] == 0
@@ -178,6 +170,10 @@ def foreign_imports(file: Path) -> list[tuple[str, bool]]:
     return [(name, always) for name, always in found if name not in {*sys.stdlib_module_names, "visionmtl"}]
 
 
+WITH_TORCH = {"triton"}
+"""torch's own wheels for Linux bring it; `ops/fused.py` asks whether it is there before it imports what needs it."""
+
+
 def test_every_imported_library_is_declared(wheel):
     always, ever = requirements(wheel)
     providers = packages_distributions()
@@ -186,6 +182,8 @@ def test_every_imported_library_is_declared(wheel):
         if file.suffix == ".py" and file.parts[0] in ("visionmtl", "datasets", "tools"):
             for name, needed in foreign_imports(file):
                 known = {found.lower().replace("_", "-") for found in providers.get(name, [name])}
+                if name in WITH_TORCH and not needed:
+                    continue
                 if not known & (always if needed else ever):
                     missing.append(f"{file}: {name}")
     assert not missing, "add these to setup.py (inside a function an extra is enough)"
