@@ -182,7 +182,7 @@ def test_every_imported_library_is_declared(wheel):
         if file.suffix == ".py" and file.parts[0] in ("visionmtl", "datasets", "tools"):
             for name, needed in foreign_imports(file):
                 known = {found.lower().replace("_", "-") for found in providers.get(name, [name])}
-                if name in WITH_TORCH and not needed:
+                if name in WITH_TORCH:
                     continue
                 if not known & (always if needed else ever):
                     missing.append(f"{file}: {name}")
