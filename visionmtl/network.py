@@ -139,13 +139,14 @@ class LossNet(nn.Module):
         labelled: Mapping[str, Tensor],
         color: Tensor | None,
     ) -> Counts:
-        """What the tasks count of their predictions, see `tasks.base.Task.count_predictions`."""
+        """What tasks count of their predictions, see `tasks.base.Task.count_predictions`; other decoders do not run."""
         maps = self.net.trunk.split(self.net.shared(image, color))
-        raw = {name: decoder(maps[name]) for name, decoder in self.net.decoders.items()}
+        counting = {name: task for name, task in self.net.tasks.items() if task.counts_predictions}
+        raw = {name: self.net.decoders[name](maps[name]) for name in counting}
         with torch.autocast(image.device.type, enabled=False):
             return {
                 name: task.count_predictions(raw[name], dict(targets[name]), labelled[name])
-                for name, task in self.net.tasks.items()
+                for name, task in counting.items()
             }
 
     def shared(self, image: Tensor, color: Tensor | None) -> Maps:

@@ -18,7 +18,8 @@ from visionmtl.data.collate import pad
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
-from visionmtl.engine.trainer import DTYPES, Trainer
+from visionmtl.engine.evaluator import DTYPES
+from visionmtl.engine.trainer import Trainer
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run

@@ -23,12 +23,18 @@ from visionmtl.structures import Batch, ImageMeta, Sample
 from visionmtl.tasks.base import Raw, Task
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names of `train.precision`."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes in `precision`."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def forward(net: MultiTaskNet, image: Tensor, precision: Precision) -> dict[str, Raw]:
     """Raw outputs of padded images [B, 3, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows."""
-    with torch.autocast(image.device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
+    with autocast(image.device, precision):
         raw: dict[str, Raw] = net(image)
     return raw
 

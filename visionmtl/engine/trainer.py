@@ -30,7 +30,7 @@ from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
 from visionmtl.engine.distributed import Ranks
-from visionmtl.engine.evaluator import evaluate, save_json
+from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.fsdp import (
     apply_fsdp,
     check_shard,
@@ -52,9 +52,6 @@ from visionmtl.network import LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
-from visionmtl.tasks.base import Task
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NotFinite(FloatingPointError):
@@ -217,8 +214,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.num_not_finite = torch.zeros((), device=ranks.device)
         """Steps of this start whose gradient was not finite; read when the loop logs."""
-        kinds = {type(task).count_predictions for task in net.tasks.values()} - {Task.count_predictions}
-        self.counts_predictions = bool(kinds)
+        self.counts_predictions = any(task.counts_predictions for task in net.tasks.values())
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             compile_losses(loss_net, run.train, ranks.device)
@@ -256,17 +252,15 @@ class Trainer:
     def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
         """The counts of each micro-batch with those that need predictions: a forward pass more, without gradients.
 
-        It draws the same random numbers as the step and leaves running statistics as they are.
+        The trunk draws the same random numbers as in the step; running statistics stay as they are.
         """
-        settings, device = self.run.train, self.ranks.device
         buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
         torch.manual_seed(self._step_seed())
         counts = []
         for batch in micro_batches:
-            autocast = torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32")
-            with self._gradient_sync(last=False), torch.no_grad(), autocast:
+            with autocast(self.ranks.device, self.run.train.precision):
                 predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
-            counts.append({task: {**known, **predicted[task]} for task, known in batch.counts.items()})
+            counts.append({task: {**known, **predicted.get(task, {})} for task, known in batch.counts.items()})
         for buffer, before in buffers:
             buffer.copy_(before)
         return counts
@@ -284,15 +278,14 @@ class Trainer:
     def _forward_backward(
         self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
-        settings, device = self.run.train, self.ranks.device
-        if settings.compile == "cuda_graph":
+        if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(device.type, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+        with autocast(self.ranks.device, self.run.train.precision):
             parts, shared, leaves = self.loss_net(
                 self._image(batch), batch.targets, batch.labelled, totals, batch.color
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
-        scale = self.scaler.scale(torch.ones((), device=device))
+        scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
         weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
         if self.graphs and (line := self.graphs.report(batch.targets)):
             logger.info(line)

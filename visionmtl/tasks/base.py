@@ -60,6 +60,11 @@ class Task(Configurable, package="visionmtl.tasks"):
         micro-batches is the step of one batch of k times the size.
         """
 
+    @property
+    def counts_predictions(self) -> bool:
+        """Whether `count_predictions` counts anything."""
+        return False
+
     def count_predictions(self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
         """Further counts that depend on predictions; only asked for where a step has several micro-batches.
 

@@ -68,6 +68,10 @@ class Detection(Task, frozen=True):
         """What the head's loss is a mean over."""
         return self.head.count(targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], size)
 
+    @property
+    def counts_predictions(self) -> bool:
+        return self.head.counts_predictions
+
     def count_predictions(self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor) -> dict[str, Tensor]:
         """What the head's loss is a mean over and only its predictions tell."""
         valid = targets["valid"] & labelled[:, None]

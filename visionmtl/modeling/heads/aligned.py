@@ -1,6 +1,6 @@
 """The default detection head: task-aligned assignment, quality focal loss, GIoU, optional distribution focal loss."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ class Aligned(Head, frozen=True):
     """Anchor-free head with task-aligned targets (TOOD, arXiv:2108.07755; its aligned predictor is left out)."""
 
     type: Literal["aligned"] = "aligned"
+    counts_predictions: ClassVar[bool] = True
     topk: int = Field(13, ge=1, description="candidate cells for each box")
     alpha: float = Field(1.0, ge=0, description="exponent of the score in the alignment metric")
     beta: float = Field(6.0, ge=0, description="exponent of the IoU in the alignment metric")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,9 @@ class RawBoxes(TypedDict):
 
 class Head(Configurable, package="visionmtl.modeling.heads"):
     """Frozen settings of one dense detection head; its weights are shared by all levels."""
+
+    counts_predictions: ClassVar[bool] = False
+    """Whether `count_predictions` counts anything."""
 
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
     num_convs: int = Field(2, ge=0, description="convolutions in each tower; papers have 4, at twice the cost")
