@@ -195,9 +195,7 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(
-            net, run.data.size, ranks.device, run.train.batch_size, net.with_initial
-        )
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, net.with_initial)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         self.balancer = run.balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
