@@ -14,6 +14,10 @@ class Trunk(nn.Module):
 
     out_channels: int
     """Channels of every map that `split` hands out."""
+    shared_maps: bool = True
+    """False: there are no maps that all tasks read, so their gradients are compared on the shared parameters."""
+    joins_tasks: bool = False
+    """True: tasks share a graph behind the shared maps, which the backward of one must leave to the next."""
 
     def forward(self, image: Tensor) -> Maps:
         """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared."""
@@ -22,6 +26,10 @@ class Trunk(nn.Module):
     def split(self, shared: Maps) -> Mapping[str, Maps]:
         """Shared maps -> what each task's decoder reads, by task name."""
         raise NotImplementedError
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters that more than one task's loss reaches."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 class Sharing(Configurable, package="visionmtl.modeling.sharing"):
