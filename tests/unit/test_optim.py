@@ -23,6 +23,9 @@ class _Net(nn.Module):
         self.encoder = _Encoder()
         self.decoder = nn.Conv2d(4, 1, 1)
 
+    def encoders(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, _Encoder)]
+
 
 def rates(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> dict[int, tuple[float, float]]:
     """(learning rate, weight decay) by id of the parameter."""
@@ -126,7 +129,7 @@ def test_layers_of_timm_models_are_their_blocks_in_order(name: str, count: int):
 
 
 def test_a_net_without_encoder_rejects_encoder_settings():
-    with pytest.raises(ValueError, match="has no `encoder`"):
+    with pytest.raises(ValueError, match="has no `encoders`"):
         parameter_groups(Optim(encoder_lr_factor=0.1), nn.Linear(2, 2))
 
 

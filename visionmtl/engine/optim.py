@@ -52,7 +52,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> torch.optim.Optimizer:
     """The optimiser over everything trainable in `net` and `balancer`, fused into one kernel a step.
 
-    net: its `encoder`, and every other module of the same class (sharing methods that copy it), counts as encoder.
+    net: all of its `encoders()` count as encoder.
     """
     groups = parameter_groups(spec, net, balancer)
     if spec.name == "sgd":
@@ -79,11 +79,11 @@ def skip_if_not_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor
 def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
     """Parameters by (learning rate, weight decay), in the net's order; `base_lr` is what `set_lr` multiplies.
 
-    Without decay are the balancer's parameters, what the encoder lists in `no_decay_names`, and what has one axis or
+    Without decay are the balancer's parameters, what a module lists in `no_decay_names`, and what has one axis or
     none: biases, norms, scales, and gains such as NFNet's [C, 1, 1, 1] (not a `weight`, which may be a kernel).
     """
     factors = _encoder_factors(spec, net)
-    exempt = {id(p) for encoder in _encoders(net) for p in _exempt(encoder)}
+    exempt = {id(p) for module in net.modules() for p in _exempt(module)}
     if balancer is not None:
         exempt |= {id(p) for p in balancer.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -100,15 +100,9 @@ def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = N
     return list(groups.values())
 
 
-def _encoders(net: nn.Module) -> list[nn.Module]:
-    """The net's encoder, and the copies of it that sharing methods make."""
-    encoder = getattr(net, "encoder", None)
-    return [] if encoder is None else [module for module in net.modules() if type(module) is type(encoder)]
-
-
-def _exempt(encoder: nn.Module) -> Iterator[nn.Parameter]:
-    names = getattr(encoder, "no_decay_names", ())
-    yield from (parameter for name, parameter in encoder.named_parameters() if name in names)
+def _exempt(module: nn.Module) -> Iterator[nn.Parameter]:
+    if names := getattr(module, "no_decay_names", ()):
+        yield from (parameter for name, parameter in module.named_parameters() if name in names)
 
 
 def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
@@ -118,11 +112,11 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
     the order in which timm declares them, which is the order of computation. The last layer has encoder_lr_factor,
     each one before it `layer_decay` times that of its successor.
     """
-    encoders = _encoders(net)
+    encoders: list[nn.Module] = net.encoders() if hasattr(net, "encoders") else []  # type: ignore[operator]
     if not encoders:
         if spec.layer_decay is not None or spec.encoder_lr_factor != 1:
             raise ValueError(
-                f"{type(net).__name__} has no `encoder`, so encoder_lr_factor and layer_decay do nothing; "
+                f"{type(net).__name__} has no `encoders`, so encoder_lr_factor and layer_decay do nothing; "
                 "remove them from optim"
             )
         return {}

@@ -195,7 +195,7 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, net.with_initial)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
