@@ -298,7 +298,7 @@ def _show_classes(name: str, result: Mapping[str, Any]) -> None:
         for label, row in result["per_class"].items():
             classes.add_row(label, *(_text(row[column]) for column in columns))
         Console(markup=False).print(classes)
-    for key in ("absent", "absent_but_predicted"):
+    for key in ("absent", "absent_but_predicted", "not_annotated"):
         if result.get(key):
             print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")
 

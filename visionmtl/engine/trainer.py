@@ -78,8 +78,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, datasets)
-    val_datasets = align(val_datasets, run.tasks, spaces)
+    spaces = resolve_spaces(run.tasks, datasets, val_datasets)
+    datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
     monitor = Monitor(settings.best, run.tasks, names)
