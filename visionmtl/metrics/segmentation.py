@@ -147,7 +147,11 @@ class SegmentationMeter:
             "pixels": total,
             "void_pixels": int(void.sum()),
             "protocol": protocol,
-            **({} if annotated.all() else {"not_annotated": [name for k, name in enumerate(self.classes) if not annotated[k]]}),
+            **(
+                {}
+                if annotated.all()
+                else {"not_annotated": [name for k, name in enumerate(self.classes) if not annotated[k]]}
+            ),
         }
 
     def _check(self, pairs: NDArray[np.int64], where: str) -> None:

@@ -112,10 +112,6 @@ class Trunk(nn.Module):
             for task in [task for task in modules if task not in tasks]:
                 del modules[task]
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters that more than one task's loss reaches."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
 
 class Sharing(Configurable, package="visionmtl.modeling.sharing"):
     """Frozen settings of one way of sharing."""
