@@ -216,9 +216,9 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
             _save_and_print(title, args, results, header, args.json, notes)
             if left_out:
                 print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
-            for name, of_task in files.items():
-                if of_task.num_ignored:
-                    print(f"{name}: ignored {of_task.num_ignored} boxes of categories that {paths[name]} should not have")
+            for name, predictions in files.items():
+                if num := predictions.num_ignored:
+                    print(f"{name}: ignored {num} boxes of categories that {paths[name]} should not have")
     return _unmet(args, results, show=ranks.is_main_process)
 
 

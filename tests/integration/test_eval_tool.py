@@ -147,7 +147,8 @@ def test_boxes_of_another_split_are_refused(saved, tmp_path, capsys):
     file.write_text(json.dumps([{"image_id": "elsewhere", "category_id": 0, "bbox": [0, 0, 9, 9], "score": 0.5}]))
 
     assert evaluated(saved, "--from-predictions", f"detection={file}") == 2
-    assert f"{file} has results for 1 image(s) that are not in scenes, the first is elsewhere" in capsys.readouterr().err
+    refused = f"{file} has results for 1 image(s) that are not in scenes, the first is elsewhere"
+    assert refused in capsys.readouterr().err
 
 
 def test_flipping_is_recorded_beside_every_number(saved, tmp_path, capsys):

@@ -9,7 +9,11 @@ from contract import sample
 
 from visionmtl.datasets import NamedDataset
 from visionmtl.inference.results_io import (
-    SubmissionWriter, check_empty, check_images, open_predictions, paths_by_task,
+    SubmissionWriter,
+    check_empty,
+    check_images,
+    open_predictions,
+    paths_by_task,
 )  # fmt: skip
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
@@ -164,7 +168,7 @@ def test_the_file_of_an_image_is_never_that_of_another(tmp_path, files, image_id
 class Photographs:
     """Three images, the second without labels."""
 
-    provides = {"boxes": ANIMALS}  # noqa: RUF012
+    provides = {"boxes": ANIMALS}
 
     def __len__(self):
         return 3

@@ -121,10 +121,10 @@ class SubmissionWriter:
 
     def _check_pngs(self, ids: Sequence[str]) -> None:
         pngs = [self._png(name, image_id) for name in self._tasks.keys() - self._rows.keys() for image_id in ids]
-        present = Files(self.folder).present(pngs)
-        if not present.all():
+        missing = ~Files(self.folder).present(pngs)
+        if missing.any():
             raise ValueError(
-                f"{np.count_nonzero(~present)} of {len(present)} PNGs are not in {self.folder} as the first process sees "
+                f"{np.count_nonzero(missing)} of {len(pngs)} PNGs are not in {self.folder} as the first process sees "
                 "it; all processes must write into one folder; name one that all machines share"
             )
 
@@ -249,10 +249,11 @@ def check_images(path: Path, predictions: Predictions, datasets: Sequence[NamedD
         for index in range(len(dataset) if unknown else 0):
             unknown.discard(_key(dataset.read_part(index, ReadRequest(frozenset())).image_id))
     if unknown:
+        names = ", ".join(dataset.name for dataset in datasets)
         raise ValueError(
-            f"{path} has results for {len(unknown)} image(s) that are not in {', '.join(d.name for d in datasets)}, the "
-            f"first is {min(unknown)}; both must be of one split; give the results of this split, or choose the split "
-            "that was predicted with --split"
+            f"{path} has results for {len(unknown)} image(s) that are not in {names}, the first is "
+            f"{min(unknown)}; both must be of one split; give the results of this split, or choose the split that was "
+            "predicted with --split"
         )
 
 
