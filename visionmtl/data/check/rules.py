@@ -96,7 +96,7 @@ class Problem(NamedTuple):
 
     rule: str
     field: str
-    found: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class Finding:
     @property
     def text(self) -> str:
         """What was found where, what is allowed, what to do."""
-        rule, found = RULES[self.problem.rule], self.problem.found
+        rule, text = RULES[self.problem.rule], self.problem.text
         if not rule.allowed:
-            return found
-        return f"{self.place}: {self.problem.field}: {found}; {rule.allowed}; {rule.advice}"
+            return text
+        return f"{self.place}: {self.problem.field}: {text}; {rule.allowed}; {rule.advice}"
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
         return {
             "severity": self.severity,
             "rule": self.problem.rule,
