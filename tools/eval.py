@@ -193,7 +193,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     candidates = choose_datasets(run, ()) if args.data else datasets  # the files may be of all
     notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     spaces = known or resolve_spaces(tasks, datasets)
-    meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_judged=bool(args.data))
+    meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_evaluated=bool(args.data))
     _check_results(args, meters)
 
     scored = dict.fromkeys(map(task_of, meters))

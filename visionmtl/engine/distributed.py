@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl.ops.ranks import sum_over_ranks
-from visionmtl.run import Train
 
 Value = TypeVar("Value")
 
@@ -112,18 +111,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn.Module:
-    """The module with gradients averaged over ranks as its backward runs; itself in a single process.
-
-    cut: whether several backwards fill its gradients, each of them once.
-    """
-    options = settings.distributed
-    if options.static_graph and (cut or settings.accumulate > 1):
-        why = "this balancing method runs one backward a task" if cut else f"train.accumulate is {settings.accumulate}"
-        raise ValueError(
-            f"train.distributed.static_graph is set, but {why}; torch's static graph is that of one backward a step; "
-            f"set it to false, or choose {'balance=fixed' if cut else 'train.accumulate=1'}"
-        )
+def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module with gradients averaged over ranks as its backward runs; itself in a single process."""
     if ranks.world == 1:
         return module
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
@@ -133,8 +122,6 @@ def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn
         device_ids=ids,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # running statistics are only read in evaluation: see `share_statistics`
-        static_graph=options.static_graph,
-        bucket_cap_mb=options.bucket_mb,
     )
 
 

@@ -220,7 +220,7 @@ class Trainer:
             compile_losses(loss_net, run.train, ranks.device)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
-            self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
+            self.loss_net = distributed.replicate(loss_net, ranks)
 
     # ---- one step ----
 

@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "class_absent": Rule("warning", "every class needs examples", "add images of them, or expect no predictions there"),
     "class_untrained": Rule(
-        "warning", "a class that is judged should be learnt", "add training images of it, or correct the class mapping"
+        "warning", "a class that is evaluated should be learnt", "add training images of it, or correct the class mapping"
     ),
     # one file; the reader's own words
     "unreadable": Rule("error"),
@@ -53,11 +53,11 @@ RULES: Mapping[str, Rule] = {
     "duplicate": Rule("error", "an image counts once", "remove one of the two, with its labels"),
     "duplicate_elsewhere": Rule("note"),
     "leak": Rule(
-        "error", "what is judged must not be trained on", "remove the image from data.train, or correct the splits"
+        "error", "what is evaluated must not be trained on", "remove the image from data.train, or correct the splits"
     ),
     "near_duplicate": Rule("warning", "an image counts once", "look at both; remove one if they are the same"),
     "near_leak": Rule(
-        "warning", "what is judged must not be trained on", "look at both; remove one if they are the same"
+        "warning", "what is evaluated must not be trained on", "look at both; remove one if they are the same"
     ),
     # labels of any kind
     "field_unexpected": Rule("error", "`provides` must name every field", "add it to `provides` of the reader"),
