@@ -1,4 +1,4 @@
-"""The prefetcher: batches arrive in order, copies run beside the step and are waited for, and waiting is measured right."""
+"""The prefetcher: batches arrive in order, copies run beside the step and are awaited, waiting is measured right."""
 
 import weakref
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "class_absent": Rule("warning", "every class needs examples", "add images of them, or expect no predictions there"),
     "class_untrained": Rule(
-        "warning", "a class that is evaluated should be learnt", "add training images of it, or correct the class mapping"
+        "warning", "classes that are evaluated should be learnt", "add training images, or correct the class mapping"
     ),
     # one file; the reader's own words
     "unreadable": Rule("error"),
