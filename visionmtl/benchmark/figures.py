@@ -56,7 +56,8 @@ class Report:
         self, command: str, verb: str, settings: Mapping[str, Any], json_file: Path | None, text_file: Path | None
     ) -> None:
         self._json_file, self._text_file = json_file, text_file
-        self._text, self._previous = "", type(None)
+        self._text = ""
+        self._previous: type[Figure] | None = None
         self.kept = True
         """Whether no figure misses its limit so far."""
         for file in (json_file, text_file):
@@ -79,7 +80,7 @@ class Report:
 
     def add(self, figure: Figure) -> None:
         """Print and keep."""
-        between = "\n" if isinstance(figure, Table) or not isinstance(figure, self._previous) else ""
+        between = "\n" if isinstance(figure, Table) or type(figure) is not self._previous else ""
         self._print(between + markdown(figure))
         self._previous = type(figure)
         if isinstance(figure, Row):

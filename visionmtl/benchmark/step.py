@@ -91,16 +91,19 @@ class Step:
         batch = workload.batch_of(workload.samples())
         # made when its first step is built, so that its memory counts as that step's
         trainer = cache(lambda mode: workload.trainer(mode=mode))
+
+        def joint(mode: Mode, batch: Batch) -> Callable[[], Work]:
+            return lambda: joint_step(trainer(mode), batch)
+
         for mode in self.modes:
             yield f"encoder alone, {mode}", mode, partial(encoder_step, workload, mode)
-            yield f"joint, {mode}", mode, lambda mode=mode: joint_step(trainer(mode), batch)
+            yield f"joint, {mode}", mode, joint(mode, batch)
             if mode == first and self.peers:
                 for name, make in peers(workload, batch).items():
                     yield name, "eager", make
         for mode in self.modes:
             for count in self.compare_boxes if mode != "cuda_graph" and f"joint, {mode}" in self.built else ():
-                exact = workload.batch_of(workload.samples(count))
-                yield _with_boxes(mode, count), mode, lambda mode=mode, exact=exact: joint_step(trainer(mode), exact)
+                yield _with_boxes(mode, count), mode, joint(mode, workload.batch_of(workload.samples(count)))
         for task in TASKS if self.without else ():
             yield f"joint without {task}", first, partial(_without, workload, first, task, batch)
         if self.peers and "compiled" in self.modes:
@@ -174,8 +177,10 @@ def _with_boxes(mode: Mode, count: int) -> str:
 def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
     """The joint step of the other tasks."""
     others = [name for name in TASKS if name != task]
-    targets, labelled, counts = (
-        {name: by_task[name] for name in others} for by_task in (batch.targets, batch.labelled, batch.counts)
+    less = replace(
+        batch,
+        targets={name: batch.targets[name] for name in others},
+        labelled={name: batch.labelled[name] for name in others},
+        counts={name: batch.counts[name] for name in others},
     )
-    less = replace(batch, targets=targets, labelled=labelled, counts=counts)
     return joint_step(workload.trainer(others, mode=mode), less)
