@@ -225,9 +225,7 @@ class Trainer:
             compile_losses(loss_net, run.train, ranks.device)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
-            self.loss_net = distributed.replicate(
-                loss_net, ranks, run.train, self.balancer.needs_cut, averaged_later=self.averages_itself
-            )
+            self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
 
     # ---- one step ----
 
