@@ -201,7 +201,9 @@ def test_a_task_without_a_label_teaches_nothing_and_disturbs_nobody(method: Bala
     without = balancer.backward(replace(step, losses={task: step.losses[task] for task in ("a", "c")}))
     torch.testing.assert_close({task: with_it[task] for task in without}, dict(without))
     alone = gradients(toy)
-    torch.testing.assert_close({k: got[k] for k in alone if k.startswith("trunk")}, {k: v for k, v in alone.items() if k.startswith("trunk")})
+    torch.testing.assert_close(
+        {k: got[k] for k in alone if k.startswith("trunk")}, {k: v for k, v in alone.items() if k.startswith("trunk")}
+    )
 
 
 def test_fixed_is_exactly_the_gradient_of_the_weighted_sum():

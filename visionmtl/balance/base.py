@@ -345,7 +345,9 @@ def _rows(gradients: list[list[Tensor | None]], parameters: list[Tensor]) -> Ten
     """float32 [T, P]: each task's gradient on all parameters in a row."""
     return torch.stack(
         [
-            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(of, parameters, strict=True)])
+            torch.cat(
+                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(of, parameters, strict=True)]
+            )
             for of in gradients
         ]
     )

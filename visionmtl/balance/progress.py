@@ -147,7 +147,12 @@ class _FAMO(LossRule):
     def __init__(self, num_tasks: int, rate: float, decay: float) -> None:
         super().__init__()
         self.rate, self.decay = rate, decay
-        self.xi, self.first, self.second, self.done = (_state(num_tasks), _state(num_tasks), _state(num_tasks), _state())
+        self.xi, self.first, self.second, self.done = (
+            _state(num_tasks),
+            _state(num_tasks),
+            _state(num_tasks),
+            _state(),
+        )
         self.before = _state(num_tasks)
         """The loss of the step before; 0: not seen yet."""
 
@@ -213,7 +218,10 @@ class _GO4Align(RelativeRule):
         self.risks = _state(num_tasks, value=1.0)
         groups = min(groups, num_tasks)
         cuts = [(0, *inner, num_tasks) for inner in combinations(range(1, num_tasks), groups - 1)]
-        members = [[[float(lo <= t < hi) for t in range(num_tasks)] for lo, hi in zip(cut, cut[1:], strict=False)] for cut in cuts]
+        members = [
+            [[float(lo <= t < hi) for t in range(num_tasks)] for lo, hi in zip(cut, cut[1:], strict=False)]
+            for cut in cuts
+        ]
         self.groupings = nn.Buffer(torch.tensor(members, dtype=torch.float64), persistent=False)
         """[ways, groups, T]: which of the T smallest to largest numbers form a group."""
 

@@ -112,9 +112,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def replicate(
-    module: nn.Module, ranks: Ranks, settings: Train, cut: bool, averaged_later: bool = False
-) -> nn.Module:
+def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool, averaged_later: bool = False) -> nn.Module:
     """The module with gradients averaged over ranks as its backward runs; itself in a single process.
 
     cut: whether several backwards fill its gradients, each of them once.
