@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from visionmtl.balance.base import GramianBalance, TaskGradients, Weighting
-from visionmtl.balance.solvers import eigen
+from visionmtl.balance.solvers import eigen, unit
+
+PRECISION = 1e-5
+"""Eigenvalues of a matrix of cosines below count as zero; the ridge on its diagonal and float32 make some 1e-6."""
 
 
 class AlignedMTL(GramianBalance, frozen=True):
@@ -15,8 +18,8 @@ class AlignedMTL(GramianBalance, frozen=True):
     (Senushkin et al. 2023, arXiv:2305.19000, alg. 1): the sum of the gradients once the system of linear equations
     that they form has condition number 1.
 
-    Singular values below the precision of the Gramian count as zero and are left out, as in the paper. Duplicating a
-    task changes the direction.
+    As many singular values as the rank of the unit gradients are kept, the others are rounding (the paper leaves out
+    what is small beside the largest, which short gradients are, too). Duplicating a task changes the direction.
     """
 
     type: Literal["aligned_mtl"] = "aligned_mtl"
@@ -28,8 +31,9 @@ class AlignedMTL(GramianBalance, frozen=True):
 
 def _aligned(seen: TaskGradients) -> Tensor:
     values, vectors = eigen(seen.gramian)
-    precise = values.amax() * len(values) * torch.finfo(torch.float32).eps
-    kept = values > precise
+    # of unit gradients, since float32 leaves an error relative to the lengths of both in every inner product
+    rank = (eigen(unit(seen.gramian).cosines * (seen.present & seen.present[:, None]))[0] > PRECISION).sum()
+    kept = values.argsort(descending=True).argsort() < rank
     smallest = torch.where(kept, values, torch.inf).amin()
     ratio = torch.where(kept, smallest / torch.where(kept, values, 1.0), 0.0).sqrt()
     return vectors @ (ratio * (vectors.T @ seen.present.double()))

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.balance.base import GramianBalance, TaskGradients, Weighting
-from visionmtl.balance.solvers import nonnegative_qp, unit
+from visionmtl.balance.solvers import RIDGE, nonnegative_qp, unit
 from visionmtl.config.suggest import did_you_mean
 
 PRECISION = 1e-3
@@ -61,7 +61,8 @@ class _PCD(nn.Module):
         secondary = torch.where(other & other[:, None], of.cosines, eye)
         missing = torch.where(other, self.tau * of.lengths - of.cosines[first] * of.lengths[first], 0.0)
         m = nonnegative_qp(secondary, missing[None])[0]
-        met = (secondary @ m >= missing - PRECISION * missing.abs().amax()).all()
+        reached = secondary @ m - RIDGE * m
+        met = (reached >= missing - PRECISION * missing.abs().amax()).all()
         mixed = torch.where(met & other, m / of.lengths, 0.0) + eye[first]
         square = mixed @ usual @ mixed
         long_enough = square > 10 * torch.finfo(torch.float32).eps * (mixed.abs() @ usual.diagonal().sqrt()) ** 2

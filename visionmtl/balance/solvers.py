@@ -194,7 +194,7 @@ def _round_robin(size: int, device: torch.device) -> Tensor:
     return (goes_to[:, None] == place).double()
 
 
-def fair(gramian: Tensor, exponent: float, num_steps: int = 40) -> Tensor:
+def fair(gramian: Tensor, exponent: float, num_steps: int = 25) -> Tensor:
     """w > 0 with G w = w^(-exponent), element by element; gramian: float64 [T, T], positive definite -> [T]
 
     It minimises the strictly convex w' G w / 2 - sum of u(w), with u' = w^(-exponent): Newton steps, each as long as
