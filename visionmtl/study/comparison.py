@@ -166,7 +166,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = 
     variants: dict[str, Variant] = {}
     by_fraction: dict[tuple[str, float | None], str] = {}
     for name in comparison.runs:
-        for variant in _variants(name, comparison, base, common, file):
+        for variant in _variants(name, comparison, whole, base, common, file):
             variants[variant.name] = variant
             by_fraction |= {(task, variant.fraction): variant.name for task, of in references.items() if of == name}
     selected = frozenset(name for name, variant in variants.items() if variant.entry in wanted)
@@ -235,8 +235,10 @@ def _wanted(only: Sequence[str], comparison: Comparison, references: Mapping[str
     return chosen
 
 
-def _variants(name: str, comparison: Comparison, base: Path, common: Sequence[str], file: Path) -> list[Variant]:
-    """The variants of an entry."""
+def _variants(
+    name: str, comparison: Comparison, whole: Run, base: Path, common: Sequence[str], file: Path
+) -> list[Variant]:
+    """The variants of an entry. whole: the run of the config with the common overrides."""
     entry = comparison.runs[name]
     for override in (*common, *entry.overrides):
         setting = override.lstrip("~").partition("=")[0]
@@ -245,17 +247,21 @@ def _variants(name: str, comparison: Comparison, base: Path, common: Sequence[st
                 f"{override!r} for run {name!r} of {file}: the comparison decides {', '.join(_DECIDED)} of every run, "
                 "so it would have no effect; use `seeds` or --output"
             )
-    whole = config.load(base, common)
-    if entry.tasks is not None:
-        if unknown := [task for task in entry.tasks if task not in whole.tasks]:
-            raise ConfigError(
-                f"runs.{name}.tasks in {file} names {unknown[0]!r}{did_you_mean(unknown[0], whole.tasks)}; the config "
-                f"has {', '.join(whole.tasks)}; correct it"
-            )
+    if unknown := [task for task in entry.tasks or () if task not in whole.tasks]:
+        raise ConfigError(
+            f"runs.{name}.tasks in {file} names {unknown[0]!r}{did_you_mean(unknown[0], whole.tasks)}; the config has "
+            f"{', '.join(whole.tasks)}; correct it"
+        )
     left_out = [f"~tasks.{task}" for task in whole.tasks if entry.tasks is not None and task not in entry.tasks]
-    run = config.load(base, [*common, *left_out, *entry.overrides])
+    try:
+        run = config.load(base, [*common, *left_out, *entry.overrides])
+    except ConfigError as error:
+        raise ConfigError(f"run {name!r} of {file}: {error}") from None
     if entry.search and (unknown := [task for task in entry.search.weights if task not in run.tasks]):
-        raise ConfigError(f"runs.{name}.search.weights in {file} names {unknown[0]!r}, which is no task of the run")
+        raise ConfigError(
+            f"runs.{name}.search.weights in {file} names {unknown[0]!r}{did_you_mean(unknown[0], run.tasks)}; the run "
+            f"has {', '.join(run.tasks)}; correct it"
+        )
     trials = tuple(entry.search.draw()) if entry.search else ()
 
     thinned = comparison.label_fractions
