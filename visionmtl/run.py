@@ -23,7 +23,7 @@ from visionmtl.data.loader import Data
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
 
-_Checked = TypeVar("_Checked", bound=Spec)
+_CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
 
 Schedule = Literal["cosine", "poly", "step", "constant"]
@@ -203,7 +203,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = No
     """As `load`, with the origins."""
     tree = loader.read(path, overrides)
     _choose_split(tree, split)
-    return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
+    return Loaded(checked(Run, tree.resolved(), tree, path), tree)
 
 
 def _choose_split(tree: Tree, split: str | None) -> None:
@@ -231,7 +231,7 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     after = settings["data"].get("root") if isinstance(settings.get("data"), dict) else None
     if before and after and before != after:
         settings["data"] = moved(settings["data"], before, after)
-    return _checked(Run, settings, tree, origin)
+    return checked(Run, settings, tree, origin)
 
 
 def _without_former(spec: type[Spec], plain: dict[str, Any]) -> dict[str, Any]:
@@ -258,10 +258,10 @@ def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     values = {name: value for name, value in tree.values.items() if name == "data"}
     if isinstance(values.get("data"), dict):
         values["data"] = tree.resolved("data")
-    return _checked(_DataAlone, values, tree, path).data
+    return checked(_DataAlone, values, tree, path).data
 
 
-def _checked(kind: type[_Checked], values: dict[str, Any], tree: Tree, path: str | Path) -> _Checked:
+def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: str | Path) -> _CheckedSpec:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -149,13 +149,21 @@ class Configurable(Spec):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         if not cls._is_base():
             return handler(schema)
-        members = sorted(cls.members().items())
         own = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string", "pattern": r"\."}}}
-        specs = [handler(member.__pydantic_core_schema__) for _, member in members]
+        if cls in _described:  # a member that holds another one of its family: not spelt out again
+            return {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}}
+        members = sorted(cls.members().items())
+        _described.add(cls)
+        try:
+            specs = [handler(member.__pydantic_core_schema__) for _, member in members]
+        finally:
+            _described.remove(cls)
         return {"anyOf": [*specs, {"enum": [name for name, _ in members]}, own]}
 
 
 _Family = TypeVar("_Family", bound=Configurable)
+_described: set[type[Configurable]] = set()
+"""Families whose JSON schema is being written."""
 
 
 def _descendants(cls: type[_Family]) -> Iterable[type[_Family]]:

@@ -487,9 +487,15 @@ class Trainer:
         return losses
 
     def should_stop(self, started: float) -> bool:
-        """Whether the time that the options allow is over, on any rank. started: of `time.monotonic`."""
-        limit_s = self.options.max_time_s
-        return limit_s is not None and distributed.any_rank(time.monotonic() - started > limit_s, self.ranks.device)
+        """Whether the time that the options allow is over or they ask to stop, on any rank.
+
+        started: of `time.monotonic`
+        """
+        limit_s, asked = self.options.max_time_s, self.options.stop
+        if limit_s is None and asked is None:
+            return False
+        stop = (limit_s is not None and time.monotonic() - started > limit_s) or (asked is not None and asked())
+        return distributed.any_rank(stop, self.ranks.device)
 
     def _save_is_due(self, stopping: bool) -> bool:
         epochs, rest = divmod(self.state.step, self.steps_per_epoch)
