@@ -169,6 +169,8 @@ class LossNet(nn.Module):
         super().__init__()
         self.net = net
         self.cut = cut
+        self.levels: tuple[int, ...] = ()
+        """Of the shared maps of the last forward pass, where the graph is cut."""
 
     def forward(
         self,
@@ -194,6 +196,7 @@ class LossNet(nn.Module):
         }
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
+        self.levels = tuple(shared)
         return parts, list(shared.values()), list(leaves.values())
 
     def counts(

@@ -59,8 +59,15 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
         momentum = 0.9 if spec.momentum is None else spec.momentum
         nesterov = momentum > 0 if spec.nesterov is None else spec.nesterov
         whole = all(own_share(parameter) is parameter for group in groups for parameter in group["params"])
-        # torch's fused SGD knows no spread tensors (2.15: "does not have a sharding strategy"); None lets it choose
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
+        # torch's fused SGD knows no sharded tensors (2.15: "does not have a sharding strategy"); None lets it choose
+        optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
+        if whole and momentum:
+            # torch (2.15) makes them by empty_like in the first step, which leaves them so if that step is skipped; a
+            # first step from zeros gives the same numbers
+            for group in groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
 
 
@@ -122,7 +129,13 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
         return {}
     factors: dict[int, float] = {}
     for encoder in encoders:
-        for below_top, layer in enumerate(reversed(layers(encoder).values())):
+        by_layer = layers(encoder)
+        if spec.layer_decay is not None and len(by_layer) < 2:
+            raise ValueError(
+                f"layer_decay is {spec.layer_decay}, but the encoder has {len(by_layer)} layer, so it does nothing; "
+                "two or more are needed; remove optim.layer_decay"
+            )
+        for below_top, layer in enumerate(reversed(by_layer.values())):
             factor = spec.encoder_lr_factor * (spec.layer_decay or 1.0) ** below_top
             factors.update((id(parameter), factor) for parameter in layer)
     return factors
@@ -134,10 +147,10 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     timm's `group_matcher` is missing in some families and stops at whole stages in others (GCViT, DPN), so names
     decide: a layer is the path to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one
     ("model.blocks.11"), leaf modules ("conv1") not counted. What precedes the first such path is the stem; what closes
-    a stage or the encoder (a final norm) belongs to the layer before it. timm declares parameters in the order of
-    computation.
+    a stage or the encoder (a final norm) belongs to the layer before it. Where nothing is numbered but leaf modules
+    (VGG's one sequence), each convolution begins a layer. timm declares parameters in the order of computation.
     """
-    found: dict[str, list[nn.Parameter]] = {}
+    by_layer: dict[str, list[nn.Parameter]] = {}
     current = "stem"
     for name, parameter in encoder.named_parameters():
         parts = name.split(".")[:-1]
@@ -148,8 +161,14 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
         layer = ".".join(parts[: numbered[:2][-1] + 1]) if numbered else current
         if not current.startswith(f"{layer}."):  # what closes a stage belongs to its last block
             current = layer
-        found.setdefault(current, []).append(parameter)
-    return found
+        by_layer.setdefault(current, []).append(parameter)
+    if len(by_layer) == 1:
+        by_layer = {}
+        for name, parameter in encoder.named_parameters():
+            if parameter.ndim > 1 or not by_layer:
+                current = name.rpartition(".")[0]
+            by_layer.setdefault(current, []).append(parameter)
+    return by_layer
 
 
 class Ema(Generic[Net]):
