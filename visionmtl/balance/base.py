@@ -133,7 +133,7 @@ class _Weighted(Balancer):
         present = labelled & (values != 0)  # NaN is present
         weights = torch.where(present, self.own * self.rule(values / step.share, present), 0.0)
         ((losses * weights.to(losses.dtype)).sum() * step.scale).backward()
-        self.sums += values
+        self.sums.add_(values)
         if step.last:
             state = _State(self.rule)
             self.rule.update(self.sums, labelled & (self.sums != 0))
