@@ -39,6 +39,8 @@ class Balancer(nn.Module):
     """True when it wants each task's gradient on the shared parameters: one backward a task through everything.
     DistributedDataParallel averages one backward only, so whoever calls `backward` averages all gradients afterwards.
     """
+    keeps_graph: bool = False
+    """True when it runs a graph backward several times."""
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         """Add to `.grad` of every parameter of trunk, decoders and the balancer itself.
@@ -217,6 +219,7 @@ class _Gramian(Balancer):
         self.weighting = weighting
         self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
         self.weigh_heads, self.loss_scale = spec.heads == "weighted", spec.loss_scale
+        self.keeps_graph = self.weigh_heads or self.needs_parameters
         self.levels, self.smoothing = spec.levels, spec.smoothing
         shape = len(weights)
         if self.loss_scale == "initial":
