@@ -138,8 +138,8 @@ def _text(
         baseline = next(iter(costs.values())).baseline
         yield ""
         yield (
-            f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio times "
-            f"the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a forward "
+            f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio "
+            f"times the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a forward "
             "pass on one image, a multiply-add as two; memory is the peak of the whole training process (of its device "
             "on CUDA). Runs counts what had to be trained for one seed, trials included."
         )
