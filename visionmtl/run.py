@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -93,12 +93,12 @@ class Optim(Spec):
 class Distributed(Spec):
     """How the processes of a run work together; with one of them none of it matters, and it changes no result."""
 
+    former: ClassVar = {"static_graph": False, "bucket_mb": None}
+
     timeout_s: float = Field(600.0, gt=0, description="how long a process waits for the others before the run fails")
-    static_graph: bool = Field(False, description="promise torch that every step is one backward over the same graph")
     shard: bool = Field(
         False, description="each process keeps a share of weights, gradients and moments (FSDP2), for large encoders"
     )
-    bucket_mb: float | None = Field(None, gt=0, description="gradients exchanged at once; unset = torch's 25 MiB")
 
 
 _EARLIER_ACTIVATION_MEMORY = (0.95,)
@@ -219,7 +219,10 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     """
     if not plain["train"].get("compile"):  # where it does nothing, and what was saved may be a former default
         plain = {**plain, "train": {k: v for k, v in plain["train"].items() if k != "activation_memory"}}
-    tree = Tree(plain, {(): origin})
+    # whatever the value of a former setting, it changed no result
+    data, distributed = _without_former(Data, plain["data"]), plain["train"].get("distributed", {})
+    train = {**plain["train"], "distributed": _without_former(Distributed, distributed)}
+    tree = Tree({**plain, "data": data, "train": train}, {(): origin})
     before = plain["data"]["root"]
     for override in overrides:
         tree.override(override)
@@ -229,6 +232,10 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     if before and after and before != after:
         settings["data"] = moved(settings["data"], before, after)
     return checked(Run, settings, tree, origin)
+
+
+def _without_former(spec: type[Spec], plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if name not in spec.former}
 
 
 def moved(value: Any, before: str, after: str) -> Any:

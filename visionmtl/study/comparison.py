@@ -308,7 +308,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     """What decides a run's numbers, as plain data: neither where it is written nor how its data are fed."""
     plain = run.model_dump(mode="json")
     del plain["output"]
-    for setting in ("workers", "prefetch", "cache"):
+    for setting in ("workers", "cache"):
         del plain["data"][setting]
     return plain
 
