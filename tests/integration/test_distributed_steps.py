@@ -41,9 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dice": {"tasks": {"segmentation": {"region_loss": "dice"}}},
     "frozen": {"model": {"encoder": {"name": "test_resnet", "norm": "frozen"}}},
     "batchnorm, upgrad": {"train": {"sync_batchnorm": True}} | UPGRAD,
-    "static graph": {"train": {"accumulate": 1, "distributed": {"static_graph": True}}},
     "sharded": {"train": {"distributed": {"shard": True}}},
-    "small buckets": {"train": {"distributed": {"bucket_mb": 0.02}}},
 }
 
 
@@ -260,15 +258,9 @@ def test_two_processes_log_what_one_does(both: Any):
 def test_gradients_are_exchanged_in_the_last_of_accumulated_batches_only(both: Any):
     for found in both[1]:
         if "broadcasts" not in found:
-            continue  # spread over the processes: that exchange has no hook to count it
+            continue  # sharded: that exchange has no hook to count it
         assert sum(found["buckets"]) == STEPS, "each exchange has one last bucket"
         assert not found["broadcasts"], "statistics are shared when they are read, not in each step"
-
-
-def test_a_smaller_bucket_makes_more_of_them(two: Path):
-    usual, small = (len(torch.load(two / f"{case}-0.pt")["buckets"]) for case in ("fixed", "small buckets"))
-
-    assert usual < small
 
 
 @pytest.mark.parametrize("known", [3, 2])
@@ -293,17 +285,3 @@ def test_what_ranks_pixels_does_so_in_each_process_that_has_labels(two: Path, na
     torch.testing.assert_close(torch.stack([one for one, _ in found]).mean(), expected)
     for count, (_, here), (_, gradient) in zip(counts, found, alone, strict=True):
         torch.testing.assert_close(here / 2, gradient * count / sum(counts))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (UPGRAD, "one backward a task; .*; set it to false, or choose balance=fixed"),
-        ({"train": {"accumulate": 2}}, "train.accumulate is 2; .*; set it to false, or choose train.accumulate=1"),
-    ],
-)
-def test_a_step_of_several_backwards_cannot_promise_a_static_graph(changes: dict[str, Any], message: str):
-    run = scene_run.run(**scene_run.merged({"train": {"distributed": {"static_graph": True}}}, changes))
-
-    with pytest.raises(ValueError, match=message):
-        scene_run.state(run)

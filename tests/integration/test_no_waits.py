@@ -219,11 +219,11 @@ def test_the_loop_waits_for_nothing_between_the_steps_it_logs(tmp_path: Path, mo
     """Loading, schedule, step, pace and prefetch together, for as long as nothing is logged."""
     right, at = Trainer.train_step, []
 
-    def advance(self: Trainer, *arguments: Any) -> Any:
+    def train_step(self: Trainer, *arguments: Any) -> Any:
         at.append(len(waits.found))
         return right(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_step", advance)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     run = scene_run.run(tmp_path / "run", data={"train": [scene_run.scenes(12)]}, train={"log_every_steps": 3})
     with Waits() as waits:
         train(run, TrainOptions(max_steps=6))

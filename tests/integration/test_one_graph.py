@@ -112,7 +112,8 @@ def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_
 def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any, caplog: Any):
     caplog.set_level("INFO", "visionmtl")
     monkeypatch.setattr(
-        "visionmtl.engine.trainer.compile_losses", lambda net, train, device, keeps_graph: compiled(net, "aot_eager", keeps_graph)
+        "visionmtl.engine.trainer.compile_losses",
+        lambda net, train, device, keeps_graph: compiled(net, "aot_eager", keeps_graph),
     )
     tasks = {name: SMALL[name] for name in ("classes", "depth")}
     batch = small_batch(tasks)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl.ops.ranks import sum_over_ranks
-from visionmtl.run import Train
 
 Value = TypeVar("Value")
 
@@ -112,25 +111,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool, averaged_later: bool = False) -> nn.Module:
+def replicate(module: nn.Module, ranks: Ranks, averaged_later: bool = False) -> nn.Module:
     """The module with gradients averaged over ranks as its backward runs; itself in a single process.
 
-    cut: whether several backwards fill its gradients, each of them once.
     averaged_later: whether several backwards reach the same parameters, so that the caller averages their gradients
     when all are done; then all ranks only get the first one's weights here.
     """
-    options, cut = settings.distributed, cut or averaged_later
-    if options.static_graph and (cut or settings.accumulate > 1):
-        why = "this balancing method runs one backward a task" if cut else f"train.accumulate is {settings.accumulate}"
-        raise ValueError(
-            f"train.distributed.static_graph is set, but {why}; torch's static graph is that of one backward a step; "
-            f"set it to false, or choose {'balance=fixed' if cut else 'train.accumulate=1'}"
-        )
-    if averaged_later and options.bucket_mb is not None:
-        raise ValueError(
-            f"train.distributed.bucket_mb is {options.bucket_mb}, but this balancing method's gradients are averaged "
-            "in one piece after the last backward; it has no effect and is allowed for other methods only; remove it"
-        )
     if ranks.world == 1:
         return module
     if averaged_later:
@@ -144,8 +130,6 @@ def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool, avera
         device_ids=ids,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # running statistics are only read in evaluation: see `share_statistics`
-        static_graph=options.static_graph,
-        bucket_cap_mb=options.bucket_mb,
     )
 
 

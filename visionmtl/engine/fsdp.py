@@ -27,8 +27,6 @@ def check_shard(settings: Train, balancer: nn.Module, averages_itself: bool) -> 
     wrong = {
         f"train.compile is {settings.compile!r}": (bool(settings.compile), "set it to false"),
         "train.precision is 'fp16'": (settings.precision == "fp16", "choose bf16"),
-        "train.distributed.static_graph is set": (settings.distributed.static_graph, "set it to false"),
-        "train.distributed.bucket_mb is set": (settings.distributed.bucket_mb is not None, "remove it"),
         "the balancing method learns weights of its own": (
             any(True for _ in balancer.parameters()),
             "choose balance=fixed, or a method that learns none",

@@ -78,8 +78,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, datasets)
-    val_datasets = align(val_datasets, run.tasks, spaces)
+    spaces = resolve_spaces(run.tasks, datasets, val_datasets)
+    datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
     monitor = Monitor(settings.best, run.tasks, names)
@@ -195,7 +195,7 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, net.with_initial)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
@@ -226,9 +226,7 @@ class Trainer:
             compile_losses(loss_net, run.train, ranks.device, keeps_graph=keeps_graph)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
-            self.loss_net = distributed.replicate(
-                loss_net, ranks, run.train, self.balancer.needs_cut, averaged_later=self.averages_itself
-            )
+            self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
 
     # ---- one step ----
 
@@ -490,9 +488,15 @@ class Trainer:
         return losses
 
     def should_stop(self, started: float) -> bool:
-        """Whether the time that the options allow is over, on any rank. started: of `time.monotonic`."""
-        limit_s = self.options.max_time_s
-        return limit_s is not None and distributed.any_rank(time.monotonic() - started > limit_s, self.ranks.device)
+        """Whether the time that the options allow is over or they ask to stop, on any rank.
+
+        started: of `time.monotonic`
+        """
+        limit_s, asked = self.options.max_time_s, self.options.stop
+        if limit_s is None and asked is None:
+            return False
+        stop = (limit_s is not None and time.monotonic() - started > limit_s) or (asked is not None and asked())
+        return distributed.any_rank(stop, self.ranks.device)
 
     def _save_is_due(self, stopping: bool) -> bool:
         epochs, rest = divmod(self.state.step, self.steps_per_epoch)
