@@ -328,8 +328,13 @@ def _flat(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
     """float32 [N], in the order in which the leaf lies in memory."""
     if gradient is None:
         return None
-    channels_last = leaf.dim() == 4 and not leaf.is_contiguous() and leaf.stride(1) == 1
-    return (gradient.permute(0, 2, 3, 1) if channels_last else gradient).reshape(-1).float()
+    return gradient.permute(memory_order(leaf)).reshape(-1).float()
+
+
+def memory_order(map_: Tensor) -> list[int]:
+    """The axes as they lie in memory: those of a map in channels_last are batch, rows, columns, channels."""
+    channels_last = map_.dim() == 4 and not map_.is_contiguous() and map_.stride(1) == 1
+    return [0, 2, 3, 1] if channels_last else list(range(map_.dim()))
 
 
 def _combine(gradients: list[list[Tensor | None]], leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
