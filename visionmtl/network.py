@@ -169,6 +169,8 @@ class LossNet(nn.Module):
         super().__init__()
         self.net = net
         self.cut = cut
+        self.retains_graph = False
+        """Whether several backwards go through the same graph."""
         self.levels: tuple[int, ...] = ()
         """Of the shared maps of the last forward pass, where the graph is cut."""
 

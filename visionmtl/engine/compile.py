@@ -40,7 +40,10 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
 
         def within_memory(*arguments: Any) -> Any:
             # where forward and backward are divided, which is at the first call with each shape
-            with torch._functorch.config.patch(activation_memory_budget=settings.activation_memory):
+            with torch._functorch.config.patch(
+                activation_memory_budget=settings.activation_memory,
+                donated_buffer=not loss_net.retains_graph,  # which the first of several backwards would write over
+            ):
                 return compiled(*arguments)
 
         return within_memory

@@ -207,6 +207,7 @@ class Trainer:
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer, self.averages_itself)
         self.cut_net = loss_net = LossNet(net, self.balancer.needs_cut)
+        loss_net.retains_graph = self.averages_itself or bool(getattr(self.balancer, "weigh_heads", False))
         sharded_copy = None
         if self.sharded:
             self._unsharded = copy.deepcopy(net).cpu()
