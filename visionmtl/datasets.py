@@ -198,6 +198,9 @@ class Relabelled:
                 sample = replace(sample, boxes=_relabelled_boxes(sample.boxes, table))
             if field == "segmentation" and sample.segmentation is not None:
                 sample = replace(sample, segmentation=table[sample.segmentation])
+            if field == "image_labels" and sample.image_labels is not None:
+                labels = np.unique(table[sample.image_labels]).astype(np.int64)  # several may have become one
+                sample = replace(sample, image_labels=labels[labels != IGNORE])
             if field in self.names:
                 annotated = np.isin(space.classes, list(names.values()))
                 sample = replace(sample, annotated={**sample.annotated, field: annotated})

@@ -1,6 +1,7 @@
 """Predictions as files in the official submission formats, written and read back.
 
 DIR/TASK.json                       boxes: COCO results (image_id, official category_id, bbox xywh, score)
+DIR/TASK.json                       image labels: [{"image_id": ..., "scores": {class name: score, ...}}, ...]
 DIR/TASK/IMAGE.png                  segmentation: official ids where the label space has them, else class ids; 8 bit
 DIR/TASK/IMAGE_pred_labelIds.png    the same for Cityscapes, as its evaluation looks for it
 DIR/TASK/IMAGE.png                  depth: 16 bit, metres x 256 as KITTI has it, or millimetres; 0 = no prediction
@@ -28,11 +29,11 @@ from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
 from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.coco.annotations import canonical
+from visionmtl.io.coco.annotations import canonical, read_json
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
 from visionmtl.io.paths import Files, composed, is_hidden
-from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
+from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 
 MANIFEST = "submission.json"
@@ -40,6 +41,8 @@ KITTI_UNITS = 256
 """Depth units per metre of KITTI's files; 1000 are millimetres."""
 
 _CITYSCAPES_ENDING = "_pred_labelIds"
+_JSON_FIELDS = ("boxes", "image_labels")
+"""Predictions that are one JSON file for all images."""
 _OFFICIAL_ENDINGS = ("", _CITYSCAPES_ENDING)
 
 _Code = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
@@ -65,7 +68,7 @@ class SubmissionWriter:
             _check_field(task)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
         self._seen: dict[str, str] = {}  # image ids, by what they mean in a results file
-        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field == "boxes"}
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field in _JSON_FIELDS}
         for name in tasks.keys() - self._rows.keys():
             (folder / name).mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,10 @@ class SubmissionWriter:
             if task.field == "boxes":
                 assert space is not None
                 self._rows[name] += rows_of(sample.image_id, prediction, space)
+                continue
+            if task.field == "image_labels":
+                assert space is not None
+                self._rows[name].append(_scores_row(sample.image_id, prediction, space))
                 continue
             file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +147,11 @@ def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, 
             paths[name] = home_path(path)
             continue
         folder = home_path(text)
-        looked_for = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
+        looked_for = {name: folder / (f"{name}.json" if t.field in _JSON_FIELDS else name) for name, t in tasks.items()}
         found = {name: path for name, path in looked_for.items() if path.exists()}
         if not found:
             raise ValueError(
-                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ "
+                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes, image labels) or TASK/ "
                 "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
         paths |= found
@@ -164,7 +171,7 @@ class Predictions:
 def open_predictions(
     path: Path, task: Task, space: LabelSpace | None, units_per_metre: float | None = None
 ) -> Predictions:
-    """A JSON file for boxes, a folder of PNGs for everything else.
+    """A JSON file for boxes and image labels, a folder of PNGs for everything else.
 
     units_per_metre: of depth files; None: as the folder's submission.json says, else KITTI_UNITS.
     """
@@ -172,6 +179,9 @@ def open_predictions(
     if task.field == "boxes":
         assert space is not None
         return _open_boxes(path, space)
+    if task.field == "image_labels":
+        assert space is not None
+        return _open_scores(path, space)
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
     pngs = [file for file in path.rglob("*.png") if not is_hidden(file.name)]
@@ -231,10 +241,59 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
     return Predictions(read, ignored)
 
 
+def _scores_row(image_id: str, prediction: ImageClasses, space: LabelSpace) -> dict[str, Any]:
+    scores = zip(prediction.labels, prediction.scores, strict=True)
+    # a float32 in as few digits as give it back
+    return {"image_id": image_id, "scores": {space.classes[label]: float(str(score)) for label, score in scores}}
+
+
+def _open_scores(path: Path, space: LabelSpace) -> Predictions:
+    rows: Any = read_json(path)
+    by_image: dict[str, dict[str, float]] = {}
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}; a list of entries is needed; write it anew")
+    for number, row in enumerate(rows):
+        scores = row.get("scores") if isinstance(row, dict) else None
+        if not isinstance(scores, dict) or not all(_is_score(value) for value in scores.values()):
+            raise ValueError(
+                f"{path}: entry[{number}] is {str(row)[:80]}; it needs image_id, and as scores a number of 0..1 for "
+                "each class name; correct it"
+            )
+        if strange := [name for name in scores if name not in space.classes]:
+            raise ValueError(
+                f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, which "
+                f"is no class of {space.name}; correct it"
+            )
+        key = canonical(row.get("image_id"))
+        if key is None or key in by_image:
+            raise ValueError(
+                f"{path}: entry[{number}] has image_id {row.get('image_id')!r}, which is "
+                f"{'no id' if key is None else 'that of an earlier entry'}; each image has one entry; correct it"
+            )
+        by_image[key] = scores
+
+    def read(sample: Sample) -> tuple[str, ImageClasses]:
+        key = _key(sample.image_id)
+        if key not in by_image:
+            raise ValueError(
+                f"image {sample.image_id!r} has no entry in {path}, which has {len(by_image)}; every labelled image "
+                "needs one; add it"
+            )
+        ranked = sorted(by_image[key].items(), key=lambda pair: -pair[1])
+        labels = np.array([space.classes.index(name) for name, _ in ranked], np.int64)
+        return key, ImageClasses(labels, np.array([score for _, score in ranked], np.float32))
+
+    return Predictions(read)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _check_field(task: Task) -> None:
-    if task.field != "boxes" and task.field not in _CODES:
+    if task.field not in _JSON_FIELDS and task.field not in _CODES:
         raise ValueError(
-            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(_CODES)}; leave that task out"
+            f"there is no file format for {task.field!r}; it can be {', '.join(_JSON_FIELDS)}, {', '.join(_CODES)}; leave that task out"
         )
 
 

@@ -19,13 +19,14 @@ IMAGES = 4
 CELL = (600, 640)
 """(H, W) px that an image is made to fit into."""
 MAX_BARS = 14
+_ON_PHOTO = {"boxes", "image_labels"}  # labels that have no cell of their own
 _TITLE_PX, _TEXT_PX, _GAP = 26, 17, 16
 
 
 def draw_sheet(checked: Sequence[Checked], findings: Sequence[Finding]) -> Picture:
     """[H, W, 3] RGB. Images are read again; one must have been readable. findings: of all data sets."""
     # boxes are drawn on the photograph itself; each map has a cell of its own
-    per_image = {(one.role, one.name): 1 + len(set(one.provides) - {"boxes"}) for one in checked if one.seen}
+    per_image = {(one.role, one.name): 1 + len(set(one.provides) - _ON_PHOTO) for one in checked if one.seen}
     columns = 3 if set(per_image.values()) <= {1, 3} else 4
     numbers = [one.numbers() for one in checked]
     pictures: list[Picture | None] = []
@@ -67,10 +68,13 @@ def _cells(one: Checked, seen: Seen, rules: str, known: Numbers) -> Iterator[Tit
         title, picture = f"{title}  {len(boxes.labels)} boxes", _draw_boxes(image, boxes, space, size)
     elif "boxes" in one.provides:
         title += "  boxes not labelled"
+    if (space := one.provides.get("image_labels")) is not None and sample.image_labels is not None:
+        names = [space.classes[k] for k in sample.image_labels if 0 <= k < len(space.classes)]
+        title += f"  {', '.join(names) or 'no class'}"
     yield title, _in_cell(picture)
     for field, space in one.provides.items():
         label = getattr(sample, field)
-        if field == "boxes":
+        if field in _ON_PHOTO:
             continue
         if label is None or label.shape[:2] != size:
             text = "not labelled" if label is None else "not of the image's size"
