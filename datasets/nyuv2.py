@@ -235,7 +235,9 @@ def scene_label(name: str, where: str) -> int:
 def _read_scenes(file: Path, stems: list[str]) -> NDArray[np.int64]:
     """[N] scene types of the images."""
     if not file.is_file():
-        raise ValueError(f"found no {file}, which has the scene types; {_GET_IT}, or leave image_labels out of `labels`")
+        raise ValueError(
+            f"found no {file}, which has the scene types; {_GET_IT}, or leave image_labels out of `labels`"
+        )
     labels: dict[str, int] = {}
     for number, line in enumerate(read_lines(file), start=1):
         words = line.split()

@@ -3,7 +3,8 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,7 +140,7 @@ class Relabelled:
     reader: DatasetReader
     learned: Mapping[str, LabelSpace]
     """By field; each has all the classes of the reader's own space, but of fields in `names`."""
-    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = dataclass_field(default_factory=dict)
     """Of fields whose space unites several data sets: what the space calls a class of the reader. Others are left out,
     and a sample says which classes of the space the reader's labels tell of (`Sample.annotated`)."""
 

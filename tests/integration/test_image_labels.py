@@ -65,7 +65,10 @@ def test_it_comes_back_from_its_checkpoint_and_has_a_report(folder: Path, tmp_pa
         ([{"image_id": 1}], r"entry\[0\] .* it needs image_id, and as scores"),
         ([{"image_id": 1, "scores": {"plank": 1}}], r"'plank' \(did you mean 'planks'\?\).* no class of scenes_floors"),
         ([{"image_id": 1, "scores": {"planks": 2}}], "a number of 0..1"),
-        ([{"image_id": 1, "scores": {}}, {"image_id": "01", "scores": {}}], r"entry\[1\] has image_id '01', .* earlier"),
+        (
+            [{"image_id": 1, "scores": {}}, {"image_id": "01", "scores": {}}],
+            r"entry\[1\] has image_id '01', .* earlier",
+        ),
     ],
 )
 def test_files_of_scores_that_cannot_be_meant_are_errors(tmp_path: Path, rows: object, message: str):

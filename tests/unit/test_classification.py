@@ -187,7 +187,7 @@ def test_without_images_nothing_is_told():
 
 
 def test_class_ids_out_of_the_space_and_too_many_labels_are_errors():
-    with pytest.raises(ValueError, match="the truth has class ids 3 to 3; .* has 0 to 2"):
+    with pytest.raises(ValueError, match=r"the truth has class ids 3 to 3; .* has 0 to 2"):
         ClassificationMeter(space(3)).update(scores(1, 0, 0), sample(3))
     with pytest.raises(ValueError, match="has 2 labels; one is allowed here"):
         ClassificationMeter(space(3)).update(scores(1, 0, 0), sample(0, 1))
@@ -248,7 +248,7 @@ def test_a_folder_names_the_class_of_its_images(tmp_path: Path):
     assert {reader.read(i).image_id: reader.read(i).image_labels.tolist() for i in range(3)} == {
         "kitchen/1": [1], "bath/2": [0], "old/bath/3": [0],
     }  # fmt: skip
-    with pytest.raises(ValueError, match="1 of 4 images have no folder of its own below .*photos, .* unlabelled"):
+    with pytest.raises(ValueError, match=r"1 of 4 images have no folder of its own below .*photos, .* unlabelled"):
         folder(tmp_path, "photos/4.png")
     assert folder(tmp_path, missing="unlabelled").read(0).image_labels is None
     with pytest.raises(ValueError, match=r"the class 'bath' \(did you mean 'baths'\?\), which image_labels.classes"):
@@ -263,7 +263,7 @@ def test_a_file_lists_any_number_of_classes(tmp_path: Path):
     assert reader.notes == [f"{tmp_path / 'labels.json'}: 1 of its 4 images are not among those read"]
     assert reader.label_files(0) == [tmp_path / "labels.json"]
     (tmp_path / "labels.json").write_text('{"1.png": 3}')
-    with pytest.raises(ValueError, match="'1.png' is '3'; a class name or a list of them is needed"):
+    with pytest.raises(ValueError, match=r"'1.png' is '3'; a class name or a list of them is needed"):
         folder(tmp_path, file="labels.json")
 
 

@@ -154,7 +154,10 @@ def test_rename_may_speak_of_a_class_that_only_the_validation_data_have():
 def test_a_class_of_the_validation_data_that_nobody_learnt_is_an_error():
     judge = NamedDataset("judge", Reader("judge", "settee", "bed"))
     spaces = resolve_spaces({"t": union()}, [PHOTOS, ROOMS], [])
-    with pytest.raises(ValueError, match=r"judge labels 'boxes' with settee, which no training data set .* map them with tasks.t.rename"):
+    with pytest.raises(
+        ValueError,
+        match=r"judge labels 'boxes' with settee, which no training data set .* map them with tasks.t.rename",
+    ):
         align([judge], {"t": union()}, spaces)
 
 

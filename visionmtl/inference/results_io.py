@@ -151,8 +151,8 @@ def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, 
         found = {name: path for name, path in looked_for.items() if path.exists()}
         if not found:
             raise ValueError(
-                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes, image labels) or TASK/ "
-                "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
+                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes, image "
+                "labels) or TASK/ (PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
         paths |= found
     return paths
@@ -261,8 +261,8 @@ def _open_scores(path: Path, space: LabelSpace) -> Predictions:
             )
         if strange := [name for name in scores if name not in space.classes]:
             raise ValueError(
-                f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, which "
-                f"is no class of {space.name}; correct it"
+                f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, "
+                f"which is no class of {space.name}; correct it"
             )
         key = canonical(row.get("image_id"))
         if key is None or key in by_image:
@@ -293,7 +293,8 @@ def _is_score(value: Any) -> bool:
 def _check_field(task: Task) -> None:
     if task.field not in _JSON_FIELDS and task.field not in _CODES:
         raise ValueError(
-            f"there is no file format for {task.field!r}; it can be {', '.join(_JSON_FIELDS)}, {', '.join(_CODES)}; leave that task out"
+            f"there is no file format for {task.field!r}; it can be {', '.join((*_JSON_FIELDS, *_CODES))}; leave that "
+            "task out"
         )
 
 

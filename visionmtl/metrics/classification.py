@@ -71,8 +71,10 @@ class ClassificationMeter:
 
     def merge(self, state: tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Add another rank's images."""
-        for own, of_rank in zip((self._scores, self._truth, self._known), state, strict=True):
-            own.extend(of_rank)
+        scores, truth, known = state
+        self._scores.extend(scores)
+        self._truth.extend(truth)
+        self._known.extend(known)
 
     def compute(self) -> dict[str, Any]:
         """One label: accuracy, mean_accuracy (over classes), top5_accuracy (with more than 5 classes), f1.
@@ -89,7 +91,8 @@ class ClassificationMeter:
             predicted[np.arange(len(scores)), scores.argmax(axis=1)] = True
         hits, found, true = ((predicted & truth).sum(0), predicted.sum(0), truth.sum(0))
         f1 = 2 * hits / np.maximum(found + true, 1)
-        seen, annotated = (found + true) > 0, known.any(axis=0)
+        seen = (found + true) > 0
+        annotated: NDArray[np.bool_] = known.sum(axis=0) > 0
         if not len(known):
             annotated[:] = True
 
@@ -100,7 +103,7 @@ class ClassificationMeter:
             "f1": np.where(seen, f1, np.nan),
         }
         if self.many:
-            ap = [average_precision(scores[known[:, k], k], truth[known[:, k], k]) for k in range(len(true))]
+            ap = [average_precision(scores[known[:, k], k], truth[known[:, k], k]) for k in range(len(self.space.classes))]
             table["ap"] = np.array([np.nan if one is None else one for one in ap])
             result["map"] = float(np.nanmean(table["ap"])) if true.any() else None
             result["micro_f1"] = float(2 * hits.sum() / (found + true).sum()) if seen.any() else None
@@ -108,7 +111,7 @@ class ClassificationMeter:
         else:
             result["accuracy"] = int(hits.sum()) / len(scores) if len(scores) else None
             result["mean_accuracy"] = float(table["recall"][true > 0].mean()) if true.any() else None
-            if len(true) > TOP:
+            if len(self.space.classes) > TOP:
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
                 right = np.take_along_axis(truth, best, axis=1).any(axis=1)
                 result[f"top{TOP}_accuracy"] = float(right.mean()) if len(right) else None

@@ -145,9 +145,7 @@ class SampleStore:
                 )
             self._checked[index] = True
         parts = _to_arrays(block)
-        labels: dict[str, Any] = {
-            name: parts[name] for name in _ARRAYS if name in fields & set(parts)
-        }
+        labels: dict[str, Any] = {name: parts[name] for name in _ARRAYS if name in fields & set(parts)}
         if "depth_m" in labels and "depth_table" in parts:
             codes, table = labels["depth_m"], parts["depth_table"]
             labels["depth_m"] = cv2.LUT(codes, table) if codes.dtype == np.uint8 else table[codes]
