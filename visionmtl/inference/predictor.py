@@ -165,6 +165,7 @@ class Predictor:
     Images are resized, padded and batched as in evaluation, in the run's precision. The numbers are those of
     `tools/eval.py` bit for bit where the batches are the same (`batch_size` images in their order); another size of
     batch may take another convolution algorithm, which moves the last bits.
+    A task with `classes` chooses among all of them, where evaluation chooses among those its data set annotates.
     """
 
     def __init__(self, opened: Opened, tasks: Sequence[str] | None = None, precision: Precision | None = None) -> None:
