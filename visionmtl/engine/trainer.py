@@ -195,13 +195,18 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, net.with_initial)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
-        self.balancer = run.balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
+        balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
+        self.balancer = balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
+        self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
+        several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
+        self.averages_itself = self.balancer.needs_parameters or several
+        """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
         if run.train.distributed.shard:
-            check_shard(run.train, self.balancer)
-        loss_net = LossNet(net, self.balancer.needs_cut)
+            check_shard(run.train, self.balancer, self.averages_itself)
+        self.cut_net = loss_net = LossNet(net, self.balancer.needs_cut)
         sharded_copy = None
         if self.sharded:
             self._unsharded = copy.deepcopy(net).cpu()
@@ -220,7 +225,7 @@ class Trainer:
             compile_losses(loss_net, run.train, ranks.device)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
-            self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
+            self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
 
     # ---- one step ----
 
@@ -240,8 +245,9 @@ class Trainer:
         losses: dict[str, dict[str, Tensor]] = {}
         weights: Mapping[str, Tensor] = {}
         for number, batch in enumerate(micro_batches):
-            with self._gradient_sync(last=number == len(micro_batches) - 1):
-                parts, weights = self._forward_backward(batch, totals, labelled, 1 / len(micro_batches))
+            last = number == len(micro_batches) - 1
+            with self._gradient_sync(last):
+                parts, weights = self._forward_backward(batch, totals, labelled, 1 / len(micro_batches), last)
             for task, of_task in parts.items():
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
@@ -276,7 +282,7 @@ class Trainer:
         return dict(zip(self.net.tasks, on_any_rank.unbind(), strict=True))
 
     def _forward_backward(
-        self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
+        self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
@@ -286,7 +292,11 @@ class Trainer:
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
-        weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
+        step = Step(
+            losses, shared, leaves, scale, labelled, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
+            self.cut_net.levels,
+        )  # fmt: skip
+        weights = self.balancer.backward(step)
         if self.graphs and (line := self.graphs.report(batch.targets)):
             logger.info(line)
         return parts, weights
@@ -294,6 +304,8 @@ class Trainer:
     def _optimizer_step(self) -> Tensor:
         """Returns the norm of all gradients before they are clipped."""
         distributed.average_gradients(self.balancer.parameters())
+        if self.averages_itself:
+            distributed.average_gradients(self.net.parameters())
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
@@ -475,9 +487,15 @@ class Trainer:
         return losses
 
     def should_stop(self, started: float) -> bool:
-        """Whether the time that the options allow is over, on any rank. started: of `time.monotonic`."""
-        limit_s = self.options.max_time_s
-        return limit_s is not None and distributed.any_rank(time.monotonic() - started > limit_s, self.ranks.device)
+        """Whether the time that the options allow is over or they ask to stop, on any rank.
+
+        started: of `time.monotonic`
+        """
+        limit_s, asked = self.options.max_time_s, self.options.stop
+        if limit_s is None and asked is None:
+            return False
+        stop = (limit_s is not None and time.monotonic() - started > limit_s) or (asked is not None and asked())
+        return distributed.any_rank(stop, self.ranks.device)
 
     def _save_is_due(self, stopping: bool) -> bool:
         epochs, rest = divmod(self.state.step, self.steps_per_epoch)
@@ -673,6 +691,10 @@ class Trainer:
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
+        if self.balancer.needs_parameters and not net.trunk.shared_maps:
+            yield "note      no map is shared by all tasks: balance compares gradients on the shared parameters"
+        if self.balancer.needs_parameters and not self.shared_parameters:
+            yield f"note      no parameter is shared: balance {run.balance.type} leaves each task its own gradient"
         if run.train.accumulate > 1 and self.counts_predictions:
             yield "note      a loss is a mean over predictions of the whole step: one more forward pass a micro-batch"
         if resumed:

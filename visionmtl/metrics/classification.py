@@ -103,7 +103,9 @@ class ClassificationMeter:
             "f1": np.where(seen, f1, np.nan),
         }
         if self.many:
-            ap = [average_precision(scores[known[:, k], k], truth[known[:, k], k]) for k in range(len(self.space.classes))]
+            ap = [
+                average_precision(scores[known[:, k], k], truth[known[:, k], k]) for k in range(len(self.space.classes))
+            ]
             table["ap"] = np.array([np.nan if one is None else one for one in ap])
             result["map"] = float(np.nanmean(table["ap"])) if true.any() else None
             result["micro_f1"] = float(2 * hits.sum() / (found + true).sum()) if seen.any() else None
