@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scene_run
-from write_nyuv2 import drawn_frames, write_prepared
 
 import visionmtl
 from visionmtl.cli import main
@@ -84,14 +83,3 @@ def test_an_image_without_an_entry_is_an_error(tmp_path: Path):
     assert read(Sample(image=image, image_id="0001"))[1].labels.tolist() == [0]
     with pytest.raises(ValueError, match=r"image '2' has no entry in .*floor.json, which has 1; .* add it"):
         read(Sample(image=image, image_id="2"))
-
-
-def test_scene_types_join_a_recipe_with_one_line(tmp_path: Path):
-    for split in ("train", "test"):
-        write_prepared(tmp_path / "nyuv2", drawn_frames(2, (480, 640)), split)
-    configs = Path(__file__).parents[2] / "configs"
-    bases = [str(configs / "nyuv2_mobilenetv2.yaml"), str(configs / "nyuv2_scene_type.yaml")]
-    (tmp_path / "mine.yaml").write_text(f"base: {bases}\n")
-    small = ["data.size=[64,96]", "data.workers=0", "train.batch_size=2", "optim.warmup_steps=1"]
-    options = [f"data.root={tmp_path / 'nyuv2'}", *small, "--dry-run", "--device", "cpu"]
-    assert main(["train", str(tmp_path / "mine.yaml"), *options]) == 0

@@ -116,7 +116,7 @@ class ClassificationMeter:
             if len(self.space.classes) > TOP:
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
                 right = np.take_along_axis(truth, best, axis=1).any(axis=1)
-                result[f"top{TOP}_accuracy"] = float(right.mean()) if len(right) else None
+                result[f"top{TOP}_accuracy"] = float(np.mean(right)) if len(scores) else None
             result["protocol"] = "one class an image, that of the highest score"
         result["per_class"] = {
             name: {
