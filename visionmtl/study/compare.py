@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from visionmtl.study.comparison import Plan, Variant
+from visionmtl.study.affinity import measure_affinity, read_affinity
+from visionmtl.study.comparison import Plan, Variant, key_of
 from visionmtl.study.costs import measure_costs, read_costs
 from visionmtl.study.report import Measured, SearchedTrial, write_report
 from visionmtl.study.runner import Job, Runner
@@ -27,6 +28,8 @@ def compare(
         failed += runner.finish(study.searched_jobs(), study.report)
     if with_costs:
         measure_costs(folder, {name: study.chosen(one) for name, one in study.selected.items()}, runner, tell)
+    if plan.comparison.affinity in plan.selected and train:
+        measure_affinity(folder, study.affinity_runs(), runner.device, runner.threads, tell)
     study.report()
     return failed
 
@@ -107,6 +110,14 @@ class _Study:
             results[task] = result
         return results or None
 
+    def affinity_runs(self) -> dict[str, Path]:
+        """The finished runs whose affinity is wanted, by seed and settings."""
+        name = self.plan.comparison.affinity
+        assert name is not None
+        runs = [self.plan.variants[name].seeded(seed) for seed in self.seeds]
+        finished = [run for run in runs if (one := self.runner.result(name, run, None)) and not one.diverged]
+        return {key_of(run): self.runner.place(name, run) for run in finished}
+
     def measured(self) -> list[Measured]:
         """What is finished so far, in the order of the file."""
         rows = []
@@ -122,4 +133,8 @@ class _Study:
 
     def report(self) -> None:
         """Write all files of the report."""
-        write_report(self.folder, self.plan, self.measured(), read_costs(self.folder))
+        affinity = read_affinity(self.folder)
+        name = self.plan.comparison.affinity
+        runs = [self.plan.variants[name].seeded(seed) for seed in self.seeds] if name else []
+        matrices = [affinity[key] for run in runs if (key := key_of(run)) in affinity]
+        write_report(self.folder, self.plan, self.measured(), read_costs(self.folder), matrices)
