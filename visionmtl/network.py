@@ -15,7 +15,10 @@ from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
 from visionmtl.ops.ranks import Counts
 from visionmtl.structures import LabelSpace, Maps
-from visionmtl.tasks.base import Raw, Task
+from visionmtl.tasks.base import Raw, SoftLoss, Task
+
+SOFT = "soft_"
+"""With this begin the names of loss parts against teachers."""
 
 
 class Model(Spec, frozen=True):
@@ -102,10 +105,12 @@ def build_model(
 class LossNet(nn.Module):
     """The network together with its losses: what a training step runs forward, what is compiled or distributed."""
 
-    def __init__(self, net: MultiTaskNet, cut: bool) -> None:
+    def __init__(self, net: MultiTaskNet, cut: bool, soft_losses: Mapping[str, SoftLoss] | None = None) -> None:
+        """soft_losses: of the tasks that learn from teachers."""
         super().__init__()
         self.net = net
         self.cut = cut
+        self.soft_losses = dict(soft_losses or {})
 
     def forward(
         self,
@@ -114,19 +119,23 @@ class LossNet(nn.Module):
         labelled: Mapping[str, Tensor],
         totals: Mapping[str, Mapping[str, Tensor]] | None,
         color: Tensor | None = None,
+        soft: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Any:
         """Loss parts by task; where the graph is cut, also the shared maps and their detached copies.
 
-        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`. Returns (dict of dicts of
-        scalars, list, list). Without totals: only the counts of `counts`.
+        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`; soft: what teachers say,
+        see `distillation.Soft`. Returns (dict of dicts of scalars, list, list). Without totals: only the counts of
+        `counts`.
         """
         if totals is None:  # through forward, where FSDP gathers the weights
             return self.counts(image, targets, labelled, color)
         shared = self.shared(image, color)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps = self.net.trunk.split(leaves)
+        soft = soft or {}
         parts = {
-            name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name]) for name in self.net.tasks
+            name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name], soft.get(name))
+            for name in self.net.tasks
         }
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
@@ -154,12 +163,23 @@ class LossNet(nn.Module):
         return self.net.shared(image, color)
 
     def of_task(
-        self, name: str, maps: Maps, targets: Mapping[str, Tensor], labelled: Tensor, totals: Mapping[str, Tensor]
+        self,
+        name: str,
+        maps: Maps,
+        targets: Mapping[str, Tensor],
+        labelled: Tensor,
+        totals: Mapping[str, Tensor],
+        soft: Mapping[str, Tensor] | None,
     ) -> dict[str, Tensor]:
         """One task behind the cut: what its decoder reads -> its loss parts."""
-        raw = self.net.decoders[name](maps)
+        raw, task = self.net.decoders[name](maps), self.net.tasks[name]
         with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
-            return self.net.tasks[name].loss(raw, dict(targets), labelled, dict(totals))
+            parts = task.loss(raw, dict(targets), labelled, dict(totals))
+            if soft is None:
+                return parts
+            settings = self.soft_losses[name]
+            taught = task.distill(raw, dict(soft), dict(totals), settings)
+            return parts | {SOFT + part: settings.weight * value for part, value in taught.items()}
 
     def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""

@@ -20,6 +20,7 @@ from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
+from visionmtl.distillation import Distill
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
 
@@ -152,6 +153,7 @@ class Run(Spec):
     model: Model
     tasks: dict[str, Task]
     balance: Balance = Fixed()
+    distill: Distill | None = Field(None, description="teachers whose outputs are targets beside the labels")
     data: Data
     optim: Optim = Optim()
     train: Train = Train()
@@ -168,6 +170,11 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        if self.distill is not None:
+            try:
+                self.distill.check(self.tasks)
+            except ValueError as error:
+                raise _problem_at(("distill",), str(error)) from None
         best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (

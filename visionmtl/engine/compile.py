@@ -7,6 +7,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor
 
+from visionmtl.distillation import Teachers
 from visionmtl.network import LossNet
 from visionmtl.run import Train
 
@@ -46,6 +47,14 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
         return within_memory
 
     loss_net.compile_with(one_graph)
+
+
+def compile_teachers(teachers: Teachers, settings: Train, backend: Any = "inductor") -> None:
+    """Compile teachers where they stand, all of them into one graph beside that of the losses."""
+    mode = {"mode": "reduce-overhead"} if settings.compile == "cuda_graph" else {}
+    teachers.forward = torch.compile(  # type: ignore[method-assign]
+        teachers.forward, fullgraph=True, dynamic=False, backend=backend, **mode
+    )
 
 
 class Graphs:

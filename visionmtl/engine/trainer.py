@@ -20,15 +20,16 @@ from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import align, eval_names, resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, eval_names, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.engine import checkpoint, distributed
+from visionmtl.distillation import Soft
+from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine.checkpoint import check_continues
-from visionmtl.engine.compile import Graphs, compile_losses
+from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.fsdp import (
@@ -48,7 +49,7 @@ from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import check_fits, load_strictly
-from visionmtl.network import LossNet, MultiTaskNet, build_model
+from visionmtl.network import SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
@@ -78,7 +79,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, datasets)
+    spaces = teachers.resolve_taught_spaces(run, datasets)
     val_datasets = align(val_datasets, run.tasks, spaces)
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
@@ -86,8 +87,9 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
     monitor.check(spaces, val_datasets, num_judged)
     train_batches = train_loader(
-        run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
-    )
+        run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world,
+        unlabelled=run.distill is not None,
+    )  # fmt: skip
     val_batches = val_loader(
         run.data, run.tasks, spaces, val_datasets, settings.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
@@ -171,6 +173,11 @@ class StepOutput:
     grad_norm: Tensor
 
 
+def _joined(one: Counts, other: Counts) -> Counts:
+    """The counts of both, by task."""
+    return {task: {**of_task, **other.get(task, {})} for task, of_task in one.items()}
+
+
 class Trainer:
     """A network in training: weights, optimiser, weight average, balancing method, and the loop around them.
 
@@ -201,7 +208,9 @@ class Trainer:
         self.balancer = run.balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer)
-        loss_net = LossNet(net, self.balancer.needs_cut)
+        self.teachers = teachers.open_teachers(run.distill, net, ranks.device) if run.distill else None
+        self.teacher_record = teachers.record(run.distill) if run.distill else []
+        loss_net = LossNet(net, self.balancer.needs_cut, self.teachers and self.teachers.soft_losses)
         sharded_copy = None
         if self.sharded:
             self._unsharded = copy.deepcopy(net).cpu()
@@ -218,6 +227,8 @@ class Trainer:
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             compile_losses(loss_net, run.train, ranks.device)
+            if self.teachers:
+                compile_teachers(self.teachers, run.train)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
@@ -231,17 +242,20 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        if self.run.train.compile == "cuda_graph":
+            torch.compiler.cudagraph_mark_step_begin()
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
             counts = self._with_predicted_counts(micro_batches)
-        totals = step_totals(counts)
+        soft, soft_counts = self._ask_teachers(micro_batches)
+        totals = step_totals([_joined(*of_batch) for of_batch in zip(counts, soft_counts, strict=True)])
         torch.manual_seed(self._step_seed())
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
         weights: Mapping[str, Tensor] = {}
         for number, batch in enumerate(micro_batches):
             with self._gradient_sync(last=number == len(micro_batches) - 1):
-                parts, weights = self._forward_backward(batch, totals, labelled, 1 / len(micro_batches))
+                parts, weights = self._forward_backward(batch, soft[number], totals, labelled, 1 / len(micro_batches))
             for task, of_task in parts.items():
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
@@ -265,6 +279,14 @@ class Trainer:
             buffer.copy_(before)
         return counts
 
+    def _ask_teachers(self, micro_batches: Sequence[Batch]) -> tuple[list[Soft], list[Counts]]:
+        """What teachers say of each micro-batch, and the counts of it that the loss is divided by over all of them."""
+        if self.teachers is None:
+            return [{} for _ in micro_batches], [{} for _ in micro_batches]
+        with autocast(self.ranks.device, self.run.train.precision):
+            answers = [self.teachers(self._image(batch), batch.color) for batch in micro_batches]
+        return [soft for soft, _ in answers], [counts for _, counts in answers]
+
     def _image(self, batch: Batch) -> Tensor:
         memory_format = torch.channels_last if self.run.train.channels_last else torch.contiguous_format
         return batch.image.contiguous(memory_format=memory_format)
@@ -276,17 +298,16 @@ class Trainer:
         return dict(zip(self.net.tasks, on_any_rank.unbind(), strict=True))
 
     def _forward_backward(
-        self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float
+        self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
-        if self.run.train.compile == "cuda_graph":
-            torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.ranks.device, self.run.train.precision):
             parts, shared, leaves = self.loss_net(
-                self._image(batch), batch.targets, batch.labelled, totals, batch.color
+                self._image(batch), batch.targets, batch.labelled, totals, batch.color, soft
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
-        weights = self.balancer.backward(Step(losses, shared, leaves, scale, labelled, share))
+        taught = {task: flag | (task in soft) for task, flag in labelled.items()}
+        weights = self.balancer.backward(Step(losses, shared, leaves, scale, taught, share))
         if self.graphs and (line := self.graphs.report(batch.targets)):
             logger.info(line)
         return parts, weights
@@ -457,7 +478,8 @@ class Trainer:
         labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
         losses: dict[str, dict[str, float]] = {}
         for (task, part), value in zip(names, values, strict=False):
-            if labelled[task] or not math.isfinite(value):  # else the 0 means that nothing was labelled
+            # else the 0 means that nothing was labelled
+            if labelled[task] or part.startswith(SOFT) or not math.isfinite(value):
                 losses.setdefault(task, {})[part] = value
         bad = [f"{t}/{p} {v}" for t, parts in losses.items() for p, v in parts.items() if not math.isfinite(v)]
         if bad:
@@ -572,6 +594,7 @@ class Trainer:
             "step": self.state.step,
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
+            **({"teachers": self.teacher_record} if self.teacher_record else {}),
         }
 
     def load_checkpoint(self, path: Path, monitor: Monitor) -> Results | None:
@@ -598,6 +621,7 @@ class Trainer:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
         check_fits(self.net, state["net"], path)
         check_continues(state, self._local_state(), path)
+        teachers.check_record(state, self._local_state(), path)
         if self.sharded:
             load_full_weights(self.net, state["net"])
             load_full_moments(self.net, self.optimizer, state["optimizer"])
@@ -655,6 +679,9 @@ class Trainer:
             yield f"task      {name}: {task.type}" + (
                 f", {len(space.classes)} classes of {space.name}" if space else ""
             )
+        for teacher, lessons in zip(self.teacher_record, self.teachers.lessons if self.teachers else (), strict=True):
+            taught = ", ".join(f"{one.task} ({one.source})" for one in lessons)
+            yield f"teacher   {teacher['path']} (SHA-256 {teacher['sha256'][:12]}): {taught}"
         yield (
             f"data      {len(data.train_loader)} batches of {run.train.batch_size} a rank, {len(data.val_loader)} to "
             f"validate, {run.data.size}"

@@ -18,9 +18,13 @@ from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
 from visionmtl.ops.resize import upsample
+from visionmtl.ops.soft_losses import area, resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import Task
+from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_segmentation
+
+TEMPERATURE = 2.0
+"""At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
 
 
 class Segmentation(Task, frozen=True):
@@ -31,6 +35,7 @@ class Segmentation(Task, frozen=True):
     result_field: ClassVar[str | None] = "segmentation"
     meter_type: ClassVar = SegmentationMeter
     primary_metric: ClassVar[str] = "miou"
+    soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 
     space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     decoder: Decoder = SemanticFPN()
@@ -110,6 +115,31 @@ class Segmentation(Task, frozen=True):
             loss = region_loss(logits, target, counts, totals["pixels"])
             parts[self.region_loss] = (self.region_weight or 1.0) * loss
         return parts
+
+    def check_teacher(self, teacher: Task) -> None:
+        """Any decoder teaches any other."""
+
+    def soft_targets(
+        self, raw: Tensor, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """shares: [B, K, h, w] of the classes, at the temperature."""
+        logits = raw.float() if order is None else raw.float().index_select(1, order)
+        shares = (logits / (settings.temperature or TEMPERATURE)).softmax(dim=1)
+        return {"shares": shares.flip(-1) if mirrored else shares}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The area of images."""
+        return {"soft_area": area(soft["content"])}
+
+    def distill(
+        self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Part "kl", over all pixels of images."""
+        logits = raw.float()
+        temperature = settings.temperature or TEMPERATURE
+        shares = resize_like(soft["shares"], logits)
+        loss = soft_cross_entropy(logits, shares, soft["content"], totals["soft_area"], temperature=temperature)
+        return {"kl": loss}
 
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
         return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, metas, size)]
