@@ -223,7 +223,7 @@ def test_a_run_with_teachers_resumes_bit_for_bit_and_only_with_the_same_ones(tmp
     assert "teacher   " in log and "SHA-256" in log
 
     other = student([teacher(tmp_path / "other", 2)], tmp_path / "cut")
-    with pytest.raises(ValueError, match="was trained with the teachers .*the same files.*--init-from"):
+    with pytest.raises(ValueError, match=r"was trained with the teachers .*the same files.*--init-from"):
         train(other, TrainOptions(resume="auto"))
 
 

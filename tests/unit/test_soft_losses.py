@@ -198,7 +198,7 @@ def test_class_scores_are_learnt_by_quality_focal_loss():
 def test_a_task_learns_from_teachers_or_says_that_it_cannot(kind: type[Task]):
     task = kind()
     if kind.distill is Task.distill:
-        with pytest.raises(ValueError, match="does not say how it learns from a teacher.*leave it out"):
+        with pytest.raises(ValueError, match=r"does not say how it learns from a teacher.*leave it out"):
             task.check_teacher(task)
         return
     task.check_teacher(task)

@@ -155,6 +155,30 @@ class Task(Configurable, package="visionmtl.tasks"):
             f"for tasks that define `predict_mirrored`; define it in {type(self).__module__}, or leave out --tta flip"
         )
 
+    def labels_need_mirror(self, confidence: float) -> bool:
+        """Whether `pseudo_labels` needs the view of the mirrored image to judge this confidence."""
+        return False
+
+    def pseudo_labels(
+        self,
+        raw: Raw,
+        mirrored: Raw | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[Any]:
+        """Predictions to learn from: for each image a value of `field` of `Sample`, at the original resolution.
+
+        raw, mirrored, metas, size: as of `predict_mirrored`; mirrored is None unless it was asked for or is needed
+        confidence: in 0..1; what is less sure is left out, or marked as not labelled
+        unsure: of boxes: the score down to which they are marked as neither right nor wrong; None: they are left out
+        """
+        raise ValueError(
+            f"task type {self.type!r} does not say how its predictions become labels; that works for tasks that define "
+            f"`pseudo_labels`; define it in {type(self).__module__}, or leave the task out with --tasks"
+        )
+
     def meter(self, space: LabelSpace | None) -> Meter:
         """A fresh meter for one split; define it where `meter_type` takes arguments."""
         return self.meter_type()

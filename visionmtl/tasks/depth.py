@@ -145,6 +145,32 @@ class Depth(Task, frozen=True):
         views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), metas, strict=True)
         return [self._metres((one + other.flip(-1)) / 2, meta).cpu().numpy() for one, other, meta in views]
 
+    def labels_need_mirror(self, confidence: float) -> bool:
+        """The two views of an image tell how sure a depth is."""
+        return confidence > 0
+
+    def pseudo_labels(
+        self,
+        raw: Tensor,
+        mirrored: Tensor | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[NDArray[np.float32]]:
+        """The predicted metres; 0 where the smaller of the two views' depths is below `confidence` times the larger.
+
+        With two views, the geometric mean of both.
+        """
+        if mirrored is None:
+            return self.predict(raw, metas, size)
+        labels = self.predict_mirrored(raw, mirrored, metas, size)
+        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
+        for depth_m, (one, other) in zip(labels, views, strict=True):
+            agreement = (-(one - other.flip(-1)).abs()).exp()[0]  # of the logs: smaller / larger
+            depth_m[(agreement < confidence).cpu().numpy()] = 0
+        return labels
+
     def _metres(self, log_depth: Tensor, meta: ImageMeta) -> Tensor:
         return (log_depth[0].exp() * meta.zoom).clamp(self.min_depth_m, self.max_depth_m)
 

@@ -16,7 +16,7 @@ from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, generalised_iou, nms
 from visionmtl.ops.ranks import num_ranks
-from visionmtl.structures import Detections, ImageMeta, LabelSpace, Sample
+from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_boxes
 
@@ -95,8 +95,8 @@ class Detection(Task, frozen=True):
         assert isinstance(teacher, Detection)
         if teacher.head.levels != self.head.levels:
             raise ValueError(
-                f"the teacher's boxes are on levels {teacher.head.levels} and the student's on {self.head.levels}; cell "
-                "by cell teaching needs the same; set head.levels to the teacher's"
+                f"the teacher's boxes are on levels {teacher.head.levels} and the student's on {self.head.levels}; "
+                "teaching cell by cell needs the same; set head.levels to the teacher's"
             )
 
     def soft_targets(
@@ -156,6 +156,27 @@ class Detection(Task, frozen=True):
         x1, y1, x2, y2 = others.unbind(dim=-1)
         turned = torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
         return self._originals(torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), metas)
+
+    def pseudo_labels(
+        self,
+        raw: RawBoxes,
+        mirrored: RawBoxes | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[Boxes]:
+        """Boxes with scores from `confidence` on; those from `unsure` to there are crowds: neither hit nor miss."""
+        found = (
+            self.predict(raw, metas, size) if mirrored is None else self.predict_mirrored(raw, mirrored, metas, size)
+        )
+        labels = []
+        for boxes in found:
+            kept = boxes.scores >= (confidence if unsure is None else unsure)
+            xyxy = boxes.xyxy[kept]
+            area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+            labels.append(Boxes(xyxy, boxes.labels[kept], boxes.scores[kept] < confidence, area))
+        return labels
 
     def _inside(self, raw: RawBoxes, metas: Sequence[ImageMeta]) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""

@@ -154,6 +154,24 @@ class Segmentation(Task, frozen=True):
         views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
         return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
 
+    def pseudo_labels(
+        self,
+        raw: Tensor,
+        mirrored: Tensor | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[NDArray[np.uint8]]:
+        """The predicted classes; IGNORE where the best one's share is below `confidence`."""
+        labels = []
+        others = [None] * len(metas) if mirrored is None else each_to_original(mirrored, size, metas)
+        for one, other in zip(each_to_original(raw, size, metas), others, strict=True):
+            logits = one if other is None else (one + other.flip(-1)) / 2
+            shares, classes = logits.softmax(dim=0).max(dim=0)
+            labels.append(torch.where(shares >= confidence, classes, IGNORE).byte().cpu().numpy())
+        return labels
+
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None
         return SegmentationMeter(space)
