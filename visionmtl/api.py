@@ -14,6 +14,7 @@ from visionmtl.engine import distributed, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate as evaluate_network
+from visionmtl.engine.extension import extended, old_spaces
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.protocols import find_protocol
 from visionmtl.engine.teachers import resolve_taught_spaces
@@ -49,7 +50,8 @@ def place(run: Run, name: str, output: str | Path | None, overfit: int | None) -
 def build_model(config_or_run: str | Path | Run, *overrides: str) -> MultiTaskNet:
     """The untrained network of a run. Its training data sets are opened, for they name the classes to learn."""
     run = _read(config_or_run, overrides)
-    spaces = resolve_taught_spaces(run, open_datasets(run.data.train))
+    run = extended(run)
+    spaces = resolve_taught_spaces(run, open_datasets(run.data.train), old_spaces(run))
     return build_network(run.model, run.tasks, spaces, run.data.size)
 
 

@@ -9,9 +9,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Spec
-from visionmtl.network import MultiTaskNet
+from visionmtl.network import FEATURES, MultiTaskNet
 from visionmtl.ops.ranks import Counts
-from visionmtl.ops.soft_losses import content_shares, resize_like
+from visionmtl.ops.soft_losses import content_shares, num_pairs, resize_like
 from visionmtl.tasks.base import SoftLoss, Task
 
 
@@ -87,11 +87,16 @@ class Teachers(nn.Module):
         soft_losses: Mapping[str, SoftLoss],
         size: tuple[int, int],
         flip: bool,
+        features_for: str | None = None,
     ) -> None:
-        """nets: on the device; lessons: of each net; tasks: the student's; size: (H, W) of its training inputs."""
+        """nets: on the device; lessons: of each net; tasks: the student's; size: (H, W) of its training inputs.
+
+        features_for: the task whose counts tell of the last net's shared maps; None: they are not handed out
+        """
         super().__init__()
         self.nets = nn.ModuleList(nets)
         self.lessons, self.tasks, self.soft_losses, self.flip = lessons, tasks, dict(soft_losses), flip
+        self.features_for = features_for
         self.zooms = [size[0] / net.size[0] for net in nets]
         for net, of_net in zip(nets, lessons, strict=True):
             for name in net.tasks.keys() - {lesson.source for lesson in of_net}:
@@ -107,9 +112,13 @@ class Teachers(nn.Module):
         """image, color: as in a `Batch`. Returns targets, and what the student's tasks count of them."""
         content = content_shares(image)
         several: dict[str, list[dict[str, Tensor]]] = {name: [] for name in self.soft_losses}
+        features: dict[str, Tensor] = {}
         for net, of_net, zoom in zip(self.nets, self.lessons, self.zooms, strict=True):
             for mirrored in (False, True) if self.flip else (False,):
-                raw = net.decode(net.shared(image.flip(-1) if mirrored else image, color))  # type: ignore[operator]
+                shared = net.shared(image.flip(-1) if mirrored else image, color)  # type: ignore[operator]
+                if not mirrored:
+                    features = {str(level): maps for level, maps in shared.items()}
+                raw = net.decode(shared) if of_net else {}  # type: ignore[operator]
                 with torch.autocast(image.device.type, enabled=False):
                     for lesson in of_net:
                         task: Task = net.tasks[lesson.source]  # type: ignore[index]
@@ -118,7 +127,12 @@ class Teachers(nn.Module):
                             task.soft_targets(raw[lesson.source], settings, lesson.order, mirrored, zoom)
                         )
         soft = {name: {**_mean(targets), "content": content} for name, targets in several.items()}
-        return soft, {name: self.tasks[name].count_soft(targets) for name, targets in soft.items()}
+        counts = {name: self.tasks[name].count_soft(targets) for name, targets in soft.items()}
+        if self.features_for is not None:
+            soft[FEATURES] = features
+            pairs = {"soft_pairs": num_pairs(len(image), content)}
+            counts[self.features_for] = counts.get(self.features_for, {}) | pairs
+        return soft, counts
 
 
 def _mean(targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
 from visionmtl.ops.ranks import Counts
+from visionmtl.ops.soft_losses import distance_preservation
 from visionmtl.structures import LabelSpace, Maps
 from visionmtl.tasks.base import Raw, SoftLoss, Task
 
 SOFT = "soft_"
 """With this begin the names of loss parts against teachers."""
+FEATURES = "shared maps"
+"""Where a teacher's shared maps stand among soft targets; no task can be called so."""
 
 
 class Model(Spec, frozen=True):
@@ -42,6 +45,7 @@ class MultiTaskNet(nn.Module):
         self.tasks = dict(tasks)
         self.spaces = dict(spaces)
         self.size = size
+        self.frozen_modules: tuple[str, ...] = ()
         self.encoder_origin: str
         levels = {name: task.levels for name, task in tasks.items()}
         wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
@@ -59,6 +63,18 @@ class MultiTaskNet(nn.Module):
         self.decoders = nn.ModuleDict(
             {name: task.build(self.trunk.out_channels, spaces[name]) for name, task in tasks.items()}
         )
+
+    def freeze_modules(self) -> None:
+        """Let modules stay in evaluation mode from now on, all of whose parameters are frozen, with what is in them."""
+        self.frozen_modules = tuple(_frozen_modules(self, ""))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MultiTaskNet":
+        """As of any module; what `freeze_modules` found stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
 
     def _check_multiple(self, size: tuple[int, int], setting: str) -> None:
         multiple = self.size_multiple
@@ -95,6 +111,16 @@ class MultiTaskNet(nn.Module):
         return self.decode(self.shared(image))
 
 
+def _frozen_modules(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Names of the outermost modules with parameters, none of which is trained."""
+    for name, child in module.named_children():
+        trained = [parameter.requires_grad for parameter in child.parameters()]
+        if trained and not any(trained):
+            yield prefix + name
+        elif trained:
+            yield from _frozen_modules(child, f"{prefix}{name}.")
+
+
 def build_model(
     spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
 ) -> MultiTaskNet:
@@ -105,12 +131,24 @@ def build_model(
 class LossNet(nn.Module):
     """The network together with its losses: what a training step runs forward, what is compiled or distributed."""
 
-    def __init__(self, net: MultiTaskNet, cut: bool, soft_losses: Mapping[str, SoftLoss] | None = None) -> None:
-        """soft_losses: of the tasks that learn from teachers."""
+    def __init__(
+        self,
+        net: MultiTaskNet,
+        cut: bool,
+        soft_losses: Mapping[str, SoftLoss] | None = None,
+        learning: Sequence[str] | None = None,
+        feature_weight: float = 1.0,
+    ) -> None:
+        """soft_losses: of the tasks that learn from teachers; learning: the tasks that have a loss, None: all.
+
+        feature_weight: of the part that keeps distances between features, where teachers give theirs
+        """
         super().__init__()
         self.net = net
         self.cut = cut
         self.soft_losses = dict(soft_losses or {})
+        self.tasks = {name: task for name, task in net.tasks.items() if learning is None or name in learning}
+        self.feature_weight = feature_weight
 
     def forward(
         self,
@@ -135,8 +173,13 @@ class LossNet(nn.Module):
         soft = soft or {}
         parts = {
             name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name], soft.get(name))
-            for name in self.net.tasks
+            for name in self.tasks
         }
+        if features := soft.get(FEATURES):
+            first = next(iter(self.tasks))
+            with torch.autocast(image.device.type, enabled=False):
+                loss = distance_preservation(leaves, features, totals[first]["soft_pairs"])
+            parts[first] = parts[first] | {f"{SOFT}features": self.feature_weight * loss}
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
         return parts, list(shared.values()), list(leaves.values())
@@ -150,7 +193,7 @@ class LossNet(nn.Module):
     ) -> Counts:
         """What tasks count of their predictions, see `tasks.base.Task.count_predictions`; other decoders do not run."""
         maps = self.net.trunk.split(self.net.shared(image, color))
-        counting = {name: task for name, task in self.net.tasks.items() if task.counts_predictions}
+        counting = {name: task for name, task in self.tasks.items() if task.counts_predictions}
         raw = {name: self.net.decoders[name](maps[name]) for name in counting}
         with torch.autocast(image.device.type, enabled=False):
             return {

@@ -21,6 +21,7 @@ from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
 from visionmtl.distillation import Distill
+from visionmtl.extension.base import Extend
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
 
@@ -154,6 +155,7 @@ class Run(Spec):
     tasks: dict[str, Task]
     balance: Balance = Fixed()
     distill: Distill | None = Field(None, description="teachers whose outputs are targets beside the labels")
+    extend: Extend | None = Field(None, description="a trained network that the run adds tasks to, and how")
     data: Data
     optim: Optim = Optim()
     train: Train = Train()

@@ -13,8 +13,10 @@ from visionmtl.ops.soft_losses import (
     content_shares,
     content_weights,
     direction_distance,
+    distance_preservation,
     log_distance,
     log_distance_up_to_scale,
+    num_pairs,
     soft_cross_entropy,
 )
 from visionmtl.tasks.base import SoftLoss, Task
@@ -74,6 +76,20 @@ def test_padding_teaches_nothing_whatever_a_teacher_says_of_it():
 def test_directions_are_compared_whatever_their_length():
     pred, teacher = torch.tensor([3.0, 0, 0]).view(1, 3, 1, 1), torch.tensor([0.5, 0.5, 0]).view(1, 3, 1, 1)
     assert direction_distance(pred, teacher, WHOLE, ONE).item() == pytest.approx(1 - math.sqrt(0.5))
+
+
+def test_distances_between_features_are_compared_in_units_of_the_old_mean():
+    """One image whose 16 cells have the values 0 to 15, and the same spread twice as far."""
+    old = torch.arange(16.0).view(1, 1, 4, 4)
+    total = num_pairs(1, old)
+    assert total == 256
+    assert distance_preservation({3: old + 7}, {"3": old}, total).item() == pytest.approx(0, abs=1e-6)
+    squares = (torch.arange(16.0)[:, None] - torch.arange(16.0)) ** 2
+    # four times each squared distance: the difference is three times the old one
+    wanted = ((3 * squares / squares.mean()) ** 2).mean()
+    assert distance_preservation({3: 2 * old}, {"3": old}, total).item() == pytest.approx(wanted.item(), rel=1e-5)
+    both = distance_preservation({3: 2 * old, 4: old}, {"3": old, "4": old}, total)
+    assert both.item() == pytest.approx(wanted.item() / 2, rel=1e-5)
 
 
 TASKS = {

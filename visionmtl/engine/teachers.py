@@ -19,11 +19,40 @@ from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import SoftLoss
 
 
-def open_teachers(distill: Distill, net: MultiTaskNet, device: torch.device) -> Teachers:
+def open_teachers(
+    distill: Distill | None, net: MultiTaskNet, device: torch.device, features: tuple[Path, str] | None = None
+) -> Teachers:
     """The teachers of a student, on the device, tried on one image.
 
+    features: the checkpoint of a network whose shared maps are handed out, and the task that counts them
     Raises ValueError for what does not fit: tasks and classes by name, sizes, cells.
     """
+    settings: dict[str, SoftLoss] = {}
+    opened: list[Opened] = []
+    lessons: list[list[Lesson]] = []
+    if distill is not None:
+        opened, lessons, settings = _taught(distill, net, device)
+    if features is not None:
+        opened.append(open_model(features[0], device))
+        lessons.append([])
+        if not getattr(net.trunk, "shared_maps", True):
+            raise ValueError(
+                "extend.type is lwp, which compares shared maps, and with this model.sharing there are none; choose "
+                "another way to extend"
+            )
+    for of in opened:
+        _check_size(of, net)
+    name = None if features is None else features[1]
+    flip = distill is not None and distill.flip
+    teachers = Teachers([of.net for of in opened], lessons, net.tasks, settings, net.size, flip, name)
+    teachers(torch.full((1, 3, *net.size), 128, dtype=torch.uint8, device=device), None)
+    return teachers
+
+
+def _taught(
+    distill: Distill, net: MultiTaskNet, device: torch.device
+) -> tuple[list[Opened], list[list[Lesson]], dict[str, SoftLoss]]:
+    """The teachers, what each teaches, and how each task learns."""
     opened = [open_model(teacher.checkpoint, device) for teacher in distill.teachers]
     settings = distill.tasks
     if settings is None:
@@ -40,18 +69,18 @@ def open_teachers(distill: Distill, net: MultiTaskNet, device: torch.device) -> 
             f"{'; '.join(', '.join(of.net.tasks) for of in opened)}; name the teacher's task in its `tasks`, or "
             "correct distill.tasks"
         )
-    for of in opened:
-        _check_size(of, net)
-    teachers = Teachers([of.net for of in opened], lessons, net.tasks, settings, net.size, distill.flip)
-    image = torch.full((1, 3, *net.size), 128, dtype=torch.uint8, device=device)
-    teachers(image, None)
-    return teachers
+    return opened, lessons, settings
 
 
-def resolve_taught_spaces(run: Run, datasets: Sequence[NamedDataset]) -> dict[str, LabelSpace | None]:
-    """As `label_spaces.resolve_spaces`; a task for which no data set has labels learns its first teacher's classes."""
+def resolve_taught_spaces(
+    run: Run, datasets: Sequence[NamedDataset], known: Mapping[str, LabelSpace | None]
+) -> dict[str, LabelSpace | None]:
+    """As `label_spaces.resolve_spaces`; a task for which no data set has labels learns its first teacher's classes.
+
+    known: the spaces of tasks that were learnt before
+    """
     offered = {field for dataset in datasets for field in dataset.provides}
-    learned: dict[str, LabelSpace | None] = {}
+    learned = dict(known)
     for teacher in run.distill.teachers if run.distill else ():
         path = find(teacher.checkpoint)
         spaces = load(path)["spaces"]

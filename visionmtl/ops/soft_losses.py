@@ -4,9 +4,16 @@
 and micro-batches and divided by the number of ranks, as for the losses against labels (see `ops.losses`).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from visionmtl.ops.resize import average_bins
+
+GRID = 4
+"""Cells a side to which shared maps are pooled before their distances are compared."""
 
 
 def content_shares(image: Tensor) -> Tensor:
@@ -80,6 +87,39 @@ def direction_distance(pred: Tensor, teacher: Tensor, content: Tensor, total: Te
     """Mean of 1 - cos between vectors [B, 3, h, w] of any length."""
     cosine = (F.normalize(pred, dim=1, eps=1e-6) * F.normalize(teacher, dim=1, eps=1e-6)).sum(dim=1)
     return mean_over_content(1 - cosine, content, total)
+
+
+def distance_preservation(maps: Mapping[int, Tensor], teacher: Mapping[str, Tensor], total: Tensor) -> Tensor:
+    """How much distances between features differ from a teacher's (Wang et al. 2025, arXiv:2511.11676, DWDP loss).
+
+    Mean over pairs of (d_ij - d'_ij)^2 and over levels, where d is the squared Euclidean distance of two features in
+    units of the teacher's mean distance. Deviations: features are cells of shared maps pooled to GRID x GRID, of all
+    images of a micro-batch; all pairs count alike, since the paper's weights need one label an image; and the unit.
+    maps: by level; teacher: by level as text; levels that the teacher does not have are left out
+    total: pairs in the step, see `num_pairs`
+    """
+    losses = []
+    for level, of_teacher in teacher.items():
+        distances, wanted = (_distances(_pooled(x.float())) for x in (maps[int(level)], of_teacher))
+        unit = wanted.mean().clamp(min=1e-12)
+        losses.append(((distances - wanted) / unit).square().sum() / total)
+    return torch.stack(losses).mean()
+
+
+def num_pairs(batch_size: int, like: Tensor) -> Tensor:
+    """Pairs of features that `distance_preservation` compares in one micro-batch, as a scalar on the device."""
+    return like.new_full((), float((batch_size * GRID**2) ** 2), dtype=torch.float32)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B * GRID^2, C]."""
+    return average_bins(x, GRID).flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Squared Euclidean distances of rows: [N, C] -> [N, N]."""
+    squares = x.square().sum(dim=1)
+    return (squares[:, None] + squares - 2 * x @ x.T).clamp(min=0)
 
 
 def resize_like(maps: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""One file per way of adding tasks to a trained network; `base.py` holds the contract."""
