@@ -16,7 +16,7 @@ from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
     from visionmtl.inference.predictor import Predictor
-    from visionmtl.inference.pseudo_labels import Source
+    from visionmtl.inference.pseudo_labels import ImageRef
 
 _EXAMPLES = """
   visionmtl predict runs/nyuv2 photos/ --output predictions/
@@ -115,7 +115,7 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sources(args: argparse.Namespace) -> list[Source]:
+def _sources(args: argparse.Namespace) -> list[ImageRef]:
     from visionmtl.datasets import open_datasets
     from visionmtl.inference.pseudo_labels import dataset_sources, folder_sources
     from visionmtl.run import load_data
@@ -125,7 +125,7 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     return dataset_sources(open_datasets(getattr(load_data(args.input), args.part or "train")))
 
 
-def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[Source]) -> None:
+def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> None:
     from visionmtl.inference.pseudo_labels import read
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter
     from visionmtl.structures import Sample
@@ -140,7 +140,7 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources)} images")
 
 
-def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[Source], checkpoint: str) -> None:
+def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> None:
     from visionmtl.engine.teachers import digest
     from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence
 

@@ -162,8 +162,8 @@ class LossNet(nn.Module):
         """Loss parts by task; where the graph is cut, also the shared maps and their detached copies.
 
         image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`; soft: what teachers say,
-        see `distillation.Soft`. Returns (dict of dicts of scalars, list, list). Without totals: only the counts of
-        `counts`.
+        by task, see `tasks.base.Task.distill`. Returns (dict of dicts of scalars, list, list). Without totals: only the
+        counts of `counts`.
         """
         if totals is None:  # through forward, where FSDP gathers the weights
             return self.counts(image, targets, labelled, color)

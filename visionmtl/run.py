@@ -20,10 +20,10 @@ from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
-from visionmtl.distillation import Distill
-from visionmtl.extension.base import Extend
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill
 
 _Checked = TypeVar("_Checked", bound=Spec)
 

@@ -18,11 +18,11 @@ from visionmtl.engine.extension import extended, measure_fisher
 from visionmtl.engine.forgetting import forgetting, markdown
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
-from visionmtl.extension.base import Extend
-from visionmtl.extension.ewc import EWC, ElasticPenalty, normalised
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 from visionmtl.tasks.depth import Depth
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.ewc import EWC, ElasticPenalty, normalised
 
 OLD = ("segmentation", "depth")
 BATCHNORM = {"model": {"encoder": {"name": "test_resnet"}, "pyramid": {"norm": "batch"}}}

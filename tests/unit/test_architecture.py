@@ -23,9 +23,9 @@ TOP_LEVEL = {
     "LICENSE", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore", ".gitattributes", ".gitmodules",
 }  # fmt: skip
 PACKAGE = {
-    "api.py", "balance", "benchmark", "cli.py", "config", "data", "datasets.py", "distillation.py", "engine",
-    "extension", "inference", "io", "metrics", "modeling", "network.py", "ops", "report", "run.py", "structures.py",
-    "tasks", "visualization", "weights",
+    "api.py", "balance", "benchmark", "cli.py", "config", "data", "datasets.py", "engine", "inference", "io", "metrics",
+    "modeling", "network.py", "ops", "report", "run.py", "structures.py", "tasks", "transfer", "visualization",
+    "weights",
 }  # fmt: skip
 
 # names of the first layout that say nothing to a reader who comes from the field

@@ -7,9 +7,9 @@ import torch
 import torch._functorch.config
 from torch import Tensor
 
-from visionmtl.distillation import Teachers
 from visionmtl.network import LossNet
 from visionmtl.run import Train
+from visionmtl.transfer.distillation import Teachers
 
 MANY_SHAPES = 64
 """Graphs of one function before torch gives up; its own 8 is little for tasks times padded numbers of boxes."""

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
-from visionmtl.distillation import Distill
 from visionmtl.engine import checkpoint
 from visionmtl.engine.teachers import digest
-from visionmtl.extension.base import Extend
-from visionmtl.extension.ewc import EWC, ElasticPenalty, normalised
 from visionmtl.io.atomic import atomic_write
 from visionmtl.network import LossNet, Model, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Optim, Run, restore
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import Task
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill
+from visionmtl.transfer.ewc import EWC, ElasticPenalty, normalised
 
 NUM_FISHER_IMAGES = 200
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import NamedDataset
-from visionmtl.distillation import Distill, Lesson, Teacher, Teachers
 from visionmtl.engine.checkpoint import Opened, find, load, open_model
 from visionmtl.network import MultiTaskNet
 from visionmtl.run import Run
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.base import SoftLoss
+from visionmtl.transfer.distillation import Distill, Lesson, Teacher, Teachers
 
 
 def open_teachers(

@@ -26,7 +26,6 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.distillation import Soft
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
@@ -55,6 +54,7 @@ from visionmtl.network import SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
+from visionmtl.transfer.distillation import Soft
 
 
 class NotFinite(FloatingPointError):

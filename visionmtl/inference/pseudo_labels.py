@@ -44,7 +44,7 @@ ImageMode = Literal["link", "copy", "refer"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageRef:
     """An image to label."""
 
     path: str  # in the written data set, with / and without ending; of a data set: what precedes the image's id
@@ -65,26 +65,26 @@ class Labelled:
     as_stored: bool = True  # whether `image` is what an image viewer makes of the file
 
 
-def folder_sources(folder: Path) -> list[Source]:
+def folder_sources(folder: Path) -> list[ImageRef]:
     """Every image in a folder and the folders in it, in the order of names; an image file alone is one source."""
     if folder.is_file():
-        return [Source(folder.stem, folder)]
+        return [ImageRef(folder.stem, folder)]
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))
     if not files:
         raise ValueError(
             f"{folder} holds no image; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path"
         )
-    return [Source(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
+    return [ImageRef(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
 
 
-def dataset_sources(datasets: Sequence[NamedDataset]) -> list[Source]:
+def dataset_sources(datasets: Sequence[NamedDataset]) -> list[ImageRef]:
     """Every image of data sets; where there are several, below a folder with the data set's name."""
     sources = []
     for dataset in datasets:
         prefix = f"{dataset.name}/" if len(datasets) > 1 else ""
         for index in range(len(dataset)):
             file = dataset.file(index)
-            sources.append(Source(prefix, None if file is None else Path(file), dataset, index))
+            sources.append(ImageRef(prefix, None if file is None else Path(file), dataset, index))
     return sources
 
 
@@ -139,7 +139,7 @@ class Labeller:
         return [{name: values[i] for name, values in by_field.items()} for i in range(len(images))]
 
 
-def label(labeller: Labeller, sources: Sequence[Source], batch_size: int, fill: bool) -> Iterator[Labelled]:
+def label(labeller: Labeller, sources: Sequence[ImageRef], batch_size: int, fill: bool) -> Iterator[Labelled]:
     """The images of `sources` with labels. fill: those of their data sets stay, and only the others are predicted.
 
     Raises ValueError where a data set's labels are of another label space than the network's.
@@ -158,7 +158,7 @@ def label(labeller: Labeller, sources: Sequence[Source], batch_size: int, fill: 
         yield from images
 
 
-def read(source: Source, fill: bool) -> Labelled:
+def read(source: ImageRef, fill: bool) -> Labelled:
     """An image; with its own labels, if they are to stay."""
     if source.dataset is None:
         assert source.file is not None
@@ -190,7 +190,7 @@ class LabelWriter:
     def __init__(
         self,
         folder: Path,
-        sources: Sequence[Source],
+        sources: Sequence[ImageRef],
         tasks: Mapping[str, Task],
         spaces: Spaces,
         *,

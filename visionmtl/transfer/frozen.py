@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from visionmtl.extension.base import Extend
 from visionmtl.network import MultiTaskNet
+from visionmtl.transfer.base import Extend
 
 
 class Frozen(Extend, frozen=True):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from visionmtl.extension.base import Extend
+from visionmtl.transfer.base import Extend
 
 
 class LwP(Extend, frozen=True):

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Configurable
-from visionmtl.distillation import Distill
 from visionmtl.network import Model, MultiTaskNet
+from visionmtl.transfer.distillation import Distill
 
 
-class Extend(Configurable, package="visionmtl.extension"):
+class Extend(Configurable, package="visionmtl.transfer"):
     """Frozen settings of one way. The old tasks are those of the checkpoint, the new ones the others of the run."""
 
     old_labels: ClassVar[bool] = False

@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from visionmtl.distillation import Distill, Teacher
-from visionmtl.extension.base import Extend
 from visionmtl.network import MultiTaskNet
 from visionmtl.tasks.base import SoftLoss
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill, Teacher
 
 
 class LwF(Extend, frozen=True):

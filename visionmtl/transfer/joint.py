@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from visionmtl.extension.base import Extend
 from visionmtl.network import MultiTaskNet
+from visionmtl.transfer.base import Extend
 
 
 class Joint(Extend, frozen=True):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset
-from visionmtl.extension.base import Extend
+from visionmtl.transfer.base import Extend
 
 
 class EWC(Extend, frozen=True):
