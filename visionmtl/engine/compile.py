@@ -51,10 +51,9 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
 
 def compile_teachers(teachers: Teachers, settings: Train, backend: Any = "inductor") -> None:
     """Compile teachers where they stand, all of them into one graph beside that of the losses."""
-    mode = {"mode": "reduce-overhead"} if settings.compile == "cuda_graph" else {}
-    teachers.forward = torch.compile(  # type: ignore[method-assign]
-        teachers.forward, fullgraph=True, dynamic=False, backend=backend, **mode
-    )
+    mode = "reduce-overhead" if settings.compile == "cuda_graph" else None
+    compiled = torch.compile(teachers.forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+    teachers.forward = compiled  # type: ignore[method-assign]
 
 
 class Graphs:

@@ -242,7 +242,9 @@ def _with(own: Distill | None, old: Distill | None) -> Distill | None:
             "distill.tasks is unset, but the old network teaches the old tasks besides; then the tasks that learn from "
             "the other teachers must be named; list them under distill.tasks"
         )
-    return own.model_copy(update={"teachers": (*old.teachers, *own.teachers), "tasks": {**old.tasks, **own.tasks}})
+    return own.model_copy(
+        update={"teachers": (*old.teachers, *own.teachers), "tasks": {**(old.tasks or {}), **own.tasks}}
+    )
 
 
 def _plain(model: Model) -> dict[str, Any]:

@@ -230,7 +230,7 @@ class Trainer:
             features = (self.extension.path, self.learning[0]) if self.extension and feature_weight else None
             self.teachers = teachers.open_teachers(run.distill, net, ranks.device, features)
         self.teacher_record = teachers.record(run.distill) if run.distill else []
-        soft_losses = self.teachers and self.teachers.soft_losses
+        soft_losses = self.teachers.soft_losses if self.teachers else {}
         loss_net = LossNet(net, self.balancer.needs_cut, soft_losses, self.learning, feature_weight or 1.0)
         sharded_copy = None
         if self.sharded:

@@ -287,7 +287,7 @@ class LabelWriter:
     def settings(self, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         """Those of the data set; counts: by field how many images have such a label."""
         plain: dict[str, Any] = {"type": "folder", "root": str(self.folder), "images": "images/**/*"}
-        parts = {
+        parts: dict[str, dict[str, Any]] = {
             "boxes": {"file": "boxes.json"},
             "segmentation": {"files": "segmentation/{path}.png"},
             "depth_m": {
@@ -311,7 +311,8 @@ class LabelWriter:
         assert space is not None
         # readers take classes in the order of their ids
         ids = space.ids if list(space.ids) == sorted(space.ids) and space.ids else range(1, len(space.classes) + 1)
-        images, objects = [], []
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
         for number, (file, (height, width), boxes) in enumerate(self._rows, 1):
             images.append({"id": number, "file_name": file, "height": height, "width": width})
             corners = boxes.xyxy.astype(np.float64)

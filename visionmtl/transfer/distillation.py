@@ -121,7 +121,7 @@ class Teachers(nn.Module):
                 raw = net.decode(shared) if of_net else {}  # type: ignore[operator]
                 with torch.autocast(image.device.type, enabled=False):
                     for lesson in of_net:
-                        task: Task = net.tasks[lesson.source]  # type: ignore[index]
+                        task: Task = net.tasks[lesson.source]  # type: ignore[index,assignment]
                         settings = self.soft_losses[lesson.task]
                         several[lesson.task].append(
                             task.soft_targets(raw[lesson.source], settings, lesson.order, mirrored, zoom)

@@ -68,10 +68,10 @@ class ElasticPenalty:
     def add_gradients(self) -> None:
         """Add strength * F (w - w*) to the weights' gradients; nothing waits for the device."""
         assert self.fisher is not None, "set_fisher comes first"
-        parameters = list(self.parameters.values())
-        pull = torch._foreach_sub(parameters, self.old)
+        parameters = self.parameters.values()
+        pull = [p - old for p, old in zip(parameters, self.old, strict=True)]
         torch._foreach_mul_(pull, self.fisher)
-        torch._foreach_add_([p.grad for p in parameters], pull, alpha=self.strength)
+        torch._foreach_add_([p.grad for p in parameters if p.grad is not None], pull, alpha=self.strength)
 
 
 def normalised(fisher: Mapping[str, Tensor]) -> dict[str, Tensor]:
