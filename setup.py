@@ -46,7 +46,10 @@ setup(
     python_requires=">=3.10",
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
-    package_data={"visionmtl": ["py.typed", "report/*.j2"], "visionmtl._configs": ["*.yaml", "*.json"]},
+    package_data={
+        "visionmtl": ["py.typed", "report/*.j2"],
+        "visionmtl._configs": ["*.yaml", "*.json", "compare/*.yaml"],
+    },
     include_package_data=False,
     zip_safe=False,
     entry_points={"console_scripts": ["visionmtl = visionmtl.cli:main"]},

@@ -26,44 +26,39 @@ def parser() -> ToolParser:
         verb.add_argument("--markdown", type=home_path, metavar="FILE", help="write what is printed there too")
 
     for measure, rounds in ((step, 7), (gpu, 7), (balance, 5), (infer, 40)):
-        verb = made[measure]
-        verb.add_argument("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
-        verb.add_argument(
-            "--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512"
-        )
-        verb.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
-        verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-        verb.add_argument("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
+        add = made[measure].add_argument
+        add("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
+        add("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
+        add("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
+        add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+        add("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
+        add("--rounds", type=positive, default=rounds, metavar="N", help=f"of each; default: {rounds}")
+        add("--seconds", type=float, default=0.25, help="of a round, one step at least; default: 0.25")
         if measure != infer:
-            verb.add_argument("--batch", type=positive, default=16, metavar="N", help="images; default: 16")
-            boxes = "boxes an image on average; default: 30"
-            verb.add_argument("--boxes", type=positive, default=30, metavar="N", help=boxes)
-        verb.add_argument("--rounds", type=positive, default=rounds, metavar="N", help=f"of each; default: {rounds}")
-        verb.add_argument("--seconds", type=float, default=0.25, help="of a round, one step at least; default: 0.25")
+            add("--batch", type=positive, default=16, metavar="N", help="images; default: 16")
+            add("--boxes", type=positive, default=30, metavar="N", help="boxes an image on average; default: 30")
         if measure != gpu:
-            clock = "cpu: of this process alone, for a busy machine"
-            verb.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clock)
+            add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's, for a busy machine")
 
-    modes = ("eager", "compiled", "cuda_graph")
-    made[step].add_argument("--modes", nargs="+", choices=modes, default=["eager"], help="default: eager")
-    made[step].add_argument("--without", action="store_true", help="each task's share: the step without it, too")
-    made[step].add_argument("--peers", action="store_true", help="torchvision's FCOS and two FPNs of smp, too")
-    made[step].add_argument("--compare-boxes", type=positive, nargs="+", default=(), metavar="N", help="e.g. 1 100")
+    add, modes = made[step].add_argument, ("eager", "compiled", "cuda_graph")
+    add("--modes", nargs="+", choices=modes, default=["eager"], help="default: eager")
+    add("--without", action="store_true", help="each task's share: the step without it, too")
+    add("--peers", action="store_true", help="torchvision's FCOS and two FPNs of smp, too")
+    add("--compare-boxes", type=positive, nargs="+", default=(), metavar="N", help="e.g. 1 100")
     made[gpu].add_argument("--budget", type=float, default=480, metavar="SECONDS", help="default: 480")
-    made[balance].add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
-    mgda = "TorchJD's MGDA, a backward through the trunk for each task, too"
-    made[balance].add_argument("--peers", action="store_true", help=mgda)
-    made[infer].add_argument(
-        "--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32"
-    )
+    add = made[balance].add_argument
+    add("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
+    add("--peers", action="store_true", help="TorchJD's MGDA, a backward through the trunk for each task, too")
+    batches = made[infer].add_argument
+    batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
-    verb = made[data]
-    verb.add_argument("--only", choices=("memory", "loading"), help="one part; default: both")
-    verb.add_argument("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
-    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
-    verb.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
+    add = made[data].add_argument
+    add("--only", choices=("memory", "loading"), help="one part; default: both")
+    add("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
+    add("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
+    add("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
     for name, number in (("--images", 118_287), ("--boxes", 860_001)):
-        verb.add_argument(name, type=positive, default=number, metavar="N", help=f"of memory; default: COCO's {number}")
+        add(name, type=positive, default=number, metavar="N", help=f"of memory; default: COCO's {number}")
     return p
 
 
@@ -73,21 +68,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from pydantic import ValidationError
-
     from visionmtl.benchmark.figures import Report
 
     hidden = ("verb", "measure", "json", "markdown")
     settings = {name: str(value) for name, value in vars(args).items() if name not in hidden}
-    command = " ".join(["visionmtl benchmark", *sys.argv[1:]])
     with tried(args.json, args.markdown):
-        try:
-            report = Report(command, args.verb, settings, args.json, args.markdown)
-            for figure in args.measure(args):
-                report.add(figure)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-            raise ValueError("; ".join(problems)) from None
+        command = " ".join(["visionmtl benchmark", *sys.argv[1:]])
+        report = Report(command, args.verb, settings, args.json, args.markdown)
+        for figure in args.measure(args):
+            report.add(figure)
     return 0 if report.kept else 1
 
 
@@ -95,11 +84,8 @@ def _setting(args: argparse.Namespace) -> "tuple[Workload, Timing]":
     from visionmtl.benchmark.measure import Timing
     from visionmtl.benchmark.workload import Workload
 
-    of_batch = {"batch": args.batch, "boxes": args.boxes} if hasattr(args, "batch") else {"batch": 1}
-    workload = Workload(
-        encoder=args.encoder, size=tuple(args.size), precision=args.precision, device=args.device, overrides=args.set,
-        **of_batch,
-    )  # fmt: skip
+    batch, boxes = getattr(args, "batch", 1), getattr(args, "boxes", 30)
+    workload = Workload(args.encoder, batch, tuple(args.size), boxes, args.precision, args.device, args.set)
     return workload, Timing(args.rounds, args.seconds, getattr(args, "clock", "wall"))
 
 

@@ -55,31 +55,31 @@ def _read_and_judge(args: argparse.Namespace) -> int:
     images = plan(checked, args.limit)
     workers = choose_processes(data, images) if args.workers is None else args.workers
     try:
-        with progress(console, images) as advance:
-            read_all(checked, workers, advance)
+        with progress(console, images) as count:
+            read_all(checked, workers, count)
     except RuntimeError as error:  # what DataLoader makes of a worker that was killed
         raise ValueError(
             f"a reading process ended: {error}; memory ran out or a decoder crashed; use fewer --workers, or 0 under "
             "python -X faulthandler to see where"
         ) from error
 
-    findings = [*(finding for one in checked for finding in one.findings), *judge(checked)]
-    numbers = [one.numbers() for one in checked]
+    findings = [*(finding for data_set in checked for finding in data_set.findings), *judge(checked)]
+    numbers = [data_set.numbers() for data_set in checked]
     counts = count_all(findings)
     # before anything is printed: a closed pipe or a terminal without Unicode must not lose what took an hour
     if args.json:
         asked = {"config": args.config, "overrides": args.overrides, "limit": args.limit}
-        plain = [finding.plain() for finding in findings]
-        content = {**asked, "counts": counts, "data_sets": numbers, "findings": plain}
+        rows = [finding.as_json() for finding in findings]
+        content = {**asked, "counts": counts, "data_sets": numbers, "findings": rows}
         args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    has_sheet = args.sheet and any(one.seen for one in checked)
+    has_sheet = args.sheet and any(data_set.seen for data_set in checked)
     if has_sheet:
         Image.fromarray(draw_sheet(checked, findings)).save(args.sheet)
     print_result(console, numbers, findings)
     for file in (args.json, args.sheet if has_sheet else None):
         if file:
             console.print(f"written: {file}")
-    if not any(one.source for one in checked):
+    if not any(data_set.source for data_set in checked):
         print("error: no data set could be opened, so nothing was checked; correct what is said above", file=sys.stderr)
         return ERROR
     return 1 if counts["error"] else 0

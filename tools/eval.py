@@ -180,7 +180,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json, evaluate_files
     from visionmtl.engine.protocols import find_protocol
-    from visionmtl.inference.results_io import open_predictions, paths_by_task
+    from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task
 
     if args.checkpoint.endswith(".pt") or Path(args.checkpoint).is_dir():
         opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
@@ -190,9 +190,10 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
     datasets = choose_datasets(run, args.data)
+    candidates = choose_datasets(run, ()) if args.data else datasets  # the files may be of all
     notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     spaces = known or resolve_spaces(tasks, datasets)
-    meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_judged=bool(args.data))
+    meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_evaluated=bool(args.data))
     _check_results(args, meters)
 
     scored = dict.fromkeys(map(task_of, meters))
@@ -207,15 +208,17 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         if ranks.is_main_process and args.json:
             targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
         results = evaluate_files(reads, meters, tasks, spaces, datasets, ranks.rank, ranks.world)
+        for name, predictions in files.items():
+            check_images(paths[name], predictions, candidates)
         results = find_protocol(args.protocol).named(results) if args.protocol else results
         if ranks.is_main_process:
             title = f"files of {', '.join(meters)} against {args.checkpoint}, {split}"
             _save_and_print(title, args, results, header, args.json, notes)
             if left_out:
                 print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
-            for name, of_task in files.items():
-                if of_task.ignored:
-                    print(f"{name}: ignored {of_task.ignored} boxes of categories that {paths[name]} should not have")
+            for name, predictions in files.items():
+                if num := predictions.num_ignored:
+                    print(f"{name}: ignored {num} boxes of categories that {paths[name]} should not have")
     return _unmet(args, results, show=ranks.is_main_process)
 
 
@@ -298,7 +301,7 @@ def _show_classes(name: str, result: Mapping[str, Any]) -> None:
         for label, row in result["per_class"].items():
             classes.add_row(label, *(_text(row[column]) for column in columns))
         Console(markup=False).print(classes)
-    for key in ("absent", "absent_but_predicted"):
+    for key in ("absent", "absent_but_predicted", "not_annotated"):
         if result.get(key):
             print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")
 

@@ -218,7 +218,7 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[Named]:
     """The first images of the first epoch, out of the very data set that training reads."""
     import torch
 
-    from visionmtl.data.label_spaces import resolve_spaces
+    from visionmtl.data.label_spaces import align, resolve_spaces
     from visionmtl.data.loader import train_loader
     from visionmtl.datasets import open_datasets
     from visionmtl.inference.predictor import choose_tasks, picture
@@ -226,6 +226,7 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[Named]:
 
     datasets = open_datasets(run.data.train)
     spaces = resolve_spaces(run.tasks, datasets)
+    datasets = align(datasets, run.tasks, spaces)
     tasks = choose_tasks(run.tasks, args.tasks.split(",") if args.tasks else None)
     alone = run.data.model_copy(update={"workers": 0})
     loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed)

@@ -51,7 +51,7 @@ def build_model(config_or_run: str | Path | Run, *overrides: str) -> MultiTaskNe
     """The untrained network of a run. Its training data sets are opened, for they name the classes to learn."""
     run = _read(config_or_run, overrides)
     run = extended(run)
-    spaces = resolve_taught_spaces(run, open_datasets(run.data.train), old_spaces(run))
+    spaces = resolve_taught_spaces(run, open_datasets(run.data.train), None, old_spaces(run))
     return build_network(run.model, run.tasks, spaces, run.data.size)
 
 
@@ -90,7 +90,7 @@ class Evaluation:
         run, spaces = opened.run, opened.net.spaces
         datasets = choose_datasets(run, data)
         self.notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
-        self.meters, self.datasets = choose_meters(run.tasks, spaces, datasets, protocol, only_judged=bool(data))
+        self.meters, self.datasets = choose_meters(run.tasks, spaces, datasets, protocol, only_evaluated=bool(data))
         self.tasks = {name: run.tasks[name] for name in map(task_of, self.meters)}
 
     def measure(
@@ -131,15 +131,15 @@ def choose_meters(
     spaces: Spaces,
     datasets: list[NamedDataset],
     protocol: str | None,
-    only_judged: bool,
+    only_evaluated: bool,
 ) -> tuple[dict[str, Meter], list[NamedDataset]]:
     """Fresh meters by name of their results, and the data as they want it.
 
     protocol: a benchmark's rules in place of each task's own meter
-    only_judged: leave out tasks that these data sets do not judge
+    only_evaluated: leave out tasks that these data sets cannot evaluate
     """
     datasets = align(datasets, tasks, spaces)
-    if only_judged:
+    if only_evaluated:
         tasks = {
             name: task for name, task in tasks.items() if any(supervises(one, task, spaces[name]) for one in datasets)
         }

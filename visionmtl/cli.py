@@ -32,8 +32,8 @@ ERROR = 2
 
 def verbs() -> dict[str, str]:
     """Every tool on disk with the first line of its docstring; nothing is imported."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: _first_line(_folder / f"{name}.py") for name in found}
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: _first_line(_folder / f"{name}.py") for name in names}
 
 
 def _first_line(file: Path) -> str:

@@ -3,16 +3,17 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.registry import Configurable
-from visionmtl.structures import EVERYTHING, IGNORE, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import EVERYTHING, IGNORE, Boxes, LabelSpace, ReadRequest, Sample
 
 __path__ = [str(shipped_folder("datasets"))]
 
@@ -133,11 +134,14 @@ def name_all(datasets: Sequence[Dataset]) -> list[str]:
 
 @dataclass(frozen=True)
 class Relabelled:
-    """A reader whose boxes or class maps are given in other label spaces, matched by the names of classes."""
+    """A reader whose classes are given in other label spaces, matched by name."""
 
     reader: DatasetReader
     learned: Mapping[str, LabelSpace]
-    """By field; each has all the classes of the reader's own space."""
+    """By field; each has all the classes of the reader's own space, but of fields in `names`."""
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of fields whose space unites several data sets: what the space calls a class of the reader. Others are left out,
+    and a sample says which classes of the space the reader's labels tell of (`Sample.annotated`)."""
 
     @property
     def provides(self) -> Mapping[str, LabelSpace | None]:
@@ -150,9 +154,20 @@ class Relabelled:
         notes = list(getattr(self.reader, "notes", ()))
         for field, space in self.learned.items():
             own = self.reader.provides[field]
-            missing = [name for name in space.classes if own is not None and name not in own.classes]
+            assert own is not None
+            if field in self.names:
+                notes.append(f"{field}: {self._united(own, space, self.names[field])}")
+                continue
+            missing = [name for name in space.classes if name not in own.classes]
             notes.append(f"{field}: lists no class {', '.join(missing)}" if missing else f"{field}: classes reordered")
         return notes
+
+    def _united(self, own: LabelSpace, space: LabelSpace, names: Mapping[str, str]) -> str:
+        """Which classes it teaches, for people."""
+        taught = [name if new == name else f"{name} as {new}" for name, new in names.items()]
+        text = f"tells of {len(set(names.values()))} of {len(space.classes)} classes: {shortened(taught)}"
+        dropped = [name for name in own.classes if name not in names]
+        return f"{text}; leaves out {shortened(dropped)}" if dropped else text
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -174,14 +189,33 @@ class Relabelled:
         for field, space in self.learned.items():
             own = self.reader.provides[field]
             assert own is not None
+            names = self.names.get(field) or {name: name for name in own.classes}
             table = np.full(256, IGNORE, np.uint8)
-            table[: len(own.classes)] = [space.classes.index(name) for name in own.classes]
+            for label, name in enumerate(own.classes):
+                if name in names:
+                    table[label] = space.classes.index(names[name])
             if field == "boxes" and sample.boxes is not None:
-                labels = table[sample.boxes.labels].astype(np.int64)
-                sample = replace(sample, boxes=replace(sample.boxes, labels=labels))
+                sample = replace(sample, boxes=_relabelled_boxes(sample.boxes, table))
             if field == "segmentation" and sample.segmentation is not None:
                 sample = replace(sample, segmentation=table[sample.segmentation])
+            if field in self.names:
+                annotated = np.isin(space.classes, list(names.values()))
+                sample = replace(sample, annotated={**sample.annotated, field: annotated})
         return sample
+
+
+def _relabelled_boxes(boxes: Boxes, table: NDArray[np.uint8]) -> Boxes:
+    """Boxes with the labels that `table` gives; those with IGNORE are left out."""
+    labels = table[boxes.labels].astype(np.int64)
+    kept = labels != IGNORE
+    if kept.all():
+        return replace(boxes, labels=labels)
+    return Boxes(boxes.xyxy[kept], labels[kept], boxes.crowd[kept], boxes.area[kept])
+
+
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """The first of many names, for messages."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Spec
+from visionmtl.modeling.decoders.base import Decoder, DenseMap
 from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.pyramids.base import Pyramid
 from visionmtl.modeling.pyramids.fpn import FPN
-from visionmtl.modeling.sharing.base import Sharing
+from visionmtl.modeling.sharing.base import Parts, Sharing
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
 from visionmtl.ops.ranks import Counts
@@ -46,23 +49,17 @@ class MultiTaskNet(nn.Module):
         self.spaces = dict(spaces)
         self.size = size
         self.frozen_modules: tuple[str, ...] = ()
-        self.encoder_origin: str
-        levels = {name: task.levels for name, task in tasks.items()}
-        wanted = tuple(sorted({level for of_task in levels.values() for level in of_task}))
-        encoder = spec.encoder.build(size, coarsest=wanted[-1])
+        parts = _parts(spec, tasks, spaces, size)
+        self.trunk = spec.sharing.build(parts)
+        encoder: Any = self.encoder
         # decoders double maps up to level 5; what is coarser is for detection, and may be rounded up
-        self.size_multiple = max(int(encoder.size_multiple), 2 ** min(5, wanted[-1]))
+        self.size_multiple = max(int(encoder.size_multiple), 2 ** min(5, parts.all_levels[-1]))
         self._encoder_name = spec.encoder.name
         self._check_multiple(size, "data.size")
-        self.encoder_origin = encoder.origin
+        self.encoder_origin: str = encoder.origin
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
-
-        pyramid = spec.pyramid.build(encoder.channels, wanted)
-        self.trunk = spec.sharing.build(encoder, pyramid, levels)
-        self.decoders = nn.ModuleDict(
-            {name: task.build(self.trunk.out_channels, spaces[name]) for name, task in tasks.items()}
-        )
+        self.decoders = nn.ModuleDict({name: self.trunk.decoder(name, parts) for name in tasks})
 
     def freeze_modules(self) -> None:
         """Let modules stay in evaluation mode from now on, all of whose parameters are frozen, with what is in them."""
@@ -92,16 +89,21 @@ class MultiTaskNet(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The encoder inside the trunk, for parameter groups."""
-        encoder: nn.Module = self.trunk.encoder  # type: ignore[assignment]
-        return encoder
+        """The encoder inside the trunk, the first of several."""
+        return self.trunk.encoders()[0]
 
-    def shared(self, image: Tensor, color: Tensor | None = None) -> Maps:
-        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colors -> the shared maps."""
-        maps: Maps = self.trunk(normalise(image, self.mean, self.std, color))
-        return maps
+    def encoders(self) -> list[nn.Module]:
+        """Every encoder inside the trunk, for parameter groups."""
+        return self.trunk.encoders()
 
-    def decode(self, shared: Maps) -> dict[str, Raw]:
+    def shared(self, image: Tensor, color: Tensor | None = None) -> Any:
+        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colors -> the shared maps.
+
+        As `Trunk.forward` gives them: by level, or by task and level where no maps are shared.
+        """
+        return self.trunk(normalise(image, self.mean, self.std, color))
+
+    def decode(self, shared: Any) -> dict[str, Raw]:
         """Shared maps -> raw output by task."""
         of_task = self.trunk.split(shared)
         return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}
@@ -109,6 +111,67 @@ class MultiTaskNet(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Raw]:
         """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task."""
         return self.decode(self.shared(image))
+
+    def with_initial(self, image: Tensor) -> tuple[dict[str, Raw], Mapping[str, Sequence[Raw]]]:
+        """As `forward`, and the initial predictions: all that a training step takes losses of."""
+        of_task, initial = self.trunk.split_with_initial(self.shared(image))
+        return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}, initial
+
+    def keep(self, tasks: Sequence[str]) -> None:
+        """Leave out what serves none of `tasks`, so that the other tasks cost nothing; for predictions."""
+        for name in [name for name in self.tasks if name not in tasks]:
+            del self.tasks[name], self.decoders[name]
+        self.trunk.keep(tasks)
+
+
+class _LastLayer(Decoder):
+    """No decoder at all: the map of one level as it is, for the task's last layer."""
+
+    def build(self, in_channels: int) -> DenseMap:
+        """See the base; the map has the stride of its level."""
+        return _OneMap(self.levels[0], in_channels)
+
+
+class _OneMap(DenseMap):
+    def __init__(self, level: int, channels: int) -> None:
+        super().__init__()
+        self.level = level
+        self.out_channels = channels
+
+    def forward(self, maps: Maps) -> Tensor:
+        return maps[self.level]
+
+
+def _parts(
+    spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
+) -> Parts:
+    def last_layers(name: str, levels: tuple[int, ...], channels: int) -> nn.ModuleList:
+        task = tasks[name]
+        reduced = [_reduced(task, some) for some in ([levels] if _fields(task, Head) else zip(levels))]
+        return nn.ModuleList(one.build(channels, spaces[name]) for one in reduced if one is not task)
+
+    return Parts(
+        encoder=partial(spec.encoder.build, size),
+        pyramid=spec.pyramid.build,
+        decoder=lambda name, channels: tasks[name].build(channels, spaces[name]),
+        last_layers=last_layers,
+        levels={name: task.levels for name, task in tasks.items()},
+        dense={name: decoder for name, task in tasks.items() for decoder in _fields(task, Decoder).values()},
+        size=size,
+    )
+
+
+def _fields(task: Task, kind: type[Any]) -> dict[str, Any]:
+    """The task's settings of a kind, by field."""
+    return {name: value for name in type(task).model_fields if isinstance(value := getattr(task, name), kind)}
+
+
+def _reduced(task: Task, levels: tuple[int, ...]) -> Task:
+    """The same task with its last layer alone on maps of `levels`; itself where it has neither decoder nor head."""
+    changes: dict[str, Any] = {name: _LastLayer(levels=levels) for name in _fields(task, Decoder)}
+    for name, head in _fields(task, Head).items():
+        changes[name] = head.model_copy(update={"levels": levels, "num_convs": 0, "channels": 0})
+    return task.model_copy(update=changes) if changes else task
 
 
 def _frozen_modules(module: nn.Module, prefix: str) -> Iterator[str]:
@@ -149,6 +212,8 @@ class LossNet(nn.Module):
         self.soft_losses = dict(soft_losses or {})
         self.tasks = {name: task for name, task in net.tasks.items() if learning is None or name in learning}
         self.feature_weight = feature_weight
+        self.levels: tuple[int, ...] = ()
+        """Of the shared maps of the last forward pass, where the graph is cut."""
 
     def forward(
         self,
@@ -169,10 +234,12 @@ class LossNet(nn.Module):
             return self.counts(image, targets, labelled, color)
         shared = self.shared(image, color)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
-        maps = self.net.trunk.split(leaves)
+        maps, initial = self.split(leaves)
         soft = soft or {}
         parts = {
-            name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name], soft.get(name))
+            name: self.of_task(
+                name, maps[name], targets[name], labelled[name], totals[name], initial.get(name, ()), soft.get(name)
+            )
             for name in self.tasks
         }
         if features := soft.get(FEATURES):
@@ -182,6 +249,7 @@ class LossNet(nn.Module):
             parts[first] = parts[first] | {f"{SOFT}features": self.feature_weight * loss}
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
+        self.levels = tuple(shared)
         return parts, list(shared.values()), list(leaves.values())
 
     def counts(
@@ -192,18 +260,26 @@ class LossNet(nn.Module):
         color: Tensor | None,
     ) -> Counts:
         """What tasks count of their predictions, see `tasks.base.Task.count_predictions`; other decoders do not run."""
-        maps = self.net.trunk.split(self.net.shared(image, color))
-        counting = {name: task for name, task in self.tasks.items() if task.counts_predictions}
-        raw = {name: self.net.decoders[name](maps[name]) for name in counting}
-        with torch.autocast(image.device.type, enabled=False):
-            return {
-                name: task.count_predictions(raw[name], dict(targets[name]), labelled[name])
-                for name, task in counting.items()
-            }
+        maps, initial = self.net.trunk.split_with_initial(self.net.shared(image, color))
+        counts: Counts = {}
+        for name, task in self.tasks.items():
+            if not task.counts_predictions:
+                continue
+            raw = self.net.decoders[name](maps[name])
+            with torch.autocast(image.device.type, enabled=False):
+                counts[name] = task.count_predictions(raw, dict(targets[name]), labelled[name])
+                for number, prediction in enumerate(initial.get(name, ())):
+                    of_initial = task.count_predictions(prediction, dict(targets[name]), labelled[name])
+                    counts[name] |= {f"initial_{number}_{key}": count for key, count in of_initial.items()}
+        return counts
 
-    def shared(self, image: Tensor, color: Tensor | None) -> Maps:
+    def shared(self, image: Tensor, color: Tensor | None) -> Any:
         """The part before the cut."""
         return self.net.shared(image, color)
+
+    def split(self, shared: Any) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Raw]]]:
+        """What lies between the cut and the tasks' own modules."""
+        return self.net.trunk.split_with_initial(shared)
 
     def of_task(
         self,
@@ -212,22 +288,42 @@ class LossNet(nn.Module):
         targets: Mapping[str, Tensor],
         labelled: Tensor,
         totals: Mapping[str, Tensor],
-        soft: Mapping[str, Tensor] | None,
+        initial: Sequence[Raw] = (),
+        soft: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One task behind the cut: what its decoder reads -> its loss parts."""
+        """One task behind the cut: what its decoder reads -> its loss parts.
+
+        Those of its initial predictions are added up as `initial_<part>`, which labels alone teach; those against
+        teachers are called `soft_<part>`.
+        """
         raw, task = self.net.decoders[name](maps), self.net.tasks[name]
+        loss = task.loss
         with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
-            parts = task.loss(raw, dict(targets), labelled, dict(totals))
-            if soft is None:
-                return parts
-            settings = self.soft_losses[name]
-            taught = task.distill(raw, dict(soft), dict(totals), settings)
-            return parts | {SOFT + part: settings.weight * value for part, value in taught.items()}
+            parts = loss(raw, dict(targets), labelled, dict(totals))
+            for number, prediction in enumerate(initial):
+                for part, value in loss(prediction, dict(targets), labelled, _of_initial(totals, number)).items():
+                    weighted = self.net.trunk.initial_weight * value
+                    key = f"initial_{part}"
+                    parts[key] = parts[key] + weighted if key in parts else weighted
+            if soft is not None:
+                settings = self.soft_losses[name]
+                taught = task.distill(raw, dict(soft), dict(totals), settings)
+                parts = parts | {SOFT + part: settings.weight * value for part, value in taught.items()}
+        return parts
 
     def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""
         if self.cut:  # each task's backward runs on its own, and the copies at the cut must be leaves
             self.shared = one_graph(self.shared)  # type: ignore[method-assign]
+            if self.net.trunk.splits_by_modules:
+                self.split = one_graph(self.split)  # type: ignore[method-assign]
             self.of_task = one_graph(self.of_task)  # type: ignore[method-assign]
         else:
             self.forward = one_graph(self.forward)  # type: ignore[method-assign]
+
+
+def _of_initial(totals: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The totals for an initial prediction: where predictions are counted, its own (see `LossNet.counts`)."""
+    prefix = f"initial_{number}_"
+    own = {key.removeprefix(prefix): value for key, value in totals.items() if key.startswith(prefix)}
+    return {**totals, **own}

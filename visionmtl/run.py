@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -25,7 +25,7 @@ from visionmtl.tasks.base import Task
 from visionmtl.transfer.base import Extend
 from visionmtl.transfer.distillation import Distill
 
-_Checked = TypeVar("_Checked", bound=Spec)
+_CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
 
 Schedule = Literal["cosine", "poly", "step", "constant"]
@@ -95,12 +95,12 @@ class Optim(Spec):
 class Distributed(Spec):
     """How the processes of a run work together; with one of them none of it matters, and it changes no result."""
 
+    former: ClassVar = {"static_graph": False, "bucket_mb": None}
+
     timeout_s: float = Field(600.0, gt=0, description="how long a process waits for the others before the run fails")
-    static_graph: bool = Field(False, description="promise torch that every step is one backward over the same graph")
     shard: bool = Field(
         False, description="each process keeps a share of weights, gradients and moments (FSDP2), for large encoders"
     )
-    bucket_mb: float | None = Field(None, gt=0, description="gradients exchanged at once; unset = torch's 25 MiB")
 
 
 _EARLIER_ACTIVATION_MEMORY = (0.95,)
@@ -212,7 +212,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = No
     """As `load`, with the origins."""
     tree = loader.read(path, overrides)
     _choose_split(tree, split)
-    return Loaded(_checked(Run, tree.resolved(), tree, path), tree)
+    return Loaded(checked(Run, tree.resolved(), tree, path), tree)
 
 
 def _choose_split(tree: Tree, split: str | None) -> None:
@@ -228,7 +228,10 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     """
     if not plain["train"].get("compile"):  # where it does nothing, and what was saved may be a former default
         plain = {**plain, "train": {k: v for k, v in plain["train"].items() if k != "activation_memory"}}
-    tree = Tree(plain, {(): origin})
+    # whatever the value of a former setting, it changed no result
+    data, distributed = _without_former(Data, plain["data"]), plain["train"].get("distributed", {})
+    train = {**plain["train"], "distributed": _without_former(Distributed, distributed)}
+    tree = Tree({**plain, "data": data, "train": train}, {(): origin})
     before = plain["data"]["root"]
     for override in overrides:
         tree.override(override)
@@ -237,7 +240,11 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     after = settings["data"].get("root") if isinstance(settings.get("data"), dict) else None
     if before and after and before != after:
         settings["data"] = moved(settings["data"], before, after)
-    return _checked(Run, settings, tree, origin)
+    return checked(Run, settings, tree, origin)
+
+
+def _without_former(spec: type[Spec], plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if name not in spec.former}
 
 
 def moved(value: Any, before: str, after: str) -> Any:
@@ -260,10 +267,10 @@ def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     values = {name: value for name, value in tree.values.items() if name == "data"}
     if isinstance(values.get("data"), dict):
         values["data"] = tree.resolved("data")
-    return _checked(_DataAlone, values, tree, path).data
+    return checked(_DataAlone, values, tree, path).data
 
 
-def _checked(kind: type[_Checked], values: dict[str, Any], tree: Tree, path: str | Path) -> _Checked:
+def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: str | Path) -> _CheckedSpec:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -5,7 +5,7 @@ Arrays (numpy) live on the CPU side of the loader, tensors after it.
 A *level* l is a feature map of stride 2**l pixels; maps travel as dict[level, float [B, C, h, w]].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +82,8 @@ class Sample:
     # in px is this / depth_m; None = no stereo camera
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
     jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
+    annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
+    # by label field, where a label space unites several: bool [K], the classes its data set looks for; absent = all
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,6 +124,8 @@ class ImageMeta:
     size: tuple[int, int]  # (H, W) of the original, pixels
     content_size: tuple[int, int]  # (H, W) it was resized to
     zoom: float = 1.0  # how much larger than at the size of training: everything looks that much nearer
+    annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
+    # see `Sample.annotated`; other classes are not predicted where a data set is to judge
 
 
 @dataclass(frozen=True, slots=True)

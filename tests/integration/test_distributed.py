@@ -108,14 +108,14 @@ def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(one: Path, two: Path, method: str):
     """That of upgrad was stopped and resumed."""
-    whole, spread = last(one / method), last(two / "sharded" / method)
+    whole, sharded = last(one / method), last(two / "sharded" / method)
 
-    assert kinds(spread) == kinds(whole)
-    for ours, theirs in ((whole["net"], spread["net"]), (whole["ema"]["module"], spread["ema"]["module"])):
+    assert kinds(sharded) == kinds(whole)
+    for ours, theirs in ((whole["net"], sharded["net"]), (whole["ema"]["module"], sharded["ema"]["module"])):
         apart = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
         assert max(apart.values()) < 1e-5, {name: far for name, far in apart.items() if far >= 1e-5}
     for moments, of_spread in zip(
-        whole["optimizer"]["state"].values(), spread["optimizer"]["state"].values(), strict=True
+        whole["optimizer"]["state"].values(), sharded["optimizer"]["state"].values(), strict=True
     ):
         torch.testing.assert_close(of_spread, moments, rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(scene_run.rows(one / method), scene_run.rows(two / "sharded" / method), strict=True):
@@ -143,10 +143,9 @@ def kinds(value: Any) -> Any:
     [
         ({"compile": True}, "train.compile is True"),
         ({"precision": "fp16"}, "train.precision is 'fp16'"),
-        ({"distributed": SHARD | {"bucket_mb": 1.0}}, "train.distributed.bucket_mb is set"),
     ],
 )
-def test_what_does_not_go_with_spreading_is_refused(tmp_path: Path, changes: dict[str, Any], wrong: str):
+def test_what_does_not_go_with_sharding_is_refused(tmp_path: Path, changes: dict[str, Any], wrong: str):
     run = settings(tmp_path, "fixed", world=1, **{"distributed": SHARD} | changes)
 
     with pytest.raises(ValueError, match=f"{wrong}, which does not go with .*shard; .*, or do not shard"):

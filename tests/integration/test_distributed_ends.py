@@ -41,7 +41,7 @@ def dying(folder: str) -> None:
 
     Only there are its images read in another process, which takes seconds to start; they are the same.
     """
-    advance, first_life = Trainer.train_step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    train_step, first_life = Trainer.train_step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
     def advance_or_die(state: Trainer, *batches: Any) -> Any:
         if state.state.step == DIES_BEFORE - 1 and first_life:
@@ -49,7 +49,7 @@ def dying(folder: str) -> None:
             (Path(folder) / f"workers-{state.ranks.rank}").write_text("\n".join(workers))
             if state.ranks.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return advance(state, *batches)
+        return train_step(state, *batches)
 
     Trainer.train_step = advance_or_die  # type: ignore[method-assign]
     train(settings(Path(folder) / "run", workers=int(first_life)), ON_CPU)

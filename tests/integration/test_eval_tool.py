@@ -142,6 +142,15 @@ def test_a_config_with_files_needs_no_checkpoint(saved, tmp_path, capsys):
     assert "not scored: detection, depth" in printed
 
 
+def test_boxes_of_another_split_are_refused(saved, tmp_path, capsys):
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps([{"image_id": "elsewhere", "category_id": 0, "bbox": [0, 0, 9, 9], "score": 0.5}]))
+
+    assert evaluated(saved, "--from-predictions", f"detection={file}") == 2
+    refused = f"{file} has results for 1 image(s) that are not in scenes, the first is elsewhere"
+    assert refused in capsys.readouterr().err
+
+
 def test_flipping_is_recorded_beside_every_number(saved, tmp_path, capsys):
     file = tmp_path / "r.json"
 

@@ -13,7 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import FIXED, NARROW, small_batch, small_run, small_state, small_tasks
 
-from visionmtl.balance.base import Balance, GramianBalance
+from visionmtl.balance.base import Balance, Balancer, Step
+from visionmtl.balance.graddrop import GradDrop
+from visionmtl.balance.progress import FAMO
+from visionmtl.balance.uncertainty import Uncertainty
+from visionmtl.balance.upgrad import UPGrad
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import Trainer, train
 from visionmtl.modeling.heads.aligned import Aligned
@@ -28,11 +32,17 @@ from visionmtl.tasks.segmentation import Segmentation
 HEADS = [pytest.param(p.values[0](num_convs=1), id=p.id) for p in found(Head)]
 HEADS += [pytest.param(Aligned(num_convs=1, bins=4), id="aligned with bins")]
 METHODS = [pytest.param(p.values[0](), id=p.id) for p in found(Balance)]
-METHODS += [
-    pytest.param(p.values[0].model_copy(update={"heads": "weighted"}), id=f"{p.id} weighted")
-    for p in METHODS
-    if isinstance(p.values[0], GramianBalance)
-]
+UPGRAD = UPGrad(smoothing=0.5, loss_scale="initial")
+KINDS: dict[str, Balance] = {
+    "fixed": FIXED,
+    "uncertainty": Uncertainty(),
+    "losses": FAMO(),
+    "gradients": UPGRAD,
+    "gradients, heads": UPGRAD.model_copy(update={"heads": "weighted"}),
+    "gradients on parameters": UPGRAD.model_copy(update={"level": "parameters"}),
+    "maps": GradDrop(),
+}
+"""One of each way to run the backwards; what a method adds is arithmetic on a few numbers."""
 OPTIONS = {
     "ohem": Segmentation(decoder=NARROW, hardest=0.3),
     "smoothing and weights": Segmentation(decoder=NARROW, label_smoothing=0.1, class_weights=(1, 2, 0.5)),
@@ -44,6 +54,7 @@ OPTIONS = {
 every_option = pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in OPTIONS.items()])
 every_head = pytest.mark.parametrize("head", HEADS)
 every_method = pytest.mark.parametrize("method", METHODS)
+every_kind = pytest.mark.parametrize("method", [pytest.param(method, id=name) for name, method in KINDS.items()])
 
 BY_INDEX = ("aten::index", "aten::index_put", "aten::_index_put_impl")
 # prod: its backward asks whether a factor is zero, but not while a mode such as the one below looks on
@@ -114,7 +125,7 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
         batch = small_batch(tasks).to(torch.device("cuda"))
 
-        def backward(*args: Any) -> None:
+        def backward(*args: Any, **kwargs: Any) -> None:
             for parameter in (*state.net.parameters(), *state.balancer.parameters()):
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -134,8 +145,8 @@ def test_no_head_makes_the_host_wait(head: Head):
     assert waits_of_a_step(small_tasks(head)) == []
 
 
-@every_method
-def test_no_balancing_method_makes_the_host_wait(method: Balance):
+@every_kind
+def test_no_way_of_balancing_makes_the_host_wait(method: Balance):
     assert waits_of_a_step(small_tasks(), method) == []
 
 
@@ -149,9 +160,42 @@ def test_no_head_copies_between_host_and_device(head: Head):
     assert waits_on_an_imagined_gpu(small_tasks(head)) == []
 
 
+@every_kind
+def test_no_way_of_balancing_copies_between_host_and_device(method: Balance):
+    assert waits_on_an_imagined_gpu(small_tasks(), method) == []
+
+
+def waits_of_weights(method: Balance, device: str) -> list[str]:
+    """Operators that wait in the second `backward` for two tasks on two maps, without a network."""
+    balancer = moved(method.build({"a": 1.0, "b": 2.0}), device)
+    assert isinstance(balancer, Balancer)
+    with Waits() as waits:
+        for _ in range(2):
+            waits.found.clear()
+            maps = [torch.ones(2, 4, size, size, device=device) for size in (6, 3)]
+            leaves = [x.clone().requires_grad_() for x in maps]
+            losses = {task: torch.stack([x.sigmoid().mean() for x in leaves]).sum() for task in ("a", "b")}
+            labelled = {task: torch.ones((), dtype=torch.bool, device=device) for task in losses}
+            shared = [x.requires_grad_() * 1 for x in maps]
+            balancer.backward(Step(losses, shared, leaves, labelled=labelled))
+    assert waits.seen > 20
+    return waits.found
+
+
+@every_method
+def test_no_balancing_method_makes_the_host_wait(method: Balance):
+    assert waits_of_weights(method, "cpu") == []
+
+
 @every_method
 def test_no_balancing_method_copies_between_host_and_device(method: Balance):
-    assert waits_on_an_imagined_gpu(small_tasks(), method) == []
+    def backward(loss: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    autograd = {"backward": backward, "grad": lambda loss, inputs, **kwargs: [torch.zeros_like(x) for x in inputs]}
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(Tensor, "backward", backward):
+        with patch.multiple(torch.autograd, **autograd):
+            assert waits_of_weights(method, "cuda") == []
 
 
 @every_option
@@ -172,11 +216,11 @@ def test_the_loop_waits_for_nothing_between_the_steps_it_logs(tmp_path: Path, mo
     """Loading, schedule, step, pace and prefetch together, for as long as nothing is logged."""
     right, at = Trainer.train_step, []
 
-    def advance(self: Trainer, *arguments: Any) -> Any:
+    def train_step(self: Trainer, *arguments: Any) -> Any:
         at.append(len(waits.found))
         return right(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_step", advance)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     run = scene_run.run(tmp_path / "run", data={"train": [scene_run.scenes(12)]}, train={"log_every_steps": 3})
     with Waits() as waits:
         train(run, TrainOptions(max_steps=6))
@@ -225,9 +269,8 @@ def test_the_check_sees_copies_to_and_from_a_gpu():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @every_method
-@every_head
-def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
-    tasks = small_tasks(head, normals=Normals(decoder=NARROW))
+def test_on_a_gpu_the_driver_sees_no_wait_either(method: Balance):
+    tasks = small_tasks(normals=Normals(decoder=NARROW))
     state = small_state(small_run(tasks, method), "cuda")
     batch = small_batch(tasks)
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from contract import sample
 
-from visionmtl.inference.results_io import SubmissionWriter, check_empty, open_predictions, paths_by_task
+from visionmtl.datasets import NamedDataset
+from visionmtl.inference.results_io import (
+    SubmissionWriter,
+    check_empty,
+    check_images,
+    open_predictions,
+    paths_by_task,
+)  # fmt: skip
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
@@ -156,3 +163,31 @@ def test_the_file_of_an_image_is_never_that_of_another(tmp_path, files, image_id
         return
     with pytest.raises(ValueError, match=found):
         predictions.read(one)
+
+
+class Photographs:
+    """Three images, the second without labels."""
+
+    provides = {"boxes": ANIMALS}
+
+    def __len__(self):
+        return 3
+
+    def read(self, index):
+        return Sample(image=np.zeros((8, 9, 3), np.uint8), image_id=f"{index:03}")
+
+
+def test_boxes_of_images_that_no_data_set_has_are_refused(tmp_path):
+    row = {"category_id": 17, "bbox": [0, 0, 4, 4], "score": 0.5}
+    photographs, file = NamedDataset("photographs", Photographs()), tmp_path / "boxes.json"
+
+    def check(*image_ids):
+        file.write_text(json.dumps([{**row, "image_id": image_id} for image_id in image_ids]))
+        predictions = open_predictions(file, Detection(), ANIMALS)
+        for labelled in (0, 2):
+            predictions.read(photographs.read(labelled))
+        check_images(file, predictions, [photographs])
+
+    check(0, 1, "002")  # the image without labels is one of the data set's
+    with pytest.raises(ValueError, match=r"2 image\(s\) that are not in photographs, the first is 3; .* --split"):
+        check(0, 3, "7")

@@ -134,7 +134,7 @@ def test_a_name_that_two_processes_give_is_refused_by_both(folder: Path):
 
 def test_a_file_that_two_data_sets_claim_is_refused_by_both_processes(folder: Path):
     for rank in range(2):
-        assert "images '0' of down and '0' of up are both judged by" in (folder / f"shared-{rank}").read_text()
+        assert "images '0' of down and '0' of up are both evaluated by" in (folder / f"shared-{rank}").read_text()
 
 
 def test_files_that_lie_in_several_folders_are_refused(folder: Path):

@@ -147,9 +147,10 @@ def test_without_an_average_it_gives_the_weights_themselves(state: Trainer, tmp_
         assert scene_run.differences(open_model(tmp_path / "a.pt").net(image), state.net.eval()(image)) == []
 
 
-def test_a_checkpoint_of_the_time_of_device_decoding_still_opens(state: Trainer, tmp_path: Path):
+def test_a_checkpoint_with_settings_of_earlier_versions_still_opens(state: Trainer, tmp_path: Path):
     plain = state.state_dict()
-    plain["run"]["data"]["decode"] = "workers"
+    plain["run"]["data"] |= {"decode": "workers", "prefetch": 7}
+    plain["run"]["train"]["distributed"] |= {"static_graph": True, "bucket_mb": 5.0}
     checkpoint.save(tmp_path / "a.pt", plain)
 
     assert open_model(tmp_path / "a.pt").run == state.run

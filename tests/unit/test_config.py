@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from visionmtl.config.loader import SHIPPED, ConfigError
 from visionmtl.config.registry import PYDANTIC_ERRORS
-from visionmtl.run import Optim, Run, dump, load, print_config, read, restore, schema
+from visionmtl.run import Distributed, Optim, Run, dump, load, print_config, read, restore, schema
 
 BASE = """\
 # A base.
@@ -305,3 +305,9 @@ def test_an_eager_run_that_was_saved_with_a_former_default_of_a_compiler_setting
     assert restore(plain, "last.pt") == load(base)
     with pytest.raises(ConfigError, match=r"activation_memory is 0\.9, but compile is false"):
         restore(plain, "last.pt", ["train.activation_memory=0.9"])
+
+
+def test_a_former_setting_is_passed_over_at_its_default_and_refused_otherwise():
+    assert Distributed.model_validate({"static_graph": False, "bucket_mb": None}) == Distributed()
+    with pytest.raises(ValidationError, match="unknown field 'static_graph'"):
+        Distributed.model_validate({"static_graph": True})

@@ -119,7 +119,7 @@ def test_objects_of_two_classes_may_share_a_box():
 def test_a_text_counts_the_boxes_and_shows_the_first():
     sample = Sample(image=photo(), image_id="a", boxes=boxes((0, 0, 5, 5), (70, 0, 80, 5), (80.5, 0, 90, 5)))
     (problem,) = find_problems(sample, PROVIDES)
-    assert problem.found == "2 of 3 boxes; the first, number 1, outside its 48x64 px is [70, 0, 80, 5]"
+    assert problem.text == "2 of 3 boxes; the first, number 1, outside its 48x64 px is [70, 0, 80, 5]"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_sheet_shows_the_photographs_the_labels_and_the_charts():
 def test_progress_is_a_bar_on_a_terminal_and_a_line_elsewhere():
     for terminal in (True, False):
         text = io.StringIO()
-        with progress(Console(file=text, force_terminal=terminal, width=100), 4) as advance:
-            advance(3)
+        with progress(Console(file=text, force_terminal=terminal, width=100), 4) as count:
+            count(3)
         assert ("0/4" in text.getvalue()) == terminal
         assert "read 3 images in" in text.getvalue()

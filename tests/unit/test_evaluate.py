@@ -184,7 +184,7 @@ def test_predictions_in_files_are_measured_as_those_of_a_network():
     assert results == evaluate(net, [batch(value) for value in VALUES], "cpu")
 
     twice = {f"{name}@{place}": tasks[name].meter(net.spaces[name]) for name in tasks for place in ("here", "there")}
-    with pytest.raises(ValueError, match=r"images '101' of here and '101' of there are both judged by .* of 'depth'"):
+    with pytest.raises(ValueError, match=r"images '101' of here and '101' of there are both evaluated by .*'depth'"):
         evaluate_files(
             reads, twice, tasks, net.spaces, [NamedDataset("here", Reader()), NamedDataset("there", Reader())]
         )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from visionmtl.ops import fused
 from visionmtl.ops.fused import upsampled_cross_entropy
-from visionmtl.ops.losses import dice
+from visionmtl.ops.losses import dice, smoothing_shares
 from visionmtl.ops.resize import upsample, upsample_backward
 from visionmtl.structures import IGNORE
 from visionmtl.tasks.segmentation import Segmentation
@@ -97,9 +97,21 @@ from visionmtl.ops import fused_kernel
 from test_fused import *
 fused_kernel.BLOCK = 16
 logits, classes = case((2, 3), 4, batch=1)
-ours = fused_kernel.value_and_gradient(logits, classes, WEIGHTS, IGNORE, 0.2)
+smoothed = smoothing_shares(torch.ones(1, 5, dtype=torch.bool), WEIGHTS, 0.2)
+ours = fused_kernel.value_and_gradient(logits, classes, WEIGHTS, smoothed, IGNORE, 0.2)
 value, gradient = with_gradient(plain, logits, classes, ignore=IGNORE, weights=WEIGHTS, label_smoothing=0.2)
 torch.testing.assert_close(ours, (value, gradient / 3), rtol=1e-5, atol=1e-5)
+
+logits, classes = case((2, 3), 4, num_classes=3)  # an image with classes 0 to 2, and one with 0 to 3
+known = torch.tensor([[True, True, True, False], [True] * 4])
+logits = torch.where(known[..., None, None], torch.cat([logits, logits[:, 1:2] + 1], dim=1), -1e30)
+smoothed = smoothing_shares(known, WEIGHTS[:4], 0.2)
+ours = fused_kernel.value_and_gradient(logits, classes, WEIGHTS[:4], smoothed, IGNORE, 0.2)
+theirs = fused.value_and_gradient(logits, classes, WEIGHTS[:4], smoothed, IGNORE, 0.2)
+each = [plain(logits[i:i+1, mask], classes[i:i+1], ignore=IGNORE, weights=WEIGHTS[:4][mask], label_smoothing=0.2)
+        for i, mask in enumerate(known)]
+torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(ours[0], sum(each), rtol=1e-5, atol=1e-5)
 """
 
 
@@ -124,7 +136,7 @@ def test_sizes_that_are_no_multiple_are_an_error():
 
 def test_torch_finds_the_operator_well_behaved():
     logits, classes = case((4, 3), 2)
-    arguments = (logits.requires_grad_(), classes, WEIGHTS, IGNORE, 0.1)
+    arguments = (logits.requires_grad_(), classes, WEIGHTS, WEIGHTS.expand(2, 5), IGNORE, 0.1)
     torch.library.opcheck(torch.ops.visionmtl.upsampled_cross_entropy.default, arguments)
 
 

@@ -1,11 +1,20 @@
 """The optimiser: who learns how fast, when, and what the moving average holds."""
 
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from visionmtl.engine.optim import Ema, build_optimizer, layers, lr_factor, parameter_groups, set_lr
+from visionmtl.engine.optim import (
+    Ema,
+    build_optimizer,
+    layers,
+    lr_factor,
+    parameter_groups,
+    set_lr,
+    skip_if_not_finite,
+)  # fmt: skip
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.run import Optim
 
@@ -22,6 +31,9 @@ class _Net(nn.Module):
         super().__init__()
         self.encoder = _Encoder()
         self.decoder = nn.Conv2d(4, 1, 1)
+
+    def encoders(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, _Encoder)]
 
 
 def rates(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> dict[int, tuple[float, float]]:
@@ -115,7 +127,6 @@ def test_copies_of_the_encoder_learn_as_the_encoder_does():
     ("name", "count"), [("resnet18", 9), ("convnext_atto", 16), ("vit_tiny_patch16_224", 13), ("pvt_v2_b0", 12)]
 )
 def test_layers_of_timm_models_are_their_blocks_in_order(name: str, count: int):
-    timm = pytest.importorskip("timm")
     with torch.device("meta"):
         body = timm.create_model(name, features_only=True)
 
@@ -125,8 +136,29 @@ def test_layers_of_timm_models_are_their_blocks_in_order(name: str, count: int):
     assert [id(p) for of_layer in found.values() for p in of_layer] == [id(p) for p in body.parameters()]
 
 
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_layers_of_one_flat_sequence_are_its_convolutions(name: str):
+    with torch.device("meta"):
+        body = timm.create_model(name, features_only=True)
+
+    by_layer = layers(body)
+
+    assert len(by_layer) == 8 and next(iter(by_layer)) == "features_0"
+    assert [sum(p.ndim > 1 for p in of_layer) for of_layer in by_layer.values()] == [1] * 8
+    assert [id(p) for of_layer in by_layer.values() for p in of_layer] == [id(p) for p in body.parameters()]
+
+
+def test_layer_decay_over_one_layer_is_an_error():
+    net = nn.Module()
+    net.encoder = nn.Conv2d(3, 8, 3)
+    with pytest.raises(
+        ValueError, match=r"layer_decay is 0.5, but the encoder has 1 layer.*; remove optim.layer_decay"
+    ):
+        parameter_groups(Optim(layer_decay=0.5), net)
+
+
 def test_a_net_without_encoder_rejects_encoder_settings():
-    with pytest.raises(ValueError, match="has no `encoder`"):
+    with pytest.raises(ValueError, match="has no `encoders`"):
         parameter_groups(Optim(encoder_lr_factor=0.1), nn.Linear(2, 2))
 
 
@@ -148,6 +180,22 @@ def test_a_step_moves_and_the_factor_scales_it(name: str):
         moved.append(float(1 - layer.weight.detach().mean()))
     # sgd: Nesterov's first step is (1 + momentum) times the gradient
     assert moved == pytest.approx([0.1, 0.01] if name == "adamw" else [0.19, 0.019], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0}])
+def test_a_first_step_that_is_skipped_leaves_no_trace(settings: dict, monkeypatch):
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full_like(x, torch.nan))  # what memory may hold
+    weights = []
+    for gradients in ((torch.inf, 1.0, 2.0), (1.0, 2.0)):
+        layer = nn.Linear(3, 1)
+        nn.init.ones_(layer.weight)
+        optimizer = build_optimizer(Optim(**settings, lr=0.1), layer)
+        for gradient in gradients:
+            layer.weight.grad = torch.full_like(layer.weight, gradient)
+            skip_if_not_finite(optimizer, layer.weight.grad.norm())
+            optimizer.step()
+        weights.append(layer.weight.detach())
+    assert weights[0].isfinite().all() and torch.equal(*weights)
 
 
 def test_warm_up_is_linear_and_counts_steps_or_epochs():

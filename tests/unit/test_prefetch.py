@@ -1,4 +1,4 @@
-"""The feed: batches arrive in order, copies run beside the step and are waited for, and waiting is measured right."""
+"""The prefetcher: batches arrive in order, copies run beside the step and are awaited, waiting is measured right."""
 
 import weakref
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ def test_on_a_cpu_the_batches_pass_as_they_are_in_order_and_no_sooner_than_asked
             taken.append(one)
             yield one
 
-    feed, groups = Prefetcher(CPU), []
-    for group in feed.groups(loader(), 2):
-        feed.prefetch()
+    prefetcher, groups = Prefetcher(CPU), []
+    for group in prefetcher.groups(loader(), 2):
+        prefetcher.prefetch()
         groups.append(group)
         assert len(taken) == sum(map(len, groups))
 
@@ -48,12 +48,12 @@ def test_on_a_cpu_waiting_is_the_time_in_the_loader(monkeypatch: pytest.MonkeyPa
             now[0] += 0.25
             yield batch(0)
 
-    feed, waited = Prefetcher(CPU), []
-    for _ in feed.groups(loader()):
+    prefetcher, waited = Prefetcher(CPU), []
+    for _ in prefetcher.groups(loader()):
         now[0] += 1.0  # the step
-        waited.append(feed.data_time())
+        waited.append(prefetcher.data_time())
     assert waited == [0.25, 0.25]
-    assert feed.data_time() == 0.0
+    assert prefetcher.data_time() == 0.0
 
 
 class Imagined:
@@ -116,29 +116,29 @@ class Imagined:
 
 def test_a_gpu_waits_from_the_end_of_its_work_to_the_end_of_the_copy(monkeypatch: pytest.MonkeyPatch):
     gpu = Imagined(monkeypatch)
-    feed = Prefetcher(CUDA, gpu.there)
+    prefetcher = Prefetcher(CUDA, gpu.there)
     gpu.times = {"main": 0.0, "side": 30.0}  # the first batch came 30 ms after the device was free
-    groups = feed.groups(map(batch, range(3)))
+    groups = prefetcher.groups(map(batch, range(3)))
     next(groups)
     gpu.pending = True
-    assert feed.data_time() == 0.0, "nobody waits to find out"
+    assert prefetcher.data_time() == 0.0, "nobody waits to find out"
     gpu.pending = False
-    assert feed.data_time() == pytest.approx(0.030)
+    assert prefetcher.data_time() == pytest.approx(0.030)
 
     gpu.times = {"main": 100.0, "side": 60.0}  # copied before the step was over
-    feed.prefetch()
+    prefetcher.prefetch()
     next(groups)
-    assert feed.data_time() == 0.0
+    assert prefetcher.data_time() == 0.0
 
 
 def test_a_pass_broken_off_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch):
     gpu = Imagined(monkeypatch)
-    feed = Prefetcher(CUDA, gpu.there)
-    next(feed.groups(map(batch, range(5))))
-    feed.prefetch()
+    prefetcher = Prefetcher(CUDA, gpu.there)
+    next(prefetcher.groups(map(batch, range(5))))
+    prefetcher.prefetch()
 
     gpu.notes.clear()
-    next(feed.groups(map(batch, range(7, 9))))
+    next(prefetcher.groups(map(batch, range(7, 9))))
     assert "copy 7" in gpu.notes and "1 used on main" not in gpu.notes
 
 
@@ -154,9 +154,9 @@ def test_batches_do_not_outlive_their_step_though_nobody_asks_how_long_they_took
         watched.append(weakref.ref(there))
         return there
 
-    feed = Prefetcher(CUDA, moved)
-    for group in feed.groups(map(batch, range(5))):
-        feed.prefetch()
+    prefetcher = Prefetcher(CUDA, moved)
+    for group in prefetcher.groups(map(batch, range(5))):
+        prefetcher.prefetch()
         assert len(group) == 1 and sum(one() is not None for one in watched) <= 2, "this one and the next"
 
 
@@ -170,25 +170,25 @@ def test_on_a_gpu_each_step_sees_its_own_batch_however_late_it_runs():
     """Memory of a batch must not be written again before the step that reads it; here steps are far behind copies."""
     count, size = 40, (16, 3, 512, 512)
     batches = (pinned(Batch(torch.full(size, i, dtype=torch.uint8), {}, {})) for i in range(count))
-    feed, sums, busy = Prefetcher(CUDA), [], torch.rand(4096, 4096, device=CUDA)
-    for (one,) in feed.groups(batches):
+    prefetcher, sums, busy = Prefetcher(CUDA), [], torch.rand(4096, 4096, device=CUDA)
+    for (one,) in prefetcher.groups(batches):
         for _ in range(3):
             busy = busy @ busy / 4096
         sums.append(one.image.float().mean())
         del one
-        feed.prefetch()
+        prefetcher.prefetch()
     assert torch.stack(sums).tolist() == list(range(count))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_a_gpu_fed_steps_wait_for_nothing():
     tasks = small_tasks()
-    state, feed = small_state(small_run(tasks), "cuda"), Prefetcher(CUDA)
-    for step, group in enumerate(feed.groups([pinned(small_batch(tasks)) for _ in range(6)])):
+    state, prefetcher = small_state(small_run(tasks), "cuda"), Prefetcher(CUDA)
+    for step, group in enumerate(prefetcher.groups([pinned(small_batch(tasks)) for _ in range(6)])):
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
         try:
             state.train_step(group)
-            feed.prefetch()
-            feed.data_time()
+            prefetcher.prefetch()
+            prefetcher.data_time()
         finally:
             torch.cuda.set_sync_debug_mode("default")

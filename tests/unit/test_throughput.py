@@ -1,4 +1,4 @@
-"""Pace and advice: figures by hand, and a word about waiting for data when there is something to gain."""
+"""Throughput and advice: figures by hand, and a word about waiting for data when there is something to gain."""
 
 from pathlib import Path
 from typing import Any

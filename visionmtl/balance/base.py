@@ -1,4 +1,4 @@
-"""The balancing contract: given one step's losses and the shared maps, fill every gradient."""
+"""The balancing contract: given one step's losses, and the graph behind them, fill every gradient."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from visionmtl.config.registry import Configurable
-from visionmtl.ops.ranks import sum_over_ranks
+from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a balancer may look at. The graph is cut between `shared` and `leaves`, which hold the same values."""
+    """What a balancer may look at. Where the graph is cut, `shared` and `leaves` hold the same values."""
 
     losses: Mapping[str, Tensor]  # by task: float32 scalar, divided by the labelled items of the whole optimiser step
     shared: Sequence[Tensor]  # the trunk's output, attached to its graph; empty when the balancer needs no cut
@@ -22,6 +24,10 @@ class Step:
     scale: Tensor | float = 1.0  # fp16 loss scale; multiplies every gradient
     labelled: Mapping[str, Tensor] | None = None  # by task: bool scalar, whether the step has a label; None: all have
     share: float = 1.0  # of the optimiser step that this micro-batch is; the losses are divided already
+    last: bool = True  # whether it is the last micro-batch of its optimiser step: then methods update their state
+    shared_parameters: Sequence[nn.Parameter] = ()  # what more than one task's loss reaches
+    joins_tasks: bool = False  # whether tasks share graph behind the cut, which one backward must leave to the next
+    levels: Sequence[int] = ()  # of `shared`, where the graph is cut
 
 
 class Balancer(nn.Module):
@@ -29,6 +35,10 @@ class Balancer(nn.Module):
 
     needs_cut: bool = False
     """True when the method wants each task's gradient on the shared maps."""
+    needs_parameters: bool = False
+    """True when it wants each task's gradient on the shared parameters: one backward a task through everything.
+    DistributedDataParallel averages one backward only, so whoever calls `backward` averages all gradients afterwards.
+    """
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         """Add to `.grad` of every parameter of trunk, decoders and the balancer itself.
@@ -45,67 +55,307 @@ class Balance(Configurable, package="visionmtl.balance"):
     def build(self, weights: Mapping[str, float]) -> Balancer:
         """weights: each task's configured weight, in the order of the config."""
 
+    def without_shared_maps(self) -> Self:
+        """The method for a network in which no map is shared by all tasks; ValueError where it needs one."""
+        return self
 
-Weighting = Callable[[Tensor], Tensor]
-"""Gramian float32 [T, T] of the tasks' gradients, positive semidefinite -> weights [T]."""
+
+class _State:
+    """Undoes what a method did to its buffers where that must not last: in all but the last micro-batch of a step,
+    and in a step whose values are not finite, which the optimiser skips."""
+
+    def __init__(self, method: nn.Module) -> None:
+        self._before = [(buffer, buffer.clone()) for buffer in method.buffers()]
+
+    def settle(self, keep: Tensor | bool) -> None:
+        """keep: bool scalar, whether the changes stay."""
+        for buffer, before in self._before:
+            buffer.copy_(before if keep is False else torch.where(torch.as_tensor(keep), buffer, before))
 
 
-class GramianBalance(Balance):
-    """Settings common to the methods that see only inner products of the tasks' gradients on the shared maps."""
+def _own_weights(weights: Mapping[str, float]) -> nn.Buffer:
+    """[T] configured weights; not saved, since they come from the config."""
+    return nn.Buffer(torch.tensor(list(weights.values()), dtype=torch.float64), persistent=False)
 
-    heads: Literal["raw", "weighted"] = "raw"
-    """Whether a decoder learns from its own loss as it is, or times the weight the method gave its task."""
+
+def _flags(step: Step, tasks: Sequence[str], device: torch.device) -> Tensor:
+    """bool [T], whether the step has a label of each task on any rank."""
+    if step.labelled is None:
+        return torch.ones(len(tasks), dtype=torch.bool, device=device)
+    return torch.stack([step.labelled[task] for task in tasks])
+
+
+# ---- weights from losses ----
+
+
+class LossRule(nn.Module):
+    """A loss weighting as arithmetic on the device; buffers are its state.
+
+    losses: float64 [T], of all ranks, as for a whole optimiser step; present: bool [T], False where the loss is 0
+    because nobody labelled the task. What comes out for absent tasks is not used.
+    """
+
+    def forward(self, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights, float64 [T]; the state stays."""
+        raise NotImplementedError
+
+    def update(self, losses: Tensor, present: Tensor) -> None:
+        """Take note of an optimiser step: its losses, summed over the micro-batches."""
+
+
+class LossWeighting(Balance):
+    """Settings common to the methods that see the values of the losses only: one backward of their weighted sum.
+
+    A task's configured weight multiplies what the method gives it.
+    """
 
     @abstractmethod
-    def weighting(self, num_tasks: int) -> Weighting:
+    def rule(self, tasks: Sequence[str]) -> LossRule:
         """The method."""
 
     def build(self, weights: Mapping[str, float]) -> Balancer:
-        return _Gramian(weights, self.weighting(len(weights)), self.heads == "weighted")
+        return _Weighted(weights, self.rule(list(weights)))
+
+
+class _Weighted(Balancer):
+    def __init__(self, weights: Mapping[str, float], rule: LossRule) -> None:
+        super().__init__()
+        self.tasks = list(weights)
+        self.own = _own_weights(weights)
+        self.rule = rule
+        self.sums = nn.Buffer(torch.zeros(len(weights), dtype=torch.float64), persistent=False)
+        """Losses of the micro-batches so far."""
+
+    def backward(self, step: Step) -> Mapping[str, Tensor]:
+        losses = torch.stack([step.losses[task] for task in self.tasks])
+        values = sum_over_ranks(losses.double()) / num_ranks()
+        labelled = _flags(step, self.tasks, values.device)
+        present = labelled & (values != 0)  # NaN is present
+        weights = torch.where(present, self.own * self.rule(values / step.share, present), 0.0)
+        ((losses * weights.to(losses.dtype)).sum() * step.scale).backward()
+        self.sums += values
+        if step.last:
+            state = _State(self.rule)
+            self.rule.update(self.sums, labelled & (self.sums != 0))
+            state.settle(self.sums.isfinite().all())
+            self.sums.zero_()
+        return dict(zip(self.tasks, weights.float().unbind(), strict=True))
+
+
+# ---- weights from inner products of gradients ----
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGradients:
+    """What a Gramian method sees of the tasks' gradients, over all ranks."""
+
+    gramian: Tensor  # float64 [T, T], their inner products, positive semidefinite; rows of absent tasks are 0
+    present: Tensor  # bool [T]: False for a task without a label in this step, or whose gradient is zero
+    losses: Tensor  # float64 [T], weighted as in the config, as for a whole optimiser step
+
+
+Weighting = Callable[[TaskGradients], Tensor]
+"""-> weights, float64 [T]; what comes out for absent tasks is not used. A module, if it has state."""
+
+
+class GramianBalance(Balance):
+    """Settings common to the methods that see only inner products of the tasks' gradients."""
+
+    heads: Literal["raw", "weighted"] = "raw"
+    """Whether a decoder learns from its own loss as it is, or times the weight the method gave its task."""
+    level: Literal["maps", "parameters"] = "maps"
+    """Where gradients are compared: on the shared maps, for the price of one backward of everything, or on the shared
+    parameters, as most papers do, for the price of one such backward a task."""
+    levels: tuple[int, ...] | None = Field(None, min_length=1)
+    """With `level: maps`: the pyramid levels that are looked at; None: all."""
+    loss_scale: Literal["none", "log", "initial"] = "none"
+    """What a loss is divided by before: nothing, itself (the gradient of its logarithm), or its value in the first
+    step that had it."""
+    smoothing: float | None = Field(None, gt=0, lt=1)
+    """Each step uses this much of the weights of the step before (CR-MOGM: Zhou et al. 2022, "On the Convergence of
+    Stochastic Multi-Objective Gradient Manipulation and Beyond", NeurIPS, alg. 1)."""
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        if self.levels is not None and self.level == "parameters":
+            raise ValueError(
+                f"levels is {self.levels}, but level is 'parameters', where no map is looked at; remove levels, or set "
+                "level: maps"
+            )
+        return self
+
+    @abstractmethod
+    def weighting(self, tasks: Sequence[str]) -> Weighting:
+        """The method."""
+
+    def build(self, weights: Mapping[str, float]) -> Balancer:
+        return _Gramian(weights, self, self.weighting(list(weights)))
+
+    def without_shared_maps(self) -> Self:
+        """On the parameters."""
+        if self.levels is not None:
+            raise ValueError(
+                f"balance.levels is {self.levels}, but in this way of sharing no map is shared by all tasks; their "
+                "gradients are compared on the shared parameters; remove balance.levels"
+            )
+        return self.model_copy(update={"level": "parameters"})
 
 
 class _Gramian(Balancer):
-    """T backwards through the decoders, one through the trunk.
+    """On maps: T backwards through the decoders, one through the trunk. On parameters: T through everything.
 
     The gradients on the shared maps stand for those on the trunk's parameters (the feature-level bound of Sener and
     Koltun 2018, arXiv:1810.04650, sec. 3.3). Over ranks the maps of all images concatenate, so the Gramian of the
-    whole batch is the sum of the ranks' Gramians (up to a common factor).
+    whole batch is the sum of the ranks' Gramians, up to the factor by which losses of more ranks are larger.
+    Gradients on parameters are averaged over the ranks before they are compared.
     """
 
-    needs_cut = True
-
-    def __init__(self, weights: Mapping[str, float], weighting: Weighting, weigh_heads: bool) -> None:
+    def __init__(self, weights: Mapping[str, float], spec: GramianBalance, weighting: Weighting) -> None:
         super().__init__()
-        self.weights = dict(weights)
+        self.tasks = list(weights)
+        self.own = _own_weights(weights)
         self.weighting = weighting
-        self.weigh_heads = weigh_heads
+        self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
+        self.weigh_heads, self.loss_scale = spec.heads == "weighted", spec.loss_scale
+        self.levels, self.smoothing = spec.levels, spec.smoothing
+        shape = len(weights)
+        if self.loss_scale == "initial":
+            self.initial = nn.Buffer(torch.zeros(shape, dtype=torch.float64))
+            """The first loss of each task; 0: not seen yet."""
+        if self.smoothing is not None:
+            self.smoothed = nn.Buffer(torch.full((shape,), torch.nan, dtype=torch.float64))
+            """The weights of the step before; NaN: the task was never seen."""
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
-        leaves, shared = list(step.leaves), list(step.shared)
-        losses = [self.weights[task] * loss * step.scale for task, loss in step.losses.items()]
-        gradients = [self._on_leaves(loss, leaves) for loss in losses]
+        state = _State(self)
+        raw = [step.losses[task] for task in self.tasks]
+        values = sum_over_ranks(torch.stack(raw).double()) / (num_ranks() * step.share)
+        factors = self.own / self._divisors(values)
+        losses = [loss * factor * step.scale for loss, factor in zip(raw, factors.float().unbind(), strict=True)]
+        inputs = list(step.leaves if self.needs_cut else step.shared_parameters)
+        if not inputs:  # nothing is shared, so there is nothing to compare
+            torch.stack(losses).sum().backward()
+            return dict(zip(self.tasks, factors.float().unbind(), strict=True))
+        gradients = self._gradients(losses, inputs, step.joins_tasks)
 
-        flat = [torch.cat([g.flatten().float() for g in of_task]) for of_task in gradients]
-        gramian = torch.stack([torch.stack([a @ b for b in flat]) for a in flat])
-        weights = self.weighting(sum_over_ranks(gramian)).to(gramian.dtype)
-
-        if self.weigh_heads:
-            (torch.stack(losses) * weights).sum().backward()
-        combined = [
-            torch.stack([w.to(g.dtype) * g for w, g in zip(weights, of_leaf, strict=True)]).sum(0)
-            for of_leaf in zip(*gradients, strict=True)
-        ]
-        torch.autograd.backward(shared, combined)
-        return {task: self.weights[task] * weights[i] for i, task in enumerate(step.losses)}
-
-    def _on_leaves(self, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-        """The loss's gradient on each shared map; with raw heads its decoder's parameters get theirs on the way."""
-        found: Sequence[Tensor | None]
-        if self.weigh_heads:
-            found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+        if self.needs_cut:
+            inner = sum_over_ranks(_inner_products(gradients, inputs, self._looked_at(step)))
         else:
-            loss.backward()
-            found = tuple(leaf.grad for leaf in leaves)
-            for leaf in leaves:
-                leaf.grad = None
-        return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+            rows = sum_over_ranks(_rows(gradients, inputs))
+            inner = (rows @ rows.T).double()
+        inner = inner / (num_ranks() * step.scale) ** 2
+        weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device))
+        state.settle(weights.isfinite().all() if step.last else False)
+
+        if self.weigh_heads:  # reaches the shared parameters too, where the graph is not cut
+            (torch.stack(losses) * weights.float()).sum().backward()
+        if self.needs_cut:
+            torch.autograd.backward(list(step.shared), _combine(gradients, inputs, weights))
+        elif not self.weigh_heads:
+            _add(rows / num_ranks(), inputs, weights)
+        return dict(zip(self.tasks, (factors * weights).float().unbind(), strict=True))
+
+    def _divisors(self, values: Tensor) -> Tensor | float:
+        if self.loss_scale == "none":
+            return 1.0
+        if self.loss_scale == "initial":
+            self.initial.copy_(torch.where(self.initial == 0, values, self.initial))
+            values = self.initial
+        return torch.where(values == 0, 1.0, values)
+
+    def _weights(self, inner: Tensor, losses: Tensor, labelled: Tensor) -> Tensor:
+        present = labelled & (inner.diagonal() != 0)  # NaN is present
+        both = present & present[:, None]
+        seen = TaskGradients(torch.where(both, inner, 0.0), present, losses)
+        # a value that is not finite makes every weight NaN, so that the gradient's norm shows it and the step is
+        # skipped
+        weights = torch.where(present, self.weighting(seen), 0.0) + 0 * inner.sum()
+        if self.smoothing is not None:
+            before = torch.where(self.smoothed.isnan(), weights, self.smoothed)
+            mixed = self.smoothing * before + (1 - self.smoothing) * weights
+            self.smoothed.copy_(torch.where(present, mixed, self.smoothed))
+            weights = torch.where(present, mixed, 0.0)
+        return weights
+
+    def _gradients(self, losses: Sequence[Tensor], inputs: list[Tensor], joined: bool) -> list[list[Tensor | None]]:
+        """[T] lists of each loss's gradients on the inputs; raw heads get theirs on the way."""
+        found: list[list[Tensor | None]] = []
+        before = [x.grad for x in inputs]
+        for x in inputs:
+            x.grad = None
+        for number, loss in enumerate(losses):
+            if self.weigh_heads:
+                found.append(list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)))
+                continue
+            more = number < len(losses) - 1
+            loss.backward(retain_graph=more and (joined or self.needs_parameters))
+            found.append([x.grad for x in inputs])
+            for x in inputs:
+                x.grad = None
+        for x, gradient in zip(inputs, before, strict=True):
+            x.grad = gradient
+        return found
+
+    def _looked_at(self, step: Step) -> list[int]:
+        """The positions of the maps in question."""
+        if self.levels is None:
+            return list(range(len(step.leaves)))
+        if missing := set(self.levels) - set(step.levels):
+            raise ValueError(
+                f"balance.levels has {sorted(missing)}, but the shared maps are of levels {list(step.levels)}; name "
+                "some of these, or remove balance.levels"
+            )
+        return [step.levels.index(level) for level in self.levels]
+
+
+def _inner_products(gradients: list[list[Tensor | None]], leaves: list[Tensor], looked_at: list[int]) -> Tensor:
+    """float64 [T, T]. No map is copied, unless it is of less than 32 bits or lies otherwise than its leaf."""
+    flat = [[_flat(of_task[k], leaves[k]) for k in looked_at] for of_task in gradients]
+    entries = []
+    for i, a in enumerate(flat):
+        for b in flat[: i + 1]:
+            dots = [torch.dot(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+            entries.append(torch.stack(dots).sum(dtype=torch.float64) if dots else None)
+    zero = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
+    low = [[entries[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(len(flat))] for i in range(len(flat))]
+    return torch.stack([zero if entry is None else entry for row in low for entry in row]).view(len(flat), -1)
+
+
+def _flat(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """float32 [N], in the order in which the leaf lies in memory."""
+    if gradient is None:
+        return None
+    channels_last = leaf.dim() == 4 and not leaf.is_contiguous() and leaf.stride(1) == 1
+    return (gradient.permute(0, 2, 3, 1) if channels_last else gradient).reshape(-1).float()
+
+
+def _combine(gradients: list[list[Tensor | None]], leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """The weighted sum on each map."""
+    sums = []
+    for k, leaf in enumerate(leaves):
+        total: Tensor | None = None
+        for weight, of_task in zip(weights.to(leaf.dtype).unbind(), gradients, strict=True):
+            if (gradient := of_task[k]) is not None:
+                total = gradient * weight if total is None else total.addcmul_(gradient, weight)
+        sums.append(torch.zeros_like(leaf) if total is None else total)
+    return sums
+
+
+def _rows(gradients: list[list[Tensor | None]], parameters: list[Tensor]) -> Tensor:
+    """float32 [T, P]: each task's gradient on all parameters in a row."""
+    return torch.stack(
+        [
+            torch.cat(
+                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(of, parameters, strict=True)]
+            )
+            for of in gradients
+        ]
+    )
+
+
+def _add(rows: Tensor, parameters: list[Tensor], weights: Tensor) -> None:
+    """Add the weighted sum of the rows to the parameters' gradients."""
+    pieces = (weights.to(rows.dtype) @ rows).split([p.numel() for p in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        gradient = piece.view_as(parameter)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -33,12 +33,12 @@ def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timin
     methods: dict[str, Balance] = {name: known[name]() for name in names or sorted(known) if name != "fixed"}
     if peers:
         methods["TorchJD, MGDA"] = _TorchJD()
-    batch = workload.batch_of(workload.samples())
     yield Note(
         f"Whole training steps on {workload.text}, batch {workload.batch}; each method in turns with fixed weights. "
         f"Clock: {timing.clock}."
     )
 
+    batch = workload.batch_of(workload.samples())
     fixed = build(partial(_step, workload, Fixed(), batch), workload.on, count=False)
     rows: list[Sequence[Cell]] = []
     for name, method in methods.items():  # one at a time: many networks would not fit into memory together
@@ -75,13 +75,13 @@ class _JacobianDescent(Balancer):
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         leaves = list(step.leaves)
-        rows: list[list[Tensor]] = []
+        by_task: list[list[Tensor]] = []
         for loss in step.losses.values():
             loss.backward()
-            rows.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+            by_task.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
             for leaf in leaves:
                 leaf.grad = None
-        jacobian = [torch.stack(of_leaf) for of_leaf in zip(*rows, strict=True)]
+        jacobian = [torch.stack(of_leaf) for of_leaf in zip(*by_task, strict=True)]
         backward(list(step.shared), jac_tensors=jacobian, inputs=self.trunk, parallel_chunk_size=1)
         weights = jac_to_grad(self.trunk, MGDA())
         assert weights is not None

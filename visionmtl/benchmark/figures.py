@@ -48,9 +48,6 @@ class Note:
 
 Figure = Row | Table | Note
 
-_ROW_COLUMNS, _ROW_WIDTHS = ("figure", "value", "limit", ""), (58, 16, 14, 6)
-"""Rows are printed one by one, so their columns cannot wait for the longest cell."""
-
 
 class Report:
     """Prints each figure at once and writes the files anew with it, so that an interrupted run keeps its figures."""
@@ -58,9 +55,11 @@ class Report:
     def __init__(
         self, command: str, verb: str, settings: Mapping[str, Any], json_file: Path | None, text_file: Path | None
     ) -> None:
-        self._json, self._text = json_file, text_file
-        self._figures: list[Figure] = []
-        self._lines: list[str] = []
+        self._json_file, self._text_file = json_file, text_file
+        self._text = ""
+        self._previous: type[Figure] | None = None
+        self.kept = True
+        """Whether no figure misses its limit so far."""
         for file in (json_file, text_file):
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,10 @@ class Report:
         machine = environment()
         machine["packages"] |= {"segmentation-models-pytorch": version("segmentation-models-pytorch")}
         machine["cpu"] = _cpu()
-        self._head = {"command": command, "date": date, "verb": verb, "settings": settings, "machine": machine}
+        self._content: dict[str, Any] = {
+            "command": command, "date": date, "verb": verb, "settings": settings, "machine": machine,
+            "rows": [], "tables": [], "notes": [],
+        }  # fmt: skip
         packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
         gpus = ", ".join(machine["gpus"]) + f", CUDA {machine['cuda']}" if machine["gpus"] else "no GPU"
         self._print(
@@ -78,27 +80,23 @@ class Report:
 
     def add(self, figure: Figure) -> None:
         """Print and keep."""
-        self._print(markdown(figure, self._figures[-1] if self._figures else None))
-        self._figures.append(figure)
-        if self._json:
-            rows, tables, notes = ([f for f in self._figures if isinstance(f, kind)] for kind in (Row, Table, Note))
-            content = {
-                **self._head,
-                "rows": [{**asdict(row), "kept": row.kept} for row in rows if isinstance(row, Row)],
-                "tables": [asdict(table) for table in tables],
-                "notes": [note.text for note in notes if isinstance(note, Note)],
-            }
-            self._json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-    @property
-    def kept(self) -> bool:
-        """Whether no figure misses its limit so far."""
-        return all(figure.kept for figure in self._figures if isinstance(figure, Row))
+        between = "\n" if isinstance(figure, Table) or type(figure) is not self._previous else ""
+        self._print(between + markdown(figure))
+        self._previous = type(figure)
+        if isinstance(figure, Row):
+            self._content["rows"].append(asdict(figure) | {"kept": figure.kept})
+            self.kept &= figure.kept
+        elif isinstance(figure, Table):
+            self._content["tables"].append(asdict(figure))
+        else:
+            self._content["notes"].append(figure.text)
+        if self._json_file:
+            self._json_file.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
 
     def _print(self, text: str) -> None:
-        self._lines.append(text)
-        if self._text:
-            self._text.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+        self._text += f"{text}\n"
+        if self._text_file:
+            self._text_file.write_text(self._text, encoding="utf-8")
         print(text, flush=True)
 
 
@@ -110,28 +108,20 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def markdown(figure: Figure, previous: Figure | None = None) -> str:
-    """The figure as Markdown. Rows that follow each other make one table."""
+def markdown(figure: Figure) -> str:
+    """The figure as Markdown: a sentence, an item of a list, or a table."""
     if isinstance(figure, Note):
-        return figure.text if isinstance(previous, Note) else f"\n{figure.text}"
+        return figure.text
     if isinstance(figure, Row):
-        limits = [f"<= {figure.limit:g}"] if figure.limit is not None else []
-        limits += [f">= {figure.least:g}"] if figure.least is not None else []
-        limit = " ".join([*limits, figure.unit]).strip() if limits else ""
-        cells = (figure.name, f"{_text(figure.value)} {figure.unit}".strip(), limit, "" if figure.kept else "MISSED")
-        lines = _lines(_ROW_COLUMNS, [cells], _ROW_WIDTHS)
-        return lines[-1] if isinstance(previous, Row) else "\n".join(["", *lines])
-    rows = [[_text(cell) for cell in row] for row in figure.rows]
-    widths = [max(map(len, column)) for column in zip(figure.columns, *rows, strict=True)]
-    return "\n".join(["", f"**{figure.title}**", "", *_lines(figure.columns, rows, widths)])
-
-
-def _lines(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
-    head, *body = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (columns, *rows)
-    ]
-    return [head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
+        limits = [f"limit <= {figure.limit:g}"] if figure.limit is not None else []
+        limits += [f"limit >= {figure.least:g}"] if figure.least is not None else []
+        limits += [] if figure.kept else ["MISSED"]
+        return f"- {figure.name}: {_text(figure.value)} {figure.unit}".rstrip() + ", ".join(["", *limits])
+    rows = [list(figure.columns), *([_text(cell) for cell in row] for row in figure.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([f"**{figure.title}**", "", *lines])
 
 
 def _text(cell: Cell) -> str:

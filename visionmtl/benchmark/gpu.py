@@ -30,7 +30,7 @@ def measure_gpu(
     elif budget.fits(WAITS_S):
         yield from _host_waits(workload)
     else:
-        yield Note(f"SKIPPED: host waits; they need about {WAITS_S:.0f} s of the budget of {budget_s:g} s")
+        yield budget.skipped("host waits", WAITS_S)
 
     if on_gpu:
         yield from Step(workload, timing, ("cuda_graph", "eager"), peers=True, budget=budget).measure()
@@ -39,8 +39,7 @@ def measure_gpu(
     if budget.fits(INFER_S):
         yield from measure_predictions(workload, replace(timing, rounds=4 * timing.rounds), infer_batches)
     else:
-        left_s = max(budget.left_s, 0)
-        yield Note(f"SKIPPED: predictions; they need about {INFER_S:.0f} s, {left_s:.0f} s are left")
+        yield budget.skipped("predictions", INFER_S)
     if on_gpu:
         yield from Step(workload, timing, ("eager", "compiled"), True, False, compare_boxes, budget).measure()
     yield Row("all of this took", time.monotonic() - start, "s", budget_s)

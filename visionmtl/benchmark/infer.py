@@ -38,22 +38,21 @@ def measure_predictions(workload: Workload, timing: Timing, batches: Sequence[in
     joint, *singles = (times[name, PREDICTIONS] for name in nets)
     yield Row("joint / sum of one network a task, latency", ratio(joint, *singles), "")
 
-    speeds: dict[int, dict[str, float]] = {}
+    timing, speeds = replace(timing, rounds=min(timing.rounds, 5)), []
     for batch in batches:
-        works_of_batch = _works(workload, nets["joint"], batch)
-        times_of_batch = alternate(works_of_batch, workload.on, replace(timing, rounds=min(timing.rounds, 5)))
-        speeds[batch] = {stage: batch * 1e3 / median(times_ms) for stage, times_ms in times_of_batch.items()}
-    rows = [(str(batch), *(by_stage[stage] for stage in STAGES)) for batch, by_stage in speeds.items()]
+        times_of_batch = alternate(_works(workload, nets["joint"], batch), workload.on, timing)
+        speeds.append([batch * 1e3 / median(times_of_batch[stage]) for stage in STAGES])
+    rows = [(str(batch), *of_batch) for batch, of_batch in zip(batches, speeds, strict=True)]
     yield Table("Images a second, joint", ("batch", *STAGES), rows)
-    for stage in STAGES:
-        best = max(speeds, key=lambda batch: speeds[batch][stage])
-        yield Row(f"best throughput, {stage}, batch {best}", speeds[best][stage], "images/s")
+    for stage, of_stage in zip(STAGES, zip(*speeds, strict=True), strict=True):
+        best = max(of_stage)
+        yield Row(f"best throughput, {stage}, batch {batches[of_stage.index(best)]}", best, "images/s")
 
 
 def _works(workload: Workload, net: MultiTaskNet, batch: int) -> dict[str, Work]:
     """The network's prediction up to each stage."""
-    images = np.stack([sample.image for sample in replace(workload, batch=batch).samples()])
-    image = workload.pinned(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    workload = replace(workload, batch=batch)
+    image = workload.batch_of(workload.samples()).image
     metas = [ImageMeta(workload.size, workload.size)] * batch
     device, autocast = workload.on, workload.autocast()
 

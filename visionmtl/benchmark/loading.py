@@ -67,25 +67,21 @@ def _measure(run: Run, folder: Path, batch: int, timing: Timing) -> Iterator[Fig
     fields = {task.field for task in run.tasks.values()}
     cached = with_cache([dataset], [spec], folder, fields, data.size, data.augment.zoom[1], workers=0)[0]
     boxes = [dataset.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
-    plain, numbers = PlainLoader(whole, spec, boxes, data.augment, data.size, batch), count()
+    straightforward, epochs = PlainLoader(whole, spec, boxes, data.augment, data.size, batch), count()
 
     def ours(dataset: NamedDataset) -> Work:
         """One epoch a call, another each time."""
-        plain_data = Data.model_validate({**data.model_dump(), "workers": 0, "cache": None})
-        spaces = resolve_spaces(run.tasks, [dataset])
-        loader: Any = train_loader(plain_data, run.tasks, spaces, [dataset], batch, run.seed)
+        here = Data.model_validate({**data.model_dump(), "workers": 0, "cache": None})
+        loader: Any = train_loader(here, run.tasks, resolve_spaces(run.tasks, [dataset]), [dataset], batch, run.seed)
 
         def work() -> None:
-            loader.batch_sampler.set_epoch(next(numbers))
+            loader.batch_sampler.set_epoch(next(epochs))
             deque(loader, maxlen=0)
 
         return work
 
-    works = {
-        DECODING: ours(dataset),
-        CACHED: ours(cached),
-        PLAIN: lambda: deque(plain.epoch(next(numbers)), maxlen=0),
-    }
+    works = {DECODING: ours(dataset), CACHED: ours(cached)}
+    works[PLAIN] = lambda: deque(straightforward.epoch(next(epochs)), maxlen=0)
     times = alternate(works, torch.device("cpu"), timing)
     yield Note(
         f"{dataset.name}: {number} images to {data.size[0]}x{data.size[1]}, zoom {data.augment.zoom}, labels "
@@ -125,13 +121,10 @@ class PlainLoader:
 
     def epoch(self, seed: int) -> Iterator[tuple[Tensor, list[Tensor], list[Any]]]:
         """Images float32 [B, 3, H, W], maps [B, H, W] each, and boxes of every image."""
-        rng, batch = np.random.default_rng(seed), []
-        for index in rng.permutation(len(self._boxes)):
-            batch.append(self._load(int(index), rng))
-            if len(batch) == self._batch_size:
-                images, maps, boxes = zip(*batch, strict=True)
-                yield torch.stack(images), [torch.stack(of_batch) for of_batch in zip(*maps, strict=True)], list(boxes)
-                batch = []
+        rng = np.random.default_rng(seed)
+        for indices in rng.permutation(len(self._boxes)).reshape(-1, self._batch_size).tolist():
+            images, maps, boxes = zip(*(self._load(index, rng) for index in indices), strict=True)
+            yield torch.stack(images), [torch.stack(of_batch) for of_batch in zip(*maps, strict=True)], list(boxes)
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor], Any]:
         file = Path(str(self._dataset.file(index)))

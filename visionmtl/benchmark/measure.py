@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from visionmtl.benchmark.figures import Note
+
 Name = TypeVar("Name", bound=Hashable)
 Work = Callable[[], object]
 """On a GPU a call may return before the work is done."""
@@ -114,9 +116,10 @@ def build(make: Callable[[], Work], device: torch.device, count: bool = True) ->
     on_gpu, start = device.type == "cuda", time.perf_counter()
     gc.collect()  # garbage of earlier works must not be freed while this one is measured
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
-    work = make()
-    flops = count_flops(work) if count else None
-    if flops is None:
+    work, flops = make(), None
+    if count:
+        flops = count_flops(work)
+    else:
         work()
     if on_gpu:
         # after compiling and before a CUDA graph is recorded: its replays take nothing from the allocator
@@ -124,10 +127,9 @@ def build(make: Callable[[], Work], device: torch.device, count: bool = True) ->
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(WARM_UP if on_gpu or not count else 1):
         work()
-    peak_mib = None
     if on_gpu:
         torch.cuda.synchronize(device)
-        peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20 if on_gpu else None
     return Built(work, time.perf_counter() - start, milliseconds(work, device) / 1e3, flops, peak_mib)
 
 
@@ -137,11 +139,11 @@ class Budget:
     def __init__(self, seconds: float | None) -> None:
         self._end = math.inf if seconds is None else time.monotonic() + seconds
 
-    @property
-    def left_s(self) -> float:
-        """Infinite without a budget, negative when it is spent."""
-        return self._end - time.monotonic()
-
     def fits(self, seconds: float) -> bool:
         """Whether something that takes about so long would end in time."""
-        return seconds <= self.left_s
+        return seconds <= self._end - time.monotonic()
+
+    def skipped(self, name: str, seconds: float) -> Note:
+        """Says that something which takes about so long is left out."""
+        left_s = max(self._end - time.monotonic(), 0)
+        return Note(f"SKIPPED: {name}; about {seconds:.0f} s are needed, {left_s:.0f} s are left")

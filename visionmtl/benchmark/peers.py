@@ -1,7 +1,7 @@
 """Single-task networks that people train instead of a joint one: torchvision's FCOS, and two FPNs of smp."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,23 +14,25 @@ from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from visionmtl.benchmark.measure import Work
-from visionmtl.benchmark.workload import SPACES, Workload
-from visionmtl.structures import IGNORE, LabelSpace, Sample
+from visionmtl.benchmark.workload import Workload, backward_and_step
+from visionmtl.datasets.coco import COCO80
+from visionmtl.io.cityscapes import CITYSCAPES19
+from visionmtl.structures import IGNORE, Batch
 
 PEERS = ("torchvision FCOS", "smp FPN, segmentation", "smp FPN, depth")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def peers(workload: Workload, samples: Sequence[Sample], compiled: bool = False) -> dict[str, Callable[[], Work]]:
+def peers(workload: Workload, batch: Batch, compiled: bool = False) -> dict[str, Callable[[], Work]]:
     """By name, what builds a whole training step of each: copy to the device, forward, loss, backward, AdamW.
 
-    The images and labels are those of the joint net. In the peers' favour there is no clipping, no moving average, no
-    colour jitter, and no resizing by torchvision. compiled: without the detector, whose varying number of targets
-    breaks the graph every few operations.
+    batch: that of the joint net. In the peers' favour there is no clipping, no moving average, no colour jitter, and no
+    resizing by torchvision. compiled: without the detector, whose varying number of targets breaks the graph every few
+    operations.
     """
-    makers: dict[str, Callable[[], Work]] = {} if compiled else {PEERS[0]: partial(_fcos, workload, samples)}
-    for name, field in zip(PEERS[1:], ("segmentation", "depth_m"), strict=True):
-        makers[name] = partial(_smp_fpn, workload, samples, field, compiled)
+    makers: dict[str, Callable[[], Work]] = {} if compiled else {PEERS[0]: partial(_fcos, workload, batch)}
+    for name, task in zip(PEERS[1:], ("segmentation", "depth"), strict=True):
+        makers[name] = partial(_smp_fpn, workload, batch, task, compiled)
     return makers
 
 
@@ -47,38 +49,30 @@ class _Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(channels, self.out_channels, LastLevelP6P7(channels[-1], self.out_channels))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.fpn(OrderedDict((str(i), one) for i, one in enumerate(self.body(x))))
+        maps: dict[str, Tensor] = self.fpn(OrderedDict((str(i), features) for i, features in enumerate(self.body(x))))
         return maps
 
 
-def _space(task: str) -> LabelSpace:
-    space = SPACES[task]
-    assert space is not None
-    return space
-
-
-def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
+def _fcos(workload: Workload, batch: Batch) -> Work:
     low, high = sorted(workload.size)
-    settings: dict[str, Any] = {"min_size": low, "max_size": high, "num_classes": len(_space("detection").classes)}
+    settings: dict[str, Any] = {
+        "min_size": low, "max_size": high, "num_classes": len(COCO80.classes), "_skip_resize": True,
+    }  # fmt: skip
     net: nn.Module
     if workload.encoder == "resnet50":
-        net = fcos_resnet50_fpn(weights=None, weights_backbone=None, _skip_resize=True, **settings)
+        net = fcos_resnet50_fpn(weights=None, weights_backbone=None, **settings)
     else:
-        net = FCOS(_Pyramid(workload.encoder), _skip_resize=True, **settings)
+        net = FCOS(_Pyramid(workload.encoder), **settings)
+    truth = batch.targets["detection"]
     targets = [
-        {
-            "boxes": workload.pinned(torch.from_numpy(sample.boxes.xyxy)),
-            "labels": workload.pinned(torch.from_numpy(sample.boxes.labels)),
-        }
-        for sample in samples
-        if sample.boxes is not None
+        {key: truth[key][image, :count] for key in ("boxes", "labels")}
+        for image, count in enumerate(truth["valid"].sum(dim=1).tolist())
     ]
-    step, image = _training(workload, net, samples)
-    device, autocast = workload.on, workload.autocast()
+    step, device, autocast = backward_and_step(net, workload.on), workload.on, workload.autocast()
 
     def work() -> None:
         on_device = [{key: x.to(device, non_blocking=True) for key, x in target.items()} for target in targets]
-        images = image.to(device, non_blocking=True) / 255
+        images = batch.image.to(device, non_blocking=True) / 255
         with autocast():
             parts: dict[str, Tensor] = net(list(images), on_device)
         step(torch.stack(list(parts.values())).sum())
@@ -86,39 +80,24 @@ def _fcos(workload: Workload, samples: Sequence[Sample]) -> Work:
     return work
 
 
-def _smp_fpn(workload: Workload, samples: Sequence[Sample], field: str, compiled: bool) -> Work:
+def _smp_fpn(workload: Workload, batch: Batch, task: str, compiled: bool) -> Work:
     known = workload.encoder in smp.encoders.get_encoder_names()
     encoder = workload.encoder if known else f"tu-{workload.encoder}"
-    classes = len(_space("segmentation").classes) if field == "segmentation" else 1
-    net = smp.FPN(encoder, encoder_weights=None, classes=classes)
-    target = workload.pinned(torch.stack([torch.from_numpy(getattr(sample, field)) for sample in samples]))
-    step, image = _training(workload, net, samples)
-    device, autocast = workload.on, workload.autocast()
+    num_outputs = len(CITYSCAPES19.classes) if task == "segmentation" else 1
+    net = smp.FPN(encoder, encoder_weights=None, classes=num_outputs)
+    target = batch.targets[task]["classes" if task == "segmentation" else "depth_m"]
+    step, device, autocast = backward_and_step(net, workload.on), workload.on, workload.autocast()
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         images = ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         with autocast():
             raw = net(images)
-        if field == "segmentation":
+        if task == "segmentation":
             return F.cross_entropy(raw.float(), labels.long(), ignore_index=IGNORE)
         valid = labels > 0  # mean absolute error of log depth where it was measured
         error = (raw[:, 0].float() - torch.where(valid, labels, 1.0).log()).abs()
         return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
 
     run = torch.compile(loss) if compiled else loss
-    return lambda: step(run(image.to(device, non_blocking=True), target.to(device, non_blocking=True)))
-
-
-def _training(workload: Workload, net: nn.Module, samples: Sequence[Sample]) -> tuple[Callable[[Tensor], None], Tensor]:
-    """What to do with a loss of the net, which is moved to the device, and the uint8 images."""
-    net.to(workload.on).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
-
-    def step(loss: Tensor) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    image = torch.stack([torch.from_numpy(sample.image.transpose(2, 0, 1).copy()) for sample in samples])
-    return step, workload.pinned(image)
+    return lambda: step(run(batch.image.to(device, non_blocking=True), target.to(device, non_blocking=True)))

@@ -1,5 +1,6 @@
 """What a training step costs: the encoder alone, the joint step and its parts, and the networks it replaces."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -13,9 +14,8 @@ from visionmtl.benchmark.peers import PEERS, peers
 from visionmtl.benchmark.workload import TASKS, Mode, Workload, encoder_step, joint_step
 from visionmtl.structures import Batch
 
-COMPILE_S = {"encoder": 60.0, "joint": 150.0, "peer": 60.0}
-"""What compiling took on the slowest hosts seen; corrected by what it takes here."""
-BUILD_S = 3.0
+BUILD_S, COMPILE_S, COMPILE_JOINT_S = 3.0, 60.0, 150.0
+"""What building took on the slowest hosts seen; that of compiling is corrected by what it takes here."""
 RESERVE_S = 5.0
 """For the matrix product, and for steps that come out slower than their first call."""
 
@@ -36,23 +36,25 @@ class Step:
     compare_boxes: Sequence[int] = ()  # the joint step with exactly so many boxes in every image
     budget: Budget = field(default_factory=lambda: Budget(None))
     built: dict[str, Built] = field(default_factory=dict, init=False)
-    slowness: float | None = field(default=None, init=False)  # of compiling here; None: nothing was compiled yet
+    flops: dict[str, float] = field(default_factory=dict, init=False)  # by name without mode: compiling changes none
+    slowness: float = field(default=1.0, init=False)  # of compiling here
 
     def measure(self) -> Iterator[Figure]:
         """Notes while it builds, a table of all steps, and the ratios between them, with limits where known."""
         self._check()
-        workload = self.workload
-        labels = "pinned, and copied to the device beside the step" if workload.on.type == "cuda" else "in memory"
+        workload, device = self.workload, self.workload.on
+        labels = "pinned, and copied to the device beside the step" if device.type == "cuda" else "in memory"
         yield Note(
             f"Whole training steps on {workload.text}, batch {workload.batch}, {workload.boxes} boxes an image on "
             f"average; labelled images are {labels}. Medians over rounds in alternation; ratios are medians of the "
             f"rounds' ratios. Clock: {self.timing.clock}."
         )
-        side = 8192 if workload.on.type == "cuda" else 1024
-        a, b = (torch.randn(side, side, device=workload.on).to(workload.cast_to) for _ in range(2))
-        yield from self._build_all()
+        side = 8192 if device.type == "cuda" else 1024
+        a, b = (torch.randn(side, side, device=device).to(workload.dtype) for _ in range(2))
+        for name, mode, make in self._steps():
+            yield self._build(name, mode, make)
         works: dict[str, Work] = {"matrix product": lambda: a @ b}
-        times = alternate(works | {name: built.work for name, built in self.built.items()}, workload.on, self.timing)
+        times = alternate(works | {name: built.work for name, built in self.built.items()}, device, self.timing)
         gflops_peak = 2.0 * side**3 / (min(times.pop("matrix product")) * 1e6)  # a peak is the best of all rounds
         if self.built:
             columns = ("step", "ms", "quartiles", "images/s", "peak MiB", "GFLOP", "% of matrix peak")
@@ -62,8 +64,13 @@ class Step:
         yield from self._ratios(times)
         for mode in ("compiled", "cuda_graph"):
             if "joint, eager" in times and (name := f"joint, {mode}") in times:
-                medians = median(times["joint, eager"]), median(times[name])
-                yield Note(what_compiling_gives(mode, self.built[name].seconds, *medians))
+                eager_ms, seconds = median(times["joint, eager"]), self.built[name].seconds
+                saved_ms = eager_ms - median(times[name])
+                worth = f"worth it from {seconds * 1e3 / saved_ms:,.0f} steps on" if saved_ms > 0 else "do without"
+                yield Note(
+                    f"{mode}: {seconds:.0f} s to build, less where torch's cache on disk has it, saves {saved_ms:.3g} "
+                    f"of {eager_ms:.4g} ms a step: {worth}."
+                )
 
     def _check(self) -> None:
         if len(self.compare_boxes) == 1:
@@ -78,10 +85,10 @@ class Step:
             )
         self.timing.check(self.workload.on)
 
-    def _build_all(self) -> Iterator[Note]:
-        """In the order of importance: what does not fit into the budget is skipped."""
-        workload, samples = self.workload, self.workload.samples()
-        batch, first = workload.batch_of(samples), self.modes[0]
+    def _steps(self) -> Iterator[tuple[str, Mode, Callable[[], Work]]]:
+        """Name, mode and maker of each, the most important first: what does not fit into the budget is skipped."""
+        workload, first = self.workload, self.modes[0]
+        batch = workload.batch_of(workload.samples())
         # made when its first step is built, so that its memory counts as that step's
         trainer = cache(lambda mode: workload.trainer(mode=mode))
 
@@ -89,59 +96,50 @@ class Step:
             return lambda: joint_step(trainer(mode), batch)
 
         for mode in self.modes:
-            yield from self._add(f"encoder alone, {mode}", partial(encoder_step, workload, mode), mode, "encoder")
-            yield from self._add(f"joint, {mode}", joint(mode, batch), mode, "joint")
+            yield f"encoder alone, {mode}", mode, partial(encoder_step, workload, mode)
+            yield f"joint, {mode}", mode, joint(mode, batch)
             if mode == first and self.peers:
-                for name, make in peers(workload, samples).items():
-                    yield from self._add(name, make, "eager", "peer")
+                for name, make in peers(workload, batch).items():
+                    yield name, "eager", make
         for mode in self.modes:
             for count in self.compare_boxes if mode != "cuda_graph" and f"joint, {mode}" in self.built else ():
-                exact = workload.batch_of(workload.samples(count))
-                yield from self._add(_with_boxes(mode, count), joint(mode, exact), mode, "joint")
+                yield _with_boxes(mode, count), mode, joint(mode, workload.batch_of(workload.samples(count)))
         for task in TASKS if self.without else ():
-            yield from self._add(
-                f"joint without {task}", partial(_without, workload, first, task, batch), first, "joint"
-            )
+            yield f"joint without {task}", first, partial(_without, workload, first, task, batch)
         if self.peers and "compiled" in self.modes:
-            for name, make in peers(workload, samples, compiled=True).items():
-                yield from self._add(f"{name}, compiled", make, "compiled", "peer")
+            for name, make in peers(workload, batch, compiled=True).items():
+                yield f"{name}, compiled", "compiled", make
 
-    def _add(self, name: str, make: Callable[[], Work], mode: Mode, kind: str) -> Iterator[Note]:
+    def _build(self, name: str, mode: Mode, make: Callable[[], Work]) -> Note:
         """Build a step if the budget holds that and the timing of all steps."""
-        build_s = BUILD_S if mode == "eager" else COMPILE_S[kind] * (self.slowness or 1)
         calls_s = [built.call_s for built in self.built.values()]
         calls_s.append(max(calls_s, default=0))  # this one is guessed to be as slow as the slowest
-        timing_s = RESERVE_S + (self.timing.rounds + 3) * sum(max(self.timing.seconds, call_s) for call_s in calls_s)
-        if not self.budget.fits(build_s + timing_s):
-            left_s = max(self.budget.left_s, 0)
-            yield Note(
-                f"SKIPPED: {name}; it needs about {build_s:.0f} s, the timing {timing_s:.0f} s, and {left_s:.0f} s "
-                "are left"
-            )
-            return
+        seconds = RESERVE_S + (self.timing.rounds + 3) * sum(max(self.timing.seconds, call_s) for call_s in calls_s)
+        compile_s = COMPILE_JOINT_S if name.startswith("joint") else COMPILE_S
+        seconds += BUILD_S if mode == "eager" else compile_s * self.slowness
+        if not self.budget.fits(seconds):
+            return self.budget.skipped(name, seconds)
         built = self.built[name] = build(make, self.workload.on, count=mode == "eager")
         if mode != "eager":
-            self.slowness = max(self.slowness or 0.5, built.seconds / COMPILE_S[kind])
-        yield Note(f"ready: {name}, after {built.seconds:.1f} s")
+            self.slowness = max(0.5, built.seconds / compile_s)
+        elif built.flops:
+            self.flops[_without_mode(name)] = built.flops
+        return Note(f"ready: {name}, after {built.seconds:.1f} s")
 
     def _table_row(self, name: str, times_ms: Sequence[float], gflops_peak: float) -> Sequence[Cell]:
         low, middle, high = np.percentile(times_ms, [25, 50, 75]).tolist()
-        built = self.built[name]
-        # compiling does not change what is computed, so the eager step tells
-        eager = [name.replace(mode, other) for mode in ("compiled", "cuda_graph") for other in ("eager", "")]
-        flops = next((b.flops for n in (name, *eager) if (b := self.built.get(n.removesuffix(", "))) and b.flops), None)
-        share = None if flops is None else 100 * flops / (middle * 1e6 * gflops_peak)
+        gflop, share = None, None
+        if flops := self.flops.get(_without_mode(name)):
+            gflop, share = flops / 1e9, 100 * flops / (middle * 1e6 * gflops_peak)
         # of steps that share a trainer, the first was counted with it
-        peak_mib = None if "boxes" in name else built.peak_mib
-        gflop = None if flops is None else flops / 1e9
-        images_per_s = self.workload.batch * 1e3 / middle
-        return name, middle, f"{low:.4g} to {high:.4g}", images_per_s, peak_mib, gflop, share
+        peak_mib = None if "boxes" in name else self.built[name].peak_mib
+        return name, middle, f"{low:.4g} to {high:.4g}", self.workload.batch * 1e3 / middle, peak_mib, gflop, share
 
     def _ratios(self, times: dict[str, list[float]]) -> Iterator[Row]:
         workload, first = self.workload, self.modes[0]
-        key = (workload.on.type, workload.encoder, workload.batch, workload.size)
-        on_gpu = key == GPU
-        on_cpu = (key[0], *key[2:]) == CPU and workload.encoder in CPU_ENCODERS
+        device, encoder, *shape = workload.on.type, workload.encoder, workload.batch, workload.size
+        on_gpu = (device, encoder, *shape) == GPU
+        on_cpu = (device, *shape) == CPU and encoder in CPU_ENCODERS
         joint = [name for name in (f"joint, {mode}" for mode in self.modes) if name in times]
         if not joint:
             return
@@ -168,15 +166,8 @@ class Step:
                 yield Row(f"share of {task} in the step ({first})", 100 * share, "%")
 
 
-def what_compiling_gives(mode: str, seconds: float, eager_ms: float, compiled_ms: float) -> str:
-    """A sentence about what it cost to build and warm up the step, and what it saves in each."""
-    saved_ms = eager_ms - compiled_ms
-    if saved_ms <= 0:
-        return f"{mode}: {seconds:.0f} s to build, and a step takes {-saved_ms:.3g} ms more than eager: do without."
-    return (
-        f"{mode}: {seconds:.0f} s to build, less where torch's cache on disk has it, saves {saved_ms:.3g} of "
-        f"{eager_ms:.4g} ms a step: worth it from {seconds * 1e3 / saved_ms:,.0f} steps on."
-    )
+def _without_mode(name: str) -> str:
+    return re.sub(", (eager|compiled|cuda_graph)", "", name)
 
 
 def _with_boxes(mode: Mode, count: int) -> str:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
@@ -22,7 +21,7 @@ from visionmtl.engine.evaluator import DTYPES
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.run import Run
+from visionmtl.run import Run, restore
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 
 FIXED = Fixed()
@@ -50,19 +49,18 @@ class Workload:
         return choose_device(self.device)
 
     @property
-    def cast_to(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         """What autocast computes in."""
         return DTYPES[self._precision]
 
     @property
     def text(self) -> str:
         """Device, encoder, size and precision."""
-        precision = str(self.cast_to).removeprefix("torch.")
-        return f"{self.on}: {self.encoder}, {self.size[0]}x{self.size[1]}, {precision}"
+        return f"{self.on}: {self.encoder}, {self.size[0]}x{self.size[1]}, {str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> Callable[[], torch.autocast]:
         """What makes the context of a forward pass; looked up once, for asking for the device takes its time."""
-        return partial(torch.autocast, self.on.type, self.cast_to, enabled=self.cast_to != torch.float32)
+        return partial(torch.autocast, self.on.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def _precision(self) -> str:
@@ -70,20 +68,15 @@ class Workload:
 
     def run(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
         """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
-        settings: dict[str, Any] = {
-            "model": {"encoder": {"name": self.encoder}},
+        defaults = Run.model_validate({
+            "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in TASKS},
             "data": {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": list(self.size)},  # not read
             "optim": {"clip_norm": 10.0, "ema_decay": 0.998},
             "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
-        }
-        if self.overrides:  # they may reach into what is there by default
-            default = Run.model_validate(settings).model_dump(mode="json", include={"model", "tasks"})
-            changes = OmegaConf.from_dotlist(list(self.overrides))
-            merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create({**settings, **default}), changes))
-            settings = merged
-        settings["tasks"] = {name: settings["tasks"][name] for name in tasks}
-        return Run.model_validate({**settings, "balance": balance})
+        }).model_dump(mode="json")  # fmt: skip
+        run = restore(defaults, "the benchmark", [f"model.encoder.name={self.encoder}", *self.overrides])
+        return run.model_copy(update={"tasks": {name: run.tasks[name] for name in tasks}, "balance": balance})
 
     def net(self, tasks: Sequence[str] = TASKS) -> MultiTaskNet:
         """The network of `run`, with the same random weights at each call, on the device."""
@@ -112,33 +105,39 @@ class Workload:
         batch = Batch(image, targets, labelled, counts, torch.eye(3, 4).repeat(len(samples), 1, 1))
         return batch.pin_memory() if self.on.type == "cuda" else batch
 
-    def pinned(self, x: Tensor) -> Tensor:
-        """In memory from which a GPU copies without the host waiting."""
-        return x.pin_memory() if self.on.type == "cuda" else x
-
 
 def joint_step(trainer: Trainer, batch: Batch) -> Work:
     """The step of a training run; the next (pinned) batch is copied to the device beside it, as the loop does it."""
     prefetcher = Prefetcher(trainer.ranks.device)
-    groups = prefetcher.groups(itertools.repeat(batch))
+    batches = prefetcher.groups(itertools.repeat(batch))
 
     def work() -> None:
-        trainer.train_step(next(groups))
+        trainer.train_step(next(batches))
         prefetcher.prefetch()
 
     return work
 
 
+def backward_and_step(net: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+    """What trains a net by its loss: backward and AdamW. Moves the net to the device, in channels_last."""
+    net.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step(loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     """The encoder alone on a float image on the device; the loss is the mean of each map from stride 4 on."""
-    run = workload.run()
     torch.manual_seed(0)
-    encoder = run.model.encoder.build(workload.size, coarsest=5).to(workload.on)
-    encoder.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
+    encoder = workload.run().model.encoder.build(workload.size, coarsest=5)
+    step, autocast = backward_and_step(encoder, workload.on), workload.autocast()
     image = torch.randn(workload.batch, 3, *workload.size, device=workload.on)
     image = image.contiguous(memory_format=torch.channels_last)
-    autocast = workload.autocast()
 
     def loss() -> Tensor:
         with autocast():
@@ -152,18 +151,15 @@ def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     def work() -> None:
         if mode == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step(loss())
 
     return work
 
 
 def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> Sample:
     """Boxes from 8 px to half the image, patches of classes and depths of 16 px, some of both missing."""
-    height, width = size
     sides = rng.uniform(8, max(9, min(size) / 2), (num_boxes, 2))
-    low = rng.uniform(0, 1, (num_boxes, 2)) * (np.array([width, height]) - sides)
+    low = rng.uniform(0, 1, (num_boxes, 2)) * (np.array(size[::-1]) - sides)
     boxes = Boxes(
         np.concatenate([low, low + sides], axis=1).astype(np.float32),
         rng.integers(0, len(COCO80.classes), num_boxes),
@@ -171,16 +167,15 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
         sides.prod(axis=1).astype(np.float32),
     )
 
-    patches = -(-height // 16), -(-width // 16)
-    classes = rng.integers(0, len(CITYSCAPES19.classes), patches)
-    classes[rng.uniform(size=patches) < 0.05] = IGNORE
-    depth_m = rng.uniform(0.5, 9.5, patches)
-    depth_m[rng.uniform(size=patches) < 0.05] = 0
-    full = [x.repeat(16, axis=0).repeat(16, axis=1)[:height, :width] for x in (classes, depth_m)]
+    def patches(values: Any, missing: float) -> Any:
+        values[rng.uniform(size=values.shape) < 0.05] = missing
+        return values.repeat(16, axis=0).repeat(16, axis=1)[: size[0], : size[1]]
+
+    shape = -(-size[0] // 16), -(-size[1] // 16)
     return Sample(
         image=rng.integers(0, 256, (*size, 3), dtype=np.uint8),
         image_id="random",
         boxes=boxes,
-        segmentation=full[0].astype(np.uint8),
-        depth_m=full[1].astype(np.float32),
+        segmentation=patches(rng.integers(0, len(CITYSCAPES19.classes), shape), IGNORE).astype(np.uint8),
+        depth_m=patches(rng.uniform(0.5, 9.5, shape), 0).astype(np.float32),
     )

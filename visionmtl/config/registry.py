@@ -3,7 +3,7 @@
 import builtins
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
@@ -31,12 +31,15 @@ class Spec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    former: ClassVar[Mapping[str, Any]] = {}
+    """Settings of earlier versions and their default, with which saved configs still hold them; it is passed over."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _validate(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Fill in the home folder where a setting begins with ~; name the nearest field to an unknown one."""
         if isinstance(value, dict):
+            value = {name: v for name, v in value.items() if name not in cls.former or v != cls.former[name]}
             paths = {name: path for name, path in value.items() if isinstance(path, str | Path)}
             value = value | {name: expanduser(path) for name, path in paths.items() if str(path).startswith("~")}
         try:
@@ -146,13 +149,21 @@ class Configurable(Spec):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         if not cls._is_base():
             return handler(schema)
-        members = sorted(cls.members().items())
         own = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string", "pattern": r"\."}}}
-        specs = [handler(member.__pydantic_core_schema__) for _, member in members]
+        if cls in _described:  # a member that holds another one of its family: not spelt out again
+            return {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}}
+        members = sorted(cls.members().items())
+        _described.add(cls)
+        try:
+            specs = [handler(member.__pydantic_core_schema__) for _, member in members]
+        finally:
+            _described.remove(cls)
         return {"anyOf": [*specs, {"enum": [name for name, _ in members]}, own]}
 
 
 _Family = TypeVar("_Family", bound=Configurable)
+_described: set[type[Configurable]] = set()
+"""Families whose JSON schema is being written."""
 
 
 def _descendants(cls: type[_Family]) -> Iterable[type[_Family]]:

@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -101,4 +101,4 @@ class EvalDataset(_JointDataset, Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         sample, labelled, dataset = self._read(index)
         image, meta = fit(sample.image, self._size, self._train_size)
-        return Example(image, sample, labelled, dataset, meta=meta)
+        return Example(image, sample, labelled, dataset, meta=replace(meta, annotated=sample.annotated))

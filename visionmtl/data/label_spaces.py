@@ -4,16 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from visionmtl.config.registry import did_you_mean
-from visionmtl.datasets import NamedDataset, Relabelled
+from visionmtl.datasets import NamedDataset, Relabelled, shortened
 from visionmtl.structures import LabelSpace
-from visionmtl.tasks.base import Task
+from visionmtl.tasks.base import ClassTask, Task
+from visionmtl.visualization.palette import palette
+
+UNION = "union"
+"""The name of label spaces that join several by the names of classes."""
+_BACKGROUND = "background"
 
 Spaces = Mapping[str, LabelSpace | None]
 """By task: the label space it learns, or None for tasks without classes."""
 
 
-def resolve_spaces(tasks: Mapping[str, Task], sources: Sequence[NamedDataset]) -> dict[str, LabelSpace | None]:
-    """The label space each task learns: the one it names in `space`, else the only one the data sets offer."""
+def resolve_spaces(
+    tasks: Mapping[str, Task], sources: Sequence[NamedDataset], judges: Sequence[NamedDataset] | None = None
+) -> dict[str, LabelSpace | None]:
+    """The label space each task learns: the one it names in `space`, else the only one the data sets offer.
+
+    With `classes` it is one of several data sets: the union of their classes by name, or those of a list.
+    sources: the training data; judges: the validation data, which `rename` of a task may name as well. None: that was
+    checked before.
+    """
     spaces: dict[str, LabelSpace | None] = {}
     known = [source.name for source in sources]
     for name, task in tasks.items():
@@ -30,8 +42,100 @@ def resolve_spaces(tasks: Mapping[str, Task], sources: Sequence[NamedDataset]) -
                 f"{' among ' + ', '.join(task.learns_from) if task.learns_from else ''}; they provide "
                 f"{', '.join(fields)}; add a data set that has it, or remove the task"
             )
-        spaces[name] = _choose_space(name, task, offers)
+        if isinstance(task, ClassTask) and task.classes is not None:
+            teachers = [source for source in sources if task.field in source.provides and _may_teach(source, task)]
+            spaces[name] = _unite(name, task, teachers)
+            if judges is not None:
+                _check_rename(name, task, [*sources, *judges])
+        else:
+            spaces[name] = _choose_space(name, task, offers)
     return spaces
+
+
+def _unite(name: str, task: ClassTask, sources: Sequence[NamedDataset]) -> LabelSpace:
+    """The classes of all data sets by the names that the task gives them, or the task's own list of these."""
+    lists = {source.name: _classes_by_name(task, source) for source in sources}
+    everything = list(dict.fromkeys(new for names in lists.values() for new in names.values()))
+    classes = everything if task.classes == UNION else list(task.classes or ())
+    if unknown := [one for one in classes if one not in everything]:
+        raise ValueError(
+            f"tasks.{name}.classes names {unknown[0]!r}{did_you_mean(unknown[0], everything)}; the training data sets "
+            f"{', '.join(lists)} annotate {shortened(everything, 40)}; correct it, or rename a class to it"
+        )
+    if all(list(_own(task, source).classes) == classes for source in sources):
+        raise ValueError(
+            f"tasks.{name}.classes would have no effect: {', '.join(lists)} annotate these very classes; it is for "
+            "data sets whose classes differ, or for a part of them; remove it"
+        )
+    lacking = [source for source, names in lists.items() if _BACKGROUND not in names.values()]
+    if _BACKGROUND in classes and lacking and _BACKGROUND not in _renamed(task, list(lists)):
+        raise ValueError(
+            f"tasks.{name}.classes has {_BACKGROUND!r}, which {', '.join(lacking)} do not annotate: pixels that one "
+            "data set calls so may show what only another one annotates, and would teach against it; such pixels can "
+            f"be left out, or learnt all the same; set tasks.{name}.rename.{_BACKGROUND} to null, or to {_BACKGROUND}"
+        )
+    return LabelSpace(UNION, tuple(classes), palette(len(classes)))
+
+
+def _own(task: Task, source: NamedDataset) -> LabelSpace:
+    space = source.provides[task.field]
+    if space is None:
+        raise ValueError(
+            f"data set {source.name} labels {task.field!r} without naming classes; `classes` joins them by name; "
+            "let its `provides` give a label space"
+        )
+    return space
+
+
+def _classes_by_name(task: ClassTask, source: NamedDataset) -> dict[str, str]:
+    """What the task calls each class of a data set; classes that it leaves out are not there."""
+    names = {one: task.name_of(source.name, one) for one in _own(task, source).classes}
+    return {one: new for one, new in names.items() if new is not None}
+
+
+def _renamed(task: ClassTask, sources: Sequence[str]) -> set[str]:
+    """The classes, as data sets call them, that `rename` speaks of."""
+    inner = [one for source in sources if isinstance(names := task.rename.get(source), dict) for one in names]
+    return {*(one for one, new in task.rename.items() if not isinstance(new, dict)), *inner}
+
+
+def _check_rename(name: str, task: ClassTask, sources: Sequence[NamedDataset]) -> None:
+    """Raise ValueError for a class or data set in `rename` that there is not."""
+    lists: dict[str, set[str]] = {}
+    for source in sources:
+        if task.field in source.provides and _may_teach(source, task):
+            lists.setdefault(source.name, set()).update(_own(task, source).classes)
+    for key, new in task.rename.items():
+        if isinstance(new, dict) and key not in lists:
+            raise ValueError(
+                f"tasks.{name}.rename names a data set {key!r}{did_you_mean(key, lists)}; those with {task.field!r} "
+                f"for this task are {', '.join(lists)}; correct it"
+            )
+        known = lists[key] if isinstance(new, dict) else set().union(*lists.values())
+        whose = key if isinstance(new, dict) else "any data set"
+        for one in new if isinstance(new, dict) else [key]:
+            if one not in known:
+                raise ValueError(
+                    f"tasks.{name}.rename names {one!r}{did_you_mean(one, known)}, which is no class of {whose}; "
+                    f"the classes are {shortened(sorted(known), 40)}; correct or remove it"
+                )
+    called: dict[str, set[str]] = {}  # what data sets call each class of the task
+    for dataset, classes in lists.items():
+        for one in classes:
+            called.setdefault(task.name_of(dataset, one) or "", set()).add(one)
+    targets = [(key, new) for key, new in task.rename.items() if isinstance(new, str)]
+    targets += [pair for new in task.rename.values() if isinstance(new, dict) for pair in new.items() if pair[1]]
+    for one, new in targets:
+        if task.classes != UNION and new not in (task.classes or ()):
+            raise ValueError(
+                f"tasks.{name}.rename calls {one!r} {new!r}{did_you_mean(new, task.classes or ())}, which "
+                f"tasks.{name}.classes does not list; correct one of them, or remove it"
+            )
+        if one != new and len(called.get(new, ())) < 2:
+            raise ValueError(
+                f"tasks.{name}.rename calls {one!r} {new!r}{did_you_mean(new, [*called.keys() - {new}])}, as no other "
+                "class is called, so that nothing is joined; correct or remove it"
+            )
 
 
 def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) -> LabelSpace | None:
@@ -56,19 +160,35 @@ def _choose_space(name: str, task: Task, offers: Sequence[LabelSpace | None]) ->
 
 
 def align(sources: Sequence[NamedDataset], tasks: Mapping[str, Task], spaces: Spaces) -> list[NamedDataset]:
-    """Data sets to judge by, with labels in the spaces that the tasks learn where theirs differ in the list alone.
+    """Data sets with labels in the spaces that the tasks learn, where classes are matched by name.
 
-    A split's annotation file often lists only the classes that occur in it: a list under the same name whose classes
-    the task's space has is read by name. Raises ValueError naming the classes that it does not have.
+    That is so for tasks with `classes`. For others a split's annotation file often lists only the classes that occur in
+    it: a list under the same name whose classes the task's space has is read by name.
+    Raises ValueError naming the classes that a space does not have.
     """
     aligned = []
     for source in sources:
         learned: dict[str, LabelSpace] = {}
+        united: dict[str, dict[str, str]] = {}
+        plain: set[str] = set()  # fields that a task reads in the label space of the data set
         for name, task in tasks.items():
             offer, space = source.provides.get(task.field), spaces[name]
             if offer is None or space is None or not _may_teach(source, task):
                 continue
-            if offer.name != space.name or offer.classes == space.classes:
+            if isinstance(task, ClassTask) and task.classes is not None and offer != space:
+                names = _united_names(name, task, source, space)
+                before = learned.get(task.field, space), united.get(task.field, names)
+                if names and (task.field in plain or before != (space, names)):
+                    raise _two_readings(source, name, task)
+                if names:
+                    learned[task.field], united[task.field] = space, names
+                continue
+            if offer.name != space.name:
+                continue
+            if task.field in united:
+                raise _two_readings(source, name, task)
+            plain.add(task.field)
+            if offer.classes == space.classes:
                 continue
             if strange := [one for one in offer.classes if one not in space.classes]:
                 missing = [one for one in space.classes if one not in offer.classes]
@@ -79,8 +199,44 @@ def align(sources: Sequence[NamedDataset], tasks: Mapping[str, Task], spaces: Sp
                     "split may lack some but add none; correct the names, or train on data that have them"
                 )
             learned[task.field] = space
-        aligned.append(replace(source, reader=Relabelled(source.reader, learned)) if learned else source)
+        aligned.append(replace(source, reader=Relabelled(source.reader, learned, united)) if learned else source)
     return aligned
+
+
+def _united_names(name: str, task: ClassTask, source: NamedDataset, space: LabelSpace) -> dict[str, str]:
+    """What a space that unites several calls the classes of a data set; empty: it has none of them."""
+    names = _classes_by_name(task, source)
+    strange = [one for one, new in names.items() if new not in space.classes]
+    if strange and task.classes == UNION:
+        raise ValueError(
+            f"data set {source.name} labels {task.field!r} with {shortened(strange)}, which no training data set of "
+            f"task {name!r} annotates; it learnt {shortened(space.classes, 40)}; map them with tasks.{name}.rename, "
+            "where null leaves a class out"
+        )
+    return {one: new for one, new in names.items() if new in space.classes}
+
+
+def _two_readings(source: NamedDataset, name: str, task: Task) -> ValueError:
+    return ValueError(
+        f"task {name!r} reads {task.field!r} of data set {source.name} in another label space than the tasks before "
+        "it; one field of a data set is read in one space; give the tasks the same `classes` and `rename`, or limit "
+        "them with learns_from"
+    )
+
+
+def taught_classes(
+    tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[NamedDataset]
+) -> dict[str, dict[str, list[str]]]:
+    """By task with `classes` and by data set, the classes of the task that its labels tell of. sources: not aligned."""
+    return {
+        name: {
+            source.name: sorted(set(_united_names(name, task, source, space).values()), key=space.classes.index)
+            for source in sources
+            if task.field in source.provides and _may_teach(source, task)
+        }
+        for name, task in tasks.items()
+        if isinstance(task, ClassTask) and task.classes is not None and (space := spaces[name]) is not None
+    }
 
 
 def supervises(source: NamedDataset, task: Task, space: LabelSpace | None) -> bool:

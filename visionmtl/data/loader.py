@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from visionmtl.tasks.base import Task
 class Data(Spec):
     """What to train and evaluate on, and how it is fed."""
 
+    former: ClassVar = {"decode": "workers", "prefetch": 2}
+
     root: str | None = None
     """Where the data lies, for the data sets below to refer to as ${data.root}."""
     train: list[Dataset] = Field(min_length=1)
     """Mixed within every batch; `sampling` and their `weight` say how often each is drawn from."""
     val: list[Dataset] = Field(min_length=1)
-    """Each is judged by itself."""
+    """Each is evaluated by itself."""
     sampling: Sampling = Sampling()
     size: tuple[int, int]
     """(H, W) of the padded network input in training, pixels."""
@@ -40,8 +42,6 @@ class Data(Spec):
     augment: Augment = Augment()
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes per training process; 0 loads in the training process itself."""
-    prefetch: int = Field(default=2, ge=1)
-    """Batches each worker prepares ahead."""
     cache: Path | None = None
     """A folder on a fast disk for decoded training images, written at the first start; see `data.cache`. None: decode
     anew each time."""
@@ -50,14 +50,6 @@ class Data(Spec):
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the padded network input in evaluation and prediction, pixels."""
         return self.eval_size or self.size
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_decode(cls, plain: Any) -> Any:
-        """Runs saved while images could be decoded on the device hold `decode: workers`, the only way there is now."""
-        if isinstance(plain, Mapping) and plain.get("decode") == "workers":
-            return {name: value for name, value in plain.items() if name != "decode"}
-        return plain
 
     @model_validator(mode="after")
     def _sampling_has_an_effect(self) -> Self:
@@ -100,7 +92,7 @@ def train_loader(
     dataset = MultiTaskDataset(tasks, spaces, datasets, size=data.size, augment=data.augment, seed=seed)
     sampler = BatchSampler(mixture, batch_size, rank, world)
     num_workers = choose_workers(data.workers, num_processes_here())[0]
-    return _loader(dataset, sampler, Collate(tasks, data.size, training=True), num_workers, data.prefetch)
+    return _loader(dataset, sampler, Collate(tasks, data.size, training=True), num_workers)
 
 
 def val_loader(
@@ -127,19 +119,17 @@ def val_loader(
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
     dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size)
     num_workers = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
-    return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers, data.prefetch)
+    return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers)
 
 
-def _loader(
-    dataset: "TorchDataset[Example]", batches: Any, collate: Collate, num_workers: int, prefetch: int
-) -> "DataLoader[Batch]":
+def _loader(dataset: "TorchDataset[Example]", batches: Any, collate: Collate, num_workers: int) -> "DataLoader[Batch]":
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
         worker_init_fn=init_worker,
-        prefetch_factor=prefetch if num_workers else None,
+        prefetch_factor=2 if num_workers else None,  # batches that each worker prepares ahead
         persistent_workers=num_workers > 0,
         multiprocessing_context=start_method() if num_workers else None,
         pin_memory=torch.cuda.is_available(),

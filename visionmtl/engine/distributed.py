@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from visionmtl.ops.ranks import sum_over_ranks
-from visionmtl.run import Train
 
 Value = TypeVar("Value")
 
@@ -112,19 +111,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn.Module:
+def replicate(module: nn.Module, ranks: Ranks, averaged_later: bool = False) -> nn.Module:
     """The module with gradients averaged over ranks as its backward runs; itself in a single process.
 
-    cut: whether several backwards fill its gradients, each of them once.
+    averaged_later: whether several backwards reach the same parameters, so that the caller averages their gradients
+    when all are done; then all ranks only get the first one's weights here.
     """
-    options = settings.distributed
-    if options.static_graph and (cut or settings.accumulate > 1):
-        why = "this balancing method runs one backward a task" if cut else f"train.accumulate is {settings.accumulate}"
-        raise ValueError(
-            f"train.distributed.static_graph is set, but {why}; torch's static graph is that of one backward a step; "
-            f"set it to false, or choose {'balance=fixed' if cut else 'train.accumulate=1'}"
-        )
     if ranks.world == 1:
+        return module
+    if averaged_later:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.data, src=0)
         return module
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
     # every parameter has a gradient in every step: unlabelled tasks give zeros, and unused parameters are frozen
@@ -133,18 +130,20 @@ def replicate(module: nn.Module, ranks: Ranks, settings: Train, cut: bool) -> nn
         device_ids=ids,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # running statistics are only read in evaluation: see `share_statistics`
-        static_graph=options.static_graph,
-        bucket_cap_mb=options.bucket_mb,
     )
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients of a few parameters that live outside the replicated module."""
-    if dist.is_initialized():
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+    """Average the gradients of parameters that live outside the replicated module, in one exchange."""
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        together /= dist.get_world_size()
+        for gradient, averaged in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _check_distinct(places: list[tuple[str, str, str]]) -> None:
     for task, place, image in sorted(itertools.chain.from_iterable(gather_objects(places))):
         if (task, place) in images:
             raise ValueError(
-                f"images {images[task, place]} and {image} are both judged by the one prediction {place} of {task!r}; "
+                f"images {images[task, place]} and {image} are both evaluated by the prediction {place} of {task!r}; "
                 "each needs its own; score one data set at a time with --data NAME, or give the images unlike ids"
             )
         images[task, place] = image

@@ -50,6 +50,7 @@ def extended(run: Run) -> Run:
             f"extend.checkpoint {path} has all tasks of the run ({', '.join(run.tasks)}); new ones are needed; add one "
             "under `tasks`, or go on with --init-from"
         )
+    _check_levels(before, run, path)
     tasks = before.tasks | run.tasks  # settings that the run gives an old task anew must fit its weights
     distill = _with(run.distill, run.extend.distill(list(before.tasks)))
     update = {"model": model, "tasks": tasks, "distill": distill}
@@ -81,9 +82,23 @@ class Extension:
     sha256: str
     old: list[str]  # tasks
     learning: list[str]  # tasks that have a loss
-    num_kept: int  # parameters that stay
+    weights: set[str]  # names of the old network's tensors
     fresh: list[str]  # tensors of the trunk that the old network does not have
-    penalty: ElasticPenalty | None
+    num_kept: int = 0  # parameters that stay
+    penalty: ElasticPenalty | None = None
+
+    def outputs(self, net: MultiTaskNet, image: Tensor) -> Any:
+        """All that a training step takes losses of."""
+        raw, initial = net.with_initial(image)
+        return [(raw[name], initial.get(name, ())) for name in self.learning]
+
+    def settle(self, net: MultiTaskNet) -> None:
+        """Once what nothing teaches is frozen: let its statistics stay too, and hold the rest where that is the way."""
+        net.freeze_modules()
+        self.num_kept = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
+        if isinstance(self.spec, EWC):
+            held = ((f"trunk.{name}", p) for name, p in net.trunk.named_parameters() if p.requires_grad)
+            self.penalty = ElasticPenalty((pair for pair in held if pair[0] in self.weights), self.spec.strength)
 
     def record(self) -> dict[str, str]:
         """For checkpoints."""
@@ -150,18 +165,11 @@ def open_extension(run: Run, net: MultiTaskNet) -> Extension:
     for name, parameter in net.named_parameters():
         if name not in weights:
             parameter.requires_grad_(True)
+    if isinstance(run.extend, EWC) and run.train.distributed.shard:
+        raise ValueError("extend.type is ewc, which does not go with train.distributed.shard; set it to false")
     net.freeze_modules()
-    penalty = None
-    if isinstance(run.extend, EWC):
-        if run.train.distributed.shard:
-            raise ValueError("extend.type is ewc, which does not go with train.distributed.shard; set it to false")
-        held = [
-            (f"trunk.{n}", p) for n, p in net.trunk.named_parameters() if p.requires_grad and f"trunk.{n}" in weights
-        ]
-        penalty = ElasticPenalty(held, run.extend.strength)
     learning = [name for name in net.tasks if name not in old or run.extend.old_labels or run.extend.distill(old)]
-    kept = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
-    return Extension(run.extend, path, digest(path), old, learning, kept, fresh, penalty)
+    return Extension(run.extend, path, digest(path), old, learning, set(weights), fresh)
 
 
 def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
@@ -229,6 +237,17 @@ def _load_old(net: MultiTaskNet, weights: Mapping[str, Tensor], new: list[str], 
     lacking = [name for name in own if name not in weights]
     decoders = tuple(f"decoders.{name}." for name in new)
     return [name for name in lacking if not name.startswith(decoders)]
+
+
+def _check_levels(before: Run, run: Run, path: Path) -> None:
+    """Layers of a common pyramid have no names by level, so that their weights fit the same levels only."""
+    known = {level for task in before.tasks.values() for level in task.levels}
+    for name, task in run.tasks.items():
+        if name not in before.tasks and (others := sorted(set(task.levels) - known)):
+            raise ValueError(
+                f"tasks.{name} reads levels {others}, which the pyramid of {path} does not have; it has "
+                f"{sorted(known)}; set the levels of the new task's decoder or head to some of these"
+            )
 
 
 def _with(own: Distill | None, old: Distill | None) -> Distill | None:

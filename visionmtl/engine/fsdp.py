@@ -22,16 +22,18 @@ PARTS = 4
 """The encoder is gathered in pieces of at most one such part; smaller ones cost more exchanges, larger ones memory."""
 
 
-def check_shard(settings: Train, balancer: nn.Module) -> None:
+def check_shard(settings: Train, balancer: nn.Module, averages_itself: bool) -> None:
     """Raise ValueError for settings that cannot go with `train.distributed.shard`."""
     wrong = {
         f"train.compile is {settings.compile!r}": (bool(settings.compile), "set it to false"),
         "train.precision is 'fp16'": (settings.precision == "fp16", "choose bf16"),
-        "train.distributed.static_graph is set": (settings.distributed.static_graph, "set it to false"),
-        "train.distributed.bucket_mb is set": (settings.distributed.bucket_mb is not None, "remove it"),
         "the balancing method learns weights of its own": (
             any(True for _ in balancer.parameters()),
             "choose balance=fixed, or a method that learns none",
+        ),
+        "the backwards of several tasks reach the same parameters, by balance.level or model.sharing": (
+            averages_itself,
+            "choose balance=fixed",
         ),
     }
     for found, (is_so, remedy) in wrong.items():

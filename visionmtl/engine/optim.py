@@ -52,15 +52,22 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> torch.optim.Optimizer:
     """The optimiser over everything trainable in `net` and `balancer`, fused into one kernel a step.
 
-    net: its `encoder`, and every other module of the same class (sharing methods that copy it), counts as encoder.
+    net: all of its `encoders()` count as encoder.
     """
     groups = parameter_groups(spec, net, balancer)
     if spec.name == "sgd":
         momentum = 0.9 if spec.momentum is None else spec.momentum
         nesterov = momentum > 0 if spec.nesterov is None else spec.nesterov
         whole = all(own_share(parameter) is parameter for group in groups for parameter in group["params"])
-        # torch's fused SGD knows no spread tensors (2.15: "does not have a sharding strategy"); None lets it choose
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
+        # torch's fused SGD knows no sharded tensors (2.15: "does not have a sharding strategy"); None lets it choose
+        optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
+        if whole and momentum:
+            # torch (2.15) makes them by empty_like in the first step, which leaves them so if that step is skipped; a
+            # first step from zeros gives the same numbers
+            for group in groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
 
 
@@ -79,11 +86,11 @@ def skip_if_not_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor
 def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
     """Parameters by (learning rate, weight decay), in the net's order; `base_lr` is what `set_lr` multiplies.
 
-    Without decay are the balancer's parameters, what the encoder lists in `no_decay_names`, and what has one axis or
+    Without decay are the balancer's parameters, what a module lists in `no_decay_names`, and what has one axis or
     none: biases, norms, scales, and gains such as NFNet's [C, 1, 1, 1] (not a `weight`, which may be a kernel).
     """
     factors = _encoder_factors(spec, net)
-    exempt = {id(p) for encoder in _encoders(net) for p in _exempt(encoder)}
+    exempt = {id(p) for module in net.modules() for p in _exempt(module)}
     if balancer is not None:
         exempt |= {id(p) for p in balancer.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -100,15 +107,9 @@ def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = N
     return list(groups.values())
 
 
-def _encoders(net: nn.Module) -> list[nn.Module]:
-    """The net's encoder, and the copies of it that sharing methods make."""
-    encoder = getattr(net, "encoder", None)
-    return [] if encoder is None else [module for module in net.modules() if type(module) is type(encoder)]
-
-
-def _exempt(encoder: nn.Module) -> Iterator[nn.Parameter]:
-    names = getattr(encoder, "no_decay_names", ())
-    yield from (parameter for name, parameter in encoder.named_parameters() if name in names)
+def _exempt(module: nn.Module) -> Iterator[nn.Parameter]:
+    if names := getattr(module, "no_decay_names", ()):
+        yield from (parameter for name, parameter in module.named_parameters() if name in names)
 
 
 def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
@@ -118,17 +119,23 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
     the order in which timm declares them, which is the order of computation. The last layer has encoder_lr_factor,
     each one before it `layer_decay` times that of its successor.
     """
-    encoders = _encoders(net)
+    encoders: list[nn.Module] = net.encoders() if hasattr(net, "encoders") else []  # type: ignore[operator]
     if not encoders:
         if spec.layer_decay is not None or spec.encoder_lr_factor != 1:
             raise ValueError(
-                f"{type(net).__name__} has no `encoder`, so encoder_lr_factor and layer_decay do nothing; "
+                f"{type(net).__name__} has no `encoders`, so encoder_lr_factor and layer_decay do nothing; "
                 "remove them from optim"
             )
         return {}
     factors: dict[int, float] = {}
     for encoder in encoders:
-        for below_top, layer in enumerate(reversed(layers(encoder).values())):
+        by_layer = layers(encoder)
+        if spec.layer_decay is not None and len(by_layer) < 2:
+            raise ValueError(
+                f"layer_decay is {spec.layer_decay}, but the encoder has {len(by_layer)} layer, so it does nothing; "
+                "two or more are needed; remove optim.layer_decay"
+            )
+        for below_top, layer in enumerate(reversed(by_layer.values())):
             factor = spec.encoder_lr_factor * (spec.layer_decay or 1.0) ** below_top
             factors.update((id(parameter), factor) for parameter in layer)
     return factors
@@ -140,10 +147,10 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     timm's `group_matcher` is missing in some families and stops at whole stages in others (GCViT, DPN), so names
     decide: a layer is the path to the second numbered module ("blocks.2.1", "layer3.0", "s4.b7") or to the only one
     ("model.blocks.11"), leaf modules ("conv1") not counted. What precedes the first such path is the stem; what closes
-    a stage or the encoder (a final norm) belongs to the layer before it. timm declares parameters in the order of
-    computation.
+    a stage or the encoder (a final norm) belongs to the layer before it. Where nothing is numbered but leaf modules
+    (VGG's one sequence), each convolution begins a layer. timm declares parameters in the order of computation.
     """
-    found: dict[str, list[nn.Parameter]] = {}
+    by_layer: dict[str, list[nn.Parameter]] = {}
     current = "stem"
     for name, parameter in encoder.named_parameters():
         parts = name.split(".")[:-1]
@@ -154,8 +161,14 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
         layer = ".".join(parts[: numbered[:2][-1] + 1]) if numbered else current
         if not current.startswith(f"{layer}."):  # what closes a stage belongs to its last block
             current = layer
-        found.setdefault(current, []).append(parameter)
-    return found
+        by_layer.setdefault(current, []).append(parameter)
+    if len(by_layer) == 1:
+        by_layer = {}
+        for name, parameter in encoder.named_parameters():
+            if parameter.ndim > 1 or not by_layer:
+                current = name.rpartition(".")[0]
+            by_layer.setdefault(current, []).append(parameter)
+    return by_layer
 
 
 class Ema(Generic[Net]):

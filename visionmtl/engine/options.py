@@ -1,5 +1,6 @@
 """How one start of a run differs from a plain one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
@@ -16,6 +17,7 @@ class TrainOptions:
     limit_val_batches: int | None = None
     max_time_s: float | None = None  # stop with a checkpoint
     max_steps: int | None = None  # stop with a checkpoint
+    stop: Callable[[], bool] | None = None  # asked after every step; stop with a checkpoint where it says so
     profile: int | None = None  # write a trace of so many steps, and stop
     dry_run: bool = False  # one step, one validation batch, nothing written
     device: str = "auto"

@@ -73,7 +73,10 @@ def _taught(
 
 
 def resolve_taught_spaces(
-    run: Run, datasets: Sequence[NamedDataset], known: Mapping[str, LabelSpace | None]
+    run: Run,
+    datasets: Sequence[NamedDataset],
+    val_datasets: Sequence[NamedDataset] | None,
+    known: Mapping[str, LabelSpace | None],
 ) -> dict[str, LabelSpace | None]:
     """As `label_spaces.resolve_spaces`; a task for which no data set has labels learns its first teacher's classes.
 
@@ -89,7 +92,7 @@ def resolve_taught_spaces(
             if listed and source in spaces and run.tasks[name].field not in offered:
                 learned.setdefault(name, spaces[source] and LabelSpace.from_plain(spaces[source]))
     labelled = {name: task for name, task in run.tasks.items() if name not in learned}
-    spaces = resolve_spaces(labelled, datasets) | learned
+    spaces = resolve_spaces(labelled, datasets, val_datasets) | learned
     return {name: spaces[name] for name in run.tasks}
 
 

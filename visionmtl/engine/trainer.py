@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
-    spaces = teachers.resolve_taught_spaces(run, datasets, extending.old_spaces(run))
-    val_datasets = align(val_datasets, run.tasks, spaces)
+    spaces = teachers.resolve_taught_spaces(run, datasets, val_datasets, extending.old_spaces(run))
+    datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
     monitor = Monitor(settings.best, run.tasks, names)
@@ -213,17 +214,25 @@ class Trainer:
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size)
+        outputs = partial(self.extension.outputs, net) if self.extension else net.with_initial
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, outputs)
+        if self.extension:
+            self.extension.settle(net)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
-        self.balancer = run.balance.build({n: run.tasks[n].weight for n in self.learning}).to(ranks.device)
+        balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
+        self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
         if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
             raise ValueError(
                 f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
                 "would have no effect; set balance=fixed, or choose another extend.type"
             )
+        self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
+        several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
+        self.averages_itself = self.balancer.needs_parameters or several
+        """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
         if run.train.distributed.shard:
-            check_shard(run.train, self.balancer)
+            check_shard(run.train, self.balancer, self.averages_itself)
         self.teachers = None
         feature_weight = run.extend and run.extend.feature_weight
         if run.distill or feature_weight:
@@ -231,7 +240,9 @@ class Trainer:
             self.teachers = teachers.open_teachers(run.distill, net, ranks.device, features)
         self.teacher_record = teachers.record(run.distill) if run.distill else []
         soft_losses = self.teachers.soft_losses if self.teachers else {}
-        loss_net = LossNet(net, self.balancer.needs_cut, soft_losses, self.learning, feature_weight or 1.0)
+        self.cut_net = loss_net = LossNet(
+            net, self.balancer.needs_cut, soft_losses, self.learning, feature_weight or 1.0
+        )
         sharded_copy = None
         if self.sharded:
             self._unsharded = copy.deepcopy(net).cpu()
@@ -252,7 +263,7 @@ class Trainer:
                 compile_teachers(self.teachers, run.train)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
-            self.loss_net = distributed.replicate(loss_net, ranks, run.train, self.balancer.needs_cut)
+            self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
 
     # ---- one step ----
 
@@ -275,8 +286,11 @@ class Trainer:
         losses: dict[str, dict[str, Tensor]] = {}
         weights: Mapping[str, Tensor] = {}
         for number, batch in enumerate(micro_batches):
-            with self._gradient_sync(last=number == len(micro_batches) - 1):
-                parts, weights = self._forward_backward(batch, soft[number], totals, labelled, 1 / len(micro_batches))
+            last = number == len(micro_batches) - 1
+            with self._gradient_sync(last):
+                parts, weights = self._forward_backward(
+                    batch, soft[number], totals, labelled, 1 / len(micro_batches), last
+                )
             for task, of_task in parts.items():
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
@@ -319,7 +333,7 @@ class Trainer:
         return dict(zip(self.learning, on_any_rank.unbind(), strict=True))
 
     def _forward_backward(
-        self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float
+        self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
         with autocast(self.ranks.device, self.run.train.precision):
             parts, shared, leaves = self.loss_net(
@@ -328,7 +342,11 @@ class Trainer:
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
         taught = {task: flag | (task in soft) for task, flag in labelled.items()}
-        weights = self.balancer.backward(Step(losses, shared, leaves, scale, taught, share))
+        step = Step(
+            losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
+            self.cut_net.levels,
+        )  # fmt: skip
+        weights = self.balancer.backward(step)
         if self.graphs and (line := self.graphs.report(batch.targets)):
             logger.info(line)
         return parts, weights
@@ -336,6 +354,8 @@ class Trainer:
     def _optimizer_step(self) -> Tensor:
         """Returns the norm of all gradients before they are clipped."""
         distributed.average_gradients(self.balancer.parameters())
+        if self.averages_itself:
+            distributed.average_gradients(self.net.parameters())
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:
             self.extension.penalty.add_gradients()
@@ -524,9 +544,15 @@ class Trainer:
         return losses
 
     def should_stop(self, started: float) -> bool:
-        """Whether the time that the options allow is over, on any rank. started: of `time.monotonic`."""
-        limit_s = self.options.max_time_s
-        return limit_s is not None and distributed.any_rank(time.monotonic() - started > limit_s, self.ranks.device)
+        """Whether the time that the options allow is over or they ask to stop, on any rank.
+
+        started: of `time.monotonic`
+        """
+        limit_s, asked = self.options.max_time_s, self.options.stop
+        if limit_s is None and asked is None:
+            return False
+        stop = (limit_s is not None and time.monotonic() - started > limit_s) or (asked is not None and asked())
+        return distributed.any_rank(stop, self.ranks.device)
 
     def _save_is_due(self, stopping: bool) -> bool:
         epochs, rest = divmod(self.state.step, self.steps_per_epoch)
@@ -772,6 +798,10 @@ class Trainer:
             f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
             f"balance {run.balance.type}"
         )
+        if self.balancer.needs_parameters and not net.trunk.shared_maps:
+            yield "note      no map is shared by all tasks: balance compares gradients on the shared parameters"
+        if self.balancer.needs_parameters and not self.shared_parameters:
+            yield f"note      no parameter is shared: balance {run.balance.type} leaves each task its own gradient"
         if run.train.accumulate > 1 and self.counts_predictions:
             yield "note      a loss is a mean over predictions of the whole step: one more forward pass a micro-batch"
         if resumed:

@@ -149,8 +149,7 @@ class Predictor:
         self.net, self.run = opened.net, opened.run
         self.precision: Precision = precision or opened.run.train.precision
         self.batch_size = opened.run.train.batch_size
-        for name in [name for name in self.net.tasks if name not in choose_tasks(self.net.tasks, tasks)]:
-            del self.net.tasks[name], self.net.decoders[name]
+        self.net.keep(list(choose_tasks(self.net.tasks, tasks)))
 
     @property
     def device(self) -> torch.device:

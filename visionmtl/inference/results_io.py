@@ -14,9 +14,9 @@ do not tell how many there were: boxes are in the order of image ids.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
+from visionmtl.datasets import NamedDataset
 from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
 from visionmtl.io.paths import Files, composed, is_hidden
-from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
+from visionmtl.structures import IGNORE, Detections, LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
 
 MANIFEST = "submission.json"
@@ -40,11 +41,6 @@ KITTI_UNITS = 256
 """Depth units per metre of KITTI's files; 1000 are millimetres."""
 
 _CITYSCAPES_ENDING = "_pred_labelIds"
-_OFFICIAL_ENDINGS = ("", _CITYSCAPES_ENDING)
-
-_Code = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
-_Decode = Callable[[Path, NDArray[Any], LabelSpace | None, float], NDArray[Any]]
-
 _NORMALS_RANGE = 65535
 
 
@@ -76,14 +72,14 @@ class SubmissionWriter:
             raise _twice(sample.image_id)
         self._seen[_key(sample.image_id)] = sample.image_id
         for name, prediction in predictions.items():
-            task, space = self._tasks[name], self._spaces[name]
-            if task.field == "boxes":
+            space = self._spaces[name]
+            if name in self._rows:
                 assert space is not None
                 self._rows[name] += rows_of(sample.image_id, prediction, space)
                 continue
             file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(file), _CODES[task.field][0](prediction, space, self._units)):
+            if not cv2.imwrite(str(file), _PNG[self._tasks[name].field].encode(prediction, space, self._units)):
                 raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
 
     def close(self) -> None:
@@ -113,41 +109,48 @@ class SubmissionWriter:
         write_json(self.folder / MANIFEST, meaning)
 
     def _png(self, name: str, image_id: str) -> str:
-        """Below the folder of the submission."""
-        return f"{name}/{_safe(image_id)}{_ending(self._spaces[name])}.png"
+        """The file of an image's prediction, relative to the folder."""
+        if image_id.startswith("/") or ".." in image_id.split("/"):
+            raise ValueError(
+                f"image id {image_id!r} leads out of the folder of the predictions; ids are relative and without ..; "
+                "correct the data set's ids"
+            )
+        space = self._spaces[name]
+        ending = _CITYSCAPES_ENDING if space is not None and space.name == "cityscapes19" else ""
+        return f"{name}/{image_id}{ending}.png"
 
     def _check_pngs(self, ids: Sequence[str]) -> None:
         pngs = [self._png(name, image_id) for name in self._tasks.keys() - self._rows.keys() for image_id in ids]
-        there = Files(self.folder).present(pngs)
-        if not there.all():
+        missing = ~Files(self.folder).present(pngs)
+        if missing.any():
             raise ValueError(
-                f"{np.count_nonzero(~there)} of {len(there)} PNGs are not in {self.folder} as the first process sees "
+                f"{np.count_nonzero(missing)} of {len(pngs)} PNGs are not in {self.folder} as the first process sees "
                 "it; all processes must write into one folder; name one that all machines share"
             )
 
 
-def paths_by_task(given: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, Path]:
-    """Where each task's predictions lie. given: TASK=PATH, or a folder with TASK.json and TASK/ as written here."""
+def paths_by_task(arguments: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, Path]:
+    """The files of each task. arguments: TASK=PATH, or a folder with TASK.json and TASK/ as written here."""
     paths: dict[str, Path] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
         if equals:
             if name not in tasks:
                 raise ValueError(
-                    f"--from-predictions {text}: there is no task {name!r}{did_you_mean(name, tasks)}; it can be "
+                    f"--from-predictions {argument}: there is no task {name!r}{did_you_mean(name, tasks)}; it can be "
                     f"{', '.join(tasks)}; correct it"
                 )
             paths[name] = home_path(path)
             continue
-        folder = home_path(text)
-        looked_for = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
-        found = {name: path for name, path in looked_for.items() if path.exists()}
-        if not found:
+        folder = home_path(argument)
+        candidates = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
+        existing = {name: path for name, path in candidates.items() if path.exists()}
+        if not existing:
             raise ValueError(
                 f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ "
                 "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
-        paths |= found
+        paths |= existing
     return paths
 
 
@@ -156,9 +159,11 @@ class Predictions:
     """The predictions of one task in files, wherever they were made."""
 
     read: Callable[[Sample], tuple[str, Any]]
-    """Where the prediction for an image is found, and it. Raises ValueError where there is none."""
-    ignored: int = 0
+    """Which prediction is that of an image, and its values. Raises ValueError where there is none."""
+    num_ignored: int = 0
     """Boxes of categories that the label space does not have."""
+    images_unread: set[str] = field(default_factory=set)
+    """Images in a file of boxes that `read` was not asked for so far."""
 
 
 def open_predictions(
@@ -176,65 +181,86 @@ def open_predictions(
         raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
     pngs = [file for file in path.rglob("*.png") if not is_hidden(file.name)]
     files = {composed(file.relative_to(path).with_suffix("").as_posix()): file for file in pngs}
-    by_ending: dict[str, list[str]] = {}  # files below folders that image ids do not name
+    by_file_name: dict[str, list[str]] = {}
     for name in files:
-        parts = name.split("/")
-        for first in range(1, len(parts)):
-            by_ending.setdefault("/".join(parts[first:]), []).append(name)
+        by_file_name.setdefault(name.rpartition("/")[2], []).append(name)
     units = units_per_metre or _declared_units(path) or KITTI_UNITS
 
     def read(sample: Sample) -> tuple[str, Any]:
         image_id = composed(sample.image_id)
-        names = [f"{image_id}{ending}" for ending in _OFFICIAL_ENDINGS]
-        flat = [f"{image_id.rpartition('/')[2]}{ending}" for ending in _OFFICIAL_ENDINGS]
-        found = [name for name in (*names, *flat) if name in files][:1]
-        found = found or [name for ending in names for name in by_ending.get(ending, ())]
-        if len(found) > 1:
+        names = [image_id, image_id + _CITYSCAPES_ENDING]
+        file_names = [name.rpartition("/")[2] for name in names]  # all in one folder, whatever the id says
+        matches = [name for name in (*names, *file_names) if name in files][:1]
+        if not matches:  # below folders that the id does not name
+            pairs = zip(names, file_names, strict=True)
+            matches = [m for name, last in pairs for m in by_file_name.get(last, ()) if m.endswith(f"/{name}")]
+        if len(matches) > 1:
             raise ValueError(
-                f"image {sample.image_id!r} has {len(found)} predictions in {path}: {', '.join(found)}; each image "
+                f"image {sample.image_id!r} has {len(matches)} predictions in {path}: {', '.join(matches)}; each image "
                 "needs one; name the folder that holds them once"
             )
-        if not found:
+        if not matches:
             raise ValueError(
                 f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
                 f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
             )
-        return found[0], _CODES[task.field][1](files[found[0]], read_png(files[found[0]]), space, units)
+        return matches[0], _PNG[task.field].read(files[matches[0]], space, units)
 
     return Predictions(read)
 
 
 def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
-    classes = {str(official): label for label, official in enumerate(space.ids or range(len(space.classes)))}
+    labels = {str(official): label for label, official in enumerate(space.ids or range(len(space.classes)))}
     by_image: dict[str, list[tuple[list[float], float, int]]] = {}
-    ignored = 0
+    num_ignored = 0
     for number, row in enumerate(read_rows(path)):
         if "bbox" not in row:
             raise ValueError(
                 f"{path}: entry[{number}] has a mask and no box; every result needs bbox [x, y, width, height] here; "
                 "masks are scored with --truth alone"
             )
-        if row["category_id"] not in classes:
-            ignored += 1
-            continue
         of_image = by_image.setdefault(row["image_id"], [])
-        of_image.append((row["bbox"], row["score"], classes[row["category_id"]]))
+        if row["category_id"] in labels:
+            of_image.append((row["bbox"], row["score"], labels[row["category_id"]]))
+        else:
+            num_ignored += 1
+    unread = set(by_image)
 
     def read(sample: Sample) -> tuple[str, Detections]:
         key = _key(sample.image_id)
+        unread.discard(key)
         rows = by_image.get(key, [])
         xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-        scores, labels = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
-        return key, Detections(corners, scores.astype(np.float32), labels)
+        scores, classes = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
+        return key, Detections(corners, scores.astype(np.float32), classes)
 
-    return Predictions(read, ignored)
+    return Predictions(read, num_ignored, unread)
+
+
+def check_images(path: Path, predictions: Predictions, datasets: Sequence[NamedDataset]) -> None:
+    """Raises ValueError, on all ranks, if a file of boxes names an image that is in no data set.
+
+    To be called on all ranks after `read` was called for every labelled image. Only where the file has more images are
+    the data sets read once more, for the ids of images without labels.
+    """
+    unknown = set.intersection(*gather_objects(predictions.images_unread))
+    for dataset in datasets:
+        for index in range(len(dataset) if unknown else 0):
+            unknown.discard(_key(dataset.read_part(index, ReadRequest(frozenset())).image_id))
+    if unknown:
+        names = ", ".join(dataset.name for dataset in datasets)
+        raise ValueError(
+            f"{path} has results for {len(unknown)} image(s) that are not in {names}, the first is "
+            f"{min(unknown)}; both must be of one split; give the results of this split, or choose the split that was "
+            "predicted with --split"
+        )
 
 
 def _check_field(task: Task) -> None:
-    if task.field != "boxes" and task.field not in _CODES:
+    if task.field != "boxes" and task.field not in _PNG:
         raise ValueError(
-            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(_CODES)}; leave that task out"
+            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(_PNG)}; leave that task out"
         )
 
 
@@ -263,25 +289,11 @@ def _key(image_id: str) -> str:
     return canonical(image_id) or image_id
 
 
-def _safe(image_id: str) -> str:
-    if image_id.startswith("/") or ".." in image_id.split("/"):
-        raise ValueError(
-            f"image id {image_id!r} leads out of the folder of the predictions; ids are relative and without ..; "
-            "correct the data set's ids"
-        )
-    return image_id
-
-
-def _ending(space: LabelSpace | None) -> str:
-    return _CITYSCAPES_ENDING if space is not None and space.name == "cityscapes19" else ""
-
-
-def _code_classes(classes: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     return _official_ids(space)[classes]
 
 
-def _decode_classes(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
-    _check(file, values, np.uint8, channels=1)
+def _decode_classes(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     assert space is not None
     table = np.full(256, IGNORE, np.uint8)
     table[_official_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
@@ -296,40 +308,49 @@ def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
     return table
 
 
-def _code_depth(depth_m: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+def _encode_depth(depth_m: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     # 0 means "no prediction": what is nearer than a step becomes the first step
     return np.clip(np.rint(depth_m.astype(np.float64) * units), 1, 65535).astype(np.uint16)
 
 
-def _decode_depth(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
-    _check(file, values, np.uint16, channels=1)
+def _decode_depth(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     return (values / np.float64(units)).astype(np.float32)
 
 
-def _code_normals(normals: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
+def _encode_normals(normals: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     codes = np.rint((normals.astype(np.float64).clip(-1, 1) + 1) / 2 * _NORMALS_RANGE).astype(np.uint16)
     return np.ascontiguousarray(codes[..., ::-1])  # OpenCV writes BGR
 
 
-def _decode_normals(file: Path, values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
-    _check(file, values, np.uint16, channels=3)
+def _decode_normals(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     return (values[..., ::-1] / _NORMALS_RANGE * 2 - 1).astype(np.float32)
 
 
-def _check(file: Path, values: NDArray[Any], dtype: type, channels: int) -> None:
-    found = 1 if values.ndim == 2 else values.shape[2]
-    if values.dtype != dtype or found != channels:
-        bits = np.dtype(dtype).itemsize * 8
-        raise ValueError(
-            f"{file} has {found} channel(s) of {values.dtype.itemsize * 8} bits; {channels} of {bits} bits are needed "
-            "here; convert it"
-        )
+_Convert = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
 
 
-_CODES: dict[str, tuple[_Code, _Decode]] = {
-    "segmentation": (_code_classes, _decode_classes),
-    "depth_m": (_code_depth, _decode_depth),
-    "normals": (_code_normals, _decode_normals),
+class _PngFormat(NamedTuple):
+    """How the values of a map are stored. encode, decode: (values, label space, depth units per metre)."""
+
+    dtype: type
+    channels: int
+    encode: _Convert
+    decode: _Convert
+
+    def read(self, file: Path, space: LabelSpace | None, units: float) -> NDArray[Any]:
+        """The map in a file. Raises ValueError where it has another type or number of channels."""
+        values = read_png(file)
+        channels = 1 if values.ndim == 2 else values.shape[2]
+        if values.dtype != self.dtype or channels != self.channels:
+            raise ValueError(
+                f"{file} has {channels} channel(s) of {values.dtype.itemsize * 8} bits; {self.channels} of "
+                f"{np.dtype(self.dtype).itemsize * 8} bits are needed here; convert it"
+            )
+        return self.decode(values, space, units)
+
+
+_PNG = {  # by field of `Sample`
+    "segmentation": _PngFormat(np.uint8, 1, _encode_classes, _decode_classes),
+    "depth_m": _PngFormat(np.uint16, 1, _encode_depth, _decode_depth),
+    "normals": _PngFormat(np.uint16, 3, _encode_normals, _decode_normals),
 }
-"""By field of `Sample`: code(prediction, space, units per metre) -> values as OpenCV writes them, and the way back
-from values as OpenCV reads them (the file is for errors)."""

@@ -88,8 +88,8 @@ class Files:
             is_folder = real_folder is not None and os.path.isdir(self.root / real_folder)
             listed = os.listdir(self.root / str(real_folder)) if is_folder else []
             prefix = f"{real_folder}{slash}"
-            by_form = {composed(one): prefix + one for one in listed}
-            self._listings[folder] = by_form | {one: prefix + one for one in listed}
+            by_form = {composed(name): prefix + name for name in listed}
+            self._listings[folder] = by_form | {name: prefix + name for name in listed}
         listing = self._listings[folder]
         on_disk = listing.get(last) or listing.get(composed(last))
         if on_disk is not None and on_disk != name:

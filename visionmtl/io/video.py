@@ -32,8 +32,8 @@ def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
 def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
     try:
         while True:
-            found, frame = capture.read()
-            if not found:
+            is_read, frame = capture.read()
+            if not is_read:
                 return
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
     finally:

@@ -19,7 +19,8 @@ class DetectionMeter:
 
     max_detections: cut per image *and class*, as in pycocotools; a cap per image is the model's job.
     backend: who counts; pycocotools is the reference, faster_coco_eval gives the same numbers sooner.
-    Every labelled image counts, also one without boxes. Classes without (non-crowd) truth are left out and named.
+    Every labelled image counts, also one without boxes. Classes without (non-crowd) truth are left out and named, and so
+    are those that a data set does not annotate (`Sample.annotated`), with what was found of them.
     """
 
     metrics: ClassVar[Mapping[str, Direction | None]] = {
@@ -37,6 +38,7 @@ class DetectionMeter:
         self.backend = backend
         self._images: list[_Image] = []
         self._dropped = 0
+        self._annotated = np.zeros(len(space.classes), np.bool_)  # in some image
 
     def update(self, prediction: Detections, sample: Sample) -> None:
         """Count one image. Detections that are not finite are dropped, and the report says how many."""
@@ -52,24 +54,29 @@ class DetectionMeter:
 
         finite = np.isfinite(prediction.xyxy).all(axis=1) & np.isfinite(prediction.scores)
         self._dropped += int((~finite).sum())
-        kept = Detections(prediction.xyxy[finite], prediction.scores[finite], prediction.labels[finite])
+        annotated = sample.annotated.get("boxes")
+        self._annotated |= True if annotated is None else annotated
+        counted = finite if annotated is None else finite & annotated[prediction.labels]
+        kept = Detections(prediction.xyxy[counted], prediction.scores[counted], prediction.labels[counted])
         self._images.append((sample.image_id, sample.boxes, kept))
 
     def state(self) -> dict[str, Any]:
         """Everything counted; pickles."""
-        return {"images": list(self._images), "dropped": self._dropped}
+        return {"images": list(self._images), "dropped": self._dropped, "annotated": self._annotated.copy()}
 
     def merge(self, state: dict[str, Any]) -> None:
         """Add another rank's images."""
         self._images.extend(state["images"])
         self._dropped += state["dropped"]
+        self._annotated |= state["annotated"]
 
     def compute(self) -> dict[str, Any]:
         """ap, ap50, ap75, ap_small/medium/large, ar1, ar10, ar100, ar_small/medium/large; None where no truth exists.
 
         With another `max_detections` than 100 the last recall is called after it. Also: per_class {name: {ap, ap50,
         boxes}}, pr_curves (precision at 101 recalls, mean over classes, at IoU .5 and .75), absent (names of the
-        classes without truth), dropped (detections that were not finite), protocol.
+        classes without truth), dropped (detections that were not finite), protocol; where some classes are not
+        annotated, also not_annotated (their names).
         """
         # ties between equal scores are broken by image order: by number, as COCO's ids, whatever rank an image was on
         images = sorted(self._images, key=lambda image: (len(image[0]), image[0]))
@@ -88,9 +95,14 @@ class DetectionMeter:
         result = summary(precision, recall, [self.space.classes[label] for label in present], cuts)
         for label in present:
             result["per_class"][self.space.classes[label]]["boxes"] = int(counts[label])
-        result["absent"] = [name for name, count in zip(self.space.classes, counts, strict=True) if not count]
+        annotated = self._annotated | ~self._annotated.any()
+        classes = list(zip(self.space.classes, counts, annotated, strict=True))
+        result["absent"] = [name for name, count, known in classes if known and not count]
         result["dropped"] = self._dropped
         result["protocol"] = "coco" if self.max_detections == 100 else f"coco with maxDets {self.max_detections}"
+        if not annotated.all():
+            result["protocol"] += f", over the {annotated.sum()} of {len(annotated)} classes that are annotated"
+            result["not_annotated"] = [name for name, _, known in classes if not known]
         return result
 
 

@@ -25,6 +25,9 @@ class SegmentationMeter:
     groups: score these unions of classes instead, by name, e.g. {"vehicle": ("car", "bus")}; the table is joined
     after counting. Classes in no group count as IGNORE.
 
+    Of a data set that annotates some of the classes only (`Sample.annotated`), the others are left out: they are in no
+    mean, predicting one is a miss, and they are named.
+
     Of predictions that are tensors the table lies where they lie, and nothing waits for it until `state` or `compute`.
     """
 
@@ -49,6 +52,7 @@ class SegmentationMeter:
         for column, names in enumerate(members.values()):
             self._joins[[space.classes.index(name) for name in names], column] = 1
         self._pixels = np.zeros((_VALUES, _VALUES), np.int64)  # [truth, predicted] over all values of uint8
+        self._annotated = np.zeros(len(space.classes), np.bool_)  # of some image
         self._on_device: dict[torch.device, Tensor] = {}  # int64 [_VALUES**2], not yet in `_pixels`
 
     def update(self, prediction: NDArray[np.uint8] | Tensor, sample: Sample) -> None:
@@ -63,6 +67,13 @@ class SegmentationMeter:
                 f"{list(guess.shape)} and the truth {truth.dtype} {list(truth.shape)}; allowed is uint8 [H, W] of one "
                 "size; resize the logits to the original size before the argmax, never the truth"
             )
+        annotated = sample.annotated.get("segmentation")
+        self._annotated |= True if annotated is None else annotated
+        if annotated is not None:
+            values = np.full(_VALUES, IGNORE, np.uint8)
+            values[: len(annotated)][annotated] = np.flatnonzero(annotated)
+            prediction = beside(values, guess)[guess.int()] if isinstance(prediction, Tensor) else values[prediction]
+            guess = torch.as_tensor(prediction)
         if isinstance(prediction, np.ndarray):
             pairs = np.bincount((truth.astype(np.int64) << 8 | prediction).ravel(), minlength=_VALUES**2)
             pairs = pairs.reshape(_VALUES, _VALUES)
@@ -76,22 +87,23 @@ class SegmentationMeter:
         table = self._on_device.setdefault(guess.device, zeros)
         table.index_add_(0, codes, torch.ones_like(codes, dtype=torch.int64))
 
-    def state(self) -> NDArray[np.int64]:
-        """The table, int64 [256, 256]."""
+    def state(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The table, int64 [256, 256], and bool [K]: which classes some image annotates."""
         for table in self._on_device.values():
             pairs = table.cpu().numpy().reshape(_VALUES, _VALUES)
             self._check(pairs, "some image")  # which one is not known any more
             self._pixels += pairs
         self._on_device.clear()
-        return self._pixels.copy()
+        return self._pixels.copy(), self._annotated.copy()
 
-    def merge(self, state: NDArray[np.int64]) -> None:
+    def merge(self, state: tuple[NDArray[np.int64], NDArray[np.bool_]]) -> None:
         """Add another rank's table."""
-        self._pixels += state
+        self._pixels += state[0]
+        self._annotated |= state[1]
 
     def confusion(self) -> NDArray[np.int64]:
         """int64 [K, K] pixels, rows are the truth; K classes, or groups."""
-        table: NDArray[np.int64] = self._joins.T @ self.state() @ self._joins
+        table: NDArray[np.int64] = self._joins.T @ self.state()[0] @ self._joins
         return table
 
     def compute(self) -> dict[str, Any]:
@@ -99,7 +111,7 @@ class SegmentationMeter:
 
         per_class {name: {iou, accuracy, pixels}} (iou None: neither in the truth nor predicted; accuracy None: not in
         the truth), absent and absent_but_predicted (class names), pixels, void_pixels (labelled ones for which no
-        class was predicted), protocol.
+        class was predicted), protocol; where some classes are not annotated, also not_annotated (their names).
         """
         table = self.confusion()
         hits, predicted = np.diag(table), table.sum(axis=0)
@@ -109,6 +121,12 @@ class SegmentationMeter:
         total = int(true.sum())
         iou = hits / np.maximum(union, 1)
         accuracy = hits / np.maximum(true, 1)
+        annotated = self._joins[: len(self._annotated)][self._annotated].any(axis=0)
+        if not annotated.any():  # nothing was counted
+            annotated[:] = True
+        protocol = "one confusion matrix over all labelled pixels; classes absent but predicted score 0"
+        if not annotated.all():
+            protocol += f"; over the {annotated.sum()} of {len(annotated)} classes that are annotated"
 
         return {
             "miou": float(iou[union > 0].mean()) if total else None,
@@ -122,12 +140,18 @@ class SegmentationMeter:
                     "pixels": int(true[k]),
                 }
                 for k, name in enumerate(self.classes)
+                if annotated[k]
             },
-            "absent": [name for k, name in enumerate(self.classes) if not true[k]],
+            "absent": [name for k, name in enumerate(self.classes) if annotated[k] and not true[k]],
             "absent_but_predicted": [name for k, name in enumerate(self.classes) if predicted[k] and not true[k]],
             "pixels": total,
             "void_pixels": int(void.sum()),
-            "protocol": "one confusion matrix over all labelled pixels; classes absent but predicted score 0",
+            "protocol": protocol,
+            **(
+                {}
+                if annotated.all()
+                else {"not_annotated": [name for k, name in enumerate(self.classes) if not annotated[k]]}
+            ),
         }
 
     def _check(self, pairs: NDArray[np.int64], where: str) -> None:

@@ -1,6 +1,7 @@
 """The encoder: any timm model that gives features, as maps of known channels and strides."""
 
 import importlib
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec, did_you_mean
@@ -20,6 +22,10 @@ Size = tuple[int, int]
 
 FINEST_READ = 2
 """Decoders and heads read maps of stride 4 and coarser; some encoders round a map of stride 2 off (NASNet)."""
+
+
+_STEM_AND_BLOCKS = ("EfficientNetFeatures", "MobileNetV3Features")
+"""timm's feature extractors that run a stem and then `blocks`."""
 
 
 class _ImportedOnUse:
@@ -224,6 +230,7 @@ class _TimmMaps(nn.Module):
             )
         self._nhwc = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
         self._frozen = _freeze(body, spec.freeze_stages, spec.name)
+        self._stages: dict[int, list[str]] = {}  # see `split_stages`
 
     def forward(self, image: Tensor) -> Maps:
         """See the class."""
@@ -237,10 +244,68 @@ class _TimmMaps(nn.Module):
         if self._nhwc:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         maps = dict(zip(self.levels, features, strict=True))
-        self._check_strides(maps, height, width)
+        self.check_strides(maps, height, width)
         return maps
 
-    def _check_strides(self, maps: Maps, height: int, width: int) -> None:
+    def split_stages(self, who: str) -> tuple[int, ...]:
+        """Prepare `run_stage`; returns the levels in which stages end, finest first, from stride 4 on.
+
+        who: what asks for it, for the message. Raises ValueError where timm's model does not run module after module.
+        """
+        body = self.body
+        if isinstance(body, timm.models._features.FeatureDictNet):
+            names, ends = list(body), list(body.return_layers)
+        elif type(body).__name__ in _STEM_AND_BLOCKS and body.feature_hooks is None:
+            stem = [name for name, _ in body.named_children() if name != "blocks"]
+            names = stem + [f"blocks.{i}" for i in range(len(body.blocks))]
+            ends = [f"blocks.{stage - 1}" if stage else stem[-1] for stage in body._stage_out_idx]
+        else:
+            raise ValueError(
+                f"{who} comes between the stages of the encoder, but timm runs {self.name} in one piece "
+                f"({type(body).__name__}, as most plain ViTs, HRNet, NASNet and Xception); allowed are encoders of "
+                "stages, such as resnet50, convnext_tiny, efficientnet_b0 or swin_tiny_patch4_window7_224; choose one "
+                "of these, or a sharing that leaves the encoder whole (hard, pad_net, mtan, lora)"
+            )
+        start = 0
+        for level, end in zip(self.levels, ends, strict=True):
+            if level >= FINEST_READ:
+                stop = names.index(end) + 1
+                self._stages[level] = names[start:stop]
+                start = stop
+        self._first_stage = min(self._stages)
+        for name in names[start:]:  # computes what is not read
+            self._leave_out(name)
+        return tuple(self._stages)
+
+    def run_stage(self, level: int, x: Tensor) -> Tensor:
+        """The stage that ends in the map of `level`: x is the map of the level before, or the image -> that map.
+
+        The maps of all stages are those of `forward`, [B, C, h, w].
+        """
+        after_others = level != self._first_stage
+        if after_others and self._nhwc:
+            x = x.permute(0, 2, 3, 1)
+        checkpointed = after_others and getattr(self.body, "grad_checkpointing", False)
+        for name in self._stages[level]:
+            module = self.body.get_submodule(name)
+            x = checkpoint(module, x, use_reentrant=False) if checkpointed else module(x)
+            if not isinstance(x, Tensor):
+                raise ValueError(
+                    f"encoder {self.name} hands a {type(x).__name__} from one stage to the next; only tensors can be "
+                    "shared between tasks; choose another encoder, or a sharing that leaves it whole (hard, pad_net)"
+                )
+        return x.permute(0, 3, 1, 2) if self._nhwc else x
+
+    def drop_stages(self, levels: Collection[int]) -> None:
+        """Leave out stages after `split_stages`, with their weights; the others can be run one by one."""
+        for level in levels:
+            for name in self._stages.pop(level):
+                self._leave_out(name)
+
+    def _leave_out(self, name: str) -> None:
+        self.body.set_submodule(name, nn.Identity())
+
+    def check_strides(self, maps: Maps, height: int, width: int) -> None:
         """Raises ValueError unless every map that a pyramid may read is as large as its level says."""
         for level, feature in maps.items():
             size, expected = tuple(feature.shape[-2:]), (height >> level, width >> level)

@@ -1,6 +1,6 @@
 """The forward pass at the start of a run: what cannot be trained is refused, what would never learn is frozen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +12,18 @@ from visionmtl.ops.ranks import num_ranks
 
 
 def freeze_unused_parameters(
-    net: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int = 2
+    net: nn.Module,
+    size: tuple[int, int],
+    device: torch.device,
+    batch_size: int = 2,
+    forward: Callable[[Tensor], Any] | None = None,
 ) -> list[str]:
     """Stop what no output of a training step depends on from being trained; returns the names.
 
     It would never learn, and processes would wait for its gradients. Some encoders compute more than is read: of
     HRNet's maps the coarse ones, when tasks read the fine ones. Found by looking along the graph of one forward pass
     of black images of `size` = (H, W), two of them or one where `batch_size` is 1; random numbers, statistics and
-    gradients stay as they are.
+    gradients stay as they are. forward: image -> all that a step takes losses of; None: the net's own.
 
     Raises ValueError where the encoder fails at this size, or a normalisation has only one value to normalise.
     """
@@ -28,8 +32,8 @@ def freeze_unused_parameters(
     image = torch.zeros(min(batch_size, 2), 3, *size, dtype=torch.uint8, device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         with _explained(net.train(), size):
-            outputs = net(image)
-        read = {id(parameter) for parameter in _leaves(outputs)}
+            outputs = (forward or net)(image)
+        read = parameters_behind(outputs)
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -109,8 +113,12 @@ def _check_values(name: str) -> Any:
     return check
 
 
+def parameters_behind(outputs: Any) -> set[int]:
+    """Ids of the parameters that nested outputs were computed from."""
+    return {id(parameter) for parameter in _leaves(outputs)}
+
+
 def _leaves(outputs: Any) -> Iterator[Tensor]:
-    """The parameters that nested outputs were computed from."""
     waiting = [tensor.grad_fn for tensor in _tensors(outputs)]
     seen = set()
     while waiting:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionmtl.ops.losses import smoothing_shares
 from visionmtl.ops.resize import upsample_backward
 
 CHUNK_ELEMENTS = 2**22
@@ -15,26 +16,48 @@ MAX_CHUNKS = 8
 
 
 def upsampled_cross_entropy(
-    logits: Tensor, classes: Tensor, *, ignore: int, weights: Tensor | None = None, label_smoothing: float = 0.0
+    logits: Tensor,
+    classes: Tensor,
+    *,
+    ignore: int,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    smooth_over: Tensor | None = None,
 ) -> Tensor:
     """Sum over pixels of `F.cross_entropy(upsample(logits, factor), classes, weights, ...)`, in less memory.
 
     logits: float32 [B, K, h, w]; classes: uint8 or int64 [B, h * factor, w * factor], `ignore` = adds nothing
     weights: float32 [K], a factor for each true class; not divided out again
+    smooth_over: bool [B, K], the classes of an image among which label_smoothing is divided; None: all
 
     The gradient is found along with the value, and only its small form, that of the logits, is kept for the backward.
     For the compiler this is one opaque operator: were it taken apart, nothing would stop it from keeping all pixels.
     """
     if logits.device.type == "cuda":  # the kernels read planes
         logits = logits.contiguous()
-    total: Tensor = torch.ops.visionmtl.upsampled_cross_entropy(logits, classes, weights, ignore, label_smoothing)[0]
+    smoothed = None
+    if label_smoothing:
+        if smooth_over is None:
+            smooth_over = torch.ones_like(logits[:1, :, 0, 0], dtype=torch.bool)
+        smoothed = smoothing_shares(smooth_over, weights, label_smoothing)
+    total: Tensor = torch.ops.visionmtl.upsampled_cross_entropy(
+        logits, classes, weights, smoothed, ignore, label_smoothing
+    )[0]
     return total
 
 
 def value_and_gradient(
-    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    smoothed: Tensor | None,
+    ignore: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """The sum and its gradient on `logits`: on a GPU by two kernels, else a few rows at a time."""
+    """The sum and its gradient on `logits`: on a GPU by two kernels, else a few rows at a time.
+
+    smoothed: with label smoothing, float32 [B, K], or [1, K] for all images: see `losses.smoothing_shares`
+    """
     batch, num_classes, height, width = logits.shape
     factor = classes.shape[1] // height
     if classes.shape != (batch, height * factor, width * factor):
@@ -45,7 +68,7 @@ def value_and_gradient(
     if logits.device.type == "cuda" and find_spec("triton"):  # part of torch, but on Windows
         from visionmtl.ops import fused_kernel
 
-        return fused_kernel.value_and_gradient(logits, classes, weights, ignore, label_smoothing)
+        return fused_kernel.value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
     chunks = min(-(-num_classes * classes.numel() // CHUNK_ELEMENTS), MAX_CHUNKS)
     rows = -(-height // max(chunks, 1))
     total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
@@ -58,17 +81,21 @@ def value_and_gradient(
         part = part[:, :, (top - low) * factor : (bottom - low) * factor]
         of_rows = classes[:, top * factor : bottom * factor]
 
-        value, of_part = _cross_entropy(part, of_rows, weights, ignore, label_smoothing)
+        value, of_part = _cross_entropy(part, of_rows, weights, smoothed, ignore, label_smoothing)
         total += value
         gradient[:, :, low:high] += upsample_backward(of_part, factor, above=top > low, below=high > bottom)
     return total, gradient
 
 
 def _cross_entropy(
-    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    smoothed: Tensor | None,
+    ignore: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """Sum over pixels and its gradient on logits [B, K, H, W], which takes the place of the log-softmax."""
-    num_classes = logits.shape[1]
     known = classes != ignore
     true = torch.where(known, classes, 0).long()[:, None]  # [B, 1, H, W]
     known = known[:, None].to(logits.dtype)
@@ -76,31 +103,43 @@ def _cross_entropy(
 
     logs = logits.log_softmax(dim=1)
     value = -(logs.gather(1, true) * of_true).sum()
-    if label_smoothing:
-        of_each = logits.new_ones(num_classes) if weights is None else weights
-        of_each = (label_smoothing / num_classes * of_each)[None, :, None, None]
+    of_each = None if smoothed is None else smoothed[..., None, None]
+    if of_each is not None:
         value -= ((logs * of_each).sum(dim=1, keepdim=True) * known).sum()
 
-    gradient = logs.exp_().mul_(of_true + known * of_each.sum() if label_smoothing else of_true)
+    gradient = logs.exp_().mul_(of_true if of_each is None else of_true + known * of_each.sum(dim=1, keepdim=True))
     gradient.scatter_(1, true, gradient.gather(1, true) - of_true)  # no atomics: one class a pixel
-    if label_smoothing:
+    if of_each is not None:
         gradient.addcmul_(known, of_each, value=-1)
     return value, gradient
 
 
-_SCHEMA = "(Tensor logits, Tensor classes, Tensor? weights, int ignore, float label_smoothing) -> (Tensor, Tensor)"
+_SCHEMA = (
+    "(Tensor logits, Tensor classes, Tensor? weights, Tensor? smoothed, int ignore, float label_smoothing)"
+    " -> (Tensor, Tensor)"
+)
 
 
 @torch.library.custom_op("visionmtl::upsampled_cross_entropy", mutates_args=(), schema=_SCHEMA)
 def _operator(
-    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    smoothed: Tensor | None,
+    ignore: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    return value_and_gradient(logits, classes, weights, ignore, label_smoothing)
+    return value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
 
 
 @_operator.register_fake
 def _shapes(
-    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    smoothed: Tensor | None,
+    ignore: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     return logits.new_empty(()), torch.empty_like(logits)
 
@@ -112,7 +151,7 @@ def _keep_gradient(ctx: torch.autograd.function.FunctionCtx, inputs: object, out
 def _backward(
     ctx: torch.autograd.function.BackwardCFunction, of_total: Tensor, of_gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
-    return ctx.saved_tensors[0] * of_total, None, None, None, None
+    return ctx.saved_tensors[0] * of_total, None, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_keep_gradient)

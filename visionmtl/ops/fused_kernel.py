@@ -16,7 +16,12 @@ BLOCK = 128
 
 
 def value_and_gradient(
-    logits: Tensor, classes: Tensor, weights: Tensor | None, ignore: int, label_smoothing: float
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    smoothed: Tensor | None,
+    ignore: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """As `fused.value_and_gradient`, for contiguous float32 logits [B, K, h, w] and classes [B, h * f, w * f]."""
     batch, num_classes, height, width = logits.shape
@@ -28,9 +33,10 @@ def value_and_gradient(
     values = logits.new_empty(batch * height * factor, blocks)
     gradient = torch.empty_like(logits)
 
-    share = label_smoothing / num_classes
+    smoothed = logits.new_zeros(1, num_classes) if smoothed is None else smoothed.contiguous()
     settings = {"IGNORE": ignore, "SMOOTHING": label_smoothing, "K": num_classes, "F": factor, "BLOCK": BLOCK}
-    tensors = logits, classes, of_class, share * of_class.sum(), log_sums
+    settings["BY_IMAGE"] = len(smoothed) > 1
+    tensors = logits, classes, of_class, smoothed, smoothed.sum(dim=1), log_sums
     _values[(batch * height * factor, blocks)](*tensors, values, height, width, **settings)
     _gradient[(num_classes, batch * height, triton.cdiv(width, BLOCK))](*tensors, gradient, height, width, **settings)
     return values.sum(), gradient
@@ -38,12 +44,14 @@ def value_and_gradient(
 
 @triton.jit
 def _values(
-    logits, classes, of_class, smoothed, log_sums, values, height, width,
+    logits, classes, of_class, smoothed, all_smoothed, log_sums, values, height, width,
     IGNORE: tl.constexpr, SMOOTHING: tl.constexpr, K: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr,
+    BY_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp of BLOCK pixels in one row of an image, and the sum of their losses."""
     row = tl.program_id(0).to(tl.int64)
     image, y = row // (height * F), row % (height * F)
+    smoothed_row = image if BY_IMAGE else 0
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = x < width * F
     true = tl.load(classes + row * (width * F) + x, mask=inside, other=IGNORE).to(tl.int32)
@@ -72,21 +80,22 @@ def _values(
         largest = higher
         of_true = tl.where(true == k, logit, of_true)
         if SMOOTHING > 0:
-            of_all += SMOOTHING / K * tl.load(of_class + k) * logit
+            of_all += tl.load(smoothed + smoothed_row * K + k) * logit
 
     log_sum = largest + tl.log(total)
     tl.store(log_sums + row * (width * F) + x, log_sum, mask=inside)
     weight = (1 - SMOOTHING) * tl.load(of_class + true, mask=known, other=0.0)
     value = weight * (log_sum - of_true)
     if SMOOTHING > 0:
-        value += tl.load(smoothed) * log_sum - of_all
+        value += tl.load(all_smoothed + smoothed_row) * log_sum - of_all
     tl.store(values + row * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.where(known, value, 0.0)))
 
 
 @triton.jit
 def _gradient(
-    logits, classes, of_class, smoothed, log_sums, gradient, height, width,
+    logits, classes, of_class, smoothed, all_smoothed, log_sums, gradient, height, width,
     IGNORE: tl.constexpr, SMOOTHING: tl.constexpr, K: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr,
+    BY_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of BLOCK cells in one row of one class, from the 2 F x 2 F pixels around each."""
     k = tl.program_id(0)
@@ -96,8 +105,9 @@ def _gradient(
     inside = j < width
     plane = logits + (image * K + k) * height * width
     before, own, after = tl.maximum(j - 1, 0), j, tl.minimum(j + 1, width - 1)
-    smoothing = SMOOTHING / K * tl.load(of_class + k)
-    of_smoothing = tl.load(smoothed)
+    smoothed_row = image if BY_IMAGE else 0
+    smoothing = tl.load(smoothed + smoothed_row * K + k)
+    of_smoothing = tl.load(all_smoothed + smoothed_row)
 
     found = tl.zeros([BLOCK], tl.float32)
     for ty in range(2 * F):

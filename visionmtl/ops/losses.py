@@ -20,6 +20,37 @@ def mean_over_labelled(values: Tensor, counts: Tensor, total: Tensor) -> Tensor:
     return torch.where(counts, values, 0.0).sum() / total
 
 
+def cross_entropy(
+    logits: Tensor,
+    classes: Tensor,
+    ignore: int,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    smooth_over: Tensor | None = None,
+) -> Tensor:
+    """`F.cross_entropy(..., reduction="none")` of logits [B, K, H, W], smoothed over the classes of each image.
+
+    smooth_over: bool [B, K], the classes of an image among which label_smoothing is divided; None: all
+    """
+    if smooth_over is None or not label_smoothing:
+        return F.cross_entropy(
+            logits, classes, weights, ignore_index=ignore, reduction="none", label_smoothing=label_smoothing
+        )
+    of_true = F.cross_entropy(logits, classes, weights, ignore_index=ignore, reduction="none")
+    shares = smoothing_shares(smooth_over, weights, label_smoothing)[..., None, None]
+    smooth = -(logits.log_softmax(dim=1) * shares).sum(dim=1)
+    return (1 - label_smoothing) * of_true + torch.where(classes != ignore, smooth, 0.0)
+
+
+def smoothing_shares(smooth_over: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+    """float32 [B, K]: what label smoothing gives each class of an image, times its weight.
+
+    Arguments as of `cross_entropy`.
+    """
+    shares = smooth_over * (label_smoothing / smooth_over.sum(dim=1, keepdim=True).clamp(min=1))
+    return shares if weights is None else shares * weights
+
+
 def hardest(values: Tensor, counts: Tensor, share: float, total: Tensor) -> Tensor:
     """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
 

@@ -62,7 +62,7 @@ def summed_over_ranks(value: Tensor) -> Tensor:
 
 
 def own_share(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor that is spread over ranks, in the same memory; any other tensor itself."""
+    """This process's share of a tensor that is sharded over ranks, in the same memory; any other tensor itself."""
     # asked by its method: importing DTensor takes seconds, and every command imports this module
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local

@@ -111,6 +111,8 @@ def _card(task: str, result: Mapping[str, Any], primary: PrimaryMetrics) -> dict
     notes += [f"{value:,} {name.replace('_', ' ')}" for name, value in numbers.items() if isinstance(value, int)]
     if result.get("absent"):
         notes.append(f"classes without truth: {', '.join(result['absent'])}")
+    if result.get("not_annotated"):
+        notes.append(f"classes that this data set does not annotate: {', '.join(result['not_annotated'])}")
     return {
         "task": task,
         "metric": metric,

@@ -2,16 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from visionmtl.config.registry import Configurable, Spec
 from visionmtl.metrics.base import Meter
-from visionmtl.structures import ImageMeta, LabelSpace, Sample
+from visionmtl.ops.upload import beside
+from visionmtl.structures import MAX_CLASSES, ImageMeta, LabelSpace, Sample
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
@@ -192,3 +195,69 @@ class Task(Configurable, package="visionmtl.tasks"):
         self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         """A picture [H', W', 3] RGB of the prediction over or beside the image [H, W, 3], with its legend."""
+
+
+class ClassTask(Task):
+    """A task that predicts classes: which ones, where its data sets have different lists."""
+
+    space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
+    classes: Literal["union"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="classes by name over all data sets, whatever their label spaces: the union of their lists, or "
+        "those of a list; unset = the classes of one label space",
+    )
+    rename: dict[str, str | dict[str, str | None] | None] = Field(
+        {},
+        description="what `classes` calls a class of a data set: {couch: sofa}, of one data set alone: "
+        "{coco: {couch: sofa}}; null leaves the class out",
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_chosen_once(self) -> Self:
+        if self.classes is None and self.rename:
+            raise ValueError(
+                f"rename names {', '.join(self.rename)}, but classes is unset, so it would have no effect: one label "
+                "space is learnt as it is; set classes: union, or to a list of names, or remove rename"
+            )
+        if self.classes is not None and self.space is not None:
+            raise ValueError(
+                f"space is {self.space!r} and classes is set as well; one of them says what is learnt; remove one "
+                "(learns_from limits the data sets)"
+            )
+        if isinstance(self.classes, tuple) and len(set(self.classes)) < len(self.classes):
+            repeated = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"classes names {repeated!r} twice; a name stands for one class; remove one")
+        return self
+
+    def name_of(self, dataset: str, name: str) -> str | None:
+        """What the task calls a class of a data set; None: it is left out."""
+        of_dataset = self.rename.get(dataset)
+        if isinstance(of_dataset, dict) and name in of_dataset:
+            return of_dataset[name]
+        new = self.rename.get(name, name)
+        return name if isinstance(new, dict) else new
+
+    def collate_annotated(self, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
+        """annotated: bool [B, MAX_CLASSES], of which classes the labels of an image tell; nothing without `classes`.
+
+        As wide as any label space, so that the shape does not depend on which images a batch holds.
+        """
+        if self.classes is None:
+            return {}
+        annotated = torch.ones(len(samples), MAX_CLASSES, dtype=torch.bool)
+        for row, sample in zip(annotated, samples, strict=True):
+            known = sample and sample.annotated.get(self.field)
+            if known is not None:
+                row[: len(known)] = torch.from_numpy(known)
+        return {"annotated": annotated}
+
+    def annotated_classes(self, metas: Sequence[ImageMeta], logits: Tensor) -> Tensor | None:
+        """bool [B, K] beside `logits`: the classes that the data set of an image looks for; None where they are all.
+
+        logits: [B, K, ...]
+        """
+        known = [meta.annotated.get(self.field) for meta in metas]
+        if all(one is None for one in known):
+            return None
+        everything = np.ones(logits.shape[1], np.bool_)
+        return beside(np.stack([everything if one is None else one for one in known]), logits)

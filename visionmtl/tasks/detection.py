@@ -17,18 +17,20 @@ from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, generalised_iou, nms
 from visionmtl.ops.ranks import num_ranks
 from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import SoftLoss, Task
+from visionmtl.tasks.base import ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""
+NO_CLASS_LOGIT = -1e4
+"""Its sigmoid is exactly 0, and so are cross-entropy and focal loss against 0; float16 and bfloat16 hold it."""
 
 MIN_SOFT_SCORE = 0.05
 """Cells whose best class a teacher scores lower teach no box."""
 SOFT_BOX_WEIGHT = 2.0  # as of the task-aligned head's own boxes
 
 
-class Detection(Task, frozen=True):
+class Detection(ClassTask, frozen=True):
     """Settings of detection. Prediction: `Detections` in pixels of the original image."""
 
     type: Literal["detection"] = "detection"
@@ -37,7 +39,6 @@ class Detection(Task, frozen=True):
     meter_type: ClassVar = DetectionMeter
     primary_metric: ClassVar[str] = "ap"
 
-    space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     head: Head = Aligned()
     max_detections: int = Field(100, ge=1, description="boxes kept an image")
     min_score: float = Field(0.01, ge=0, lt=1, description="candidates below are dropped before suppression")
@@ -53,7 +54,10 @@ class Detection(Task, frozen=True):
         return self.head.build(channels, len(space.classes))
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
-        """boxes float [B, M, 4] xyxy px, labels int64, valid and crowd bool [B, M]; M from BUCKETS."""
+        """boxes float [B, M, 4] xyxy px, labels int64, valid and crowd bool [B, M]; M from BUCKETS.
+
+        With `classes` also annotated, see `collate_annotated`.
+        """
         counts = [0 if s is None or s.boxes is None else len(s.boxes.labels) for s in samples]
         padded = next((m for m in BUCKETS if m >= max(counts)), -(-max(counts) // BUCKETS[-1]) * BUCKETS[-1])
         targets = {
@@ -68,7 +72,7 @@ class Detection(Task, frozen=True):
                 targets["labels"][i, :count] = torch.from_numpy(sample.boxes.labels)
                 targets["crowd"][i, :count] = torch.from_numpy(sample.boxes.crowd)
                 targets["valid"][i, :count] = True
-        return targets
+        return targets | self.collate_annotated(samples)
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """What the head's loss is a mean over."""
@@ -86,8 +90,15 @@ class Detection(Task, frozen=True):
     def loss(
         self, raw: RawBoxes, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The head's parts."""
+        """The head's parts.
+
+        Where a data set does not annotate a class, its logits are replaced by a constant: their scores are 0 then, as
+        nothing of that class is labelled, so that they add exactly nothing to any head's loss.
+        """
         boxes, valid = targets["boxes"], targets["valid"] & labelled[:, None]
+        if "annotated" in targets:
+            annotated = targets["annotated"][:, None, : raw["logits"].shape[2]]
+            raw = {**raw, "logits": torch.where(annotated, raw["logits"], NO_CLASS_LOGIT)}
         return self.head.loss(raw, boxes, targets["labels"], valid, targets["crowd"], labelled, totals)
 
     def check_teacher(self, teacher: Task) -> None:
@@ -183,7 +194,9 @@ class Detection(Task, frozen=True):
         boxes, scores = self.head.decode(raw)
         limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in metas]).to(boxes)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
-        return boxes, scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+        scores = scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+        annotated = self.annotated_classes(metas, scores.transpose(1, 2))
+        return boxes, scores if annotated is None else scores * annotated[:, None]
 
     def _originals(self, boxes: Tensor, scores: Tensor, metas: Sequence[ImageMeta]) -> list[Detections]:
         """Suppressed, in pixels of the original images."""

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from visionmtl.metrics.base import Meter
@@ -16,18 +15,27 @@ from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.fused import upsampled_cross_entropy
-from visionmtl.ops.losses import dice, each_to_original, hardest, lovasz_softmax, mean_over_labelled
+from visionmtl.ops.losses import (
+    cross_entropy,
+    dice,
+    each_to_original,
+    hardest,
+    lovasz_softmax,
+    mean_over_labelled,
+)
 from visionmtl.ops.resize import upsample
 from visionmtl.ops.soft_losses import area, resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import SoftLoss, Task
+from visionmtl.tasks.base import ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_segmentation
 
+NO_CLASS_LOGIT = -1e30
+"""Its share of a softmax is exactly 0. Finite, since interpolation of infinities gives NaN."""
 TEMPERATURE = 2.0
 """At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
 
 
-class Segmentation(Task, frozen=True):
+class Segmentation(ClassTask, frozen=True):
     """Settings of semantic segmentation. Prediction: uint8 [H, W] class ids at the original size."""
 
     type: Literal["segmentation"] = "segmentation"
@@ -37,7 +45,6 @@ class Segmentation(Task, frozen=True):
     primary_metric: ClassVar[str] = "miou"
     soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 
-    space: str | None = Field(None, description="label space to learn; unset = the only one the data offers")
     decoder: Decoder = SemanticFPN()
     dropout: float = Field(0.1, ge=0, lt=1, description="share of channels dropped before the classifier")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -69,13 +76,16 @@ class Segmentation(Task, frozen=True):
         return _Classifier(self.decoder.build(channels), len(space.classes), self.dropout)
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
-        """classes: uint8 [B, H, W], IGNORE in the padding and where not labelled."""
+        """classes: uint8 [B, H, W], IGNORE in the padding and where not labelled.
+
+        With `classes` also annotated, see `collate_annotated`.
+        """
         classes = torch.full((len(samples), *size), IGNORE, dtype=torch.uint8)
         for i, sample in enumerate(samples):
             if sample is not None and sample.segmentation is not None:
                 height, width = sample.segmentation.shape
                 classes[i, :height, :width] = torch.from_numpy(sample.segmentation)
-        return {"classes": classes}
+        return {"classes": classes, **self.collate_annotated(samples)}
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Labelled pixels."""
@@ -88,23 +98,31 @@ class Segmentation(Task, frozen=True):
 
         Cross-entropy alone is summed up without ever holding the logits at full resolution. `hardest` ranks all pixels
         and a region loss sums over them, so these take the plain way and its memory.
+        With `classes`, the softmax of an image is over the classes that its data set annotates.
         """
         classes = torch.where(labelled[:, None, None], targets["classes"], IGNORE)
         counts = classes != IGNORE
         weights = None
         if self.class_weights is not None:  # filled one by one: torch.tensor(list) on a device makes the host wait
             weights = torch.stack([raw.new_full((), weight, dtype=torch.float32) for weight in self.class_weights])
+        logits, annotated = raw.float(), targets.get("annotated")
+        if annotated is not None:
+            annotated = annotated[:, : raw.shape[1]]
+            logits = torch.where(annotated[:, :, None, None], logits, NO_CLASS_LOGIT)
         if self.hardest is None and self.region_loss is None:
             total = upsampled_cross_entropy(
-                raw.float(), classes, ignore=IGNORE, weights=weights, label_smoothing=self.label_smoothing
+                logits,
+                classes,
+                ignore=IGNORE,
+                weights=weights,
+                label_smoothing=self.label_smoothing,
+                smooth_over=annotated if self.label_smoothing else None,
             )
             return {"cross_entropy": total / totals["pixels"]}
 
         target = classes.long()
-        logits = upsample(raw.float(), target.shape[1] // raw.shape[2])
-        pixel_loss = F.cross_entropy(
-            logits, target, weights, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
-        )
+        logits = upsample(logits, target.shape[1] // raw.shape[2])
+        pixel_loss = cross_entropy(logits, target, IGNORE, weights, self.label_smoothing, annotated)
         if self.hardest is None:
             parts = {"cross_entropy": mean_over_labelled(pixel_loss, counts, totals["pixels"])}
         else:
@@ -145,13 +163,14 @@ class Segmentation(Task, frozen=True):
         return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, metas, size)]
 
     def predict_for_meter(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Tensor]:
-        return [one.argmax(0).byte() for one in each_to_original(raw, size, metas)]
+        return [one.argmax(0).byte() for one in each_to_original(self._annotated(raw, metas), size, metas)]
 
     def predict_mirrored(
         self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[NDArray[np.uint8]]:
         """The classes of the summed logits."""
-        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
+        both = self._annotated(raw, metas), self._annotated(mirrored, metas)
+        views = zip(*(each_to_original(one, size, metas) for one in both), strict=True)
         return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
 
     def pseudo_labels(
@@ -165,12 +184,18 @@ class Segmentation(Task, frozen=True):
     ) -> list[NDArray[np.uint8]]:
         """The predicted classes; IGNORE where the best one's share is below `confidence`."""
         labels = []
-        others = [None] * len(metas) if mirrored is None else each_to_original(mirrored, size, metas)
-        for one, other in zip(each_to_original(raw, size, metas), others, strict=True):
-            logits = one if other is None else (one + other.flip(-1)) / 2
+        views = [raw] if mirrored is None else [raw, mirrored]
+        each = [each_to_original(self._annotated(view, metas), size, metas) for view in views]
+        for one, *others in zip(*each, strict=True):
+            logits = (one + others[0].flip(-1)) / 2 if others else one
             shares, classes = logits.softmax(dim=0).max(dim=0)
             labels.append(torch.where(shares >= confidence, classes, IGNORE).byte().cpu().numpy())
         return labels
+
+    def _annotated(self, raw: Tensor, metas: Sequence[ImageMeta]) -> Tensor:
+        """The logits, without those of classes that the data set of an image does not look for."""
+        annotated = self.annotated_classes(metas, raw)
+        return raw if annotated is None else torch.where(annotated[..., None, None], raw.float(), NO_CLASS_LOGIT)
 
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None

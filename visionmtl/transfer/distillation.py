@@ -99,8 +99,8 @@ class Teachers(nn.Module):
         self.features_for = features_for
         self.zooms = [size[0] / net.size[0] for net in nets]
         for net, of_net in zip(nets, lessons, strict=True):
-            for name in net.tasks.keys() - {lesson.source for lesson in of_net}:
-                del net.tasks[name], net.decoders[name]
+            if of_net:
+                net.keep([lesson.source for lesson in of_net])
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Teachers":

@@ -68,10 +68,10 @@ class ElasticPenalty:
     def add_gradients(self) -> None:
         """Add strength * F (w - w*) to the weights' gradients; nothing waits for the device."""
         assert self.fisher is not None, "set_fisher comes first"
-        parameters = self.parameters.values()
-        pull = [p - old for p, old in zip(parameters, self.old, strict=True)]
+        pull = [p - old for p, old in zip(self.parameters.values(), self.old, strict=True)]
         torch._foreach_mul_(pull, self.fisher)
-        torch._foreach_add_([p.grad for p in parameters if p.grad is not None], pull, alpha=self.strength)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        torch._foreach_add_(gradients, pull, alpha=self.strength)
 
 
 def normalised(fisher: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,4 +20,4 @@ class Frozen(Extend, frozen=True):
 
     def kept(self, net: MultiTaskNet, old: Sequence[str]) -> list[nn.Module]:
         """The decoders, and the trunk or its encoder."""
-        return [*super().kept(net, old), net.trunk if self.part == "trunk" else net.encoder]
+        return [*super().kept(net, old), *([net.trunk] if self.part == "trunk" else net.encoders())]

@@ -52,16 +52,16 @@ def near_images(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int,
     Alike: the same picture scaled or compressed anew; not mirrored, cropped or turned. Each image is compared with the
     first of those alike before it, so that a thousand frames of a resting camera are a thousand pairs, no more.
     """
-    thumbs = np.frombuffer(b"".join(one.thumb for one in fingerprints), np.uint8).reshape(-1, THUMB_PX**2)
+    thumbs = np.frombuffer(b"".join(image.thumb for image in fingerprints), np.uint8).reshape(-1, THUMB_PX**2)
     levels = thumbs - thumbs.mean(axis=1, keepdims=True, dtype=np.float32)
-    bits = np.array([one.bits for one in fingerprints], np.uint64)
+    bits = np.array([image.bits for image in fingerprints], np.uint64)
     bands = [_Band(bits >> np.uint64(_BAND_BITS * band) & np.uint64(2**_BAND_BITS - 1)) for band in range(_BANDS)]
     is_first, seen = np.zeros(len(fingerprints), bool), set[bytes]()
     contrasts = thumbs.std(axis=1)
-    for place, one in enumerate(fingerprints):
-        if one.digest in seen or contrasts[place] < MIN_CONTRAST:
+    for place, image in enumerate(fingerprints):
+        if image.digest in seen or contrasts[place] < MIN_CONTRAST:
             continue
-        seen.add(one.digest)
+        seen.add(image.digest)
         others = np.concatenate([band.before(place) for band in bands])
         others = others[is_first[others]]
         others = np.unique(others[_count_ones(bits[others] ^ bits[place]) <= MAX_BITS])

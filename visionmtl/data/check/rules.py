@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "class_absent": Rule("warning", "every class needs examples", "add images of them, or expect no predictions there"),
     "class_untrained": Rule(
-        "warning", "a class that is judged should be learnt", "add training images of it, or correct the class mapping"
+        "warning", "classes that are evaluated should be learnt", "add training images, or correct the class mapping"
     ),
     # one file; the reader's own words
     "unreadable": Rule("error"),
@@ -53,11 +53,11 @@ RULES: Mapping[str, Rule] = {
     "duplicate": Rule("error", "an image counts once", "remove one of the two, with its labels"),
     "duplicate_elsewhere": Rule("note"),
     "leak": Rule(
-        "error", "what is judged must not be trained on", "remove the image from data.train, or correct the splits"
+        "error", "what is evaluated must not be trained on", "remove the image from data.train, or correct the splits"
     ),
     "near_duplicate": Rule("warning", "an image counts once", "look at both; remove one if they are the same"),
     "near_leak": Rule(
-        "warning", "what is judged must not be trained on", "look at both; remove one if they are the same"
+        "warning", "what is evaluated must not be trained on", "look at both; remove one if they are the same"
     ),
     # labels of any kind
     "field_unexpected": Rule("error", "`provides` must name every field", "add it to `provides` of the reader"),
@@ -96,7 +96,7 @@ class Problem(NamedTuple):
 
     rule: str
     field: str
-    found: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class Finding:
     @property
     def text(self) -> str:
         """What was found where, what is allowed, what to do."""
-        rule, found = RULES[self.problem.rule], self.problem.found
+        rule, text = RULES[self.problem.rule], self.problem.text
         if not rule.allowed:
-            return found
-        return f"{self.place}: {self.problem.field}: {found}; {rule.allowed}; {rule.advice}"
+            return text
+        return f"{self.place}: {self.problem.field}: {text}; {rule.allowed}; {rule.advice}"
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
         return {
             "severity": self.severity,
             "rule": self.problem.rule,

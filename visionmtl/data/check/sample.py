@@ -28,7 +28,7 @@ def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None]) -> 
         elif bad := _map_form(field, label):
             problems.append(bad)
         elif label.shape[:2] != sample.image.shape[:2]:
-            sizes = " and ".join(f"{one.shape[0]}x{one.shape[1]}" for one in (label, sample.image))
+            sizes = " and ".join(f"{values.shape[0]}x{values.shape[1]}" for values in (label, sample.image))
             problems.append(Problem("size_differs", field, f"label and image are {sizes} px"))
         elif field == "segmentation":
             problems += _segmentation(label, provides[field])
@@ -63,7 +63,7 @@ def _is_even(image: NDArray[np.uint8], colour: NDArray[np.uint8]) -> bool:
 
 def _boxes(boxes: Boxes, space: LabelSpace | None, size: tuple[int, ...]) -> Iterator[Problem]:
     count = len(boxes.labels)
-    shapes = [list(one.shape) for one in (boxes.xyxy, boxes.labels, boxes.crowd, boxes.area)]
+    shapes = [list(values.shape) for values in (boxes.xyxy, boxes.labels, boxes.crowd, boxes.area)]
     if shapes != [[count, 4], [count], [count], [count]]:
         yield Problem("form", "boxes", f"xyxy, labels, crowd and area are {shapes}")
         return

@@ -96,9 +96,9 @@ def open_data_sets(data: Data) -> list[Checked]:
 
 def plan(checked: Sequence[Checked], limit: int | None) -> int:
     """Set how many images of each data set are to be read: all, or at most `limit`; returns their sum."""
-    for one in checked:
-        one.asked = one.images if limit is None else min(one.images, limit)
-    return sum(one.asked for one in checked)
+    for data_set in checked:
+        data_set.asked = data_set.images if limit is None else min(data_set.images, limit)
+    return sum(data_set.asked for data_set in checked)
 
 
 def choose_processes(data: Data, images: int) -> int:
@@ -108,28 +108,28 @@ def choose_processes(data: Data, images: int) -> int:
     return 0 if images < _WORTH_STARTING else choose_workers("auto")[0] + 1  # no training needs a core of its own
 
 
-def read_all(checked: Sequence[Checked], workers: int, advance: Callable[[int], None]) -> None:
+def read_all(checked: Sequence[Checked], workers: int, count: Callable[[int], None]) -> None:
     """Read the images that were planned, spread evenly over each data set, and add what is found to `checked`.
 
-    workers: processes; 0 reads in this one. advance: called with the number of images that were read since.
+    workers: processes; 0 reads in this one. count: called with the number of images that were read since.
     """
     jobs: list[_Job] = []
-    for number, one in enumerate(checked):
-        indices = np.linspace(0, one.images - 1, one.asked).round().astype(int).tolist()
+    for number, data_set in enumerate(checked):
+        indices = np.linspace(0, data_set.images - 1, data_set.asked).round().astype(int).tolist()
         jobs += [(number, indices[first : first + _IMAGES_A_JOB]) for first in range(0, len(indices), _IMAGES_A_JOB)]
     for number, part in _parts(checked, jobs, workers):
-        one = checked[number]
-        one.tally.merge(part.tally)
-        one.seen += part.seen
-        one.findings += part.findings
-        advance(part.asked)
+        data_set = checked[number]
+        data_set.tally.merge(part.tally)
+        data_set.seen += part.seen
+        data_set.findings += part.findings
+        count(part.asked)
 
 
 def _parts(checked: Sequence[Checked], jobs: list[_Job], workers: int) -> Iterator[tuple[int, Checked]]:
     work: Any = _Work(checked)
     yield from DataLoader(
         work,
-        batch_size=None,  # one job is one item
+        batch_size=None,  # a job is an item
         sampler=jobs,
         num_workers=workers,
         worker_init_fn=init_worker,
@@ -143,7 +143,7 @@ class _Work:
     """Runs in the workers: a job in, what was found out."""
 
     def __init__(self, checked: Sequence[Checked]) -> None:
-        self._data_sets = [replace(one, findings=[]) for one in checked]
+        self._data_sets = [replace(data_set, findings=[]) for data_set in checked]
 
     def __getitem__(self, job: _Job) -> tuple[int, Checked]:
         number, indices = job

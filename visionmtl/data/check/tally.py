@@ -112,13 +112,12 @@ class Tally:
     def numbers(self, provides: Mapping[str, LabelSpace | None]) -> dict[str, Any]:
         """As plain data; of label fields only those that some image carries. provides: see `DatasetReader.provides`."""
         count = {"boxes": self._boxes, "segmentation": self._segmentation, "depth_m": self._depth}
-        known = [name for name in provides if self.labelled[name] and name in count]
         return {
             "read": self.images,
             "without_any_label": self.unlabelled,
             "labelled": {name: self.labelled[name] for name in provides},
             "sizes": self._sizes(),
-            **{name: count[name](provides[name]) for name in known},
+            **{name: count[name](space) for name, space in provides.items() if self.labelled[name] and name in count},
         }
 
     def _sizes(self) -> dict[str, Any]:
@@ -135,47 +134,38 @@ class Tally:
 
     def _boxes(self, space: LabelSpace | None) -> dict[str, Any]:
         counts = list(self.boxes_an_image.elements())
-        an_image = {"mean": statistics.mean(counts), "median": statistics.median(counts), "max": max(counts)}
         return {
-            "space": space.name if space else None,
+            **self._classes("boxes", space),
             "total": sum(counts),
             "crowds": self.crowds,
             "images_without": self.boxes_an_image[0],
-            "an_image": an_image,
+            "an_image": {"mean": statistics.mean(counts), "median": statistics.median(counts), "max": max(counts)},
             **{size: self.by_size[size] for size in ("small", "medium", "large")},
-            "classes": self._classes("boxes", space),
         }
 
     def _segmentation(self, space: LabelSpace | None) -> dict[str, Any]:
         pixels = sum(count for (name, _), count in self.objects.items() if name == "segmentation")
-        return {
-            "space": space.name if space else None,
-            "labelled_share": 1 - self.objects["segmentation", IGNORE] / pixels,
-            "classes": self._classes("segmentation", space),
-        }
+        labelled_share = 1 - self.objects["segmentation", IGNORE] / pixels
+        return {**self._classes("segmentation", space), "labelled_share": labelled_share}
 
-    def _classes(self, name: str, space: LabelSpace | None) -> list[dict[str, Any]]:
-        """By class id; shares are of all that is labelled."""
-        total = sum(n for (of_field, k), n in self.objects.items() if of_field == name and k != IGNORE) or 1
-        counts = [self.objects[name, k] for k in range(len(space.classes) if space else 0)]
-        return [
-            {"name": label, UNITS[name]: counts[k], "images": self.shown[name, k], "share": counts[k] / total}
+    def _classes(self, name: str, space: LabelSpace | None) -> dict[str, Any]:
+        """The label space and its classes by id; shares are of all that is labelled."""
+        total = sum(n for (field_name, k), n in self.objects.items() if field_name == name and k != IGNORE) or 1
+        rows = [
+            {"name": label, UNITS[name]: count, "images": self.shown[name, k], "share": count / total}
             for k, label in enumerate(space.classes if space else ())
+            for count in [self.objects[name, k]]
         ]
+        return {"space": space.name if space else None, "classes": rows}
 
     def _depth(self, space: LabelSpace | None) -> dict[str, Any]:
         measured = int(self.depth.sum())
         share = {"measured_share": measured / max(1, self.depth_pixels)}
         if not measured:
             return share
-        quantiles = {"p01_m": 0.01, "median_m": 0.5, "p99_m": 0.99}
-        return {
-            **share,
-            "min_m": self.depth_range_m[0],
-            **{name: self.depth_quantile_m(quantile) for name, quantile in quantiles.items()},
-            "max_m": self.depth_range_m[1],
-            "histogram": self._histogram(),
-        }
+        (low, high), quantiles = self.depth_range_m, {"p01_m": 0.01, "median_m": 0.5, "p99_m": 0.99}
+        middle = {name: self.depth_quantile_m(quantile) for name, quantile in quantiles.items()}
+        return {**share, "min_m": low, **middle, "max_m": high, "histogram": self._histogram()}
 
     def _histogram(self) -> list[dict[str, float | None]]:
         """Half octaves, or wider where they would be too many; what is rare at the ends is one open range (None)."""
@@ -189,43 +179,41 @@ class Tally:
         shares = [float(self.depth[a:b].sum() / total) for a, b in pairwise([0, *edges, _NUM_BINS])]
         ends = pairwise([None, *map(_edge_m, edges), None])
         ranges = [{"from_m": low, "to_m": high, "share": part} for (low, high), part in zip(ends, shares, strict=True)]
-        return [one for one in ranges if one["share"] or None not in (one["from_m"], one["to_m"])]
+        return [row for row in ranges if row["share"] or None not in (row["from_m"], row["to_m"])]
 
 
 def sentences(numbers: Numbers) -> Iterator[str]:
     """A line on the images, one on what is labelled, and one on each label field."""
     read, asked, images = (numbers[name] for name in ("read", "asked", "images"))
     unreadable = f", {asked - read} could not be read" if asked > read else ""
-    yield f"{read}{'' if asked == images else f' of {images}'} images{unreadable}, {_size(numbers['sizes'])}"
+    yield f"{read}{'' if asked == images else f' of {images}'} images{unreadable}, {_size_text(**numbers['sizes'])}"
     labelled = ", ".join(f"{name} {count}" for name, count in numbers["labelled"].items()) or "nothing"
     yield f"labelled: {labelled}; without any label {numbers['without_any_label']}"
     if boxes := numbers.get("boxes"):
-        sizes = ", ".join(f"{boxes[size]} {size}" for size in ("small", "medium", "large"))
-        mean, median, most = (boxes["an_image"][name] for name in ("mean", "median", "max"))
         yield (
-            f"boxes: {boxes['total']}, {boxes['crowds']} of them crowds; an image has {mean:.1f} (median {median:g}), "
-            f"at most {most}; {boxes['images_without']} have none; {sizes}"
-        )
+            "boxes: {total}, {crowds} of them crowds; an image has {an_image[mean]:.1f} (median {an_image[median]:g}), "
+            "at most {an_image[max]}; {images_without} have none; {small} small, {medium} medium, {large} large"
+        ).format(**boxes)
     if segmentation := numbers.get("segmentation"):
         yield f"segmentation: {segmentation['labelled_share']:.1%} of the pixels labelled"
     if depth := numbers.get("depth_m"):
-        text = f"depth_m: {depth['measured_share']:.1%} of the pixels measured"
+        text = "depth_m: {measured_share:.1%} of the pixels measured"
         if "median_m" in depth:
-            low, high = f"{depth['min_m']:.3g}", f"{depth['max_m']:.4g}"
-            text += f"; {low} to {high} m, median {depth['median_m']:.3g}, "
-            text += f"98 % within {depth['p01_m']:.3g} to {depth['p99_m']:.3g}"
-        yield text
+            text += "; {min_m:.3g} to {max_m:.4g} m, median {median_m:.3g}, 98 % within {p01_m:.3g} to {p99_m:.3g}"
+        yield text.format(**depth)
 
 
-def _size(sizes: Numbers) -> str:
-    if not sizes["different"]:
+def _size_text(
+    different: int, height: Sequence[int] = (), width: Sequence[int] = (), most: Sequence[Mapping[str, int]] = ()
+) -> str:
+    if not different:
         return "no sizes"
-    most, (low, high), (narrow, wide) = sizes["most"][0], sizes["height"], sizes["width"]
-    size = f"{most['height']}x{most['width']}"
-    if sizes["different"] == 1:
+    size = "{height}x{width}".format(**most[0])
+    if different == 1:
         return f"all {size} px"
-    many = f"{sizes['different']} sizes, most often {size} ({most['images']})"
-    return f"{low}..{high} x {narrow}..{wide} px (height x width): {many}"
+    (low, high), (narrow, wide) = height, width
+    ranges = f"{low}..{high} x {narrow}..{wide} px (height x width)"
+    return f"{ranges}: {different} sizes, most often {size} ({most[0]['images']})"
 
 
 def most_frequent(classes: Sequence[Numbers], unit: str, most: int) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
-        def advance(images: int) -> None:
+        def count(images: int) -> None:
             nonlocal done, told
             done += images
             bar.update(task, completed=done)
@@ -37,7 +37,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
                 told = time.monotonic()
                 console.print(f"read {done} of {total} images")
 
-        yield advance
+        yield count
     seconds = time.monotonic() - begin
     console.print(f"read {done} images in {seconds:.1f} s, {done / max(seconds, 1e-9):.0f} images/s", highlight=False)
 
@@ -53,9 +53,8 @@ def print_result(console: Console, data_sets: Sequence[Numbers], findings: Seque
         _print_data_set(console, numbers)
     groups = defaultdict(list)
     for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)):
-        groups[finding.severity, finding.problem.rule, finding.role, finding.data_set, finding.problem.field].append(
-            finding
-        )
+        problem = finding.problem
+        groups[finding.severity, problem.rule, finding.role, finding.data_set, problem.field].append(finding)
     for (severity, rule, role, data_set, _), group in groups.items():
         count = f" ({len(group)} times)" if len(group) > 1 else ""
         console.print(f"\n{severity}: {rule}, {role} {data_set}{count}", style=_COLOURS[severity])

@@ -1,32 +1,121 @@
-"""The sharing contract: how tasks share the encoder and pyramid."""
+"""The sharing contract: how tasks share encoder, pyramid and decoders."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Configurable
+from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.modeling.pyramids.base import PyramidMaps
+from visionmtl.modeling.unused_parameters import parameters_behind
 from visionmtl.structures import Maps
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a trunk is built from: makers of new modules, and what each task reads."""
+
+    encoder: Callable[[int], Any]
+    """Coarsest level that is read -> a new encoder with its weights (pretrained ones too): image -> Maps."""
+    pyramid: Callable[[Mapping[int, int], tuple[int, ...]], PyramidMaps]
+    """Channels by level of the encoder, levels wanted -> a new pyramid: Maps -> Maps."""
+    decoder: Callable[[str, int], nn.Module]
+    """Task, channels of the maps it reads -> its module: Maps -> raw."""
+    last_layers: Callable[[str, tuple[int, ...], int], nn.ModuleList]
+    """Task, levels, channels -> modules of the task's last layer alone: Maps -> raw.
+
+    One for each level where the task has a dense decoder, one over all levels where it has a detection head, none
+    where it has neither.
+    """
+    levels: Mapping[str, tuple[int, ...]]
+    """What each task reads, finest first, by task."""
+    dense: Mapping[str, Decoder]
+    """Settings of the dense decoders, by task, of the tasks that have one."""
+    size: tuple[int, int]
+    """(H, W) of the input."""
+
+    @property
+    def all_levels(self) -> tuple[int, ...]:
+        """The levels that any task reads, finest first."""
+        return tuple(sorted({level for of_task in self.levels.values() for level in of_task}))
+
+
 class Trunk(nn.Module):
-    """Everything before the decoders, cut where the shared representation lies."""
+    """Everything before the tasks' own modules, cut where the shared representation lies."""
 
+    encoder: nn.Module
+    """The encoder, or a ModuleDict of one for each task."""
     out_channels: int
-    """Channels of every map that `split` hands out."""
+    """Channels of the maps that `split` hands out, unless `decoder` says otherwise."""
+    shared_maps: bool = True
+    """False: no single set of maps is shared; `forward` then gives the maps of each task, which `split` hands on."""
+    joins_tasks: bool = False
+    """True: losses of several tasks reach the same parameters behind the shared maps, along one graph or several."""
+    splits_by_modules: bool = True
+    """False: `split` only chooses among the shared maps."""
+    initial_weight: float = 1.0
+    """Factor of the losses of initial predictions."""
+    of_each_task: tuple[str, ...] = ()
+    """Names of ModuleDicts by task whose modules serve no other task."""
 
-    def forward(self, image: Tensor) -> Maps:
-        """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared."""
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.levels = dict(parts.levels)
+        self.size = parts.size
+
+    def forward(self, image: Tensor) -> Any:
+        """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared.
+
+        Maps; where `shared_maps` is False, Maps by task.
+        """
         raise NotImplementedError
 
-    def split(self, shared: Maps) -> Mapping[str, Maps]:
-        """Shared maps -> what each task's decoder reads, by task name."""
-        raise NotImplementedError
+    def split(self, shared: Any) -> Mapping[str, Maps]:
+        """What `forward` gave -> what each task's module reads, by task name."""
+        return self.split_with_initial(shared)[0]
+
+    def split_with_initial(self, shared: Any) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Any]]]:
+        """As `split`, and the raw initial predictions of tasks that have them; only losses need these."""
+        return self.split(shared), {}
+
+    def decoder(self, task: str, parts: Parts) -> nn.Module:
+        """The task's own module, which reads what `split` hands out."""
+        return parts.decoder(task, self.out_channels)
+
+    def encoders(self) -> list[nn.Module]:
+        """Every encoder inside, whole or in part."""
+        return list(self.encoder.values()) if isinstance(self.encoder, nn.ModuleDict) else [self.encoder]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters that the losses of two tasks or more reach; none where nothing is shared.
+
+        Found along the graph of one forward pass of a black image; nothing else changes.
+        """
+        device = next(self.parameters()).device
+        modes = [(module, module.training) for module in self.modules()]
+        with torch.enable_grad():
+            maps, initial = self.eval().split_with_initial(self(torch.zeros(1, 3, *self.size, device=device)))
+            reached = [parameters_behind((maps[task], initial.get(task, ()))) for task in maps]
+        for module, mode in modes:
+            module.training = mode
+        return [p for p in self.parameters() if sum(id(p) in of_task for of_task in reached) > 1]
+
+    def keep(self, tasks: Sequence[str]) -> None:
+        """Leave out what serves none of `tasks`; the others can no longer be predicted."""
+        self.levels = {task: levels for task, levels in self.levels.items() if task in tasks}
+        for name in self.of_each_task:
+            modules: nn.ModuleDict = getattr(self, name)
+            for task in [task for task in modules if task not in tasks]:
+                del modules[task]
 
 
 class Sharing(Configurable, package="visionmtl.modeling.sharing"):
     """Frozen settings of one way of sharing."""
 
     @abstractmethod
-    def build(self, encoder: nn.Module, pyramid: nn.Module, levels: Mapping[str, tuple[int, ...]]) -> Trunk:
-        """encoder: image -> Maps; pyramid: Maps -> Maps with `out_channels`; levels: what each task reads."""
+    def build(self, parts: Parts) -> Trunk:
+        """Raises ValueError where encoder or tasks do not fit."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from visionmtl.modeling.sharing.base import Sharing, Trunk
+from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
 from visionmtl.structures import Maps
 
 
@@ -14,17 +14,18 @@ class Hard(Sharing, frozen=True):
 
     type: Literal["hard"] = "hard"
 
-    def build(self, encoder: nn.Module, pyramid: nn.Module, levels: Mapping[str, tuple[int, ...]]) -> Trunk:
-        return _Hard(encoder, pyramid, levels)
+    def build(self, parts: Parts) -> Trunk:
+        return _Hard(parts)
 
 
 class _Hard(Trunk):
-    def __init__(self, encoder: nn.Module, pyramid: nn.Module, levels: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.pyramid = pyramid
-        self.levels = dict(levels)
-        self.out_channels = int(pyramid.out_channels)  # type: ignore[arg-type]
+    splits_by_modules = False
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self.encoder = parts.encoder(parts.all_levels[-1])
+        self.pyramid = parts.pyramid(self.encoder.channels, parts.all_levels)
+        self.out_channels = self.pyramid.out_channels
 
     def forward(self, image: Tensor) -> Maps:
         maps: Maps = self.pyramid(self.encoder(image))

@@ -1,0 +1,71 @@
+"""Compare ways to train a network, over several seeds, against single-task references."""
+
+import argparse
+import os
+import signal
+import sys
+from os.path import expanduser
+from pathlib import Path
+from typing import Any
+
+from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried_folder
+
+
+def parser() -> ToolParser:
+    """The command line."""
+    p = ToolParser("compare", __doc__)
+    p.add_argument("comparison", type=expanduser, help="YAML file; see configs/compare")
+    p.add_overrides("settings of all runs that replace those of the file's config")
+    p.add_argument(
+        "--output", type=expanduser, metavar="DIR", required=True, help="runs and report; goes on where it is"
+    )
+    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs that are trained at a time")
+    p.add_argument(
+        "--threads", type=positive, metavar="N", help="of each run; default: the machine's cores / --jobs"
+    )  # fmt: skip
+    p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs and their references")
+    p.add_argument("--no-train", action="store_true", help="report what is finished")
+    p.add_argument("--no-costs", action="store_true", help="do not time steps at the end, which wants an idle machine")
+    add_device(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for an error, also where a run failed."""
+    return run_tool(_compare, parser().parse_intermixed_args(argv))
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from visionmtl.study.comparison import read
+
+    plan = read(args.comparison, args.overrides, args.only)
+
+    from visionmtl.data.workers import num_cores
+    from visionmtl.study.compare import compare
+    from visionmtl.study.runner import Runner
+
+    folder = Path(args.output)
+    threads = args.threads or max(1, num_cores() // args.jobs)
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the runs write their checkpoints
+    with tried_folder(folder):
+        runner = Runner(folder, args.jobs, threads, args.device, plan.comparison.cache, _tell)
+        failed = compare(
+            plan, folder, runner, train=not args.no_train, with_costs=not (args.no_costs or args.no_train), tell=_tell
+        )
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"written: {os.path.join(folder, 'report.md')}, results.csv, runs.csv, comparison.json, *.png")
+    return ERROR if failed else 0
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

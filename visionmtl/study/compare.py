@@ -1,0 +1,125 @@
+"""A comparison from its plan to its report: train what is missing, choose searched weights, measure costs, write."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from visionmtl.study.comparison import Plan, Variant
+from visionmtl.study.costs import measure_costs, read_costs
+from visionmtl.study.report import Measured, SearchedTrial, write_report
+from visionmtl.study.runner import Job, Runner
+from visionmtl.study.statistics import delta_m_per_task
+from visionmtl.study.tables import changes
+from visionmtl.study.worker import Result
+
+
+def compare(
+    plan: Plan, folder: Path, runner: Runner, *, train: bool, with_costs: bool, tell: Callable[[str], None]
+) -> list[str]:
+    """Do a comparison, or go on with it; returns what failed, a line each. The report is written after each run.
+
+    train: whether missing runs are trained; with_costs: whether steps are timed at the end
+    """
+    study = _Study(plan, folder, runner)
+    failed: list[str] = []
+    if train:
+        failed += runner.finish(study.plain_jobs(), study.report)
+        failed += runner.finish(study.trial_jobs(), study.report)
+        failed += runner.finish(study.searched_jobs(), study.report)
+    if with_costs:
+        measure_costs(folder, {name: study.chosen(one) for name, one in study.selected.items()}, runner, tell)
+    study.report()
+    return failed
+
+
+class _Study:
+    def __init__(self, plan: Plan, folder: Path, runner: Runner) -> None:
+        self.plan, self.folder, self.runner = plan, folder, runner
+        self.seeds = plan.comparison.seeds
+        self.selected = {name: one for name, one in plan.variants.items() if name in plan.selected}
+        self._reserve_folders()
+
+    def _reserve_folders(self) -> None:
+        """Equal runs share the folder of the first in the file, whichever of them is wanted or trained first."""
+        for variant in self.plan.variants.values():
+            for seed in self.seeds if not variant.trials else ():
+                self.runner.place(variant.name, variant.seeded(seed))
+
+    def plain_jobs(self) -> list[Job]:
+        """All but searches; seed by seed, so that a table of everything is there early."""
+        plain = [variant for variant in self.selected.values() if not variant.trials]
+        return [Job(one.name, one.seeded(seed), one.test) for seed in self.seeds for one in plain]
+
+    def trial_jobs(self) -> list[Job]:
+        """The trials of all searches, with the first seed; they never see the test data."""
+        return [
+            Job(f"{variant.name}/trials/{number}", variant.weighted(weights).seeded(self.seeds[0]), None)
+            for variant in self.selected.values()
+            for number, weights in enumerate(variant.trials)
+        ]
+
+    def searched_jobs(self) -> list[Job]:
+        """Each search's best weights, with all seeds."""
+        searched = [variant for variant in self.selected.values() if variant.trials]
+        chosen = [one for variant in searched if (one := self.chosen(variant))]
+        return [Job(one.name, one.seeded(seed), one.test) for one in chosen for seed in self.seeds]
+
+    def chosen(self, variant: Variant) -> Variant | None:
+        """The variant that is compared: that of a search with its best weights, None before all trials are finished."""
+        if not variant.trials:
+            return variant
+        trials = self.trials(variant)
+        scores = [trial.delta_m for trial in trials]
+        if len(trials) < len(variant.trials) or all(score is None for score in scores):
+            return None
+        best = max((score, -number) for number, score in enumerate(scores) if score is not None)
+        # equal trials of one seed take the folder of the first; the rest are new runs
+        return variant.weighted(variant.trials[-best[1]])
+
+    def trials(self, variant: Variant) -> list[SearchedTrial]:
+        """The finished trials of a search, with delta_m (tasks first) on the held-out images; None: it diverged."""
+        seed, found = self.seeds[0], []
+        references = self._references(variant, seed)
+        for number, weights in enumerate(variant.trials):
+            run = variant.weighted(weights).seeded(seed)
+            result = self.runner.result(f"{variant.name}/trials/{number}", run, None)
+            if result is None:
+                continue
+            score = None
+            if not result.diverged and references is not None:
+                held_out = {task: of.held_out for task, of in references.items()}
+                against = changes(result.held_out, held_out, self.plan.metrics)
+                score = delta_m_per_task(against) if against else None
+            shown = {name: weights.get(name, task.weight) for name, task in variant.run.tasks.items()}
+            found.append(SearchedTrial(number, shown, score))
+        return found
+
+    def _references(self, variant: Variant, seed: int) -> Mapping[str, Result] | None:
+        """By task the reference's result with the same seed; None while one is missing."""
+        results: dict[str, Result] = {}
+        for task in variant.run.tasks:
+            name = self.plan.reference(task, variant.fraction)
+            if name is None:
+                continue
+            reference = self.plan.variants[name]
+            result = self.runner.result(name, reference.seeded(seed), None)
+            if result is None or result.diverged:
+                return None
+            results[task] = result
+        return results or None
+
+    def measured(self) -> list[Measured]:
+        """What is finished so far, in the order of the file."""
+        rows = []
+        for variant in self.selected.values():
+            chosen = self.chosen(variant)
+            results: dict[int, Result] = {}
+            for seed in self.seeds if chosen else ():
+                assert chosen is not None
+                if result := self.runner.result(variant.name, chosen.seeded(seed), chosen.test):
+                    results[seed] = result
+            rows.append(Measured(variant, results, self.trials(variant)))
+        return rows
+
+    def report(self) -> None:
+        """Write all files of the report."""
+        write_report(self.folder, self.plan, self.measured(), read_costs(self.folder))

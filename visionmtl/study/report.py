@@ -1,0 +1,353 @@
+"""The report of a comparison: Markdown for people, CSV and JSON for programs, PNG charts."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visionmtl.benchmark.figures import Cell, Table, markdown
+from visionmtl.data.label_spaces import task_of
+from visionmtl.io.atomic import write_json, write_text
+from visionmtl.metrics.base import Results
+from visionmtl.study.charts import draw_curves, draw_intervals
+from visionmtl.study.comparison import Plan, Variant
+from visionmtl.study.costs import Cost, step_ms
+from visionmtl.study.statistics import Interval
+from visionmtl.study.tables import Figures, figures
+from visionmtl.study.worker import Result
+
+
+@dataclass(frozen=True)
+class SearchedTrial:
+    """One trial of a search for weights."""
+
+    number: int
+    weights: Mapping[str, float]  # by task
+    delta_m: float | None  # on the held-out images; None: it diverged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant with its finished runs."""
+
+    variant: Variant
+    results: Mapping[int, Result]  # by seed
+    trials: Sequence[SearchedTrial]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant with its figures."""
+
+    measured: Measured
+    figures: Figures
+    num_seeds: int  # that count: finished, not diverged, and with the references they are compared with
+
+    @property
+    def name(self) -> str:
+        """Of the variant; with the size of its search."""
+        trials = len(self.measured.variant.trials)
+        return f"{self.measured.variant.name} ({trials} trials)" if trials else self.measured.variant.name
+
+
+def make_rows(plan: Plan, measured: Sequence[Measured]) -> list[Row]:
+    """The figures of every variant that has a finished run."""
+    of_variant = {one.variant.name: one for one in measured}
+    rows = []
+    for one in measured:
+        results = {seed: result for seed, result in one.results.items() if result.test is not None}
+        references = {seed: _references(plan, one.variant, seed, of_variant) for seed in results}
+        # with references, only seeds that have all of them: means over different seeds do not compare
+        if any(references.values()):
+            results = {seed: result for seed, result in results.items() if references[seed]}
+        if not results:
+            continue
+        of_seeds = [result.test for result in results.values() if result.test is not None]
+        calculated = figures(of_seeds, [references[seed] for seed in results], plan.metrics, plan.comparison.confidence)
+        rows.append(Row(one, calculated, len(results)))
+    return rows
+
+
+def _references(plan: Plan, variant: Variant, seed: int, of_variant: Mapping[str, Measured]) -> dict[str, Results]:
+    """By task the test results of its reference with the same seed; {} where one is missing, or it is one itself."""
+    found: dict[str, Results] = {}
+    for task in variant.run.tasks:
+        name = plan.reference(task, variant.fraction) if task in plan.metrics else None
+        if name is None:
+            continue
+        measured = of_variant.get(name)
+        result = measured.results.get(seed) if measured else None
+        if name == variant.name or result is None or result.test is None:
+            return {}
+        found[task] = result.test
+    return found
+
+
+def write_report(folder: Path, plan: Plan, measured: Sequence[Measured], costs: Mapping[str, Cost]) -> None:
+    """Write report.md, results.csv, runs.csv, comparison.json and the charts into the folder."""
+    rows = make_rows(plan, measured)
+    write_json(folder / "comparison.json", _plain(plan, measured, rows, costs))
+    write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
+    write_text(folder / "runs.csv", _csv(_run_records(measured)))
+    charts = list(_draw(folder, plan, rows))
+    write_text(folder / "report.md", "\n".join(_text(plan, measured, rows, costs, charts)) + "\n")
+
+
+# ---- Markdown ----
+
+
+def _text(
+    plan: Plan, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost], charts: Sequence[str]
+) -> Iterator[str]:
+    settings = plan.comparison
+    planned, finished = len(settings.seeds) * len(measured), sum(len(one.results) for one in measured)
+    percent = f"{100 * settings.confidence:g} %"
+    yield f"# Comparison on {settings.config}"
+    yield ""
+    yield (
+        f"{finished} of {planned} runs are finished. Each row is one way to train over {len(settings.seeds)} seeds; "
+        f"mean ± half-width of the {percent} Student-t interval over seeds. Checkpoints and searched weights were "
+        f"chosen on {100 * settings.held_out:g} % of the training images, which no run trained on; the figures are "
+        "those of the test data, read once."
+    )
+    if not rows:
+        return
+    yield markdown(_results_table(plan, rows))
+    yield ""
+    yield (
+        "Δm is the mean relative change against single-task runs of the same command and seed, in percent; positive is "
+        "better. **Per task** takes each task's mean over its metrics first; **over metrics** takes all metrics in one "
+        "mean, so that a task with more metrics counts more. An interval that contains 0 shows no difference."
+    )
+    compared = [row for row in rows if row.figures.transfer]
+    if compared:
+        yield markdown(_transfer_table(plan, compared))
+        num_intervals = sum(len(row.figures.transfer) for row in compared)
+        by_chance = (1 - settings.confidence) * num_intervals
+        yield ""
+        yield (
+            f"Transfer is called positive or negative only where the {percent} interval excludes zero. These are "
+            f"{num_intervals} intervals: about {by_chance:.1f} of them would exclude zero by chance alone if nothing "
+            "differed. All rows share the same references, so their intervals are not independent."
+        )
+    if costs:
+        yield markdown(_cost_table(rows, costs))
+        baseline = next(iter(costs.values())).baseline
+        yield ""
+        yield (
+            f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio times "
+            f"the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a forward "
+            "pass on one image, a multiply-add as two; memory is the peak of the whole training process (of its device "
+            "on CUDA). Runs counts what had to be trained for one seed, trials included."
+        )
+    for one in measured:
+        if one.trials:
+            yield markdown(_trial_table(one))
+            yield ""
+            yield f"{len(one.trials)} of {len(one.variant.trials)} trials; the best Δm on held-out images is taken."
+    if diverged := [
+        f"{one.variant.name}, seed {seed}: {result.diverged}"
+        for one in measured
+        for seed, result in one.results.items()
+        if result.diverged
+    ]:
+        yield "\n**Diverged**\n"
+        yield from (f"- {text}" for text in diverged)
+    for name in charts:
+        yield f"\n![{name}]({name})"
+
+
+def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
+    columns = _metric_columns(plan, rows)
+    heads = [f"{name} {metric} {_ARROW[plan.metrics[task_of(name)][metric]]}" for name, metric in columns]
+    has_delta = any(row.figures.per_task for row in rows)
+    deltas = ["Δm per task, %", "Δm over metrics, %"] if has_delta else []
+    body: list[list[Cell]] = []
+    for row in rows:
+        cells: list[Cell] = [row.name, str(row.num_seeds)]
+        cells += [_mean(row.figures.metrics.get(column)) for column in columns]
+        cells += [_percent(of) for of in (row.figures.per_task, row.figures.over_metrics)] if has_delta else []
+        body.append(cells)
+    return Table("Results on test data", ("run", "seeds", *heads, *deltas), body)
+
+
+_ARROW = {"max": "↑", "min": "↓"}
+
+
+def _transfer_table(plan: Plan, rows: Sequence[Row]) -> Table:
+    tasks = [task for task in plan.metrics if any(task in row.figures.transfer for row in rows)]
+    heads = [text for task in tasks for text in (f"{task}, %", "transfer")]
+    body: list[list[Cell]] = []
+    for row in rows:
+        cells: list[Cell] = [row.name]
+        for task in tasks:
+            of = row.figures.transfer.get(task)
+            cells += [_percent(of), of.verdict if of else None]
+        body.append(cells)
+    return Table("Transfer by task, against its single-task run", ("run", *heads), body)
+
+
+def _cost_table(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Table:
+    body: list[list[Cell]] = []
+    milliseconds = step_ms(costs)
+    for row in rows:
+        cost = costs.get(row.measured.variant.name)
+        if cost is None:
+            continue
+        memory = max((result.peak_memory_mb for result in row.measured.results.values()), default=0.0)
+        num_runs = 1.0 + max(0, len(row.measured.variant.trials) - 1)
+        body.append(
+            [
+                row.name,
+                milliseconds[row.measured.variant.name],
+                cost.ratio,
+                memory,
+                cost.num_parameters / 1e6,
+                cost.gflop,
+                f"{num_runs:.0f}",
+            ]
+        )
+    baseline = next(iter(costs.values())).baseline
+    heads = ("run", "ms a step", f"x {baseline}", "peak MiB", "M parameters", "GFLOP an image", "runs")
+    return Table("Cost", heads, body)
+
+
+def _trial_table(one: Measured) -> Table:
+    tasks = list(one.trials[0].weights)
+    body: list[list[Cell]] = [
+        [str(trial.number), *(f"{trial.weights[task]:g}" for task in tasks), _plain_percent(trial.delta_m)]
+        for trial in one.trials
+    ]
+    heads = ("trial", *(f"weight of {task}" for task in tasks), "Δm per task on held-out images, %")
+    return Table(f"Search of {one.variant.name}", heads, body)
+
+
+def _mean(of: Interval | None) -> str | None:
+    if of is None:
+        return None
+    width = f" ± {of.half_width:.4f}" if math.isfinite(of.half_width) else ""
+    return f"{of.mean:.4f}{width}"
+
+
+def _percent(of: Interval | None) -> str | None:
+    if of is None:
+        return None
+    ends = f" [{100 * of.low:+.1f}, {100 * of.high:+.1f}]" if math.isfinite(of.low) else ""
+    return f"{100 * of.mean:+.2f}{ends}"
+
+
+def _plain_percent(value: float | None) -> str:
+    return "diverged" if value is None else f"{100 * value:+.2f}"
+
+
+def _metric_columns(plan: Plan, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Names of results and metrics in the order of the plan."""
+    present = list(dict.fromkeys(column for row in rows for column in row.figures.metrics))
+    ordered = [(task, metric) for task, metrics in plan.metrics.items() for metric in metrics]
+    return sorted(present, key=lambda column: ordered.index((task_of(column[0]), column[1])))
+
+
+# ---- charts ----
+
+
+def _draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    deltas = [(row.name, row.figures.per_task) for row in rows if row.figures.per_task]
+    if deltas:
+        draw_intervals(folder / "delta_m.png", "Δm per task against single-task runs", deltas)
+        yield "delta_m.png"
+    for task in plan.metrics:
+        changes = [(row.name, row.figures.transfer[task]) for row in rows if task in row.figures.transfer]
+        if changes:
+            draw_intervals(folder / f"transfer_{task}.png", f"{task}: change against its single-task run", changes)
+            yield f"transfer_{task}.png"
+    thinned = plan.comparison.label_fractions
+    if thinned is None:
+        return
+    for name, metric in _metric_columns(plan, rows):
+        if task_of(name) != thinned.task:
+            continue
+        curves: dict[str, list[tuple[float, Interval]]] = {}
+        for row in sorted(rows, key=lambda row: row.measured.variant.fraction or 0):
+            fraction = row.measured.variant.fraction
+            if fraction is not None and (name, metric) in row.figures.metrics:
+                entry = row.measured.variant.entry
+                curves.setdefault(entry, []).append((fraction, row.figures.metrics[name, metric]))
+        if curves:
+            file = f"labels_{thinned.task}_{metric}.png".replace("/", "_")
+            draw_curves(folder / file, f"over the fraction of {thinned.task} labels", curves, f"{name} {metric}")
+            yield file
+
+
+# ---- CSV and JSON ----
+
+
+def _result_records(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
+    """One line a variant and figure."""
+    for row in rows:
+        of: dict[str, Interval] = {
+            f"{name}/{metric}": row.figures.metrics[name, metric]
+            for name, metric in _metric_columns(plan, rows)
+            if (name, metric) in row.figures.metrics
+        }
+        of |= {f"transfer/{task}": one for task, one in row.figures.transfer.items()}
+        if row.figures.per_task and row.figures.over_metrics:
+            of |= {"delta_m/per_task": row.figures.per_task, "delta_m/over_metrics": row.figures.over_metrics}
+        for figure, interval in of.items():
+            yield {
+                "run": row.measured.variant.name, "label_fraction": row.measured.variant.fraction, "figure": figure,
+                "mean": interval.mean, "low": interval.low, "high": interval.high, "seeds": row.num_seeds,
+            }  # fmt: skip
+        cost = costs.get(row.measured.variant.name)
+        of_step = step_ms(costs).get(row.measured.variant.name)
+        named = {"step_ms": of_step, "x_baseline": cost.ratio, "parameters": cost.num_parameters} if cost else {}
+        for figure, value in (named | {"gflop": cost.gflop} if cost else {}).items():
+            yield {
+                "run": row.measured.variant.name, "label_fraction": row.measured.variant.fraction,
+                "figure": f"cost/{figure}", "mean": value, "low": None, "high": None, "seeds": None,
+            }  # fmt: skip
+
+
+def _run_records(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+    """One line a run and number of its test results."""
+    for one in measured:
+        for seed, result in one.results.items():
+            for name, of_name in (result.test or {}).items():
+                for metric, value in of_name.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        yield {"run": one.variant.name, "seed": seed, "task": name, "metric": metric, "value": value}
+
+
+def _csv(records: Iterator[dict[str, Any]]) -> str:
+    table = list(records)
+    text = io.StringIO()
+    if table:
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return text.getvalue()
+
+
+def _plain(plan: Plan, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Any]:
+    def interval(of: Interval | None) -> dict[str, Any] | None:
+        return None if of is None else {**vars(of), "verdict": of.verdict}
+
+    return {
+        "comparison": plan.comparison.model_dump(mode="json"),
+        "rows": [
+            {
+                "run": row.measured.variant.name,
+                "label_fraction": row.measured.variant.fraction,
+                "seeds": row.num_seeds,
+                "metrics": {f"{n}/{m}": interval(of) for (n, m), of in row.figures.metrics.items()},
+                "transfer": {task: interval(of) for task, of in row.figures.transfer.items()},
+                "delta_m_per_task": interval(row.figures.per_task),
+                "delta_m_over_metrics": interval(row.figures.over_metrics),
+                "cost": vars(costs[name]) if (name := row.measured.variant.name) in costs else None,
+            }
+            for row in rows
+        ],
+        "trials": {one.variant.name: [vars(trial) for trial in one.trials] for one in measured if one.trials},
+    }

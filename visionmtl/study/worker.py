@@ -1,0 +1,137 @@
+"""One run of a comparison, in a process of its own: train or go on, choose a checkpoint, evaluate it on test data."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visionmtl import api
+from visionmtl import run as config
+from visionmtl.config.loader import ConfigError
+from visionmtl.datasets import Dataset
+from visionmtl.engine import checkpoint
+from visionmtl.engine.trainer import NotFinite
+from visionmtl.io.atomic import write_json
+from visionmtl.metrics.base import Results
+from visionmtl.report.report import read_rows
+from visionmtl.run import Run
+from visionmtl.study.comparison import settings_of
+
+RESULT = "result.json"
+INTERRUPTED, FAILED = 130, 2
+"""Exit statuses of the process."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves in its folder."""
+
+    settings: Mapping[str, Any]  # see `settings_of`
+    diverged: str | None  # why it could not be trained to its end; the rest is empty then
+    step: int  # of the chosen checkpoint
+    held_out: Results  # of that checkpoint
+    test: Results | None  # of that checkpoint; None: not evaluated
+    test_sets: Sequence[Mapping[str, Any]]
+    num_parameters: int
+    peak_memory_mb: float  # of the process on a CPU, of its device else
+    train_s: float
+
+    def save(self, folder: Path) -> None:
+        """Write the file that marks the run as finished."""
+        write_json(folder / RESULT, vars(self))
+
+
+def load_result(folder: Path) -> Result | None:
+    """The result of a finished run; None where there is none. Raises ValueError for a file of another kind."""
+    file = folder / RESULT
+    if not file.is_file():
+        return None
+    try:
+        return Result(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file} holds no result of a run ({error}); this version wrote it or it is not read; delete the folder "
+            "to train the run again"
+        ) from error
+
+
+def differences(stored: Mapping[str, Any], run: Run) -> list[str]:
+    """Where the settings that a folder was trained with are not those of a run; what later versions added is filled in.
+
+    stored: see `settings_of`
+    """
+    try:
+        restored = settings_of(config.restore(dict(stored), "its result.json"))
+    except ConfigError as error:
+        return [str(error)]
+    return list(_differences(restored, settings_of(run), ""))
+
+
+def _differences(before: Any, now: Any, path: str) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = list(dict.fromkeys([*before, *now]))
+        return [
+            text for key in keys for text in _differences(before.get(key), now.get(key), f"{path}.{key}".strip("."))
+        ]
+    return [] if before == now else [f"{path} {before} (now {now})"]
+
+
+def work(run: Run, test: Sequence[Dataset] | None, threads: int, device: str) -> None:
+    """The whole life of the process; `run.output` is its folder, and its exit status says how it went.
+
+    test: what the chosen checkpoint is evaluated on at the end; None: nothing.
+    """
+    folder = Path(str(run.output))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "compare.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    torch.set_num_threads(threads)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: asked.append(received))
+    parent = multiprocessing.parent_process()
+
+    def stop() -> bool:
+        return bool(asked) or (parent is not None and not parent.is_alive())
+
+    try:
+        _train_and_evaluate(run, folder, test, device, stop)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(FAILED)
+    if stop() and load_result(folder) is None:
+        sys.exit(INTERRUPTED)
+
+
+def _train_and_evaluate(run: Run, folder: Path, test: Sequence[Dataset] | None, device: str, stop: Any) -> None:
+    begin, before = time.monotonic(), load_result(folder)
+    num_parameters = sum(parameter.numel() for parameter in api.build_model(run).parameters())
+    test_sets = [dataset.model_dump(mode="json") for dataset in test or ()]
+    empty = Result(settings_of(run), None, 0, {}, None, test_sets, num_parameters, 0.0, 0.0)
+    if before is None:
+        try:
+            api.train(run, resume="auto", device=device, stop=stop)
+        except NotFinite as error:  # the settings decide it: another try would end the same
+            Result(**{**vars(empty), "diverged": str(error)}).save(folder)
+            return
+        if stop():
+            return
+    best = checkpoint.find(folder)
+    step = checkpoint.load(best)["step"]
+    held_out = json.loads(checkpoint.results_file(folder, step).read_text(encoding="utf-8"))["results"]
+    tested = None
+    if test is not None:
+        tested = api.evaluate(best, f"data.val={json.dumps(test_sets)}", device=device)
+    memory = [row["memory_mb"] for row in read_rows(folder / "metrics.jsonl") if row.get("memory_mb")]
+    train_s = before.train_s if before else time.monotonic() - begin
+    finished = {"step": step, "held_out": held_out, "test": tested, "train_s": train_s}
+    Result(**{**vars(empty), **finished, "peak_memory_mb": max(memory, default=0.0)}).save(folder)
