@@ -26,7 +26,7 @@ from visionmtl.transfer.ewc import EWC, ElasticPenalty, normalised
 
 OLD = ("segmentation", "depth")
 BATCHNORM = {"model": {"encoder": {"name": "test_resnet"}, "pyramid": {"norm": "batch"}}}
-METHODS = ("frozen", "lwf", "ewc", "lwp", "joint")
+METHODS = ("frozen", "lora", "lwf", "ewc", "lwp", "joint")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,9 @@ def test_old_tasks_come_in_front_with_their_settings(old: Path):
     assert Run.model_validate(run.model_dump(mode="json")) == run
 
 
-def test_under_frozen_the_old_outputs_stay_bit_for_bit_with_their_statistics(old: Path, tmp_path: Path):
-    run = settings(old, "frozen", tmp_path / "run", train={"epochs": 2})
+@pytest.mark.parametrize("method", ["frozen", "lora"])
+def test_the_old_outputs_stay_bit_for_bit_with_their_statistics(method: str, old: Path, tmp_path: Path):
+    run = settings(old, method, tmp_path / "run", train={"epochs": 2})
     train(run)
 
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -81,11 +82,25 @@ def test_under_frozen_the_old_outputs_stay_bit_for_bit_with_their_statistics(old
     report = json.loads((tmp_path / "run" / "forgetting.json").read_text())
     verdicts = {row["verdict"] for metrics in report["old"].values() for row in metrics.values()}
     assert set(report["old"]) == set(OLD) and verdicts <= {"same", "unknown"} and "same" in verdicts
-    assert set(report["new"]) == {"detection"} and report["header"]["method"] == "frozen"
+    assert set(report["new"]) == {"detection"} and report["header"]["method"] == method
     log, table = ((tmp_path / "run" / name).read_text() for name in ("train.log", "forgetting.md"))
-    assert "| depth | rmse_m | less |" in table and "Forgetting by frozen" in log and "extends   " in log
+    assert "| depth | rmse_m | less |" in table and f"Forgetting by {method}" in log and "extends   " in log
     rows = scene_run.rows(tmp_path / "run")
     assert all(set(row["losses"]) == {"detection"} for row in rows), "old tasks have no loss"
+
+
+def test_a_branch_learns_its_matrices_and_its_pyramid(old: Path):
+    run = settings(old, "lora", extend={"rank": 2})
+    state = scene_run.state(run)
+    before = {name: value.clone() for name, value in state.net.state_dict().items()}
+    for batch in scene_run.batches(run)[:2]:
+        state.train_step([unaugmented(batch, "lora")])
+    moved = unlike(state.net.state_dict(), before)
+    branch = ("trunk.branch_encoders.detection.", "trunk.branch_pyramids.detection.", "decoders.detection.")
+    assert all(name.startswith(branch) for name in moved)
+    in_encoder = [name for name in moved if name.startswith(branch[0])]
+    assert in_encoder and all(name.endswith((".a", ".b")) for name in in_encoder), "statistics stay too"
+    assert {name.split(".")[1] for name in moved if name.startswith("trunk")} == {"branch_encoders", "branch_pyramids"}
 
 
 def test_a_frozen_encoder_lets_the_pyramid_learn(old: Path):
@@ -115,13 +130,13 @@ def test_every_way_starts_at_the_old_network_and_teaches_the_new_task(method: st
     hard = {"detection": {"class", "box"}, "segmentation": {"cross_entropy"}, "depth": {"silog", "gradient"}}
     soft = {"segmentation": {"soft_kl"}, "depth": {"soft_log"}}
     assert parts == {
-        "frozen": {"detection": hard["detection"]}, "ewc": {"detection": hard["detection"]},
+        **{name: {"detection": hard["detection"]} for name in ("frozen", "lora", "ewc")},
         "lwp": {"detection": hard["detection"] | {"soft_features"}}, "joint": hard,
         "lwf": {"detection": hard["detection"], **{name: hard[name] | soft[name] for name in OLD}},
     }[method]  # fmt: skip
     assert all(value.isfinite() for of in output.losses.values() for value in of.values())
     moved = unlike(state.net.state_dict(), weights)
-    assert bool(moved) == (method != "frozen")
+    assert bool(moved) == (method not in ("frozen", "lora"))
     decoders_move = any(name.startswith("decoders") for name in moved)
     assert decoders_move == (method in ("lwf", "joint"))
     if method == "lwf":
@@ -274,6 +289,8 @@ def test_what_does_not_fit_the_old_network_is_refused(old: Path, tmp_path: Path)
     refused(r"model is not that of .*: model.pyramid.channels is 32 and was 16", model={"pyramid": {"channels": 32}})
     refused(r"data.size is \(64, 96\), but .* trained at \(64, 64\)", data={"size": [64, 96]})
     refused(r"has all tasks of the run \(depth\); new ones are needed", ("depth",))
+    refused(r"tasks.detection reads levels \[5\], which .* does not have; it has \[3, 4\]",
+            tasks={"detection": {"head": {"levels": [3, 4, 5]}}})  # fmt: skip
     refused(r"balance.type is 'upgrad', .* is frozen, so it would have no effect", balance={"type": "upgrad"})
     refused(r"extend.checkpoint is not set; .*--extend CHECKPOINT", extend={"checkpoint": None})
     refused(r"tensors that the extended network lacks or has in another shape",

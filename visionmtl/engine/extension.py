@@ -34,7 +34,7 @@ def extended(run: Run) -> Run:
         return run
     path, saved = _load(run.extend)
     before = restore(saved["run"], str(path))
-    model = run.extend.model(before.model)
+    model = run.extend.model(before.model, list(before.tasks))
     if _plain(run.model) not in (_plain(before.model), _plain(model)):
         raise ValueError(
             f"the run's model is not that of {path}: {_difference(_plain(run.model), _plain(before.model))}; a network "
@@ -243,7 +243,8 @@ def _check_levels(before: Run, run: Run, path: Path) -> None:
     """Layers of a common pyramid have no names by level, so that their weights fit the same levels only."""
     known = {level for task in before.tasks.values() for level in task.levels}
     for name, task in run.tasks.items():
-        if name not in before.tasks and (others := sorted(set(task.levels) - known)):
+        own_pyramid = run.extend is not None and run.extend.own_pyramids
+        if name not in before.tasks and not own_pyramid and (others := sorted(set(task.levels) - known)):
             raise ValueError(
                 f"tasks.{name} reads levels {others}, which the pyramid of {path} does not have; it has "
                 f"{sorted(known)}; set the levels of the new task's decoder or head to some of these"

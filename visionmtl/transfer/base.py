@@ -17,9 +17,12 @@ class Extend(Configurable, package="visionmtl.transfer"):
     old_labels: ClassVar[bool] = False
     """Whether the old tasks learn from labels too; otherwise the training data's labels of theirs are left alone."""
 
+    own_pyramids: ClassVar[bool] = False
+    """Whether new tasks have pyramids of their own, so that they may read other levels."""
+
     checkpoint: str | None = Field(None, description="the trained network: a run folder or a .pt file; or --extend")
 
-    def model(self, model: Model) -> Model:
+    def model(self, model: Model, old: Sequence[str]) -> Model:
         """The extended network's settings, from those of the old one."""
         return model
 
