@@ -251,7 +251,10 @@ class _Gramian(Balancer):
             looked_at = self._looked_at(step)
             of_levels = sum_over_ranks(_inner_products(gradients, inputs, looked_at))
             inner = of_levels.sum(dim=0)
-            self.conflict.update(inner, of_levels, [step.levels[k] for k in looked_at] if step.levels else ())
+            if step.levels:
+                self.conflict.update(inner, of_levels, [step.levels[k] for k in looked_at])
+            else:
+                self.conflict.update(inner)
         else:
             rows = sum_over_ranks(_rows(gradients, inputs))
             inner = (rows @ rows.T).double()
