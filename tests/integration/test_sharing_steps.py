@@ -105,8 +105,8 @@ def test_the_losses_are_one_graph(way: str, batches: Any):
 
 @pytest.mark.parametrize("way", ["pad_net", "cross_stitch"])
 def test_compiled_steps_whose_graph_serves_several_backwards_are_plain_ones(way: str, batches: Any, monkeypatch: Any):
-    def compiled(loss_net: LossNet, settings: Train, device: torch.device) -> None:
-        compile_losses(loss_net, settings, device, "aot_eager")
+    def compiled(loss_net: LossNet, settings: Train, device: torch.device, keeps_graph: bool) -> None:
+        compile_losses(loss_net, settings, device, "aot_eager", keeps_graph)
 
     monkeypatch.setattr("visionmtl.engine.trainer.compile_losses", compiled)
     torch._dynamo.reset()
