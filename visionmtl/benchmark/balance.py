@@ -1,12 +1,12 @@
 """What each balancing method costs: its whole training step against that of fixed weights on the same network."""
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torchjd import aggregation
+from torchjd.autojac import backward, jac_to_grad
 
 from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
 from visionmtl.balance.fixed import Fixed
@@ -20,7 +20,8 @@ from visionmtl.structures import Batch
 def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timing: Timing) -> Iterator[Figure]:
     """Milliseconds a step and multiples of fixed weights; ValueError for an unknown method.
 
-    names: of methods, each with its default settings; none: all. peers: methods by TorchJD, and ours on parameters, too.
+    names: of methods, each with its default settings; none: all.
+    peers: methods by TorchJD, and ours on parameters, too.
     """
     timing.check(workload.on)
     known = Balance.members()
@@ -32,11 +33,6 @@ def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timin
             )
     methods: dict[str, Balance] = {name: known[name]() for name in names or sorted(known) if name != "fixed"}
     if peers:
-        if find_spec("torchjd") is None:
-            raise ValueError(
-                "--peers compares with TorchJD, which is not installed; the peers come with the extra 'dev'; "
-                "pip install torchjd, or leave --peers out"
-            )
         methods |= {
             f"{name}, on parameters": method.model_copy(update={"level": "parameters"})
             for name, method in methods.items()
@@ -83,12 +79,10 @@ class _JacobianDescent(Balancer):
 
     def __init__(self, aggregator: str) -> None:
         super().__init__()
-        self.aggregator = getattr(importlib.import_module("torchjd.aggregation"), aggregator)()
+        self.aggregator = getattr(aggregation, aggregator)()
         self.trunk: list[nn.Parameter] = []
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
-        from torchjd.autojac import backward, jac_to_grad
-
         leaves = list(step.leaves)
         by_task: list[list[Tensor]] = []
         for loss in step.losses.values():
