@@ -11,7 +11,7 @@ from contract import found
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_run import FIXED, NARROW, small_batch, small_run, small_state, small_tasks
+from toy_run import FIXED, HEAD, NARROW, small_batch, small_run, small_state, small_tasks
 
 from visionmtl.balance.base import Balance, Balancer, Step
 from visionmtl.balance.graddrop import GradDrop
@@ -271,9 +271,11 @@ def test_the_check_sees_copies_to_and_from_a_gpu():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@every_method
-def test_on_a_gpu_the_driver_sees_no_wait_either(method: Balance):
-    tasks = small_tasks(normals=Normals(decoder=NARROW))
+@pytest.mark.parametrize(
+    ("head", "method"), [(p.values[0], FIXED) for p in HEADS] + [(HEAD, p.values[0]) for p in METHODS]
+)
+def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
+    tasks = small_tasks(head, normals=Normals(decoder=NARROW))
     state = small_state(small_run(tasks, method), "cuda")
     batch = small_batch(tasks)
 
