@@ -22,6 +22,8 @@ from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill
 
 _CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
@@ -152,6 +154,8 @@ class Run(Spec):
     model: Model
     tasks: dict[str, Task]
     balance: Balance = Fixed()
+    distill: Distill | None = Field(None, description="teachers whose outputs are targets beside the labels")
+    extend: Extend | None = Field(None, description="a trained network that the run adds tasks to, and how")
     data: Data
     optim: Optim = Optim()
     train: Train = Train()
@@ -168,6 +172,11 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        if self.distill is not None:
+            try:
+                self.distill.check(self.tasks)
+            except ValueError as error:
+                raise _problem_at(("distill",), str(error)) from None
         best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (
