@@ -30,6 +30,7 @@ from visionmtl.datasets import NamedDataset, Subset, open_datasets
 from visionmtl.engine import checkpoint, distributed
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses
+from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.fsdp import (
@@ -200,6 +201,9 @@ class Trainer:
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
+        self.schedule = TaskSchedule(run.train.curriculum, list(run.tasks)) if run.train.curriculum else None
+        if self.schedule:
+            self.schedule.to(ranks.device)
         self.balancer = balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
@@ -237,6 +241,10 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        if self.schedule:
+            for task in self.schedule.held(self.epoch):
+                self.net.decoders[task].eval()
+            micro_batches = [self.schedule.mask(batch, self.epoch) for batch in micro_batches]
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
             counts = self._with_predicted_counts(micro_batches)
@@ -253,7 +261,15 @@ class Trainer:
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
                     known[name] = known[name] + value.detach() if name in known else value.detach()
+        if self.schedule:
+            of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
+            self.schedule.measure(of_tasks, labelled, self.state.step / max(1, self.steps_per_epoch))
         return StepOutput(losses, labelled, weights, self._optimizer_step())
+
+    @property
+    def epoch(self) -> int:
+        """Of the next step; 0 where no loop has told how long an epoch is."""
+        return self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0
 
     @torch.no_grad()
     def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
@@ -307,6 +323,9 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
+        for task in self.schedule.held(self.epoch) if self.schedule else ():
+            for parameter in self.net.decoders[task].parameters():
+                parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
@@ -430,6 +449,8 @@ class Trainer:
         assert self.data is not None
         settings = self.run.train
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        if self.schedule:
+            logger.info(f"epoch {epoch} teaches {', '.join(sorted(self.schedule.taught(epoch)))}")
         loader = self.data.train_loader
         loader.batch_sampler.set_epoch(epoch, done * settings.accumulate)  # type: ignore[union-attr]
         batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
@@ -587,10 +608,11 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "curriculum": self.schedule.state_dict() if self.schedule else {},
             "scaler": self.scaler.state_dict(),
             "world": self.ranks.world,
             "step": self.state.step,
-            "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
+            "epoch": self.epoch,
             "best": self.state.best,
         }
 
@@ -630,6 +652,8 @@ class Trainer:
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
         self.balancer.load_state_dict(state["balancer"])
+        if self.schedule:
+            self.schedule.load_state_dict(state.get("curriculum", {}))
         self.scaler.load_state_dict(state["scaler"])
         self.state.step, self.state.best = state["step"], state["best"]
 
