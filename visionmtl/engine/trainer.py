@@ -227,7 +227,8 @@ class Trainer:
         self.counts_predictions = any(task.counts_predictions for task in net.tasks.values())
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
-            compile_losses(loss_net, run.train, ranks.device)
+            keeps_graph = self.balancer.keeps_graph or several
+            compile_losses(loss_net, run.train, ranks.device, keeps_graph=keeps_graph)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
