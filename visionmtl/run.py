@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -144,24 +145,58 @@ class EasiestFirst(Spec):
     every_epochs: int = Field(1, ge=1, description="how long until the next task joins")
 
 
+class SmallerImages(Spec):
+    """A stage of progressive resolution."""
+
+    epochs: int = Field(ge=1)
+    size: tuple[int, int]
+    """(H, W) of the network's input in these epochs, pixels, in the proportions of `data.size`."""
+
+
 class Curriculum(Spec):
-    """Which tasks are taught when. The number of steps stays, so a run costs what it costs without."""
+    """Which tasks are taught when, and at which size. The number of steps and of images stays."""
 
     tasks: dict[str, TaskEpochs] = {}
     easiest_first: EasiestFirst | None = None
+    smaller_first: tuple[SmallerImages, ...] = ()
+    """Stages at smaller sizes, growing; the epochs after them are at `data.size`. Depth is scaled, for what looks
+    smaller is taken for farther."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
-        if bool(self.tasks) == bool(self.easiest_first):
-            found = "both are" if self.tasks else "neither is"
+        if self.tasks and self.easiest_first:
             raise ValueError(
-                f"of `tasks` and `easiest_first` {found} set; one of them decides which tasks are taught; set one, or "
-                "remove the curriculum"
+                "`tasks` and `easiest_first` are both set; one of them decides which tasks are taught; remove one"
+            )
+        if not (self.tasks or self.easiest_first or self.smaller_first):
+            raise ValueError(
+                "none of `tasks`, `easiest_first` and `smaller_first` is set; a curriculum has one or more; set one, "
+                "or remove it"
             )
         return self
 
-    def problem(self, tasks: Sequence[str], epochs: int) -> str | None:
-        """What does not fit a run of these tasks and epochs; None: nothing."""
+    def size(self, epoch: int) -> tuple[int, int] | None:
+        """(H, W) of the input in an epoch; None: `data.size`."""
+        for stage in self.smaller_first:
+            if epoch < stage.epochs:
+                return stage.size
+            epoch -= stage.epochs
+        return None
+
+    def problem(self, tasks: Sequence[str], epochs: int, size: tuple[int, int]) -> str | None:
+        """What does not fit a run of these tasks, epochs and `data.size`; None: nothing."""
+        sizes = [*(stage.size for stage in self.smaller_first), size]
+        for (h, w), (next_h, next_w) in pairwise(sizes):
+            if h >= next_h or h * size[1] != w * size[0]:
+                return (
+                    f"has smaller_first with {h}x{w} before {next_h}x{next_w}; sizes grow in the proportions of "
+                    f"data.size {size[0]}x{size[1]}; correct it"
+                )
+        if (staged := sum(stage.epochs for stage in self.smaller_first)) >= epochs and staged:
+            return (
+                f"has {staged} epochs of smaller_first, but train.epochs is {epochs}; one or more must be left at "
+                "data.size; lower them, or raise train.epochs"
+            )
         if unknown := [name for name in self.tasks if name not in tasks]:
             near = did_you_mean(unknown[0], tasks)
             return f"names {unknown[0]!r}{near}; the tasks are {', '.join(tasks)}; correct it"
@@ -256,7 +291,7 @@ class Run(Spec):
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
         curriculum = self.train.curriculum
-        if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs)):
+        if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
             raise _problem_at(("train", "curriculum"), problem)
         if curriculum and self.train.distributed.shard:
             text = "holds decoders still, which train.distributed.shard cannot; choose one of the two"

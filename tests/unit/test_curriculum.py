@@ -7,6 +7,9 @@ import scene_run
 import torch
 from pydantic import ValidationError
 
+from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.loader import train_loader
+from visionmtl.datasets import open_datasets
 from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import Trainer, train
@@ -127,8 +130,11 @@ def test_resuming_an_easiest_first_run_changes_nothing(tmp_path, stop: int):
 @pytest.mark.parametrize(
     ("curriculum", "message"),
     [
-        ({}, "neither is set"),
-        ({"tasks": {"depth": {"start_epoch": 1}}, "easiest_first": {}}, "both are set"),
+        ({}, "none of .tasks., .easiest_first. and .smaller_first. is set"),
+        ({"tasks": {"depth": {"start_epoch": 1}}, "easiest_first": {}}, "both set"),
+        ({"smaller_first": [{"epochs": 1, "size": [64, 64]}]}, "64x64 before 64x64"),
+        ({"smaller_first": [{"epochs": 1, "size": [32, 64]}]}, "in the proportions of data.size"),
+        ({"smaller_first": [{"epochs": 4, "size": [32, 32]}]}, "must be left at data.size"),
         ({"tasks": {"dept": {"start_epoch": 1}}}, "names 'dept' .did you mean"),
         ({"tasks": {"depth": {}}}, "no epoch is set"),
         ({"tasks": {"depth": {"start_epoch": 2, "stop_epoch": 2}}}, "start_epoch is 2, stop_epoch is 2"),
@@ -141,3 +147,29 @@ def test_resuming_an_easiest_first_run_changes_nothing(tmp_path, stop: int):
 def test_what_has_no_effect_or_teaches_nothing_is_refused(curriculum: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         curriculum_run(curriculum)
+
+
+def test_smaller_images_show_the_same_scene_farther_away():
+    run = curriculum_run({"smaller_first": [{"epochs": 1, "size": [32, 32]}]}, data={"augment": {"flip": 0.0}})
+    sources = open_datasets(run.data.train)
+    spaces = resolve_spaces(run.tasks, sources)
+    small, full = (
+        next(scene_run.epoch(train_loader(run.data, run.tasks, spaces, sources, 2, run.seed, size=size)))
+        for size in ((32, 32), None)
+    )
+
+    assert small.image.shape[2:] == (32, 32) and full.image.shape[2:] == (64, 64)
+    ratio = small.targets["depth"]["depth_m"].mean() / full.targets["depth"]["depth_m"].mean()
+    assert 1.9 < ratio < 2.1
+    boxes = [batch.targets["detection"]["boxes"] for batch in (small, full)]
+    torch.testing.assert_close(2 * boxes[0], boxes[1], rtol=0, atol=1e-3)
+
+
+def test_a_run_begins_small_and_ends_at_full_size(tmp_path):
+    run = curriculum_run({"smaller_first": [{"epochs": 2, "size": [32, 32]}]}, 3, tmp_path)
+    results = train(run)
+    said = (tmp_path / "train.log").read_text()
+
+    assert "epoch 1 at 32x32" in said and "epoch 2 at" not in said
+    assert all(results[task]["images"] == 4 for task in TASKS)
+    assert [run.train.curriculum.size(epoch) for epoch in range(3)] == [(32, 32), (32, 32), None]

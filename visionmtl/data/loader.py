@@ -74,12 +74,14 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    size: tuple[int, int] | None = None,
 ) -> "DataLoader[Batch]":
     """Augmented batches; `loader.batch_sampler.set_epoch(epoch, start)` chooses which.
 
     A batch is a function of seed, epoch and its number: the number of workers changes nothing, and a training cut at
     any batch continues with the batches it would have seen.
     batch_size: per process; `world` processes take the parts of one common batch.
+    size: (H, W) in place of `data.size`, to which depth stays relative
     """
     mixture = _mixture(data.sampling, tasks, spaces, datasets, seed)
     if len(mixture) < batch_size * world:
@@ -87,10 +89,12 @@ def train_loader(
             f"an epoch has {len(mixture)} images, but one step takes {batch_size} x {world} process(es); "
             "every step needs a full batch; lower train.batch_size, add data, or raise data.sampling.epoch_images"
         )
-    dataset = MultiTaskDataset(tasks, spaces, datasets, size=data.size, augment=data.augment, seed=seed)
+    size = size or data.size
+    enlarged = size[0] / data.size[0]
+    dataset = MultiTaskDataset(tasks, spaces, datasets, size=size, augment=data.augment, seed=seed, enlarged=enlarged)
     sampler = BatchSampler(mixture, batch_size, rank, world)
     num_workers = choose_workers(data.workers, num_processes_here())[0]
-    return _loader(dataset, sampler, Collate(tasks, data.size, training=True), num_workers)
+    return _loader(dataset, sampler, Collate(tasks, size, training=True), num_workers)
 
 
 def val_loader(

@@ -87,9 +87,13 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     monitor = Monitor(settings.best, run.tasks, names)
     num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
     monitor.check(spaces, val_datasets, num_judged)
-    train_batches = train_loader(
-        run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
-    )
+    smaller = {stage.size for stage in settings.curriculum.smaller_first} if settings.curriculum else set()
+    train_batches, *smaller_batches = [
+        train_loader(
+            run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world, size=size
+        )
+        for size in (None, *sorted(smaller))
+    ]
     val_batches = val_loader(
         run.data, run.tasks, spaces, val_datasets, settings.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
@@ -97,6 +101,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
 
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
+    for size in smaller:
+        net.check_size(size, "train.curriculum.smaller_first")
     if options.init_from:
         path = Path(options.init_from)
         saved = checkpoint.load(path)
@@ -104,7 +110,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
         )
         load_strictly(net, checkpoint.best_weights(saved), path)
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
+    loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -151,6 +158,8 @@ class LoopData:
     val_loader: "DataLoader[Batch]"
     eval_names: Mapping[str, str]  # see `data.label_spaces.eval_names`
     monitor: Monitor
+    smaller: Mapping[tuple[int, int], "DataLoader[Batch]"] = field(default_factory=dict)
+    """The training data of epochs with smaller images, by size (H, W)."""
 
 
 @dataclass
@@ -452,7 +461,10 @@ class Trainer:
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
         if self.schedule:
             logger.info(f"epoch {epoch} teaches {', '.join(sorted(self.schedule.taught(epoch)))}")
-        loader = self.data.train_loader
+        size = settings.curriculum.size(epoch) if settings.curriculum else None
+        if size:
+            logger.info(f"epoch {epoch} at {size[0]}x{size[1]}")
+        loader = self.data.smaller[size] if size else self.data.train_loader
         loader.batch_sampler.set_epoch(epoch, done * settings.accumulate)  # type: ignore[union-attr]
         batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
