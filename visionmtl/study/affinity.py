@@ -55,7 +55,7 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
         with torch.no_grad():
             kept = [parameter.clone() for parameter in shared]
             for parameter, direction in zip(shared, steps, strict=True):
-                parameter -= factor * direction
+                parameter.sub_(factor * direction)
             found.append(1 - torch.stack(_losses(net, batch)) / start)
             for parameter, old in zip(shared, kept, strict=True):
                 parameter.copy_(old)

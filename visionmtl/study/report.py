@@ -127,6 +127,14 @@ def _text(
         f"{finished} of {planned} runs are finished. Each row is one way to train over {len(settings.seeds)} seeds; "
         f"mean ± half-width of the {percent} Student-t interval over seeds. {plan.origin}"
     )
+    if diverged := [
+        f"{one.variant.name}, seed {seed}: {result.diverged}"
+        for one in measured
+        for seed, result in one.results.items()
+        if result.diverged
+    ]:
+        yield "\n**Diverged**\n"
+        yield from (f"- {text}" for text in diverged)
     if not rows:
         return
     yield markdown(_results_table(plan, rows))
@@ -163,14 +171,6 @@ def _text(
             yield ""
             yield f"{len(one.trials)} of {len(one.variant.trials)} trials; the best Δm on held-out images is taken."
     yield from (markdown(table) for table in tables)
-    if diverged := [
-        f"{one.variant.name}, seed {seed}: {result.diverged}"
-        for one in measured
-        for seed, result in one.results.items()
-        if result.diverged
-    ]:
-        yield "\n**Diverged**\n"
-        yield from (f"- {text}" for text in diverged)
     for name in charts:
         yield f"\n![{name}]({name})"
 
