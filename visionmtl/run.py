@@ -23,6 +23,8 @@ from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill
 
 _CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
@@ -274,6 +276,8 @@ class Run(Spec):
     model: Model
     tasks: dict[str, Task]
     balance: Balance = Fixed()
+    distill: Distill | None = Field(None, description="teachers whose outputs are targets beside the labels")
+    extend: Extend | None = Field(None, description="a trained network that the run adds tasks to, and how")
     data: Data
     optim: Optim = Optim()
     train: Train = Train()
@@ -293,9 +297,17 @@ class Run(Spec):
         curriculum = self.train.curriculum
         if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
             raise _problem_at(("train", "curriculum"), problem)
+        if curriculum and (self.extend is not None or self.distill is not None):
+            text = "says which labels teach when, and extend or distill add others; they do not go together; choose one"
+            raise _problem_at(("train", "curriculum"), text)
         if curriculum and self.train.distributed.shard:
             text = "holds decoders still, which train.distributed.shard cannot; choose one of the two"
             raise _problem_at(("train", "curriculum"), text)
+        if self.distill is not None:
+            try:
+                self.distill.check(self.tasks)
+            except ValueError as error:
+                raise _problem_at(("distill",), str(error)) from None
         best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (
@@ -387,6 +399,19 @@ def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     if isinstance(values.get("data"), dict):
         values["data"] = tree.resolved("data")
     return checked(_DataAlone, values, tree, path).data
+
+
+class _TasksAlone(Spec, extra="ignore"):
+    tasks: dict[str, Task] = {}
+
+
+def load_union_tasks(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Task]:
+    """The tasks of a config file that set `classes`; the rest of it may be missing or not fit. Raises ConfigError."""
+    tree = loader.read(path, overrides)
+    tasks = tree.values.get("tasks")
+    names = [name for name, task in tasks.items() if isinstance(task, dict) and task.get("classes")] if tasks else []
+    values = {"tasks": {name: tree.resolved("tasks")[name] for name in names}}
+    return checked(_TasksAlone, values, tree, path).tasks
 
 
 def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: str | Path) -> _CheckedSpec:

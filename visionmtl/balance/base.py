@@ -251,7 +251,10 @@ class _Gramian(Balancer):
             looked_at = self._looked_at(step)
             of_levels = sum_over_ranks(_inner_products(gradients, inputs, looked_at))
             inner = of_levels.sum(dim=0)
-            self.conflict.update(inner, of_levels, [step.levels[k] for k in looked_at] if step.levels else ())
+            if step.levels:
+                self.conflict.update(inner, of_levels, [step.levels[k] for k in looked_at])
+            else:
+                self.conflict.update(inner)
         else:
             rows = sum_over_ranks(_rows(gradients, inputs))
             inner = (rows @ rows.T).double()
@@ -343,8 +346,13 @@ def _flat(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
     """float32 [N], in the order in which the leaf lies in memory."""
     if gradient is None:
         return None
-    channels_last = leaf.dim() == 4 and not leaf.is_contiguous() and leaf.stride(1) == 1
-    return (gradient.permute(0, 2, 3, 1) if channels_last else gradient).reshape(-1).float()
+    return gradient.permute(memory_order(leaf)).reshape(-1).float()
+
+
+def memory_order(map_: Tensor) -> list[int]:
+    """The axes as they lie in memory: those of a map in channels_last are batch, rows, columns, channels."""
+    channels_last = map_.dim() == 4 and not map_.is_contiguous() and map_.stride(1) == 1
+    return [0, 2, 3, 1] if channels_last else list(range(map_.dim()))
 
 
 def _combine(gradients: list[list[Tensor | None]], leaves: list[Tensor], weights: Tensor) -> list[Tensor]:

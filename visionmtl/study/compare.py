@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from visionmtl.study.affinity import measure_affinity, read_affinity
-from visionmtl.study.comparison import Plan, Variant, key_of
+from visionmtl.study.comparison import PlannedRuns, Variant, key_of
 from visionmtl.study.costs import measure_costs, read_costs
 from visionmtl.study.report import Measured, SearchedTrial, write_report
 from visionmtl.study.runner import Job, Runner
@@ -14,7 +14,7 @@ from visionmtl.study.worker import Result
 
 
 def compare(
-    plan: Plan, folder: Path, runner: Runner, *, train: bool, with_costs: bool, tell: Callable[[str], None]
+    plan: PlannedRuns, folder: Path, runner: Runner, *, train: bool, with_costs: bool, tell: Callable[[str], None]
 ) -> list[str]:
     """Do a comparison, or go on with it; returns what failed, a line each. The report is written after each run.
 
@@ -35,7 +35,7 @@ def compare(
 
 
 class _Study:
-    def __init__(self, plan: Plan, folder: Path, runner: Runner) -> None:
+    def __init__(self, plan: PlannedRuns, folder: Path, runner: Runner) -> None:
         self.plan, self.folder, self.runner = plan, folder, runner
         self.seeds = plan.comparison.seeds
         self.selected = {name: one for name, one in plan.variants.items() if name in plan.selected}

@@ -139,7 +139,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRuns:
     """All variants of a comparison, and what is read off them."""
 
     comparison: Comparison
@@ -154,7 +154,7 @@ class Plan:
         return self.references.get((task, fraction)) or self.references.get((task, None))
 
 
-def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Plan:
+def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> PlannedRuns:
     """The plan of a comparison file. Raises ConfigError listing what does not fit.
 
     overrides: settings of all runs, after those of the file; only: names of the entries wanted (and their references);
@@ -193,7 +193,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = 
         f"Checkpoints and searched weights were chosen on {100 * comparison.held_out:g} % of the training images, "
         "which no run trained on; the figures are those of the test data, read once."
     )
-    return Plan(comparison, variants, metrics, by_fraction, selected, origin)
+    return PlannedRuns(comparison, variants, metrics, by_fraction, selected, origin)
 
 
 def _metrics(comparison: Comparison, whole: Run, file: Path) -> dict[str, dict[str, Direction]]:

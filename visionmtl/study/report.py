@@ -14,7 +14,7 @@ from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.base import Results
 from visionmtl.study.affinity import agreement
 from visionmtl.study.charts import draw_curves, draw_intervals
-from visionmtl.study.comparison import Plan, Variant, without
+from visionmtl.study.comparison import PlannedRuns, Variant, without
 from visionmtl.study.costs import Cost, step_ms
 from visionmtl.study.statistics import Interval, student_interval
 from visionmtl.study.tables import Figures, figures
@@ -54,7 +54,7 @@ class Row:
         return f"{self.measured.variant.name} ({trials} trials)" if trials else self.measured.variant.name
 
 
-def make_rows(plan: Plan, measured: Sequence[Measured]) -> list[Row]:
+def make_rows(plan: PlannedRuns, measured: Sequence[Measured]) -> list[Row]:
     """The figures of every variant that has a finished run."""
     of_variant = {one.variant.name: one for one in measured}
     rows = []
@@ -72,7 +72,9 @@ def make_rows(plan: Plan, measured: Sequence[Measured]) -> list[Row]:
     return rows
 
 
-def _references(plan: Plan, variant: Variant, seed: int, of_variant: Mapping[str, Measured]) -> dict[str, Results]:
+def _references(
+    plan: PlannedRuns, variant: Variant, seed: int, of_variant: Mapping[str, Measured]
+) -> dict[str, Results]:
     """By task the test results of its reference with the same seed; {} where one is missing, or it is one itself."""
     found: dict[str, Results] = {}
     for task in variant.run.tasks:
@@ -89,7 +91,7 @@ def _references(plan: Plan, variant: Variant, seed: int, of_variant: Mapping[str
 
 def write_report(
     folder: Path,
-    plan: Plan,
+    plan: PlannedRuns,
     measured: Sequence[Measured],
     costs: Mapping[str, Cost],
     affinity: Sequence[Sequence[Sequence[float]]] = (),
@@ -111,7 +113,7 @@ def write_report(
 
 
 def _text(
-    plan: Plan,
+    plan: PlannedRuns,
     measured: Sequence[Measured],
     rows: Sequence[Row],
     costs: Mapping[str, Cost],
@@ -175,7 +177,7 @@ def _text(
         yield f"\n![{name}]({name})"
 
 
-def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
+def _results_table(plan: PlannedRuns, rows: Sequence[Row]) -> Table:
     columns = _metric_columns(plan, rows)
     heads = [f"{name} {metric} {_ARROW[plan.metrics[task_of(name)][metric]]}" for name, metric in columns]
     has_delta = any(row.figures.per_task for row in rows)
@@ -192,7 +194,7 @@ def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
 _ARROW = {"max": "↑", "min": "↓"}
 
 
-def _transfer_table(plan: Plan, rows: Sequence[Row]) -> Table:
+def _transfer_table(plan: PlannedRuns, rows: Sequence[Row]) -> Table:
     tasks = [task for task in plan.metrics if any(task in row.figures.transfer for row in rows)]
     heads = [text for task in tasks for text in (f"{task}, %", "transfer")]
     body: list[list[Cell]] = []
@@ -258,7 +260,7 @@ def _plain_percent(value: float | None) -> str:
     return "diverged" if value is None else f"{100 * value:+.2f}"
 
 
-def _metric_columns(plan: Plan, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _metric_columns(plan: PlannedRuns, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Names of results and metrics in the order of the plan."""
     present = list(dict.fromkeys(column for row in rows for column in row.figures.metrics))
     ordered = [(task, metric) for task, metrics in plan.metrics.items() for metric in metrics]
@@ -268,7 +270,7 @@ def _metric_columns(plan: Plan, rows: Sequence[Row]) -> list[tuple[str, str]]:
 # ---- between tasks ----
 
 
-def _leave_one_out(plan: Plan, measured: Sequence[Measured]) -> Iterator[Table]:
+def _leave_one_out(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
     """What the presence of one task does to the others: the whole run against the run without it."""
     name = plan.comparison.leave_one_out
     of_variant = {one.variant.name: one for one in measured}
@@ -297,7 +299,7 @@ def _verdict(of: Interval | None) -> str | None:
     return None if of is None else f"{_percent(of)} {of.verdict}"
 
 
-def _gradient_tables(plan: Plan, measured: Sequence[Measured]) -> Iterator[Table]:
+def _gradient_tables(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
     """Cosines and conflict between tasks over training, for the methods that see gradients."""
     for figure, title in (("cosine", "Cosine of the tasks' gradients"), ("conflict", "Share of steps in conflict")):
         seen = [(one, [r.gradients[figure] for r in one.results.values() if figure in r.gradients]) for one in measured]
@@ -315,7 +317,7 @@ def _gradient_tables(plan: Plan, measured: Sequence[Measured]) -> Iterator[Table
             yield Table(f"{title}, mean over training", ("run", *pairs, "agreement of seeds"), body)
 
 
-def _affinity_tables(plan: Plan, affinity: Sequence[Sequence[Sequence[float]]]) -> Iterator[Table]:
+def _affinity_tables(plan: PlannedRuns, affinity: Sequence[Sequence[Sequence[float]]]) -> Iterator[Table]:
     """The matrix over seeds; a row is the task that steps."""
     name = plan.comparison.affinity
     if name is None or not affinity:
@@ -339,7 +341,7 @@ def _affinity_tables(plan: Plan, affinity: Sequence[Sequence[Sequence[float]]]) 
 # ---- charts ----
 
 
-def _draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+def _draw(folder: Path, plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[str]:
     deltas = [(row.name, row.figures.per_task) for row in rows if row.figures.per_task]
     if deltas:
         draw_intervals(folder / "delta_m.png", "Δm per task against single-task runs", deltas)
@@ -370,7 +372,7 @@ def _draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
 # ---- CSV and JSON ----
 
 
-def _result_records(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
+def _result_records(plan: PlannedRuns, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
     """One line a variant and figure."""
     for row in rows:
         of: dict[str, Interval] = {
@@ -416,7 +418,9 @@ def _csv(records: Iterator[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _plain(plan: Plan, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Any]:
+def _plain(
+    plan: PlannedRuns, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]
+) -> dict[str, Any]:
     def interval(of: Interval | None) -> dict[str, Any] | None:
         return None if of is None else {**vars(of), "verdict": of.verdict}
 
