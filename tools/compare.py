@@ -14,7 +14,7 @@ from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tri
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("compare", __doc__)
-    p.add_argument("comparison", type=expanduser, help="YAML file; see configs/compare")
+    p.add_argument("comparison", type=expanduser, help="YAML file (see configs/compare), or a folder of finished runs")
     p.add_overrides("settings of all runs that replace those of the file's config")
     p.add_argument(
         "--output", type=expanduser, metavar="DIR", required=True, help="runs and report; goes on where it is"
@@ -40,6 +40,8 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if Path(args.comparison).is_dir():
+        return _report_existing(args)
     from visionmtl.study.comparison import read
 
     plan = read(args.comparison, args.overrides, args.only)
@@ -50,17 +52,39 @@ def _compare(args: argparse.Namespace) -> int:
 
     folder = Path(args.output)
     threads = args.threads or max(1, num_cores() // args.jobs)
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the runs write their checkpoints
+    before = signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the runs write their checkpoints
     with tried_folder(folder):
         runner = Runner(folder, args.jobs, threads, args.device, plan.comparison.cache, _tell)
         failed = compare(
             plan, folder, runner, train=not args.no_train, with_costs=not (args.no_costs or args.no_train), tell=_tell
         )
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    signal.signal(signal.SIGTERM, before)
+    _show(folder)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    print(f"written: {os.path.join(folder, 'report.md')}, results.csv, runs.csv, comparison.json, *.png")
     return ERROR if failed else 0
+
+
+def _report_existing(args: argparse.Namespace) -> int:
+    """Write the report of runs that lie in a folder."""
+    if args.overrides or args.only:
+        raise ValueError(
+            f"{args.comparison} is a folder of finished runs, so {' '.join([*args.overrides, *args.only])} would have "
+            "no effect; leave it out, or name a comparison file"
+        )
+    from visionmtl.study.existing import read_existing
+    from visionmtl.study.report import write_report
+
+    plan, measured = read_existing(Path(args.comparison))
+    with tried_folder(Path(args.output)):
+        write_report(Path(args.output), plan, measured, {})
+    _show(Path(args.output))
+    return 0
+
+
+def _show(folder: Path) -> None:
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    print(f"written: {os.path.join(folder, 'report.md')}, results.csv, runs.csv, comparison.json, *.png")
 
 
 def _tell(text: str) -> None:

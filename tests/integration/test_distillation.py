@@ -194,7 +194,7 @@ def test_compiled_teachers_are_one_graph_beside_that_of_the_losses(tmp_path: Pat
     torch._dynamo.reset()
     counters.clear()
     module = "visionmtl.engine.trainer"
-    monkeypatch.setattr(f"{module}.compile_losses", lambda n, s, d: compile_losses(n, s, d, "aot_eager"))
+    monkeypatch.setattr(f"{module}.compile_losses", lambda n, s, d, **more: compile_losses(n, s, d, "aot_eager", **more))
     monkeypatch.setattr(f"{module}.compile_teachers", lambda t, s: compile_teachers(t, s, "aot_eager"))
     path = teacher(tmp_path / "teacher")
     moved = [

@@ -182,18 +182,8 @@ def balanced(method: Balance, ranks: Ranks, share: slice) -> dict[str, Tensor]:
                     t: ((raw[t] - target[t]).square().mean(dim=1) * mask[t]).sum() / totals[t]["images"] for t in TASKS
                 }
                 labelled = dict.fromkeys(TASKS, torch.tensor(True))
-                balancer.backward(
-                    Step(
-                        losses,
-                        shared if net.cut else [],
-                        leaves if net.cut else [],
-                        1.0,
-                        labelled,
-                        0.5,
-                        last,
-                        list(net.trunk.parameters()),
-                    )  # fmt: skip
-                )
+                maps = (shared, leaves) if net.cut else ([], [])
+                balancer.backward(Step(losses, *maps, 1.0, labelled, 0.5, last, list(net.trunk.parameters())))
         distributed.average_gradients(balancer.parameters())
         if balancer.needs_parameters:
             distributed.average_gradients(net.parameters())

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import contract
 import pytest
 import scene_run
 import torch
 
-from visionmtl.balance.base import Balance
 from visionmtl.engine.trainer import Trainer
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
@@ -15,6 +13,15 @@ from visionmtl.structures import Batch
 
 STEPS = 32
 LEFT = 0.65  # of each task's loss on the images it learnt from; measured: 0.28 to 0.52 over methods and tasks
+METHODS: dict[str, dict[str, Any]] = {
+    "fixed": {"type": "fixed"},
+    "uncertainty": {"type": "uncertainty"},
+    "famo": {"type": "famo"},
+    "upgrad": {"type": "upgrad"},
+    "upgrad on parameters": {"type": "upgrad", "level": "parameters"},
+    "gradnorm": {"type": "gradnorm"},
+    "graddrop": {"type": "graddrop"},
+}
 PARTLY = {
     "train": [scene_run.scenes(4, labels=["boxes"]), scene_run.scenes(4, seed=1, labels=["segmentation", "depth_m"])]
 }
@@ -42,10 +49,11 @@ def share_left(run: Run) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("data", [{}, PARTLY], ids=["all labels", "half the labels"])
-@pytest.mark.parametrize("method", contract.found(Balance))
-def test_every_method_teaches_every_task(method: type[Balance], data: dict[str, Any]):
+@pytest.mark.parametrize("name", METHODS)
+def test_every_kind_of_method_teaches_every_task(name: str, data: dict[str, Any]):
+    """One of each way to run the backwards; all methods: tests/unit/test_balance.py."""
     run = scene_run.run(
-        balance=method().model_dump(), data=data, optim={"lr": 3e-3, "clip_norm": 10.0}, train={"batch_size": 4}
+        balance=METHODS[name], data=data, optim={"lr": 3e-3, "clip_norm": 10.0}, train={"batch_size": 4}
     )
 
     left = share_left(run)

@@ -193,9 +193,12 @@ def test_no_balancing_method_copies_between_host_and_device(method: Balance):
         pass
 
     autograd = {"backward": backward, "grad": lambda loss, inputs, **kwargs: [torch.zeros_like(x) for x in inputs]}
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(Tensor, "backward", backward):
-        with patch.multiple(torch.autograd, **autograd):
-            assert waits_of_weights(method, "cuda") == []
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        patch.object(Tensor, "backward", backward),
+        patch.multiple(torch.autograd, **autograd),
+    ):
+        assert waits_of_weights(method, "cuda") == []
 
 
 @every_option

@@ -46,9 +46,9 @@ def _fresh() -> Any:
     torch._dynamo.reset()
 
 
-def compiled(loss_net: LossNet, backend: str = "eager") -> LossNet:
+def compiled(loss_net: LossNet, backend: str = "eager", keeps_graph: bool = False) -> LossNet:
     """As for a GPU, except that the graphs are run as they are: to make kernels of them takes minutes."""
-    compile_losses(loss_net, Train(compile=True), CPU, backend)
+    compile_losses(loss_net, Train(compile=True), CPU, backend, keeps_graph)
     return loss_net
 
 
@@ -104,11 +104,16 @@ def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_
     assert all(leaf.is_leaf and leaf.requires_grad for leaf in leaves) and not any(m.is_leaf for m in shared)
 
 
-@pytest.mark.parametrize("method", [FIXED, UPGrad()], ids=lambda method: method.type)
+@pytest.mark.parametrize(
+    "method",
+    [FIXED, UPGrad(), UPGrad(heads="weighted"), UPGrad(level="parameters")],
+    ids=["fixed", "upgrad", "upgrad, heads", "upgrad, parameters"],
+)
 def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any, caplog: Any):
     caplog.set_level("INFO", "visionmtl")
     monkeypatch.setattr(
-        "visionmtl.engine.trainer.compile_losses", lambda net, train, device: compiled(net, "aot_eager")
+        "visionmtl.engine.trainer.compile_losses",
+        lambda net, train, device, keeps_graph: compiled(net, "aot_eager", keeps_graph),
     )
     tasks = {name: SMALL[name] for name in ("classes", "depth")}
     batch = small_batch(tasks)
@@ -120,6 +125,12 @@ def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monke
     plain, ours = (state.net.state_dict() for state in states)
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
     assert len([record for record in caplog.records if record.message.startswith("compiled")]) == 1
+
+
+def test_a_graph_that_is_run_backward_twice_is_not_recorded():
+    net = LossNet(torch.nn.Identity(), cut=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one graph backward several times.*set train.compile=true"):
+        compile_losses(net, Train(compile="cuda_graph"), torch.device("cuda"), keeps_graph=True)
 
 
 def test_cuda_graphs_need_a_cuda_device_and_one_batch_a_step():

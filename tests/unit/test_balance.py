@@ -206,6 +206,23 @@ def test_a_task_without_a_label_teaches_nothing_and_disturbs_nobody(method: Bala
     )
 
 
+@every_method
+def test_every_method_teaches_every_task_with_half_the_labels(method: Balance):
+    """The even steps have labels of a and b, the odd ones of b and c."""
+    toy, balancer = Toy(), method.build(WEIGHTS)
+    optimizer = torch.optim.Adam([*toy.parameters(), *balancer.parameters()], lr=0.05)
+    before = {task: float(loss) for task, loss in toy.step(cut=False).losses.items()}
+    for number in range(80):
+        step = toy.step(balancer.needs_cut)
+        labelled = {task: torch.tensor(task == "b" or (task == "a") == (number % 2 == 0)) for task in WEIGHTS}
+        losses = {task: loss * labelled[task] for task, loss in step.losses.items()}
+        balancer.backward(replace(step, losses=losses, labelled=labelled))
+        optimizer.step()
+        optimizer.zero_grad()
+    left = {task: float(loss) / before[task] for task, loss in toy.step(cut=False).losses.items()}
+    assert max(left.values()) < 0.6, left
+
+
 def test_fixed_is_exactly_the_gradient_of_the_weighted_sum():
     toy = Toy()
     got = trained(Fixed(), toy)[0]

@@ -1,7 +1,6 @@
 """Gramian methods: values by hand, by independent solvers, and by TorchJD; what each paper promises, and no more."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from visionmtl.balance.mgda import MGDA, SDMGrad
 from visionmtl.balance.pcd import PCD
 from visionmtl.balance.solvers import MAX_SUPPORTS, RIDGE, eigen, nonnegative_qp, unit
 from visionmtl.balance.surgery import GradVac, PCGrad
-from visionmtl.balance.upgrad import DualProj, UPGrad
+from visionmtl.balance.upgrad import DualProj, UPGrad, project
 
 METHODS = {p.id: p.values[0]() for p in found(Balance) if issubclass(p.values[0], GramianBalance)}
 every_method = pytest.mark.parametrize("method", [pytest.param(m, id=name) for name, m in METHODS.items()])
@@ -269,7 +268,7 @@ def test_pcd_follows_the_task_that_it_is_told():
     direction = weights_of(PCD(primary="task 2", tau=0), rows) @ rows
     assert gains(rows, weights_of(PCD(primary="task 2", tau=0), rows))[2] > 0
     assert direction.norm() == pytest.approx(float(rows[2].norm()))
-    with pytest.raises(ValueError, match="primary is 'task two'.*name one of them"):
+    with pytest.raises(ValueError, match=r"primary is 'task two'.*name one of them"):
         PCD(primary="task two").weighting(NAMES[:3])
 
 
@@ -429,8 +428,6 @@ def test_a_duplicated_task_changes_no_direction(name: str, rows: Tensor):
 @every_case
 def test_a_duplicated_task_counts_twice_in_upgrad(rows: Tensor):
     twice = torch.cat([rows, rows[:1]])
-    from visionmtl.balance.upgrad import project
-
     expected = weights_of(UPGrad(), rows) @ rows + project(rows @ rows.T)[0] @ rows
     torch.testing.assert_close(
         weights_of(UPGrad(), twice) @ twice, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
@@ -439,7 +436,9 @@ def test_a_duplicated_task_counts_twice_in_upgrad(rows: Tensor):
 
 @every_case
 def test_the_ends_of_a_setting_are_other_methods(rows: Tensor):
-    direction: Callable[[GramianBalance], Tensor] = lambda method: weights_of(method, rows) @ rows
+    def direction(method: GramianBalance) -> Tensor:
+        return weights_of(method, rows) @ rows
+
     mean = rows.mean(dim=0)
     scale = float(mean.abs().max())
     torch.testing.assert_close(direction(SDMGrad(pull=0)), direction(MGDA()), rtol=1e-4, atol=1e-5 * scale)

@@ -12,7 +12,8 @@ from visionmtl.balance.solvers import RIDGE, fair
 
 
 class NashMTL(GramianBalance, frozen=True):
-    """Nash-MTL: the w > 0 with G w = 1 / w (Navon et al. 2022, arXiv:2202.01017, claim 3.1), Nash's bargaining solution.
+    """Nash-MTL: the w > 0 with G w = 1 / w, Nash's bargaining solution (Navon et al. 2022,
+    arXiv:2202.01017, sec. 3).
 
     Every task improves: g_i . d = 1 / w_i > 0. How long a gradient is does not matter, the direction is the same.
     Deviation: solved to the end at each step by Newton's method, instead of by a sequence of convex problems from the

@@ -39,6 +39,8 @@ class Balancer(nn.Module):
     """True when it wants each task's gradient on the shared parameters: one backward a task through everything.
     DistributedDataParallel averages one backward only, so whoever calls `backward` averages all gradients afterwards.
     """
+    keeps_graph: bool = False
+    """True when it runs a graph backward several times."""
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         """Add to `.grad` of every parameter of trunk, decoders and the balancer itself.
@@ -133,7 +135,7 @@ class _Weighted(Balancer):
         present = labelled & (values != 0)  # NaN is present
         weights = torch.where(present, self.own * self.rule(values / step.share, present), 0.0)
         ((losses * weights.to(losses.dtype)).sum() * step.scale).backward()
-        self.sums += values
+        self.sums.add_(values)
         if step.last:
             state = _State(self.rule)
             self.rule.update(self.sums, labelled & (self.sums != 0))
@@ -217,6 +219,7 @@ class _Gramian(Balancer):
         self.weighting = weighting
         self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
         self.weigh_heads, self.loss_scale = spec.heads == "weighted", spec.loss_scale
+        self.keeps_graph = self.weigh_heads or self.needs_parameters
         self.levels, self.smoothing = spec.levels, spec.smoothing
         shape = len(weights)
         if self.loss_scale == "initial":

@@ -15,7 +15,7 @@ class Draws(nn.Module):
 
     def next(self) -> None:
         """Let the next numbers be others."""
-        self.count += 1
+        self.count.add_(1)
 
     def uniform(self, *shape: int) -> Tensor:
         """float64 in (0, 1); the same until `next`. A counter-based generator (Salmon et al. 2011, "Parallel random

@@ -29,7 +29,7 @@ class GradDrop(Balance, frozen=True):
 
     def without_shared_maps(self) -> Self:
         raise ValueError(
-            "balance is 'graddrop', which works on maps that all tasks read, and in this way of sharing there are none; "
+            "balance is 'graddrop', which works on maps that all tasks read; in this way of sharing there are none; "
             "choose another balancing method, or model.sharing=hard"
         )
 

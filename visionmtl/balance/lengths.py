@@ -130,9 +130,9 @@ class _AutoScale(nn.Module):
         fixed = torch.where(known, inverse / torch.where(scale > 0, scale, 1.0), 1.0)
         counted = measuring & seen.present
         logs = _lengths(seen).clamp(min=1e-300).log()
-        self.logs += torch.where(counted, logs, 0.0)
-        self.counts += counted
-        self.done += 1
+        self.logs.add_(torch.where(counted, logs, 0.0))
+        self.counts.add_(counted)
+        self.done.add_(1)
         return torch.where(measuring, 1.0, fixed)
 
 
@@ -146,7 +146,7 @@ class _ExcessMTL(nn.Module):
 
     def forward(self, seen: TaskGradients) -> Tensor:
         present, own = seen.present, seen.gramian.diagonal().clamp(min=0)
-        self.squares += own
+        self.squares.add_(own)
         excess = own / self.squares.clamp(min=1e-300).sqrt()
         self.initial.copy_(torch.where(present & (self.initial == 0), excess, self.initial))
         relative = excess / torch.where(self.initial == 0, 1.0, self.initial)

@@ -1,7 +1,7 @@
 """Weights from how losses change over the steps: DWA, moving averages, FAMO, LDC-MTL, GO4Align."""
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
 import torch
@@ -61,9 +61,9 @@ class FAMO(LossWeighting, frozen=True):
 
 
 class LDCMTL(LossWeighting, frozen=True):
-    """LDC-MTL: losses l = L / L(0) with weights s = T softmax(W): the network lowers f + penalty * sum s l, and W lowers
-    f = sum_t |s_t l_t - s_(t+1) l_(t+1)|, the discrepancy of weighted losses (Xiao et al. 2025, arXiv:2502.08585: the
-    single loop without the term that the paper drops as negligible).
+    """LDC-MTL: the network lowers f + penalty * sum_t s_t l_t, and W lowers f = sum_t |s_t l_t - s_(t+1) l_(t+1)|, with
+    l = L / L(0), s = T softmax(W) (Xiao et al. 2025, arXiv:2502.08585: the single loop without the term that the paper
+    drops as negligible). f is the discrepancy of the weighted losses.
 
     State: W and L(0). Deviations: W is a vector, where the paper has a small network that reads the shared features;
     with `penalty` at 2 or more no loss has a negative weight, so less is refused.
@@ -79,8 +79,8 @@ class LDCMTL(LossWeighting, frozen=True):
 
 
 class GO4Align(LossWeighting, frozen=True):
-    """GO4Align: losses l = L / L(0); risk indicators p, times exp(rate * l) at each step with mean 1, are put into groups
-    by k-means; a task's weight is its group's mean indicator, times 1 / L(0) (Shen et al. 2024, arXiv:2404.06486:
+    """GO4Align: risk indicators p_t, times exp(rate * l_t) at each step with l = L / L(0), and mean 1, are put into
+    groups by k-means; a task's weight is its group's mean indicator / L_t(0) (Shen et al. 2024, arXiv:2404.06486:
     adaptive group risk minimisation).
 
     State: p and L(0). Deviations: written from the paper's description, with the best grouping of the T numbers found
@@ -115,9 +115,9 @@ class _DWA(LossRule):
         return present.sum() * share
 
     def update(self, losses: Tensor, present: Tensor) -> None:
-        self.sums += torch.where(present, losses, 0.0)
-        self.counts += present
-        self.done += 1
+        self.sums.add_(torch.where(present, losses, 0.0))
+        self.counts.add_(present)
+        self.done.add_(1)
         full = self.done >= self.steps
         mean = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), self.last)
         self.before.copy_(torch.where(full, self.last, self.before))
@@ -167,12 +167,12 @@ class _FAMO(LossRule):
         z = self.xi.masked_fill(~known, -torch.inf).softmax(dim=0).nan_to_num()
         slope = z * (gain - (z * gain).sum()) + self.decay * self.xi
         moves = known.any()  # Adam stands still in the first step, and where no task has two losses to compare
-        self.done += moves
+        self.done.add_(moves)
         for moment, value, beta in ((self.first, slope, self.BETAS[0]), (self.second, slope**2, self.BETAS[1])):
             moment.copy_(torch.where(moves, torch.lerp(value, moment, beta), moment))
         first = self.first / (1 - self.BETAS[0] ** self.done).clamp(min=1e-300)
         second = self.second / (1 - self.BETAS[1] ** self.done).clamp(min=1e-300)
-        self.xi -= torch.where(moves, self.rate * first / (second.sqrt() + self.EPS), 0.0)
+        self.xi.sub_(torch.where(moves, self.rate * first / (second.sqrt() + self.EPS), 0.0))
         self.before.copy_(torch.where(present, losses, self.before))
 
 
@@ -193,7 +193,7 @@ class _LDCMTL(RelativeRule):
         share = self._shares(present)
         of_share = self._signs(share * relative, present) * relative  # df / d s
         slope = share * (of_share - (share * of_share).sum() / present.sum().clamp(min=1))
-        self.logits -= torch.where(present, self.rate * slope, 0.0)
+        self.logits.sub_(torch.where(present, self.rate * slope, 0.0))
 
     def _shares(self, present: Tensor) -> Tensor:
         return present.sum() * self.logits.masked_fill(~present, -torch.inf).softmax(dim=0).nan_to_num()
@@ -218,10 +218,7 @@ class _GO4Align(RelativeRule):
         self.risks = _state(num_tasks, value=1.0)
         groups = min(groups, num_tasks)
         cuts = [(0, *inner, num_tasks) for inner in combinations(range(1, num_tasks), groups - 1)]
-        members = [
-            [[float(lo <= t < hi) for t in range(num_tasks)] for lo, hi in zip(cut, cut[1:], strict=False)]
-            for cut in cuts
-        ]
+        members = [[[float(lo <= t < hi) for t in range(num_tasks)] for lo, hi in pairwise(cut)] for cut in cuts]
         self.groupings = nn.Buffer(torch.tensor(members, dtype=torch.float64), persistent=False)
         """[ways, groups, T]: which of the T smallest to largest numbers form a group."""
 

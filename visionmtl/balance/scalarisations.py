@@ -65,8 +65,8 @@ class STCH(LossWeighting, frozen=True):
 
 
 class PBI(LossWeighting, frozen=True):
-    """PBI: d_1 + theta d_2 of the relative losses l = L / L(0): d_1 = l . r along the ray r, d_2 = |l - d_1 r| away from
-    it (Zhang and Li 2007, "MOEA/D", IEEE Trans. Evol. Comput. 11(6), eq. 6), r = (1, ..., 1) / T^(1/2).
+    """PBI: d_1 + theta d_2 of the relative losses l = L / L(0): d_1 = l . r along the ray r, d_2 = |l - d_1 r| off it
+    (Zhang and Li 2007, "MOEA/D", IEEE Trans. Evol. Comput. 11(6), eq. 6), r = (1, ..., 1) / T^(1/2).
 
     It asks all losses to shrink at the same rate. State: L(0). Deviation: a weight below 0, which would raise the loss
     of a task that is ahead, is 0.

@@ -15,11 +15,14 @@ MANY_SHAPES = 64
 """Graphs of one function before torch gives up; its own 8 is little for tasks times padded numbers of boxes."""
 
 
-def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, backend: Any = "inductor") -> None:
+def compile_losses(
+    loss_net: LossNet, settings: Train, device: torch.device, backend: Any = "inductor", keeps_graph: bool = False
+) -> None:
     """Compile `loss_net` where it stands, as `settings.compile` says, at its first call with each shape.
 
     Whatever cannot be part of the one graph is an error, not a slow piece in between. Shapes are constants: a batch
     padded to another number of boxes is another graph (`Graphs` reports it), and there are as few as paddings.
+    keeps_graph: whether one graph is run backward several times, so that it may not give its buffers away.
     """
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
     if settings.compile == "cuda_graph":
@@ -27,6 +30,12 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
             raise ValueError(
                 f"train.compile is 'cuda_graph' and the device {device}; only CUDA devices record such graphs; "
                 "set train.compile=true, or choose another device"
+            )
+        if keeps_graph:
+            raise ValueError(
+                "train.compile is 'cuda_graph' and this balancing method runs one graph backward several times, whose "
+                "memory a replay takes back; allowed are balance.level maps with balance.heads raw, and methods that "
+                "see losses only; choose one, or set train.compile=true"
             )
         if settings.accumulate > 1:
             raise ValueError(
@@ -41,7 +50,9 @@ def compile_losses(loss_net: LossNet, settings: Train, device: torch.device, bac
 
         def within_memory(*arguments: Any) -> Any:
             # where forward and backward are divided, which is at the first call with each shape
-            with torch._functorch.config.patch(activation_memory_budget=settings.activation_memory):
+            with torch._functorch.config.patch(
+                activation_memory_budget=settings.activation_memory, donated_buffer=not keeps_graph
+            ):
                 return compiled(*arguments)
 
         return within_memory

@@ -258,7 +258,8 @@ class Trainer:
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
-            compile_losses(loss_net, run.train, ranks.device)
+            keeps_graph = self.balancer.keeps_graph or several
+            compile_losses(loss_net, run.train, ranks.device, keeps_graph=keeps_graph)
             if self.teachers:
                 compile_teachers(self.teachers, run.train)
         self.loss_net: nn.Module = loss_net

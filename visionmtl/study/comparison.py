@@ -134,6 +134,7 @@ class Plan:
     metrics: Mapping[str, Mapping[str, Direction]]  # by task of the config and metric
     references: Mapping[tuple[str, float | None], str]  # by task and label fraction: the variant
     selected: frozenset[str]  # the variants that are wanted
+    origin: str  # a sentence: where the figures come from
 
     def reference(self, task: str, fraction: float | None) -> str | None:
         """The variant that a task is compared with; references that do not learn the thinned task have no fraction."""
@@ -170,7 +171,11 @@ def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = 
             variants[variant.name] = variant
             by_fraction |= {(task, variant.fraction): variant.name for task, of in references.items() if of == name}
     selected = frozenset(name for name, variant in variants.items() if variant.entry in wanted)
-    return Plan(comparison, variants, metrics, by_fraction, selected)
+    origin = (
+        f"Checkpoints and searched weights were chosen on {100 * comparison.held_out:g} % of the training images, which "
+        "no run trained on; the figures are those of the test data, read once."
+    )
+    return Plan(comparison, variants, metrics, by_fraction, selected, origin)
 
 
 def _metrics(comparison: Comparison, whole: Run, file: Path) -> dict[str, dict[str, Direction]]:

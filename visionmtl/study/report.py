@@ -109,9 +109,7 @@ def _text(
     yield ""
     yield (
         f"{finished} of {planned} runs are finished. Each row is one way to train over {len(settings.seeds)} seeds; "
-        f"mean ± half-width of the {percent} Student-t interval over seeds. Checkpoints and searched weights were "
-        f"chosen on {100 * settings.held_out:g} % of the training images, which no run trained on; the figures are "
-        "those of the test data, read once."
+        f"mean ± half-width of the {percent} Student-t interval over seeds. {plan.origin}"
     )
     if not rows:
         return
@@ -138,9 +136,9 @@ def _text(
         baseline = next(iter(costs.values())).baseline
         yield ""
         yield (
-            f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio times "
-            f"the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a forward "
-            "pass on one image, a multiply-add as two; memory is the peak of the whole training process (of its device "
+            f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio "
+            f"times the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a "
+            "forward pass on one image, a multiply-add as two; memory is the peak of the whole training process (of its device "
             "on CUDA). Runs counts what had to be trained for one seed, trials included."
         )
     for one in measured:
@@ -171,7 +169,7 @@ def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
         cells += [_mean(row.figures.metrics.get(column)) for column in columns]
         cells += [_percent(of) for of in (row.figures.per_task, row.figures.over_metrics)] if has_delta else []
         body.append(cells)
-    return Table("Results on test data", ("run", "seeds", *heads, *deltas), body)
+    return Table("Results", ("run", "seeds", *heads, *deltas), body)
 
 
 _ARROW = {"max": "↑", "min": "↓"}

@@ -77,9 +77,9 @@ class _Unit(nn.Module):
 
     def __init__(self, num_tasks: int, channels: int, own: float) -> None:
         super().__init__()
-        self.mixture = nn.Parameter(own_and_others(num_tasks, own)[:, :, None, None, None].repeat(1, 1, channels, 1, 1))
-        """[T, T, C, 1, 1]: how much of the second task's map the first one's takes."""
+        self.mixture = nn.Parameter(own_and_others(num_tasks, own)[:, :, None].repeat(1, 1, channels))
+        """[T, T, C]: how much of the second task's map the first one's takes."""
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        mixture = self.mixture.to(maps[0].dtype)
+        mixture = self.mixture.to(maps[0].dtype)[..., None, None]
         return [sum((a * x for a, x in zip(row[1:], maps[1:], strict=True)), row[0] * maps[0]) for row in mixture]

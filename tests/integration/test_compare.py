@@ -1,0 +1,150 @@
+"""`tools/compare.py`: runs over seeds, each trained once, stopped without loss, reported; folders of finished runs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import scene_run
+import torch
+import yaml
+
+from visionmtl.cli import main
+from visionmtl.run import dump
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPARISON = {
+    "config": "run.yaml",
+    "seeds": [0, 1],
+    "held_out": 0.25,
+    "metrics": {"segmentation": ["miou", "pixel_accuracy"], "depth": ["abs_rel"]},
+    "runs": {
+        "equal": {},
+        "single_depth": {"tasks": ["depth"]},
+        "single_segmentation": {"tasks": ["segmentation"]},
+        "tuned": {"search": {"weights": {"depth": [0.5, 2.0]}, "trials": 2}},
+    },
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    """A comparison of tiny runs, and their config."""
+    run = scene_run.run(names=("segmentation", "depth"), data={"train": [scene_run.scenes(16)]})
+    (folder / "run.yaml").write_text(dump(run), encoding="utf-8")
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**COMPARISON, **changes}, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a whole comparison."""
+    folder = tmp_path_factory.mktemp("compare")
+    arguments = ["--output", str(folder / "out"), "--threads", "1", "--device", "cpu", "--no-costs"]
+    assert main(["compare", str(write(folder)), *arguments]) == 0
+    return folder / "out"
+
+
+def test_every_run_and_seed_is_reported_with_both_conventions(compared: Path):
+    report = json.loads((compared / "comparison.json").read_text())
+    rows = {row["run"]: row for row in report["rows"]}
+
+    assert list(rows) == list(COMPARISON["runs"]) and all(row["seeds"] == 2 for row in rows.values())
+    transfer = {task: of["mean"] for task, of in rows["equal"]["transfer"].items()}
+    alone, joint = (rows[name]["metrics"] for name in ("single_depth", "equal"))
+    expected = [
+        1 - ours / theirs
+        for ours, theirs in zip(joint["depth/abs_rel"]["values"], alone["depth/abs_rel"]["values"], strict=True)
+    ]
+    assert rows["equal"]["transfer"]["depth"]["values"] == pytest.approx(expected)
+    assert rows["equal"]["delta_m_per_task"]["mean"] == pytest.approx(sum(transfer.values()) / 2)
+    assert rows["single_depth"]["delta_m_per_task"] is None, "a reference is not compared with itself"
+
+    text = (compared / "report.md").read_text()
+    assert "8 of 8 runs are finished" in text and "Δm per task" in text and "Δm over metrics" in text
+    assert (compared / "delta_m.png").is_file() and (compared / "transfer_depth.png").is_file()
+    lines = list(csv.DictReader((compared / "results.csv").open()))
+    assert {line["figure"] for line in lines} >= {"depth/abs_rel", "transfer/depth", "delta_m/per_task"}
+
+
+def test_the_search_states_its_size_and_never_sees_the_test_data(compared: Path):
+    trials = json.loads((compared / "comparison.json").read_text())["trials"]["tuned"]
+    assert [trial["weights"]["segmentation"] for trial in trials] == [1, 1] and trials[0]["weights"]["depth"] == 1
+    best = max(trials, key=lambda trial: trial["delta_m"])["number"]
+
+    assert not (compared / "runs/tuned/trials/0").exists(), "the config's own weights are the run `equal`"
+    loser = json.loads((compared / "runs/tuned/trials/1/0/result.json").read_text())
+    assert (loser["test"] is None) == (best == 0)
+    assert "tuned (2 trials)" in (compared / "report.md").read_text()
+
+
+def test_finished_runs_are_not_trained_again_and_others_settings_are_refused(compared: Path, capsys):
+    command = ["compare", str(compared.parent / "comparison.yaml"), "--output", str(compared), "--no-costs"]
+    before = {file: file.stat().st_mtime_ns for file in compared.rglob("result.json")}
+    capsys.readouterr()
+
+    assert main([*command, "--threads", "1"]) == 0
+    assert "runs to train" not in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in compared.rglob("result.json")}
+
+    assert main([*command, "optim.lr=0.5"]) == 2
+    assert "runs/equal/0 holds a finished run with other settings: optim.lr 0.002 (now 0.5)" in capsys.readouterr().err
+
+
+def test_a_folder_of_finished_runs_is_read(compared: Path, tmp_path: Path, capsys):
+    assert main(["compare", str(compared / "runs"), "--output", str(tmp_path)]) == 0
+
+    rows = {row["run"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert {"equal", "single_depth", "single_segmentation"} <= set(rows) and rows["equal"]["seeds"] == 2
+    assert rows["equal"]["delta_m_per_task"] is not None
+    assert "which nothing kept unseen" in (tmp_path / "report.md").read_text()
+    assert main(["compare", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "holds no run with config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_stopping_loses_nothing(tmp_path: Path):
+    """Stopped in the middle of an epoch and started again, a run ends bit for bit as one that was never stopped."""
+    changes = {"runs": {"equal": {}}, "seeds": [0], "overrides": ["train.epochs=4", "train.eval_every_epochs=4"]}
+    command = [sys.executable, "-m", "visionmtl.cli", "compare", str(write(tmp_path, **changes)), "--no-costs"]
+    command += ["--threads", "1", "--device", "cpu", "--output"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, str(tmp_path / "whole")], env=env, check=True, capture_output=True)
+
+    rows = tmp_path / "cut/runs/equal/0/metrics.jsonl"
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=env, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not (rows.is_file() and '"step": 2' in rows.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and "stopping 1 run(s) with a checkpoint" in said
+    stopped = torch.load(rows.parent / "checkpoints/last.pt", weights_only=True)["step"]
+    assert 2 <= stopped < 24
+
+    subprocess.run([*command, str(tmp_path / "cut")], env=env, check=True, capture_output=True)
+    cut, whole = (tmp_path / name / "runs/equal/0" for name in ("cut", "whole"))
+    ends = [torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"] for folder in (cut, whole)]
+    assert not scene_run.differences(*ends)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (cut, whole)]
+    assert results[0]["test"] == results[1]["test"]
+
+
+def test_a_run_that_cannot_be_trained_is_told_and_the_others_go_on(tmp_path: Path, capsys):
+    broken = {"overrides": ["data.train.0.num_images=1"]}  # fewer images than one step takes
+    file = write(tmp_path, runs={"broken": broken, "equal": {}}, seeds=[0])
+
+    assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 2
+    told = capsys.readouterr()
+    assert "failed: broken, seed 0: " in told.err and "[2/2] equal, seed 0" in told.out
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path: Path):
+    file = write(tmp_path, runs={"wild": {"overrides": ["optim={name: sgd, lr: 1.0e+30}"]}}, seeds=[0])
+
+    assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 0
+    assert "wild, seed 0: " in (tmp_path / "out/report.md").read_text()

@@ -1,0 +1,146 @@
+"""Every way of sharing on disk trains under several methods of balancing, over ranks too, resumes, exports, compiles."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import scene_run
+import torch
+from contract import found
+from torch._dynamo.utils import counters
+
+from visionmtl.engine import distributed
+from visionmtl.engine.compile import compile_losses
+from visionmtl.engine.distributed import Ranks
+from visionmtl.modeling.sharing.base import Sharing
+from visionmtl.network import LossNet
+from visionmtl.ops.ranks import step_totals
+from visionmtl.run import Run, Train
+from visionmtl.structures import Batch
+
+WAYS = [case.id for case in found(Sharing)]
+every_way = pytest.mark.parametrize("way", WAYS)
+SUBSETS = [("detection", "segmentation", "depth"), ("segmentation", "depth"), ("detection", "depth"), ("depth",)]
+SMALL: dict[str, dict[str, Any]] = {"pad_net": {"channels": 8}, "mti_net": {"channels": 64}, "lora": {"rank": 2}}
+GROUP = {"norm": "group"}
+
+
+def settings(way: str, names: tuple[str, ...] = SUBSETS[0], balance: str = "fixed", **changes: Any) -> Run:
+    sharing = {"type": way, **SMALL.get(way, {})}
+    model = {"encoder": {"name": "test_resnet"}, "sharing": sharing}
+    plain = {"model": model, "balance": {"type": balance}, "optim": {"lr": 1e-3, "clip_norm": 1.0}}
+    return scene_run.run(names=names, **scene_run.merged(plain, changes))
+
+
+@pytest.fixture(scope="module")
+def batches() -> dict[tuple[str, ...], list[Batch]]:
+    """Of each subset of tasks; of the second image no task has a label."""
+    of_subset = {tasks: scene_run.batches(settings("hard", tasks))[:3] for tasks in SUBSETS}
+    for known in of_subset.values():
+        for task, labelled in known[1].labelled.items():
+            labelled[1] = False
+            if task == "depth":
+                known[1].targets[task]["depth_m"][1] = 0
+    return of_subset
+
+
+@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "upgrad"])
+@every_way
+def test_three_steps_are_finite_and_move_every_part(way: str, balance: str, batches: Any):
+    for tasks in SUBSETS:
+        trainer = scene_run.state(settings(way, tasks, balance))
+        before = {name: p.clone() for name, p in trainer.net.named_parameters() if p.requires_grad}
+        for batch in batches[tasks]:
+            output = trainer.train_step([batch])
+            assert output.grad_norm.isfinite() and output.grad_norm > 0
+            assert all(value.isfinite() for parts in output.losses.values() for value in parts.values())
+        assert not trainer.num_not_finite
+        still = [name for name, p in trainer.net.named_parameters() if name in before and torch.equal(p, before[name])]
+        assert not still
+
+
+@every_way
+def test_the_network_exports_and_predicts_the_same(way: str, batches: Any):
+    net = scene_run.state(settings(way)).net.eval()
+    image = batches[SUBSETS[0]][0].image
+    with torch.no_grad():
+        plain = net(image)
+        program = torch.export.export(net, (image,))
+        exported = program.module()(image)
+    torch.testing.assert_close(exported["depth"], plain["depth"])
+    torch.testing.assert_close(exported["detection"]["logits"], plain["detection"]["logits"])
+    assert not [node for node in program.graph.nodes if "initial" in str(node.meta.get("nn_module_stack", ""))]
+
+
+@every_way
+def test_a_resumed_run_takes_the_same_step_to_the_bit(way: str, batches: Any):
+    first, *others = batches[SUBSETS[0]]
+    trainer = scene_run.state(settings(way))
+    trainer.train_step([first])
+    resumed = scene_run.state(settings(way))
+    resumed.load_state_dict(copy.deepcopy(trainer.state_dict()), Path("a checkpoint"))
+    for batch in others:
+        for one in (trainer, resumed):
+            one.train_step([batch])
+    assert scene_run.differences(trainer.state_dict(), resumed.state_dict()) == []
+
+
+@every_way
+def test_the_losses_are_one_graph(way: str, batches: Any):
+    torch._dynamo.reset()
+    counters.clear()
+    batch = batches[SUBSETS[1]][0]
+    net = scene_run.state(settings(way, SUBSETS[1])).net.eval()
+    arguments = (batch.image, batch.targets, batch.labelled, step_totals([batch.counts]))
+    plain = LossNet(net, cut=False)(*arguments)[0]
+    loss_net = LossNet(net, cut=False)
+    compile_losses(loss_net, Train(compile=True), torch.device("cpu"), "eager")
+    torch.testing.assert_close(loss_net(*arguments)[0], plain, rtol=1e-5, atol=1e-6)
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
+    torch._dynamo.reset()
+
+
+def two_or_one(way: str, ranks: Ranks, share: slice, balance: str) -> dict[str, Any]:
+    """The weights after three steps on the images in `share` of each batch of 4."""
+    run = settings(
+        way, balance=balance,
+        model={"pyramid": GROUP, "encoder": {"norm": "frozen"}, "sharing": GROUP if way in WITH_NORM else {}},
+        tasks={"segmentation": {"decoder": GROUP, "dropout": 0.0}, "depth": {"decoder": GROUP}},
+        optim={"name": "sgd", "lr": 0.02, "clip_norm": 10.0},
+        data={"train": [scene_run.scenes(12)]}, train={"batch_size": 4},
+    )  # fmt: skip
+    trainer = scene_run.state(run, ranks)
+    for batch in scene_run.batches(run):
+        batch.labelled["depth"][2:] = False  # the second process has none
+        batch.targets["depth"]["depth_m"][2:] = 0
+        targets = {task: {name: value[share] for name, value in of.items()} for task, of in batch.targets.items()}
+        counts = {name: task.count(targets[name], run.data.size) for name, task in run.tasks.items()}
+        labelled = {task: known[share] for task, known in batch.labelled.items()}
+        trainer.train_step([Batch(batch.image[share], targets, labelled, counts)])
+    return trainer.net.state_dict()
+
+
+WITH_NORM = ("nddr", "mtan", "pad_net", "mti_net")
+
+
+def one_of_two(groups: Iterator[None], folder: Path) -> None:
+    next(groups)
+    with distributed.group("cpu", timeout_s=200) as ranks:
+        for way in WAYS:
+            for balance in ("fixed", "upgrad"):
+                mine = slice(2 * ranks.rank, 2 * ranks.rank + 2)
+                torch.save(two_or_one(way, ranks, mine, balance), folder / f"{way}-{balance}-{ranks.rank}.pt")
+
+
+def test_two_processes_are_one_on_all_images(tmp_path: Path):
+    processes.run(2, one_of_two, tmp_path)
+    for way in WAYS:
+        for balance in ("fixed", "upgrad"):
+            one = two_or_one(way, scene_run.ALONE, slice(0, 4), balance)
+            first, second = (torch.load(tmp_path / f"{way}-{balance}-{rank}.pt", weights_only=True) for rank in (0, 1))
+            assert scene_run.differences(first, second) == [], (way, balance)
+            print(way, balance)  # for the report of a failure
+            torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-5)
