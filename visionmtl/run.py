@@ -270,6 +270,19 @@ def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     return checked(_DataAlone, values, tree, path).data
 
 
+class _TasksAlone(Spec, extra="ignore"):
+    tasks: dict[str, Task] = {}
+
+
+def load_union_tasks(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Task]:
+    """The tasks of a config file that set `classes`; the rest of it may be missing or not fit. Raises ConfigError."""
+    tree = loader.read(path, overrides)
+    tasks = tree.values.get("tasks")
+    names = [name for name, task in tasks.items() if isinstance(task, dict) and task.get("classes")] if tasks else []
+    values = {"tasks": {name: tree.resolved("tasks")[name] for name in names}}
+    return checked(_TasksAlone, values, tree, path).tasks
+
+
 def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: str | Path) -> _CheckedSpec:
     try:
         return kind.model_validate(values)

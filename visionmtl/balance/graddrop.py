@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from visionmtl.balance.base import Balance, Balancer, Step
-from visionmtl.balance.draws import Draws
+from visionmtl.balance.base import Balance, Balancer, Step, memory_order
+from visionmtl.balance.random_numbers import RandomNumbers
 from visionmtl.ops.ranks import sum_over_ranks
 
 
@@ -40,7 +40,7 @@ class _GradDrop(Balancer):
     def __init__(self, weights: Mapping[str, float], leak: float) -> None:
         super().__init__()
         self.weights, self.leak = dict(weights), leak
-        self.draws = Draws()
+        self.draws = RandomNumbers()
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         leaves, gradients = list(step.leaves), []
@@ -50,10 +50,10 @@ class _GradDrop(Balancer):
             gradients.append([leaf.grad for leaf in leaves])
             for leaf in leaves:
                 leaf.grad = None
-        total = sum(leaf[0].numel() for leaf in leaves)
-        chances = self.draws.uniform(total).split([leaf[0].numel() for leaf in leaves])
+        sizes = [leaf[0].numel() for leaf in leaves]
+        chances = self.draws.uniform(sum(sizes)).split(sizes)
         combined = [
-            self._drop(leaf, [g for g in of_leaf if g is not None], chance.view(leaf.shape[1:]))
+            self._drop(leaf, [g for g in of_leaf if g is not None], chance)
             for leaf, of_leaf, chance in zip(leaves, zip(*gradients, strict=True), chances, strict=True)
         ]
         if step.last:
@@ -64,14 +64,17 @@ class _GradDrop(Balancer):
     def _drop(self, leaf: Tensor, gradients: list[Tensor], chance: Tensor) -> Tensor:
         if not gradients:
             return torch.zeros_like(leaf)
-        sign = leaf.detach().sign()
-        sums = sum_over_ranks(torch.stack([(sign * g).float().sum(dim=0) for g in gradients]))  # [T, C, H, W]
+        order = memory_order(leaf)  # strides that differ would take most of the time on a CPU
+        gradients = [gradient.permute(order) for gradient in gradients]
+        sign = leaf.detach().permute(order).sign()
+        sums = sum_over_ranks(torch.stack([(sign * gradient).float().sum(dim=0) for gradient in gradients]))
         size = sums.abs().sum(dim=0)
-        positive = (1 + sums.sum(dim=0) / torch.where(size > 0, size, 1.0)) / 2 > chance
-        stays = torch.where(positive, sums > 0, sums < 0).to(leaf.dtype)
+        balance = sums.sum(dim=0) / torch.where(size > 0, size, 1.0)
+        positive = (1 + balance) / 2 > chance.float().view_as(size)
         # a value that is not finite stays, so that the gradient's norm shows it
-        factors = self.leak + (1 - self.leak) * stays + (0 * sums).to(leaf.dtype)
-        total = gradients[0] * factors[0]
-        for gradient, factor in zip(gradients[1:], factors[1:], strict=True):
-            total = total.addcmul_(gradient, factor)
-        return total
+        factors = torch.where(torch.where(positive, sums > 0, sums < 0), 1.0, self.leak) + 0 * sums
+        total: Tensor | None = None
+        for gradient, factor in zip(gradients, factors.to(leaf.dtype), strict=True):
+            total = gradient * factor if total is None else total.addcmul_(gradient, factor)
+        assert total is not None
+        return total.permute([order.index(axis) for axis in range(leaf.dim())])

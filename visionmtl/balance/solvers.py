@@ -154,7 +154,7 @@ def check_num_tasks(method: str, num_tasks: int) -> None:
         )
 
 
-def eigen(a: Tensor, num_sweeps: int = 8) -> tuple[Tensor, Tensor]:
+def eigen(a: Tensor, num_sweeps: int = 6) -> tuple[Tensor, Tensor]:
     """Eigenvalues [T], in no order, and eigenvectors (columns) of a symmetric float64 [T, T], by Jacobi's rotations.
 
     `torch.linalg.eigh` waits for the device. Each round rotates T/2 disjoint pairs at once; a sweep meets every pair.

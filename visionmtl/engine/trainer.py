@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
+from visionmtl.balance.conflict import pairs
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import align, eval_names, supervises
 from visionmtl.data.loader import train_loader, val_loader
@@ -512,7 +513,8 @@ class Trainer:
         self.log.train(
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
             weights={task: float(weight) for task, weight in output.weights.items()},
-            grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"], **throughput,
+            grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"],
+            gradients=pairs(self.balancer.diagnostics(), list(self.run.tasks)), **throughput,
         )  # fmt: skip
         if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
             logger.info(line)

@@ -246,7 +246,7 @@ class ClassTask(Task):
             return {}
         annotated = torch.ones(len(samples), MAX_CLASSES, dtype=torch.bool)
         for row, sample in zip(annotated, samples, strict=True):
-            known = sample and sample.annotated.get(self.field)
+            known = None if sample is None else sample.annotated.get(self.field)
             if known is not None:
                 row[: len(known)] = torch.from_numpy(known)
         return {"annotated": annotated}

@@ -1,7 +1,7 @@
 """LoRA: each new task adds matrices of low rank to the frozen encoder, and has a pyramid of its own."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -38,8 +38,9 @@ class LoRA(Extend, frozen=True):
 
         A branch that reads the very levels of the old pyramid begins with the old pyramid too.
         """
-        levels: dict[str, tuple[int, ...]] = net.trunk.levels  # type: ignore[assignment]
-        common = {level for task in net.trunk.common for level in levels[task]}
+        trunk: Any = net.trunk
+        levels: Mapping[str, tuple[int, ...]] = trunk.levels
+        common = {level for task in trunk.common for level in levels[task]}
         weights = dict(old)
         for name in net.state_dict():
             _, kind, *rest = name.split(".", 3)
