@@ -53,7 +53,7 @@ from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import check_fits, load_strictly
-from visionmtl.network import SOFT, LossNet, MultiTaskNet, build_model
+from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
@@ -368,7 +368,8 @@ class Trainer:
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
-        taught = {task: flag | (task in soft) for task, flag in labelled.items()}
+        without_labels = {*soft, *(self.learning[:1] if FEATURES in soft else ())}
+        taught = {task: flag | (task in without_labels) for task, flag in labelled.items()}
         step = Step(
             losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
             self.cut_net.levels,
@@ -436,8 +437,8 @@ class Trainer:
                 logger.info(
                     "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
-            if self.extension and not options.dry_run:
-                self._judge_old_network(resumed)
+            if self.extension and not resumed:
+                self._judge_old_network()
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
                 self.validate()
@@ -636,18 +637,13 @@ class Trainer:
         if self.ranks.is_main_process:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
-    def _judge_old_network(self, resumed: bool) -> None:
-        """Before the first step: what the old network scores, and which of its weights matter."""
-        assert self.extension is not None
-        if resumed:
-            return
-        logger.info("the old tasks before the first step:")
-        self.validate_old()
-        self.extension.prepare(self.net, self.run.optim, self.folder if self.ranks.is_main_process else None)
-
-    def validate_old(self) -> None:
-        """Evaluate the old tasks; the results go to eval/before.json."""
+    def _judge_old_network(self) -> None:
+        """Before the first step: which of the old weights matter, and what the old tasks score, in eval/before.json."""
         assert self.extension is not None and self.data is not None
+        writes = self.ranks.is_main_process and not self.options.dry_run
+        self.extension.prepare(self.net, self.run.optim, self.folder if writes else None)
+        if self.options.dry_run:
+            return
         names = {name: task for name, task in self.data.eval_names.items() if task in self.extension.old}
         meters = {name: self.net.tasks[task].meter(self.net.spaces[task]) for name, task in names.items()}
         results = evaluate(
@@ -657,8 +653,8 @@ class Trainer:
             precision=self.run.train.precision,
             meters=meters,
         )
-        logger.info(results_table(results))
-        if self.ranks.is_main_process:
+        logger.info(f"the old tasks before the first step\n{results_table(results)}")
+        if writes:
             save_json(results, self.folder / BEFORE, {"step": 0, **self.extension.record()})
 
     def _report_forgetting(self) -> None:
