@@ -11,7 +11,7 @@ from contract import found
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_run import FIXED, NARROW, small_batch, small_run, small_state, small_tasks
+from toy_run import FIXED, HEAD, NARROW, small_batch, small_run, small_state, small_tasks
 
 from visionmtl.balance.base import Balance, Balancer, Step
 from visionmtl.balance.graddrop import GradDrop
@@ -25,7 +25,9 @@ from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops import fused
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.classification import Classification
 from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
 
@@ -50,6 +52,10 @@ OPTIONS = {
     "lovasz": Segmentation(decoder=NARROW, region_loss="lovasz", region_weight=0.5),
     "depth in bins": Depth(decoder=NARROW, head="bins", num_bins=8),
     "normals": Normals(decoder=NARROW),
+    "boxes of a union": Detection(head=HEAD, classes="union"),
+    "classes of a union": Segmentation(decoder=NARROW, label_smoothing=0.1, classes="union"),
+    "image labels": Classification(label_smoothing=0.1, class_weights=(1, 2, 0.5), classes="union"),
+    "many image labels": Classification(many=True, class_weights=(1, 2, 0.5), classes="union"),
 }
 every_option = pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in OPTIONS.items()])
 every_head = pytest.mark.parametrize("head", HEADS)
@@ -271,9 +277,11 @@ def test_the_check_sees_copies_to_and_from_a_gpu():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@every_method
-def test_on_a_gpu_the_driver_sees_no_wait_either(method: Balance):
-    tasks = small_tasks(normals=Normals(decoder=NARROW))
+@pytest.mark.parametrize(
+    ("head", "method"), [(p.values[0], FIXED) for p in HEADS] + [(HEAD, p.values[0]) for p in METHODS]
+)
+def test_on_a_gpu_the_driver_sees_no_wait_either(head: Head, method: Balance):
+    tasks = small_tasks(head, normals=Normals(decoder=NARROW))
     state = small_state(small_run(tasks, method), "cuda")
     batch = small_batch(tasks)
 

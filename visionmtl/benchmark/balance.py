@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchjd.aggregation import MGDA
+from torchjd import aggregation
 from torchjd.autojac import backward, jac_to_grad
 
-from visionmtl.balance.base import Balance, Balancer, Step
+from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
 from visionmtl.balance.fixed import Fixed
 from visionmtl.benchmark.figures import Cell, Figure, Note, Table
 from visionmtl.benchmark.measure import Timing, Work, alternate, build, median, ratio
@@ -20,7 +20,8 @@ from visionmtl.structures import Batch
 def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timing: Timing) -> Iterator[Figure]:
     """Milliseconds a step and multiples of fixed weights; ValueError for an unknown method.
 
-    names: of methods, each with its default settings; none: all. peers: MGDA by TorchJD, too.
+    names: of methods, each with its default settings; none: all.
+    peers: methods by TorchJD, and ours on parameters, too.
     """
     timing.check(workload.on)
     known = Balance.members()
@@ -32,7 +33,12 @@ def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timin
             )
     methods: dict[str, Balance] = {name: known[name]() for name in names or sorted(known) if name != "fixed"}
     if peers:
-        methods["TorchJD, MGDA"] = _TorchJD()
+        methods |= {
+            f"{name}, on parameters": method.model_copy(update={"level": "parameters"})
+            for name, method in methods.items()
+            if isinstance(method, GramianBalance) and name in ("mgda", "upgrad")
+        }
+        methods |= {f"TorchJD, {name}": _TorchJD(aggregator=name) for name in ("MGDA", "ConFIG", "PCGrad")}
     yield Note(
         f"Whole training steps on {workload.text}, batch {workload.batch}; each method in turns with fixed weights. "
         f"Clock: {timing.clock}."
@@ -60,8 +66,10 @@ def _step(workload: Workload, method: Balance, batch: Batch) -> Work:
 class _TorchJD(Balance):
     """TorchJD's own way, for comparison: one backward through the trunk for each task."""
 
+    aggregator: str
+
     def build(self, weights: Mapping[str, float]) -> Balancer:
-        return _JacobianDescent()
+        return _JacobianDescent(self.aggregator)
 
 
 class _JacobianDescent(Balancer):
@@ -69,8 +77,9 @@ class _JacobianDescent(Balancer):
 
     needs_cut = True
 
-    def __init__(self) -> None:
+    def __init__(self, aggregator: str) -> None:
         super().__init__()
+        self.aggregator = getattr(aggregation, aggregator)()
         self.trunk: list[nn.Parameter] = []
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
@@ -83,6 +92,5 @@ class _JacobianDescent(Balancer):
                 leaf.grad = None
         jacobian = [torch.stack(of_leaf) for of_leaf in zip(*by_task, strict=True)]
         backward(list(step.shared), jac_tensors=jacobian, inputs=self.trunk, parallel_chunk_size=1)
-        weights = jac_to_grad(self.trunk, MGDA())
-        assert weights is not None
-        return dict(zip(step.losses, weights, strict=True))
+        jac_to_grad(self.trunk, self.aggregator)
+        return dict.fromkeys(step.losses, torch.ones(()))
