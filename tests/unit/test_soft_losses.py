@@ -20,6 +20,7 @@ from visionmtl.ops.soft_losses import (
     soft_cross_entropy,
 )
 from visionmtl.tasks.base import SoftLoss, Task
+from visionmtl.tasks.classification import Classification
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
@@ -94,6 +95,8 @@ def test_distances_between_features_are_compared_in_units_of_the_old_mean():
 
 TASKS = {
     "segmentation": Segmentation(dropout=0),
+    "classification": Classification(dropout=0),
+    "classification of many": Classification(dropout=0, many=True),
     "depth": Depth(),
     "depth in bins": Depth(head="bins", num_bins=8),
     "normals": Normals(),

@@ -20,11 +20,17 @@ Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
 
 
+TEMPERATURE = 2.0
+"""At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
+
+
 class SoftLoss(Spec):
     """How a task learns from teachers, see `Task.distill`; settings that a task does not read are refused."""
 
     weight: float = Field(1.0, gt=0, description="factor on the loss against the teachers")
-    temperature: float | None = Field(None, gt=0, description="segmentation; 2: what logits are divided by")
+    temperature: float | None = Field(
+        None, gt=0, description="segmentation, classification; 2: what logits are divided by"
+    )
     scale: Literal["metric", "free"] | None = Field(
         None, description="depth; metric. free: the scale of each image is left to the labels"
     )

@@ -15,7 +15,7 @@ from visionmtl.metrics.base import Meter
 from visionmtl.metrics.classification import ClassificationMeter
 from visionmtl.ops.losses import mean_over_labelled, smoothing_shares
 from visionmtl.structures import IGNORE, MAX_CLASSES, ImageClasses, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import ClassTask
+from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_classes
 
 NO_CLASS_LOGIT = -1e4
@@ -32,6 +32,7 @@ class Classification(ClassTask, frozen=True):
     field: ClassVar[str] = "image_labels"
     result_field: ClassVar[str | None] = "classification"
     meter_type: ClassVar = ClassificationMeter
+    soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 
     many: bool = Field(False, description="an image may have any number of the classes, each by itself; else one")
     level: int = Field(5, ge=2, le=7, description="the pyramid level that is averaged; 5 has a stride of 32 px")
@@ -117,6 +118,42 @@ class Classification(ClassTask, frozen=True):
                 shares = smoothing_shares(known, weights, self.label_smoothing)
                 of_image = of_image - (logs * shares).sum(dim=1)
         return {"cross_entropy": mean_over_labelled(of_image, counted, totals["images"])}
+
+    def check_teacher(self, teacher: Task) -> None:
+        """One class an image is taught by one, any number by any number."""
+        assert isinstance(teacher, Classification)
+        if teacher.many != self.many:
+            raise ValueError(
+                f"the teacher's `many` is {teacher.many} and the student's {self.many}; one class is not compared with "
+                "many; choose another teacher"
+            )
+
+    def soft_targets(
+        self, raw: Tensor, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """shares: [B, K] of the classes, or of each by itself, at the temperature."""
+        logits = (raw.float() if order is None else raw.float().index_select(1, order)) / (
+            settings.temperature or TEMPERATURE
+        )
+        return {"shares": logits.sigmoid() if self.many else logits.softmax(dim=1)}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images."""
+        return {"soft_images": torch.ones_like(soft["shares"][:, 0]).sum()}
+
+    def distill(
+        self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Part "kl", T^2 times the divergence as for segmentation; of many labels its mean over classes."""
+        temperature, shares = settings.temperature or TEMPERATURE, soft["shares"]
+        logits = raw.float() / temperature
+        if self.many:
+            entropy = -(torch.xlogy(shares, shares) + torch.xlogy(1 - shares, 1 - shares))
+            of_class = F.binary_cross_entropy_with_logits(logits, shares, reduction="none") - entropy
+            of_image = of_class.mean(dim=1)
+        else:
+            of_image = (torch.xlogy(shares, shares) - shares * logits.log_softmax(dim=1)).sum(dim=1)
+        return {"kl": temperature**2 * of_image.clamp(min=0).sum() / totals["soft_images"]}
 
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[ImageClasses]:
         return self._ranked(self._scores(raw, metas))

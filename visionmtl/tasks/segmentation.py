@@ -26,13 +26,11 @@ from visionmtl.ops.losses import (
 from visionmtl.ops.resize import upsample
 from visionmtl.ops.soft_losses import area, resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import ClassTask, SoftLoss, Task
+from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_segmentation
 
 NO_CLASS_LOGIT = -1e30
 """Its share of a softmax is exactly 0. Finite, since interpolation of infinities gives NaN."""
-TEMPERATURE = 2.0
-"""At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
 
 
 class Segmentation(ClassTask, frozen=True):
