@@ -1,9 +1,9 @@
-"""A folder of your own images, with any of boxes (COCO json), label PNGs and depth PNGs or arrays, described in YAML.
+"""A folder of your own images, with any of boxes (COCO json), label PNGs, depth and image labels, described in YAML.
 
     {type: folder, root: /data/mine, split: train, images: "images/{split}/*.jpg",
      boxes: {file: "annotations/{split}.json"},
      segmentation: {files: "labels/{split}/{stem}.png", classes: [floor, shelf, person], ignore: [255]},
-     depth: {files: "depth/{split}/{stem}.png", metres_per_unit: 0.001}}
+     depth: {files: "depth/{split}/{stem}.png", metres_per_unit: 0.001}, image_labels: {file: "rooms/{split}.json"}}
 
 In paths, all relative to `root`, {split} stands for the field `split`, {stem} for the image's file name without
 ending, and {path} for the same with the folders that the wildcards of `images` matched. Licence: that of your images.
@@ -21,8 +21,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
+from visionmtl.config.suggest import did_you_mean
 from visionmtl.datasets import Dataset, PartReader
-from visionmtl.io.coco.annotations import read_boxes
+from visionmtl.io.coco.annotations import read_boxes, read_json
 from visionmtl.io.depth_maps import check_positions, read_array, to_metres, unit_notes
 from visionmtl.io.images import SUFFIXES, read_photo, read_png
 from visionmtl.io.label_maps import class_file, label_table, to_classes, undeclared_values
@@ -42,7 +43,7 @@ from visionmtl.io.paths import (
     read_list,
     without_ending,
 )
-from visionmtl.structures import IGNORE, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, MAX_CLASSES, Boxes, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
 Missing = Literal["error", "unlabelled"]
@@ -85,6 +86,17 @@ class DepthFiles(Spec):
     missing: Missing = "error"
 
 
+class ImageLabels(Spec):
+    """Classes of whole images: the name of the folder that an image lies in, as in images/train/KITCHEN/1.jpg."""
+
+    file: RelativePath | None = None
+    """Or a JSON object: by file name of an image, as COCO's json has it, its class or a list of its classes."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+    """The classes in their order; default: all that occur, by name. Needed where a split may lack some."""
+    space: str = "folder_image_labels"
+    missing: Missing = "error"
+
+
 class Folder(Dataset):
     """Your own images. What the data set does not have is left out; what it should have and has not is an error."""
 
@@ -98,6 +110,7 @@ class Folder(Dataset):
     boxes: BoxFile | None = None
     segmentation: LabelFiles | None = None
     depth: DepthFiles | None = None
+    image_labels: ImageLabels | None = None
     upright: bool = True
     """Turn images as their EXIF orientation says, as most annotation tools show them; false: pixels as stored."""
 
@@ -157,6 +170,8 @@ class FolderReader(PartReader):
             self._find_partners("depth_m", spec.depth, images)
             self.provides["depth_m"] = None
             self._check_range()
+        if spec.image_labels:
+            self.provides["image_labels"] = self._find_image_labels(spec.image_labels, images)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -170,6 +185,8 @@ class FolderReader(PartReader):
         files = [self._file(label, index) for label in self._patterns if self._labelled[label][index]]
         if self._spec.segmentation and isinstance(self._spec.segmentation.classes, str):
             files.append(self._one_file(self._spec.segmentation.classes))
+        if self._spec.image_labels and self._spec.image_labels.file:
+            files.append(self._one_file(self._spec.image_labels.file))
         return [*files, self._boxes.file] if self._spec.boxes else files
 
     def read_part(self, index: int, request: ReadRequest) -> Sample:
@@ -181,6 +198,7 @@ class FolderReader(PartReader):
             boxes=self._read_boxes(index, size) if "boxes" in known else None,
             segmentation=self._read_classes(index, size) if "segmentation" in known else None,
             depth_m=self._read_depth(index, size) if "depth_m" in known else None,
+            image_labels=self._labels[slice(*self._label_ends[index : index + 2])] if "image_labels" in known else None,
             full_size=size,
             jpeg_scale=jpeg_scale,
         )
@@ -271,6 +289,59 @@ class FolderReader(PartReader):
             but_for = f"match {pattern!r} but for the case of their ending and are not read"
             self.notes.append(f"{len(not_read)} files {but_for}, the first is {not_read[0]}")
         return images
+
+    def _find_image_labels(self, spec: ImageLabels, images: list[str]) -> LabelSpace:
+        """Find the classes of each image; returns all classes."""
+        if spec.file is None:
+            folders = [image.removeprefix(self._folder).rpartition("/")[0].rpartition("/")[2] for image in images]
+            names: list[tuple[str, ...] | None] = [(composed(folder),) if folder else None for folder in folders]
+            source = f"folder of its own below {self._root / self._folder}, whose name is its class"
+        else:
+            file = self._one_file(spec.file)
+            names, source = self._listed_labels(file, images), f"entry in {file}"
+        self._count_missing("image_labels", np.array([one is not None for one in names]), images, spec.missing, source)
+        occurring = sorted({name for of_image in names for name in of_image or ()})
+        classes = spec.classes or tuple(occurring)
+        if strange := [name for name in occurring if name not in classes]:
+            raise ValueError(
+                f"{self._root}: images have the class {strange[0]!r}{did_you_mean(strange[0], classes)}, which "
+                f"image_labels.classes does not name; it has {', '.join(classes)}; add it, or correct the label"
+            )
+        number = {name: label for label, name in enumerate(classes)}
+        # two arrays instead of a list for each image: they are sent to all workers
+        self._labels = np.array([number[name] for of_image in names for name in of_image or ()], np.int64)
+        self._label_ends = np.cumsum([0, *(len(of_image or ()) for of_image in names)])
+        return LabelSpace(spec.space, classes, palette(len(classes)))
+
+    def _listed_labels(self, file: Path, images: list[str]) -> list[tuple[str, ...] | None]:
+        """By image the classes that a JSON file gives it, each once; None where it does not list the image."""
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{file} holds a {type(content).__name__}; an object of file names with their classes is needed, as "
+                '{"0001.jpg": "kitchen"}; write it anew'
+            )
+        found, others = Names(images, self._folder), 0
+        labels: list[tuple[str, ...] | None] = [None] * len(images)
+        for name, value in content.items():
+            classes = [value] if isinstance(value, str) else value
+            if not isinstance(classes, list) or not all(isinstance(one, str) and one for one in classes):
+                raise ValueError(
+                    f"{file}: {name!r} is {str(value)[:50]!r}; a class name or a list of them is needed; correct it"
+                )
+            position = found.find(name)
+            if position == ABSENT:
+                others += 1
+            elif position == AMBIGUOUS or labels[position] is not None:
+                raise ValueError(
+                    f"{file}: {name!r} means several images, or one that another entry means too; needed are paths "
+                    f"below {self._root / self._folder}; write more of the path"
+                )
+            else:
+                labels[position] = tuple(dict.fromkeys(composed(one) for one in classes))
+        if others:
+            self.notes.append(f"{file}: {others} of its {len(content)} images are not among those read")
+        return labels
 
     def _match(self, images: list[str]) -> NDArray[np.int64]:
         """Row in the annotation file of each image; -1 where it does not list the image."""

@@ -3,6 +3,7 @@
     ROOT/image/SPLIT/0001.png (or .jpg)  seg13/SPLIT/0001.png  seg40/SPLIT/0001.png  (480x640, 0 = void)
     ROOT/depth/SPLIT/0001.png (holes filled)  depth_raw/SPLIT/0001.png (as measured, 0 = hole)
     ROOT/annotations/*_SPLIT.json (COCO format)  ROOT/SPLIT.txt (one image number a line)  ROOT/meta.json
+    ROOT/scene_types.txt (a line an image: its number and scene type, as in "0001 kitchen")
 
 Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012; offered for research use.
 795 training and 654 test images: https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html
@@ -19,6 +20,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from visionmtl.config.suggest import did_you_mean
 from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.coco.annotations import BoxesByStem, read_json
 from visionmtl.io.depth_maps import unit_notes
@@ -27,7 +29,7 @@ from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
 from visionmtl.structures import LabelSpace, ReadRequest, Sample, at_full_size
 from visionmtl.visualization.palette import palette
 
-Label = Literal["boxes", "segmentation", "depth_m"]
+Label = Literal["boxes", "segmentation", "depth_m", "image_labels"]
 
 # class13Mapping.mat and classMapping40.mat, spelling theirs; class id = value in the PNG - 1
 _NAMES_13 = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
@@ -39,6 +41,16 @@ _NAMES_40 = (
 CLASSES = {
     len(names.split()): tuple(name.replace("_", " ") for name in names.split()) for names in (_NAMES_13, _NAMES_40)
 }
+SCENE_TYPES = tuple(
+    name.replace("_", " ")
+    for name in (
+        "basement bathroom bedroom bookstore cafe classroom computer_lab conference_room dinette dining_room "
+        "exercise_room foyer furniture_store home_office home_storage indoor_balcony kitchen laundry_room living_room "
+        "office office_kitchen playroom printer_room reception_room student_lounge study study_room"
+    ).split()
+)
+"""The 27 values of `sceneTypes` in the official file."""
+SCENE_FILE = "scene_types.txt"
 NO_THINGS = ("wall", "floor", "ceiling")
 _DEPTH_FOLDERS = {"inpainted": "depth", "raw": "depth_raw"}
 _MAX_UNITS = 1e6  # a micrometre
@@ -56,7 +68,8 @@ class NYUv2(Dataset):
     split: Literal["train", "test"] = "train"
     classes: Literal[13, 40] = 13
     labels: tuple[Label, ...] = Field(default=("boxes", "segmentation", "depth_m"), min_length=1)
-    """What to read. Leave out what no task needs: its files are neither required nor decoded."""
+    """What to read. Leave out what no task needs: its files are neither required nor decoded. image_labels: the type
+    of the scene, of 27."""
     depth: Literal["inpainted", "raw"] = "inpainted"
     """Official `depths`, where holes are filled, or `rawDepths`, where they are 0."""
     black_border: bool = False
@@ -104,6 +117,9 @@ class _Reader(PartReader):
             unit += "1000 for millimetres in 16 bits)"
             folder = root / self._depth_folder / spec.split
             self.notes += unit_notes(lambda index: self._read_depth(index, None), len(self), folder, unit)
+        if "image_labels" in spec.labels:
+            self._scenes = _read_scenes(root / SCENE_FILE, self._stems)
+            self.provides["image_labels"] = scene_space()
 
     def _require(self, folder: str, suffix: str = ".png") -> None:
         names = [f"{folder}/{self._split}/{stem}{suffix}" for stem in self._stems]
@@ -120,7 +136,10 @@ class _Reader(PartReader):
     def label_files(self, index: int) -> list[Path]:
         """The files that its labels come from."""
         maps = [self._file(folder, index) for folder in self._map_folders[1:]]
-        return [*maps, *([self._boxes.file] if self._boxes else []), self._files.root / "meta.json"]
+        lists = [self._boxes.file] if self._boxes else []
+        if "image_labels" in self.provides:
+            lists.append(self._files.root / SCENE_FILE)
+        return [*maps, *lists, self._files.root / "meta.json"]
 
     def read_part(self, index: int, request: ReadRequest) -> Sample:
         file, border = self.file(index), self._spec.black_border
@@ -135,6 +154,7 @@ class _Reader(PartReader):
             boxes=self._boxes.of(index, size, file) if self._boxes and "boxes" in labels else None,
             segmentation=self._read_segmentation(index, size) if "segmentation" in labels else None,
             depth_m=self._read_depth(index, size) if "depth_m" in labels else None,
+            image_labels=self._scenes[index : index + 1] if "image_labels" in labels else None,
             full_size=size,
             jpeg_scale=jpeg_scale,
         )
@@ -195,6 +215,44 @@ def things_space() -> LabelSpace:
     ids = tuple(number for number, name in enumerate(CLASSES[40], start=1) if name not in NO_THINGS)
     names = tuple(CLASSES[40][number - 1] for number in ids)
     return LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
+
+
+def scene_space() -> LabelSpace:
+    """nyu_scenes27: what kind of room an image shows."""
+    return LabelSpace("nyu_scenes27", SCENE_TYPES, palette(len(SCENE_TYPES)))
+
+
+def scene_label(name: str, where: str) -> int:
+    """The class of an official scene type; where: it stands, for messages."""
+    name = name.replace("_", " ")
+    if name not in SCENE_TYPES:
+        raise ValueError(
+            f"{where} is {name!r}{did_you_mean(name, SCENE_TYPES)}; allowed are {', '.join(SCENE_TYPES)}; {_GET_IT}"
+        )
+    return SCENE_TYPES.index(name)
+
+
+def _read_scenes(file: Path, stems: list[str]) -> NDArray[np.int64]:
+    """[N] scene types of the images."""
+    if not file.is_file():
+        raise ValueError(
+            f"found no {file}, which has the scene types; {_GET_IT}, or leave image_labels out of `labels`"
+        )
+    labels: dict[str, int] = {}
+    for number, line in enumerate(read_lines(file), start=1):
+        words = line.split()
+        if len(words) != 2 or words[0] in labels:
+            raise ValueError(
+                f"{file}:{number} is {line!r}; a line has the number of an image, each once, and its scene type, as in "
+                f"'0001 kitchen'; {_GET_IT}"
+            )
+        labels[words[0]] = scene_label(words[1], f"{file}:{number}")
+    if missing := [stem for stem in stems if stem not in labels]:
+        raise ValueError(
+            f"{file} lists {len(labels)} images, but not {len(missing)} of the split, the first is {missing[0]}; each "
+            f"needs a scene type; {_GET_IT}"
+        )
+    return np.array([labels[stem] for stem in stems], np.int64)
 
 
 def _stems(file: Path) -> list[str]:

@@ -17,7 +17,16 @@ import scipy.io
 from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
-from visionmtl.datasets.nyuv2 import CLASSES, NYUv2, blacken_border, class_space, metres, things_space
+from visionmtl.datasets.nyuv2 import (
+    CLASSES,
+    NYUv2,
+    blacken_border,
+    class_space,
+    metres,
+    scene_label,
+    scene_space,
+    things_space,
+)
 from visionmtl.io.depth_maps import unit_notes
 from visionmtl.io.label_maps import outlines
 from visionmtl.structures import Boxes, LabelSpace, Sample
@@ -48,7 +57,9 @@ class NYUv2Mat(NYUv2):
 class _Reader:
     def __init__(self, spec: NYUv2Mat) -> None:
         self._spec, self._official = spec, (official := Official(Path(spec.root)))
-        spaces = {"boxes": things_space(), "segmentation": class_space(spec.classes)}
+        spaces = {
+            "boxes": things_space(), "segmentation": class_space(spec.classes), "image_labels": scene_space(),
+        }  # fmt: skip
         self.provides: dict[str, LabelSpace | None] = {name: spaces.get(name) for name in spec.labels}
         self._numbers = official.splits[spec.split]
         if not len(self._numbers):
@@ -59,6 +70,8 @@ class _Reader:
         if "depth_m" in spec.labels:
             where = f"{official.file}, {_DEPTHS[spec.depth]}"
             self.notes += unit_notes(self._read_depth, len(self), where, "metres, which the official file has")
+        if "image_labels" in spec.labels:
+            self._scenes = official.scenes()
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -81,6 +94,8 @@ class _Reader:
             labels["segmentation"] = official.codes(number, self._spec.classes) - np.uint8(1)
         if "depth_m" in self.provides:
             labels["depth_m"] = self._read_depth(index)
+        if "image_labels" in self.provides:
+            labels["image_labels"] = self._scenes[number - 1 : number]
         return Sample(image=image, image_id=f"{number:04}", **labels)
 
     def _read_depth(self, index: int) -> NDArray[np.float32]:
@@ -140,14 +155,26 @@ class Official:
         return Boxes(things.xyxy, labels, np.zeros(len(labels), np.bool_), things.area)
 
     def names(self) -> list[str]:
-        """What the labels 1, 2, ... are called; the file holds references to arrays of character codes."""
+        """What the labels 1, 2, ... are called."""
+        return self._texts("names")
+
+    def scenes(self) -> NDArray[np.int64]:
+        """[N] the scene type of every image."""
+        names = self._texts("sceneTypes")
+        if len(names) != (count := self._arrays()["images"].shape[0]):
+            raise ValueError(f"{self.file} has {len(names)} sceneTypes for {count} images; each has one; {_GET_IT}")
+        where = f"{self.file}: sceneTypes of image"
+        return np.array([scene_label(name, f"{where} {i}") for i, name in enumerate(names, start=1)], np.int64)
+
+    def _texts(self, name: str) -> list[str]:
+        """A cell array of texts, which the file holds as references to arrays of character codes."""
         arrays = self._arrays()
         try:
-            references = np.asarray(arrays["names"]).ravel()
+            references = np.asarray(arrays[name]).ravel()
             return ["".join(map(chr, np.asarray(arrays[reference]).ravel())) for reference in references]
         except (*_DAMAGED, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{self.file}: names cannot be read: {error}; the official file has references to texts; {_GET_IT}"
+                f"{self.file}: {name} cannot be read: {error}; the official file has references to texts; {_GET_IT}"
             ) from error
 
     def _labels(self, number: int) -> NDArray[np.uint16]:

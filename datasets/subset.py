@@ -14,7 +14,7 @@ from typing_extensions import Self
 from visionmtl.datasets import Dataset, PartReader, read_part
 from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
-LabelField = Literal["boxes", "segmentation", "depth_m", "normals"]
+LabelField = Literal["boxes", "segmentation", "depth_m", "normals", "image_labels"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 NOISE_BLOCK_PX = 16
 

@@ -1,4 +1,4 @@
-"""Measure speed and memory: a training step, loading, balancing, predictions, or all a GPU can be asked."""
+"""Measure speed and memory: a step, loading, balancing, ways of sharing, predictions, or all a GPU can be asked."""
 
 import argparse
 import sys
@@ -19,13 +19,13 @@ def parser() -> ToolParser:
     p = ToolParser("benchmark", __doc__)
     verbs = p.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
     made = {}
-    for measure in (step, gpu, data, balance, infer):
+    for measure in (step, gpu, data, balance, sharing, infer):
         verb = made[measure] = verbs.add_parser(measure.__name__, help=measure.__doc__, description=measure.__doc__)
         verb.set_defaults(measure=measure)
         verb.add_argument("--json", type=home_path, metavar="FILE", help="write the figures there too")
         verb.add_argument("--markdown", type=home_path, metavar="FILE", help="write what is printed there too")
 
-    for measure, rounds in ((step, 7), (gpu, 7), (balance, 5), (infer, 40)):
+    for measure, rounds in ((step, 7), (gpu, 7), (balance, 5), (sharing, 10), (infer, 40)):
         add = made[measure].add_argument
         add("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
         add("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
@@ -49,6 +49,8 @@ def parser() -> ToolParser:
     add = made[balance].add_argument
     add("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
     add("--peers", action="store_true", help="TorchJD's MGDA, a backward through the trunk for each task, too")
+    ways = made[sharing].add_argument
+    ways("--ways", nargs="+", default=(), metavar="TYPE", help="of sharing; branching:AT sets where; default: all")
     batches = made[infer].add_argument
     batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
 
@@ -123,6 +125,14 @@ def balance(args: argparse.Namespace) -> "Iterator[Figure]":
 
     workload, timing = _setting(args)
     return measure_methods(workload, args.methods, args.peers, timing)
+
+
+def sharing(args: argparse.Namespace) -> "Iterator[Figure]":
+    """Each way of sharing: parameters, arithmetic, latency, memory, beside one network a task."""
+    from visionmtl.benchmark.sharing import measure_sharing
+
+    workload, timing = _setting(args)
+    return measure_sharing(workload, args.ways, timing)
 
 
 def infer(args: argparse.Namespace) -> "Iterator[Figure]":

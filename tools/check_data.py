@@ -45,12 +45,13 @@ def _read_and_judge(args: argparse.Namespace) -> int:
 
     from visionmtl.data.check.sheet import draw_sheet
     from visionmtl.data.check.survey import choose_processes, open_data_sets, plan, read_all
+    from visionmtl.data.check.taught import taught
     from visionmtl.data.check.terminal import count_all, print_result, progress
     from visionmtl.data.check.verdict import judge
-    from visionmtl.run import load_data
+    from visionmtl.run import load_data, load_union_tasks
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-    data = load_data(args.config, args.overrides)
+    data, tasks = load_data(args.config, args.overrides), load_union_tasks(args.config, args.overrides)
     checked = open_data_sets(data)
     images = plan(checked, args.limit)
     workers = choose_processes(data, images) if args.workers is None else args.workers
@@ -63,7 +64,11 @@ def _read_and_judge(args: argparse.Namespace) -> int:
             "python -X faulthandler to see where"
         ) from error
 
-    findings = [*(finding for data_set in checked for finding in data_set.findings), *judge(checked)]
+    findings = [
+        *(finding for data_set in checked for finding in data_set.findings),
+        *judge(checked),
+        *taught(checked, tasks),
+    ]
     numbers = [data_set.numbers() for data_set in checked]
     counts = count_all(findings)
     # before anything is printed: a closed pipe or a terminal without Unicode must not lose what took an hour

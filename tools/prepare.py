@@ -50,9 +50,11 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
     """One image in memory at a time; meta.json comes last, so that a folder without it is known to be unfinished."""
     from rich.progress import track
 
+    from visionmtl.datasets.nyuv2 import SCENE_FILE, SCENE_TYPES
     from visionmtl.datasets.nyuv2_mat import Official
 
     official = Official(source)
+    scenes = official.scenes()
     _check_target(target)
     for split, numbers in official.splits.items():
         if not len(numbers):
@@ -67,6 +69,8 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
         _write_split(target, split, images, objects)
         print(f"{split}: {len(images)} images, {len(objects)} boxes")
 
+    lines = [f"{number:04} {SCENE_TYPES[label].replace(' ', '_')}\n" for number, label in enumerate(scenes, start=1)]
+    (target / SCENE_FILE).write_text("".join(lines), encoding="utf-8")
     (target / "meta.json").write_text(json.dumps(_meta(), indent=1), encoding="utf-8")
     print(f"written: {target}; train with data.root={target}")
 
@@ -77,7 +81,7 @@ def _check_target(target: Path) -> None:
             f"{target} holds a prepared data set already, and is not overwritten; allowed is a new, empty or "
             "unfinished folder; delete it or choose another DST"
         )
-    known = {"image", "seg13", "seg40", "depth", "depth_raw", "annotations", "train.txt", "test.txt"}
+    known = {"image", "seg13", "seg40", "depth", "depth_raw", "annotations", "train.txt", "test.txt", "scene_types.txt"}
     strange = sorted(file.name for file in target.iterdir() if file.name not in known) if target.is_dir() else []
     if strange or target.is_file():
         raise ValueError(

@@ -1,6 +1,7 @@
 """Train a multi-task network from a config file."""
 
 import argparse
+import json
 import re
 import sys
 from contextlib import nullcontext
@@ -31,6 +32,10 @@ def parser() -> ToolParser:
         "--init-from", type=expanduser, metavar="PATH", help="start from a checkpoint's weights, as a new run"
     )
     p.add_argument(
+        "--extend", type=expanduser, metavar="CHECKPOINT",
+        help="add the config's tasks to a trained network, as its `extend:` says; without one, old parts stay frozen",
+    )  # fmt: skip
+    p.add_argument(
         "--output", type=expanduser, metavar="DIR", help="run directory; default: the config's, else runs/NAME"
     )
     p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")
@@ -49,6 +54,14 @@ def parser() -> ToolParser:
     return p
 
 
+def extension_overrides(config: str, overrides: list[str], checkpoint: str) -> list[str]:
+    """The settings that --extend stands for."""
+    from visionmtl.config import loader
+
+    chosen = loader.read(config, overrides).values.get("extend") is not None
+    return [*([] if chosen else ["extend={type: frozen}"]), f"extend.checkpoint={json.dumps(checkpoint)}"]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for an error."""
     return run_tool(_train, parser().parse_intermixed_args(argv))
@@ -57,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> int:
     from visionmtl.run import print_config, read
 
+    if args.extend:
+        args.overrides += extension_overrides(args.config, args.overrides, args.extend)
     loaded = read(args.config, args.overrides)
     if args.print_config:
         print(print_config(loaded), end="")

@@ -7,15 +7,17 @@ from typing import Any, Literal
 
 from visionmtl import run as config
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.data.label_spaces import Spaces, align, eval_names, resolve_spaces, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, task_of
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, open_datasets
 from visionmtl.engine import distributed, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate as evaluate_network
+from visionmtl.engine.extension import extended, old_spaces
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.protocols import find_protocol
+from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
 from visionmtl.network import build_model as build_network
@@ -48,7 +50,8 @@ def place(run: Run, name: str, output: str | Path | None, overfit: int | None) -
 def build_model(config_or_run: str | Path | Run, *overrides: str) -> MultiTaskNet:
     """The untrained network of a run. Its training data sets are opened, for they name the classes to learn."""
     run = _read(config_or_run, overrides)
-    spaces = resolve_spaces(run.tasks, open_datasets(run.data.train))
+    run = extended(run)
+    spaces = resolve_taught_spaces(run, open_datasets(run.data.train), None, old_spaces(run))
     return build_network(run.model, run.tasks, spaces, run.data.size)
 
 

@@ -3,7 +3,8 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,7 +140,7 @@ class Relabelled:
     reader: DatasetReader
     learned: Mapping[str, LabelSpace]
     """By field; each has all the classes of the reader's own space, but of fields in `names`."""
-    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = dataclass_field(default_factory=dict)
     """Of fields whose space unites several data sets: what the space calls a class of the reader. Others are left out,
     and a sample says which classes of the space the reader's labels tell of (`Sample.annotated`)."""
 
@@ -198,6 +199,9 @@ class Relabelled:
                 sample = replace(sample, boxes=_relabelled_boxes(sample.boxes, table))
             if field == "segmentation" and sample.segmentation is not None:
                 sample = replace(sample, segmentation=table[sample.segmentation])
+            if field == "image_labels" and sample.image_labels is not None:
+                labels = np.unique(table[sample.image_labels]).astype(np.int64)  # several may have become one
+                sample = replace(sample, image_labels=labels[labels != IGNORE])
             if field in self.names:
                 annotated = np.isin(space.classes, list(names.values()))
                 sample = replace(sample, annotated={**sample.annotated, field: annotated})

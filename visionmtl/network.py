@@ -1,6 +1,6 @@
 """The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,14 @@ from visionmtl.modeling.sharing.base import Parts, Sharing
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
 from visionmtl.ops.ranks import Counts
+from visionmtl.ops.soft_losses import distance_preservation
 from visionmtl.structures import LabelSpace, Maps
-from visionmtl.tasks.base import Raw, Task
+from visionmtl.tasks.base import Raw, SoftLoss, Task
+
+SOFT = "soft_"
+"""With this begin the names of loss parts against teachers."""
+FEATURES = "shared maps"
+"""Where a teacher's shared maps stand among soft targets; no task can be called so."""
 
 
 class Model(Spec, frozen=True):
@@ -42,6 +48,7 @@ class MultiTaskNet(nn.Module):
         self.tasks = dict(tasks)
         self.spaces = dict(spaces)
         self.size = size
+        self.frozen_modules: tuple[str, ...] = ()
         parts = _parts(spec, tasks, spaces, size)
         self.trunk = spec.sharing.build(parts)
         encoder: Any = self.encoder
@@ -53,6 +60,18 @@ class MultiTaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
         self.decoders = nn.ModuleDict({name: self.trunk.decoder(name, parts) for name in tasks})
+
+    def freeze_modules(self) -> None:
+        """Let modules stay in evaluation mode from now on, all of whose parameters are frozen, with what is in them."""
+        self.frozen_modules = tuple(_frozen_modules(self, ""))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MultiTaskNet":
+        """As of any module; what `freeze_modules` found stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
 
     def _check_multiple(self, size: tuple[int, int], setting: str) -> None:
         multiple = self.size_multiple
@@ -155,6 +174,16 @@ def _reduced(task: Task, levels: tuple[int, ...]) -> Task:
     return task.model_copy(update=changes) if changes else task
 
 
+def _frozen_modules(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Names of the outermost modules with parameters, none of which is trained."""
+    for name, child in module.named_children():
+        trained = [parameter.requires_grad for parameter in child.parameters()]
+        if trained and not any(trained):
+            yield prefix + name
+        elif trained:
+            yield from _frozen_modules(child, f"{prefix}{name}.")
+
+
 def build_model(
     spec: Model, tasks: Mapping[str, Task], spaces: Mapping[str, LabelSpace | None], size: tuple[int, int]
 ) -> MultiTaskNet:
@@ -165,10 +194,24 @@ def build_model(
 class LossNet(nn.Module):
     """The network together with its losses: what a training step runs forward, what is compiled or distributed."""
 
-    def __init__(self, net: MultiTaskNet, cut: bool) -> None:
+    def __init__(
+        self,
+        net: MultiTaskNet,
+        cut: bool,
+        soft_losses: Mapping[str, SoftLoss] | None = None,
+        learning: Sequence[str] | None = None,
+        feature_weight: float = 1.0,
+    ) -> None:
+        """soft_losses: of the tasks that learn from teachers; learning: the tasks that have a loss, None: all.
+
+        feature_weight: of the part that keeps distances between features, where teachers give theirs
+        """
         super().__init__()
         self.net = net
         self.cut = cut
+        self.soft_losses = dict(soft_losses or {})
+        self.tasks = {name: task for name, task in net.tasks.items() if learning is None or name in learning}
+        self.feature_weight = feature_weight
         self.levels: tuple[int, ...] = ()
         """Of the shared maps of the last forward pass, where the graph is cut."""
 
@@ -179,21 +222,31 @@ class LossNet(nn.Module):
         labelled: Mapping[str, Tensor],
         totals: Mapping[str, Mapping[str, Tensor]] | None,
         color: Tensor | None = None,
+        soft: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Any:
         """Loss parts by task; where the graph is cut, also the shared maps and their detached copies.
 
-        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`. Returns (dict of dicts of
-        scalars, list, list). Without totals: only the counts of `counts`.
+        image, targets, labelled, color: as in a `Batch`; totals: see `ops.ranks.step_totals`; soft: what teachers say,
+        by task, see `tasks.base.Task.distill`. Returns (dict of dicts of scalars, list, list). Without totals: only the
+        counts of `counts`.
         """
         if totals is None:  # through forward, where FSDP gathers the weights
             return self.counts(image, targets, labelled, color)
         shared = self.shared(image, color)
         leaves = {k: m.detach().requires_grad_() for k, m in shared.items()} if self.cut else shared
         maps, initial = self.split(leaves)
+        soft = soft or {}
         parts = {
-            name: self.of_task(name, maps[name], targets[name], labelled[name], totals[name], initial.get(name, ()))
-            for name in self.net.tasks
+            name: self.of_task(
+                name, maps[name], targets[name], labelled[name], totals[name], initial.get(name, ()), soft.get(name)
+            )
+            for name in self.tasks
         }
+        if features := soft.get(FEATURES):
+            first = next(iter(self.tasks))
+            with torch.autocast(image.device.type, enabled=False):
+                loss = distance_preservation(leaves, features, totals[first]["soft_pairs"])
+            parts[first] = parts[first] | {f"{SOFT}features": self.feature_weight * loss}
         if not self.cut:  # maps handed out would make the compiler add a gradient of zeros to each
             return parts, [], []
         self.levels = tuple(shared)
@@ -209,7 +262,7 @@ class LossNet(nn.Module):
         """What tasks count of their predictions, see `tasks.base.Task.count_predictions`; other decoders do not run."""
         maps, initial = self.net.trunk.split_with_initial(self.net.shared(image, color))
         counts: Counts = {}
-        for name, task in self.net.tasks.items():
+        for name, task in self.tasks.items():
             if not task.counts_predictions:
                 continue
             raw = self.net.decoders[name](maps[name])
@@ -236,13 +289,15 @@ class LossNet(nn.Module):
         labelled: Tensor,
         totals: Mapping[str, Tensor],
         initial: Sequence[Raw] = (),
+        soft: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One task behind the cut: what its decoder reads -> its loss parts.
 
-        Those of its initial predictions are added up as `initial_<part>`.
+        Those of its initial predictions are added up as `initial_<part>`, which labels alone teach; those against
+        teachers are called `soft_<part>`.
         """
-        raw = self.net.decoders[name](maps)
-        loss = self.net.tasks[name].loss
+        raw, task = self.net.decoders[name](maps), self.net.tasks[name]
+        loss = task.loss
         with torch.autocast(labelled.device.type, enabled=False):  # losses in float32
             parts = loss(raw, dict(targets), labelled, dict(totals))
             for number, prediction in enumerate(initial):
@@ -250,6 +305,10 @@ class LossNet(nn.Module):
                     weighted = self.net.trunk.initial_weight * value
                     key = f"initial_{part}"
                     parts[key] = parts[key] + weighted if key in parts else weighted
+            if soft is not None:
+                settings = self.soft_losses[name]
+                taught = task.distill(raw, dict(soft), dict(totals), settings)
+                parts = parts | {SOFT + part: settings.weight * value for part, value in taught.items()}
         return parts
 
     def compile_with(self, one_graph: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -22,6 +22,8 @@ from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.data.loader import Data
 from visionmtl.network import Model
 from visionmtl.tasks.base import Task
+from visionmtl.transfer.base import Extend
+from visionmtl.transfer.distillation import Distill
 
 _CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
@@ -152,6 +154,8 @@ class Run(Spec):
     model: Model
     tasks: dict[str, Task]
     balance: Balance = Fixed()
+    distill: Distill | None = Field(None, description="teachers whose outputs are targets beside the labels")
+    extend: Extend | None = Field(None, description="a trained network that the run adds tasks to, and how")
     data: Data
     optim: Optim = Optim()
     train: Train = Train()
@@ -168,6 +172,11 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        if self.distill is not None:
+            try:
+                self.distill.check(self.tasks)
+            except ValueError as error:
+                raise _problem_at(("distill",), str(error)) from None
         best, task = self.train.best, re.split("[/@]", self.train.best)[0]
         if best != "mean" and ("/" not in best or task not in self.tasks):
             text = (
@@ -259,6 +268,19 @@ def load_data(path: str | Path, overrides: Sequence[str] = ()) -> Data:
     if isinstance(values.get("data"), dict):
         values["data"] = tree.resolved("data")
     return checked(_DataAlone, values, tree, path).data
+
+
+class _TasksAlone(Spec, extra="ignore"):
+    tasks: dict[str, Task] = {}
+
+
+def load_union_tasks(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Task]:
+    """The tasks of a config file that set `classes`; the rest of it may be missing or not fit. Raises ConfigError."""
+    tree = loader.read(path, overrides)
+    tasks = tree.values.get("tasks")
+    names = [name for name, task in tasks.items() if isinstance(task, dict) and task.get("classes")] if tasks else []
+    values = {"tasks": {name: tree.resolved("tasks")[name] for name in names}}
+    return checked(_TasksAlone, values, tree, path).tasks
 
 
 def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: str | Path) -> _CheckedSpec:

@@ -78,6 +78,7 @@ class Sample:
     segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
     depth_m: NDArray[np.float32] | None = None  # [H, W] metres along the optical axis, 0 = not measured
     normals: NDArray[np.float32] | None = None  # [H, W, 3] unit vectors, x right, y down, z forward; 0 0 0 = unknown
+    image_labels: NDArray[np.int64] | None = None  # [N] class ids of the image as a whole, each once; N = 0: none fits
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
@@ -91,7 +92,7 @@ class Sample:
         return self.full_size or (self.image.shape[0], self.image.shape[1])
 
 
-LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals")
+LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals", "image_labels")
 
 JpegScale = Callable[[tuple[int, int]], int]
 """From the (H, W) of an image to the divisor, 1, 2, 4 or 8, at which it is still large enough."""
@@ -135,6 +136,14 @@ class Detections:
     xyxy: NDArray[np.float32]  # [D, 4] pixels of the original image
     scores: NDArray[np.float32]  # [D] 0..1
     labels: NDArray[np.int64]  # [D] class ids
+
+
+@dataclass(frozen=True, slots=True)
+class ImageClasses:
+    """Predicted classes of a whole image, best first; a class that is not named has score 0."""
+
+    labels: NDArray[np.int64]  # [N] class ids
+    scores: NDArray[np.float32]  # [N] 0..1
 
 
 @dataclass(slots=True)

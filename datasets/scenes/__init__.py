@@ -27,12 +27,19 @@ SCENES = LabelSpace(
      (50, 170, 80)),
 )  # fmt: skip
 SCENES_OBJECTS = LabelSpace("scenes_objects", SCENES.classes[5:], SCENES.colours[5:])
+SCENES_FLOORS = LabelSpace(
+    "scenes_floors",
+    ("planks", "tiles", "checker", "marble", "weave"),
+    ((170, 120, 70), (120, 150, 170), (60, 60, 70), (220, 215, 200), (110, 150, 90)),
+)
+"""What the floor is made of: the label of the image as a whole."""
 MIN_VISIBLE_PX = 12  # an object that shows fewer pixels gets no box; its pixels keep their class
 
 _WALL, _FLOOR, _CEILING, _DOOR, _WINDOW = range(5)
+_FLOOR_FACE = 4  # of the faces of the room, after the walls
 _TYPICAL_HUE = {5: 0.02, 6: 0.28, 7: 0.62}  # by class id: reddish boxes, greenish spheres, bluish cylinders
 _SPLITS = {"train": 0, "val": 1, "test": 2}
-LabelField = Literal["boxes", "segmentation", "depth_m", "normals"]
+LabelField = Literal["boxes", "segmentation", "depth_m", "normals", "image_labels"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,9 @@ class Scenes(Dataset):
     num_images: Annotated[int, Field(gt=0)] = 400
     size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = (128, 160)  # H, W
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    labels: Annotated[tuple[LabelField, ...], Field(min_length=1)] = ("boxes", "segmentation", "depth_m", "normals")
+    labels: Annotated[tuple[LabelField, ...], Field(min_length=1)] = (
+        "boxes", "segmentation", "depth_m", "normals", "image_labels",
+    )  # fmt: skip
 
     def build(self) -> "SceneReader":
         return SceneReader(self)
@@ -81,7 +90,7 @@ class SceneReader:
 
     def __init__(self, spec: Scenes) -> None:
         self.spec = spec
-        spaces: dict[str, LabelSpace] = {"boxes": SCENES_OBJECTS, "segmentation": SCENES}
+        spaces = {"boxes": SCENES_OBJECTS, "segmentation": SCENES, "image_labels": SCENES_FLOORS}
         self.provides: dict[str, LabelSpace | None] = {name: spaces.get(name) for name in spec.labels}
 
     def __len__(self) -> int:
@@ -95,7 +104,11 @@ class SceneReader:
         rng = np.random.default_rng((spec.seed, _SPLITS[spec.split], index))
         scene = compose(rng, spec.size)
         picture = draw(scene, rng)
-        known: dict[str, Any] = vars(picture) | {"boxes": visible_boxes(picture.instances, scene.solids)}
+        floor = SCENES_FLOORS.classes.index(scene.materials[_FLOOR_FACE].pattern)
+        known: dict[str, Any] = vars(picture) | {
+            "boxes": visible_boxes(picture.instances, scene.solids),
+            "image_labels": np.array([floor], np.int64),
+        }
         return Sample(
             image=picture.image,
             image_id=f"scenes_{spec.split}_{spec.seed}_{index:06d}",

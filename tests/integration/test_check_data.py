@@ -268,3 +268,25 @@ def test_a_config_without_a_model_is_enough_and_overrides_reach_it(capsys):
     assert "12 train + 12 val images read: 0 errors" in capsys.readouterr().out
     assert main(["check", "quickstart.yaml", *few, *rest, "data.val.0.split=train"]) == 1
     assert "12 train + 12 val images read: 12 errors" in capsys.readouterr().out
+
+
+def test_it_says_which_classes_of_a_union_each_data_set_teaches(tmp_path):
+    write_coco.write_coco(tmp_path / "coco", num_train=2, num_val=2)
+    (tmp_path / "nyuv2").mkdir()
+    for split in ("train", "test"):
+        write_nyuv2.write_prepared(tmp_path / "nyuv2", write_nyuv2.drawn_frames(2, (480, 640)), split)
+
+    def run(*overrides):
+        report = tmp_path / f"report{len(list(tmp_path.glob('*.json')))}.json"
+        shared = [f"data.root={tmp_path}", "--workers", "0", "--json", str(report)]
+        return main(["check_data", "union.yaml", *shared, *overrides]), json.loads(report.read_text())
+
+    _, report = run()
+    texts = [one["text"] for one in report["findings"] if one["rule"] == "classes_taught"]
+    assert [text.partition(" classes:")[0] for text in texts] == [
+        "train coco teaches task 'detection' 80 of 107", "train nyuv2 teaches task 'detection' 37 of 107",
+        "val coco judges task 'detection' 80 of 107", "val nyuv2 judges task 'detection' 37 of 107",
+    ]  # fmt: skip
+
+    status, report = run("tasks.detection.rename.couch=soffa")
+    assert status == 1 and "calls 'couch' 'soffa' (did you mean 'sofa'?)" in one(report, "classes")["text"]

@@ -49,6 +49,8 @@ def test_the_prepared_folder_gives_the_samples_of_the_official_file(folders, spl
     official = NYUv2Mat(root=str(folders / "official"), **settings).build()
     check_same(official, NYUv2(root=str(folders / "prepared"), **settings).build())
     check_same(official, NYUv2(root=str(folders / "reference"), **settings).build())
+    scenes = [folders / name / "scene_types.txt" for name in ("prepared", "reference")]
+    assert scenes[0].read_text() == scenes[1].read_text()
 
 
 def test_pycocotools_reads_the_boxes(folders):

@@ -1,4 +1,4 @@
-"""Every way of sharing on disk trains under several methods of balancing, over ranks too, resumes, exports, compiles."""
+"""Every way of sharing on disk trains under several balancings, over ranks too, resumes, exports and compiles."""
 
 import copy
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from visionmtl.structures import Batch
 WAYS = [case.id for case in found(Sharing)]
 every_way = pytest.mark.parametrize("way", WAYS)
 SUBSETS = [("detection", "segmentation", "depth"), ("segmentation", "depth"), ("detection", "depth"), ("depth",)]
+OF_BALANCE = {"fixed": SUBSETS[1:2], "uncertainty": SUBSETS[2:3], "upgrad": [SUBSETS[0], SUBSETS[3]]}
 SMALL: dict[str, dict[str, Any]] = {"pad_net": {"channels": 8}, "mti_net": {"channels": 64}, "lora": {"rank": 2}}
 GROUP = {"norm": "group"}
 
@@ -47,10 +48,10 @@ def batches() -> dict[tuple[str, ...], list[Batch]]:
     return of_subset
 
 
-@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "upgrad"])
+@pytest.mark.parametrize("balance", OF_BALANCE)
 @every_way
 def test_three_steps_are_finite_and_move_every_part(way: str, balance: str, batches: Any):
-    for tasks in SUBSETS:
+    for tasks in OF_BALANCE[balance]:
         trainer = scene_run.state(settings(way, tasks, balance))
         before = {name: p.clone() for name, p in trainer.net.named_parameters() if p.requires_grad}
         for batch in batches[tasks]:
@@ -64,8 +65,8 @@ def test_three_steps_are_finite_and_move_every_part(way: str, balance: str, batc
 
 @every_way
 def test_the_network_exports_and_predicts_the_same(way: str, batches: Any):
-    net = scene_run.state(settings(way)).net.eval()
-    image = batches[SUBSETS[0]][0].image
+    net = scene_run.state(settings(way, SUBSETS[2])).net.eval()
+    image = batches[SUBSETS[2]][0].image
     with torch.no_grad():
         plain = net(image)
         program = torch.export.export(net, (image,))
@@ -77,14 +78,13 @@ def test_the_network_exports_and_predicts_the_same(way: str, batches: Any):
 
 @every_way
 def test_a_resumed_run_takes_the_same_step_to_the_bit(way: str, batches: Any):
-    first, *others = batches[SUBSETS[0]]
-    trainer = scene_run.state(settings(way))
+    first, second, _ = batches[SUBSETS[1]]
+    trainer = scene_run.state(settings(way, SUBSETS[1]))
     trainer.train_step([first])
-    resumed = scene_run.state(settings(way))
+    resumed = scene_run.state(settings(way, SUBSETS[1]))
     resumed.load_state_dict(copy.deepcopy(trainer.state_dict()), Path("a checkpoint"))
-    for batch in others:
-        for one in (trainer, resumed):
-            one.train_step([batch])
+    for one in (trainer, resumed):
+        one.train_step([second])
     assert scene_run.differences(trainer.state_dict(), resumed.state_dict()) == []
 
 
@@ -103,14 +103,31 @@ def test_the_losses_are_one_graph(way: str, batches: Any):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("way", ["pad_net", "cross_stitch"])
+def test_compiled_steps_whose_graph_serves_several_backwards_are_plain_ones(way: str, batches: Any, monkeypatch: Any):
+    def compiled(loss_net: LossNet, settings: Train, device: torch.device) -> None:
+        compile_losses(loss_net, settings, device, "aot_eager")
+
+    monkeypatch.setattr("visionmtl.engine.trainer.compile_losses", compiled)
+    torch._dynamo.reset()
+    sgd = {"optim": {"name": "sgd", "lr": 0.01}, "tasks": {"segmentation": {"dropout": 0.0}}}
+    runs = [settings(way, SUBSETS[1], "upgrad", train={"compile": choice}, **sgd) for choice in (False, True)]
+    plain, ours = (scene_run.state(run) for run in runs)
+    for batch in batches[SUBSETS[1]][:2]:
+        for trainer in (plain, ours):
+            trainer.train_step([batch])
+    torch.testing.assert_close(ours.net.state_dict(), plain.net.state_dict(), rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
 def two_or_one(way: str, ranks: Ranks, share: slice, balance: str) -> dict[str, Any]:
-    """The weights after three steps on the images in `share` of each batch of 4."""
+    """The weights after two steps on the images in `share` of each batch of 4."""
     run = settings(
         way, balance=balance,
         model={"pyramid": GROUP, "encoder": {"norm": "frozen"}, "sharing": GROUP if way in WITH_NORM else {}},
         tasks={"segmentation": {"decoder": GROUP, "dropout": 0.0}, "depth": {"decoder": GROUP}},
         optim={"name": "sgd", "lr": 0.02, "clip_norm": 10.0},
-        data={"train": [scene_run.scenes(12)]}, train={"batch_size": 4},
+        data={"train": [scene_run.scenes(8)]}, train={"batch_size": 4},
     )  # fmt: skip
     trainer = scene_run.state(run, ranks)
     for batch in scene_run.batches(run):
@@ -123,24 +140,24 @@ def two_or_one(way: str, ranks: Ranks, share: slice, balance: str) -> dict[str, 
     return trainer.net.state_dict()
 
 
+OVER_RANKS = [(way, "upgrad") for way in WAYS] + [("pad_net", "fixed"), ("lora", "fixed")]
 WITH_NORM = ("nddr", "mtan", "pad_net", "mti_net")
 
 
 def one_of_two(groups: Iterator[None], folder: Path) -> None:
     next(groups)
     with distributed.group("cpu", timeout_s=200) as ranks:
-        for way in WAYS:
-            for balance in ("fixed", "upgrad"):
-                mine = slice(2 * ranks.rank, 2 * ranks.rank + 2)
-                torch.save(two_or_one(way, ranks, mine, balance), folder / f"{way}-{balance}-{ranks.rank}.pt")
+        mine = slice(2 * ranks.rank, 2 * ranks.rank + 2)
+        for way, balance in OVER_RANKS:
+            torch.save(two_or_one(way, ranks, mine, balance), folder / f"{way}-{balance}-{ranks.rank}.pt")
 
 
 def test_two_processes_are_one_on_all_images(tmp_path: Path):
     processes.run(2, one_of_two, tmp_path)
-    for way in WAYS:
-        for balance in ("fixed", "upgrad"):
-            one = two_or_one(way, scene_run.ALONE, slice(0, 4), balance)
-            first, second = (torch.load(tmp_path / f"{way}-{balance}-{rank}.pt", weights_only=True) for rank in (0, 1))
-            assert scene_run.differences(first, second) == [], (way, balance)
-            print(way, balance)  # for the report of a failure
-            torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-5)
+    for way, balance in OVER_RANKS:
+        one = two_or_one(way, scene_run.ALONE, slice(0, 4), balance)
+        first, second = (torch.load(tmp_path / f"{way}-{balance}-{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert scene_run.differences(first, second) == [], (way, balance)
+        print(way, balance)  # for the report of a failure
+        # a step moves weights by up to 0.02 times a clipped gradient; rounding that is fed back stays far below
+        torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,8 @@ TOP_LEVEL = {
 }  # fmt: skip
 PACKAGE = {
     "api.py", "balance", "benchmark", "cli.py", "config", "data", "datasets.py", "engine", "inference", "io", "metrics",
-    "modeling", "network.py", "ops", "report", "run.py", "structures.py", "study", "tasks", "visualization", "weights",
+    "modeling", "network.py", "ops", "report", "run.py", "structures.py", "study", "tasks", "transfer", "visualization",
+    "weights",
 }  # fmt: skip
 
 # names of the first layout that say nothing to a reader who comes from the field

@@ -152,7 +152,7 @@ def test_a_reference_to_nothing_and_an_open_value_say_what_to_give(base: Path):
         ("data.train.1.sed=1", "data.train.1.sed: unknown field 'sed' (did you mean 'seed'?)"),
         ("train.precision=fp8", "train.precision: found 'fp8'; input should be 'fp32', 'bf16' or 'fp16'"),
         ("optim.lr=fast", "optim.lr: found 'fast'; input should be a valid number"),
-        ("tasks.depth=3", "tasks.depth: a Task needs 'type'; choose one of: depth"),
+        ("tasks.depth=3", "tasks.depth: a Task needs 'type'; choose one of: classification"),
         ("tasks.depth.type=3", "tasks.depth: a Task needs 'type'"),
         ("optim.momentum=0.9", "momentum is set but does nothing under name: adamw"),
         ("train.best=dpth/rmse_m", "train.best: found 'dpth/rmse_m' (did you mean 'depth'?)"),

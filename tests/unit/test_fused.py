@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from visionmtl.ops import fused
 from visionmtl.ops.fused import upsampled_cross_entropy
-from visionmtl.ops.losses import dice, smoothing_shares
+from visionmtl.ops.losses import dice
 from visionmtl.ops.resize import upsample, upsample_backward
 from visionmtl.structures import IGNORE
 from visionmtl.tasks.segmentation import Segmentation

@@ -14,6 +14,7 @@ import pytest
 from visionmtl.datasets.scenes import (
     MIN_VISIBLE_PX,
     SCENES,
+    SCENES_FLOORS,
     SCENES_OBJECTS,
     Scenes,
     compose,
@@ -257,7 +258,10 @@ def test_unlabelled_fields_are_absent_and_the_picture_is_the_same():
     sample = part.read(5)
 
     assert part.provides == {"boxes": SCENES_OBJECTS, "depth_m": None}
-    assert full.provides == {"boxes": SCENES_OBJECTS, "segmentation": SCENES, "depth_m": None, "normals": None}
+    assert full.provides == {
+        "boxes": SCENES_OBJECTS, "segmentation": SCENES, "depth_m": None, "normals": None,
+        "image_labels": SCENES_FLOORS,
+    }  # fmt: skip
     assert sample.segmentation is None and sample.normals is None
     assert sample.boxes is not None and sample.depth_m is not None
     np.testing.assert_array_equal(sample.image, full.read(5).image)

@@ -14,7 +14,10 @@ import torch
 from contract import SPACE, check_spec, found, gradients, sample, total
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from visionmtl.engine.fsdp import apply_fsdp
+from visionmtl.engine.optim import layers
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.pyramids.fpn import FPN
@@ -82,7 +85,7 @@ def reached(net: MultiTaskNet) -> list[set[str]]:
     return sets
 
 
-def count(module: nn.Module) -> int:
+def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -206,6 +209,21 @@ def test_a_size_the_encoder_cannot_take_is_named_with_the_next_that_fits():
     spec = Model(encoder=Encoder(name="test_resnet"), pyramid=FPN(channels=16))
     with pytest.raises(ValueError, match=r"data.size is 60x96 px.*multiples of 32; choose 64x96"):
         build_model(spec, {"metres": Depth()}, {"metres": None}, (60, 96))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("sharing", [Hard(), Branching(at="pyramid"), Single()], ids=lambda s: s.type)
+def test_tasks_that_are_left_out_cost_nothing(sharing: Sharing, task: str):
+    net, alone = network(sharing), build(Hard(), [task]).eval()
+    net.keep([task])
+    image, operations = inputs()[0], []
+    for one in (net, alone):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            one(image)
+        operations.append(counter.get_total_flops())
+    # its encoder computes stages that the task alone would not have
+    extra = len(net.encoder.levels) > len(alone.encoder.levels)  # type: ignore[arg-type]
+    assert operations[0] > operations[1] if extra else operations[0] == operations[1]
 
 
 # ---- encoders: stage by stage, and with their weights in every copy ----
@@ -472,12 +490,18 @@ def test_what_is_added_to_an_encoder_changes_nothing_at_first_and_is_each_tasks_
     first, second, _ = [{plain(k): p for k, p in encoder.named_parameters()} for encoder in net.encoders()]
     base = {name for name, p in first.items() if second[name] is p}
     assert base == {name for name, _ in bare.encoder.body.named_parameters()}  # type: ignore[operator,union-attr]
+    assert list(layers(net.encoder)) == list(layers(bare.encoder)), "layers with a learning rate of their own"
     copied = copy.deepcopy(net)  # as the moving average does
     assert len(list(copied.parameters())) == len(list(net.parameters()))
 
     frozen = network(sharing.model_copy(update={"freeze_base": True}))
     assert frozen.trunk.shared_parameters() == []
     assert any(p.requires_grad for p in frozen.encoder.parameters())
+
+
+def test_encoders_with_common_weights_cannot_be_sharded():
+    with pytest.raises(ValueError, match=r"same weights in several encoders, .*; set shard to false, or"):
+        apply_fsdp(LossNet(network(LoRA()), cut=False), torch.device("cpu"), 2)
 
 
 def test_lora_adds_a_matrix_of_low_rank():
@@ -512,14 +536,14 @@ def block(c_in: int, c_out: int, kernel: int = 3) -> int:
 
 def test_numbers_of_parameters_follow_the_formulas():
     hard = network(Hard())
-    encoder, tasks = count(hard.encoder), len(TASKS)
+    encoder, tasks = num_parameters(hard.encoder), len(TASKS)
     channels: dict[int, int] = hard.encoder.channels  # type: ignore[assignment]
     stages_from_2 = [c for level, c in channels.items() if level >= 2]
     width = hard.trunk.out_channels
-    pyramids = count(network(Single()).trunk.pyramid)  # type: ignore[arg-type]
+    pyramids = num_parameters(network(Single()).trunk.pyramid)  # type: ignore[arg-type]
 
     def trunk(sharing: Sharing) -> int:
-        return count(network(sharing).trunk)
+        return num_parameters(network(sharing).trunk)
 
     assert trunk(CrossStitch()) == tasks * encoder + pyramids + tasks**2 * sum(stages_from_2)
     assert trunk(CrossStitch(per_channel=False)) == tasks * encoder + pyramids + tasks**2 * len(stages_from_2)
@@ -539,9 +563,9 @@ def test_numbers_of_parameters_follow_the_formulas():
     exchanged = tasks * (block(width, f) + block(f, f) + block(f, width, 1))
     exchanged += tasks * (9 * f * f + f) + tasks * (tasks - 1) * 9 * f * f
     last_layers = 9 * f * (3 + 4) + 3 + 4 + 1 + (3 * f + 3) + (f + 1)  # boxes with one scale, classes, metres
-    assert trunk(PADNet(channels=f)) == count(hard.trunk) + exchanged + last_layers
+    assert trunk(PADNet(channels=f)) == num_parameters(hard.trunk) + exchanged + last_layers
     experts = 4 * (9 * width + width * width + 2 * width)
-    assert trunk(MMoE()) == count(hard.trunk) + experts + tasks * (4 * width + 4)
+    assert trunk(MMoE()) == num_parameters(hard.trunk) + experts + tasks * (4 * width + 4)
 
 
 # ---- settings that do not fit ----

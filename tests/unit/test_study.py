@@ -6,15 +6,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy import stats
+from toy_run import losses_of, small_batch, small_net, small_tasks
 
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.scenes import Scenes
 from visionmtl.datasets.subset import Subset, _ranked
+from visionmtl.network import LossNet
 from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
+from visionmtl.study.affinity import agreement, lookahead
 from visionmtl.study.charts import draw_curves, draw_intervals
 from visionmtl.study.comparison import WeightSearch, key_of
 from visionmtl.study.costs import Cost, step_ms
@@ -93,14 +97,44 @@ def test_searched_weights_begin_with_the_configs_own_and_stay_in_their_ranges():
     first, *drawn = search.draw()
     weights = [one["depth"] for one in drawn]
 
-    assert first == {} and len(drawn) == 49 and drawn == search.draw()[1:]
-    assert 0.1 <= min(weights) and max(weights) <= 10
+    assert not first and len(drawn) == 49 and drawn == search.draw()[1:]
+    assert min(weights) >= 0.1 and max(weights) <= 10
     assert 0.3 < np.exp(np.mean(np.log(weights))) < 3, "log-uniform: the geometric mean of the ends"
 
 
 def test_milliseconds_are_the_ratio_times_the_calmest_baseline():
     costs = {"equal": Cost("", "equal", 80.0, 1.0, 1, 1.0), "upgrad": Cost("", "equal", 160.0, 1.1, 1, 1.0)}
     assert step_ms(costs) == pytest.approx({"equal": 80.0, "upgrad": 88.0})
+
+
+def test_agreement_is_the_mean_rank_correlation_of_pairs_of_seeds():
+    assert agreement([[0.1, 0.2, 0.9], [1, 5, 6]]) == pytest.approx(1)
+    assert agreement([[1, 2, 3], [3, 2, 1], [1, 2, 3]]) == pytest.approx(-1 / 3)
+    assert agreement([[1, 2, 3]]) is None
+
+
+def test_look_ahead_agrees_with_the_first_order_and_leaves_the_network_alone():
+    tasks = small_tasks()
+    net, batch = small_net(tasks), small_batch(tasks)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    matrix = lookahead(net, batch, step=1e-5)
+
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    shared = net.trunk.shared_parameters()
+    losses = [torch.stack(list(parts.values())).sum() for parts in losses_of(LossNet(net, cut=False), batch).values()]
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) for loss in losses]
+    flat = torch.stack(
+        [
+            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(row, shared, strict=True)])
+            for row in rows
+        ]
+    )
+    length = 1e-5 * torch.cat([p.detach().flatten() for p in shared]).norm()
+    expected = length * (flat @ flat.T) / flat.norm(dim=1)[:, None] / torch.stack(losses).detach()
+    assert (np.diag(matrix) > 0).all()
+    # of the dense tasks: detection's targets follow its predictions, which no gradient tells
+    assert np.allclose(matrix[:, 1:], expected.numpy()[:, 1:], rtol=0.05, atol=1e-6)
 
 
 # ---- subsets ----
@@ -231,7 +265,9 @@ def test_the_number_of_workers_does_not_make_another_run(tmp_path: Path):
         ({"runs": {"a": {"tasks": ["depth"]}, "b": {"tasks": ["depth"]}}}, "a and b .* both learn 'depth' alone"),
         ({"metrics": {"depth": ["rmse"]}}, "names 'rmse' .did you mean"),
         ({"metrics": {"depth": ["pixels"]}}, "no better direction"),
-        ({"references": {"depth": "nobody"}}, "a run \\(equal, alone, upgrad\\) are needed"),
+        ({"references": {"depth": "nobody"}}, "a run .equal, alone, upgrad. are needed"),
+        ({"leave_one_out": "alone"}, "learns depth alone; two tasks or more"),
+        ({"affinity": "nobody"}, "allowed is one of the runs"),
         ({"seeds": [1, 1]}, "each counts once"),
         ({"runs": {"a": {"search": {"weights": {"depth": [1, 2]}, "trials": 3}}}}, "needs single-task references"),
         ({"runs": {"a": {"search": {"weights": {"depth": [2, 1]}, "trials": 3}}}}, "0 < least < greatest"),
@@ -243,9 +279,16 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, changes: dict, mes
         plan(tmp_path, **changes)
 
 
+def test_leave_one_out_trains_without_each_task(tmp_path: Path):
+    of = plan(tmp_path, leave_one_out="upgrad", only=("upgrad",))
+    assert list(of.variants["upgrad-without-depth"].run.tasks) == ["detection", "segmentation"]
+    assert of.variants["upgrad-without-depth"].run.balance.type == "upgrad"
+    assert {f"upgrad-without-{task}" for task in ("detection", "segmentation", "depth")} < of.selected
+
+
 def test_only_takes_runs_and_their_references(tmp_path: Path):
     assert plan(tmp_path, only=("upgrad",)).selected == {"upgrad", "alone"}
-    with pytest.raises(ConfigError, match="--only upgrd .did you mean"):
+    with pytest.raises(ConfigError, match=r"--only upgrd .did you mean"):
         plan(tmp_path, only=("upgrd",))
 
 

@@ -28,6 +28,7 @@ from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import Boxes, ImageMeta, Sample
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.classification import Classification
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
@@ -40,6 +41,8 @@ CHOICES = {
     "segmentation with weights": Segmentation(class_weights=(1, 2, 0.5)),
     "segmentation with dice": Segmentation(region_loss="dice"),
     "segmentation with lovasz": Segmentation(region_loss="lovasz", region_weight=0.5),
+    "classification of many": Classification(many=True, class_weights=(1, 2, 0.5)),
+    "classification with smoothing": Classification(label_smoothing=0.1, level=4),
     "depth in bins": Depth(head="bins", num_bins=16),
 }
 TASKS = [pytest.param(p.values[0](), id=p.id) for p in found(Task)] + [
@@ -131,7 +134,7 @@ def test_what_was_not_labelled_has_no_truth(task: Task):
     assert task.truth(sample(0, *others)) is None
 
 
-@pytest.mark.parametrize("task", [case for case in TASKS if case.values[0].field != "boxes"])
+@pytest.mark.parametrize("task", [case for case in TASKS if case.values[0].field not in ("boxes", "image_labels")])
 def test_padding_is_no_label(task: Task):
     raw = decoder(task).eval()(random_maps(task.levels, 1))
     raw.retain_grad()

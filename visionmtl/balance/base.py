@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from visionmtl.balance.conflict import ConflictTrace
 from visionmtl.config.registry import Configurable
 from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
@@ -48,6 +49,10 @@ class Balancer(nn.Module):
         Returns the weight given to each task (float scalars, detached), for the log. No host waits.
         """
         raise NotImplementedError
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """What the method knows of the tasks' gradients in the last steps: float [T, T] on the device, by name."""
+        return {}
 
 
 class Balance(Configurable, package="visionmtl.balance"):
@@ -221,6 +226,7 @@ class _Gramian(Balancer):
         self.weigh_heads, self.loss_scale = spec.heads == "weighted", spec.loss_scale
         self.keeps_graph = self.weigh_heads or self.needs_parameters
         self.levels, self.smoothing = spec.levels, spec.smoothing
+        self.conflict = ConflictTrace(len(weights))
         shape = len(weights)
         if self.loss_scale == "initial":
             self.initial = nn.Buffer(torch.zeros(shape, dtype=torch.float64))
@@ -242,10 +248,17 @@ class _Gramian(Balancer):
         gradients = self._gradients(losses, inputs, step.joins_tasks)
 
         if self.needs_cut:
-            inner = sum_over_ranks(_inner_products(gradients, inputs, self._looked_at(step)))
+            looked_at = self._looked_at(step)
+            of_levels = sum_over_ranks(_inner_products(gradients, inputs, looked_at))
+            inner = of_levels.sum(dim=0)
+            if step.levels:
+                self.conflict.update(inner, of_levels, [step.levels[k] for k in looked_at])
+            else:
+                self.conflict.update(inner)
         else:
             rows = sum_over_ranks(_rows(gradients, inputs))
             inner = (rows @ rows.T).double()
+            self.conflict.update(inner)
         inner = inner / (num_ranks() * step.scale) ** 2
         weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device))
         state.settle(weights.isfinite().all() if step.last else False)
@@ -257,6 +270,10 @@ class _Gramian(Balancer):
         elif not self.weigh_heads:
             _add(rows / num_ranks(), inputs, weights)
         return dict(zip(self.tasks, (factors * weights).float().unbind(), strict=True))
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """See `ConflictTrace`."""
+        return self.conflict.read()
 
     def _divisors(self, values: Tensor) -> Tensor | float:
         if self.loss_scale == "none":
@@ -312,16 +329,17 @@ class _Gramian(Balancer):
 
 
 def _inner_products(gradients: list[list[Tensor | None]], leaves: list[Tensor], looked_at: list[int]) -> Tensor:
-    """float64 [T, T]. No map is copied, unless it is of less than 32 bits or lies otherwise than its leaf."""
+    """float64 [K, T, T], by map. No map is copied, unless it is of less than 32 bits or lies otherwise than its leaf."""
     flat = [[_flat(of_task[k], leaves[k]) for k in looked_at] for of_task in gradients]
+    zero = torch.zeros((), device=leaves[0].device)
     entries = []
     for i, a in enumerate(flat):
         for b in flat[: i + 1]:
-            dots = [torch.dot(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-            entries.append(torch.stack(dots).sum(dtype=torch.float64) if dots else None)
-    zero = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
+            dots = [zero if x is None or y is None else torch.dot(x, y) for x, y in zip(a, b, strict=True)]
+            entries.append(torch.stack(dots))
     low = [[entries[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(len(flat))] for i in range(len(flat))]
-    return torch.stack([zero if entry is None else entry for row in low for entry in row]).view(len(flat), -1)
+    products = torch.stack([entry for row in low for entry in row])  # [T * T, K]
+    return products.double().view(len(flat), len(flat), -1).permute(2, 0, 1)
 
 
 def _flat(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:

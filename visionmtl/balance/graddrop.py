@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from visionmtl.balance.base import Balance, Balancer, Step, memory_order
-from visionmtl.balance.draws import Draws
+from visionmtl.balance.random_numbers import RandomNumbers
 from visionmtl.ops.ranks import sum_over_ranks
 
 
@@ -40,7 +40,7 @@ class _GradDrop(Balancer):
     def __init__(self, weights: Mapping[str, float], leak: float) -> None:
         super().__init__()
         self.weights, self.leak = dict(weights), leak
-        self.draws = Draws()
+        self.draws = RandomNumbers()
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         leaves, gradients = list(step.leaves), []

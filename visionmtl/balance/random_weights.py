@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from visionmtl.balance.base import LossRule, LossWeighting
-from visionmtl.balance.draws import Draws
+from visionmtl.balance.random_numbers import RandomNumbers
 
 
 class RLW(LossWeighting, frozen=True):
@@ -26,7 +26,7 @@ class RLW(LossWeighting, frozen=True):
 class _RLW(LossRule):
     def __init__(self) -> None:
         super().__init__()
-        self.draws = Draws()
+        self.draws = RandomNumbers()
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         z = self.draws.normal(len(losses)).masked_fill(~present, -float("inf"))

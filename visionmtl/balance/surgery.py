@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.balance.base import GramianBalance, TaskGradients, Weighting
-from visionmtl.balance.draws import Draws
+from visionmtl.balance.random_numbers import RandomNumbers
 from visionmtl.balance.solvers import unit
 
 
@@ -46,7 +46,7 @@ class GradVac(GramianBalance, frozen=True):
 class _PCGrad(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.draws = Draws()
+        self.draws = RandomNumbers()
 
     def forward(self, seen: TaskGradients) -> Tensor:
         of = unit(seen.gramian, seen.present)
@@ -62,7 +62,7 @@ class _GradVac(nn.Module):
     def __init__(self, num_tasks: int, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.draws = Draws()
+        self.draws = RandomNumbers()
         self.usual = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
     def forward(self, seen: TaskGradients) -> Tensor:
@@ -84,7 +84,7 @@ class _GradVac(nn.Module):
         return _summed(mixed, of.lengths, seen.present)
 
 
-def _orders(draws: Draws, num_tasks: int) -> Tensor:
+def _orders(draws: RandomNumbers, num_tasks: int) -> Tensor:
     """int64 [T, T - 1]: for each task the others in random order."""
     chance = draws.uniform(num_tasks, num_tasks)
     draws.next()

@@ -124,7 +124,8 @@ def _check_rename(name: str, task: ClassTask, sources: Sequence[NamedDataset]) -
         for one in classes:
             called.setdefault(task.name_of(dataset, one) or "", set()).add(one)
     targets = [(key, new) for key, new in task.rename.items() if isinstance(new, str)]
-    targets += [pair for new in task.rename.values() if isinstance(new, dict) for pair in new.items() if pair[1]]
+    nested = [new for new in task.rename.values() if isinstance(new, dict)]
+    targets += [(one, new) for names in nested for one, new in names.items() if new is not None]
     for one, new in targets:
         if task.classes != UNION and new not in (task.classes or ()):
             raise ValueError(

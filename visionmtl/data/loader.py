@@ -74,14 +74,16 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    unlabelled: bool = False,
 ) -> "DataLoader[Batch]":
     """Augmented batches; `loader.batch_sampler.set_epoch(epoch, start)` chooses which.
 
     A batch is a function of seed, epoch and its number: the number of workers changes nothing, and a training cut at
     any batch continues with the batches it would have seen.
     batch_size: per process; `world` processes take the parts of one common batch.
+    unlabelled: data sets whose labels no task learns may be among them: teachers need none
     """
-    mixture = _mixture(data.sampling, tasks, spaces, datasets, seed)
+    mixture = _mixture(data.sampling, tasks, spaces, datasets, seed, unlabelled)
     if len(mixture) < batch_size * world:
         raise ValueError(
             f"an epoch has {len(mixture)} images, but one step takes {batch_size} x {world} process(es); "
@@ -137,10 +139,16 @@ def _loader(dataset: "TorchDataset[Example]", batches: Any, collate: Collate, nu
 
 
 def _mixture(
-    sampling: Sampling, tasks: Mapping[str, Task], spaces: Spaces, datasets: Sequence[NamedDataset], seed: int
+    sampling: Sampling,
+    tasks: Mapping[str, Task],
+    spaces: Spaces,
+    datasets: Sequence[NamedDataset],
+    seed: int,
+    unlabelled: bool,
 ) -> MixtureSampler:
     teaches = [{name for name, task in tasks.items() if supervises(one, task, spaces[name])} for one in datasets]
-    if idle := [one.name for one, taught in zip(datasets, teaches, strict=True) if tasks and not taught]:
+    idle = [one.name for one, taught in zip(datasets, teaches, strict=True) if tasks and not taught]
+    if idle and not unlabelled:
         raise ValueError(
             f"training data set {idle[0]!r} teaches none of the tasks {', '.join(tasks)}; one that does is needed; "
             "remove it, add a task that learns its labels, or correct the tasks' space and learns_from"

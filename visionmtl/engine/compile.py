@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visionmtl.network import LossNet
 from visionmtl.run import Train
+from visionmtl.transfer.distillation import Teachers
 
 MANY_SHAPES = 64
 """Graphs of one function before torch gives up; its own 8 is little for tasks times padded numbers of boxes."""
@@ -57,6 +58,13 @@ def compile_losses(
         return within_memory
 
     loss_net.compile_with(one_graph)
+
+
+def compile_teachers(teachers: Teachers, settings: Train, backend: Any = "inductor") -> None:
+    """Compile teachers where they stand, all of them into one graph beside that of the losses."""
+    mode = "reduce-overhead" if settings.compile == "cuda_graph" else None
+    compiled = torch.compile(teachers.forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+    teachers.forward = compiled  # type: ignore[method-assign]
 
 
 class Graphs:

@@ -44,11 +44,20 @@ def check_shard(settings: Train, balancer: nn.Module, averages_itself: bool) -> 
 def apply_fsdp(loss_net: LossNet, device: torch.device, world: int) -> None:
     """Shard the parameters of a network along their first axis; they become DTensors.
 
-    A piece of the encoder, or a decoder, is gathered when it is needed and freed afterwards.
+    A piece of an encoder, or a decoder, is gathered when it is needed and freed afterwards.
+    Raises ValueError where encoders have weights in common.
     """
+    encoders = loss_net.net.encoders()
+    if len({id(p) for one in encoders for p in one.parameters()}) < sum(
+        len(list(one.parameters())) for one in encoders
+    ):
+        raise ValueError(
+            "train.distributed.shard is set, but this way of sharing (model.sharing) has the same weights in several "
+            "encoders, and each can be sharded in one place only; set shard to false, or choose another sharing"
+        )
     mesh = init_device_mesh(device.type, (world,))
-    encoder = loss_net.net.encoder
-    for piece in (*_pieces(encoder, _size(encoder) // PARTS), *loss_net.net.decoders.values()):
+    pieces = [piece for encoder in encoders for piece in _pieces(encoder, _size(encoder) // PARTS)]
+    for piece in (*pieces, *loss_net.net.decoders.values()):
         fully_shard(piece, mesh=mesh)
     fully_shard(loss_net, mesh=mesh)
 

@@ -82,9 +82,11 @@ class RunLog(logging.Handler):
         images_per_s: float,
         data_time: float,
         eta_s: float,
+        gradients: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Figures of training: loss parts and weight by task, and how fast it goes.
 
+        gradients: by figure and pair of tasks, how their gradients lie to each other, see `balance.conflict`
         data_time: share of the time, 0..1, in which the loop waited for data.
         """
         row = {
@@ -92,6 +94,8 @@ class RunLog(logging.Handler):
             "grad_norm": grad_norm, "images_per_s": images_per_s, "data_time": data_time,
             "memory_mb": peak_memory_mb(), "eta_s": eta_s,
         }  # fmt: skip
+        if gradients:
+            row["gradients"] = gradients
         if self._files:
             self._files.row(row)
             self._files.line(f"step {step}/{total_steps} epoch {epoch}  {_figures(row)}")

@@ -141,6 +141,10 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
     return factors
 
 
+_ADDED = {"parametrizations", "adapter"}
+"""Under which names LoRA and adapters stand in the layer that they change."""
+
+
 def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The encoder's parameters by layer, first layer first, by a rule that holds for every timm family.
 
@@ -154,7 +158,9 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     current = "stem"
     for name, parameter in encoder.named_parameters():
         parts = name.split(".")[:-1]
-        inner = encoder.get_submodule(".".join(parts)).children()
+        for added in _ADDED & set(parts):
+            parts = parts[: parts.index(added)]
+        inner = [child for key, child in encoder.get_submodule(".".join(parts)).named_children() if key not in _ADDED]
         if not any(True for child in inner for _ in child.parameters()):
             parts = parts[:-1]
         numbered = [at for at, part in enumerate(parts) if re.search(r"\d", part)]

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
+from visionmtl.balance.conflict import pairs
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import align, eval_names, resolve_spaces, supervises
+from visionmtl.data.label_spaces import align, eval_names, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, Subset, open_datasets
-from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine import checkpoint, distributed, teachers
+from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
-from visionmtl.engine.compile import Graphs, compile_losses
+from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
+from visionmtl.engine.forgetting import BEFORE, write_report
 from visionmtl.engine.fsdp import (
     apply_fsdp,
     check_shard,
@@ -48,10 +52,11 @@ from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import check_fits, load_strictly
-from visionmtl.network import LossNet, MultiTaskNet, build_model
+from visionmtl.network import SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
+from visionmtl.transfer.distillation import Soft
 
 
 class NotFinite(FloatingPointError):
@@ -64,6 +69,7 @@ def train(run: Run, options: TrainOptions | None = None) -> Results:
     Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite.
     """
     options = options or TrainOptions()
+    run = extending.extended(run)
     with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
         return _prepare(run, options, ranks).fit()
 
@@ -78,7 +84,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
-    spaces = resolve_spaces(run.tasks, datasets, val_datasets)
+    spaces = teachers.resolve_taught_spaces(run, datasets, val_datasets, extending.old_spaces(run))
     datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
@@ -86,8 +92,9 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
     monitor.check(spaces, val_datasets, num_judged)
     train_batches = train_loader(
-        run.data, run.tasks, spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world
-    )
+        run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world,
+        unlabelled=run.distill is not None or run.extend is not None,
+    )  # fmt: skip
     val_batches = val_loader(
         run.data, run.tasks, spaces, val_datasets, settings.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
@@ -95,6 +102,11 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
 
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
+    if options.init_from and run.extend:
+        raise ValueError(
+            f"--init-from {options.init_from} and extend.checkpoint {run.extend.checkpoint} are both set, and weights "
+            "come from one of them; leave one out"
+        )
     if options.init_from:
         path = Path(options.init_from)
         saved = checkpoint.load(path)
@@ -171,6 +183,11 @@ class StepOutput:
     grad_norm: Tensor
 
 
+def _joined(one: Counts, other: Counts) -> Counts:
+    """The counts of both, by task."""
+    return {task: {**of_task, **other.get(task, {})} for task, of_task in one.items()}
+
+
 class Trainer:
     """A network in training: weights, optimiser, weight average, balancing method, and the loop around them.
 
@@ -192,21 +209,41 @@ class Trainer:
         self.stopping = False
         self.resume_note: str | None = None
         self.sharded = run.train.distributed.shard and ranks.world > 1
+        self.extension = extending.open_extension(run, net) if run.extend else None
+        self.learning = self.extension.learning if self.extension else list(net.tasks)
+        """The tasks that have a loss."""
         if run.train.channels_last and not self.sharded:  # FSDP flattens parameters, so channels_last would be lost
             net.to(memory_format=torch.channels_last)
         synchronise(net.train(), run.train.sync_batchnorm, ranks.device.type == "cuda" and not run.train.compile)
-        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, net.with_initial)
+        outputs = partial(self.extension.outputs, net) if self.extension else net.with_initial
+        self.unused = freeze_unused_parameters(net, run.data.size, ranks.device, run.train.batch_size, outputs)
+        if self.extension:
+            self.extension.settle(net)
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
-        self.balancer = balance.build({name: task.weight for name, task in run.tasks.items()}).to(ranks.device)
+        self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
+        if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
+            raise ValueError(
+                f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
+                "would have no effect; set balance=fixed, or choose another extend.type"
+            )
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
         self.averages_itself = self.balancer.needs_parameters or several
         """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer, self.averages_itself)
-        self.cut_net = loss_net = LossNet(net, self.balancer.needs_cut)
+        self.teachers = None
+        feature_weight = run.extend and run.extend.feature_weight
+        if run.distill or feature_weight:
+            features = (self.extension.path, self.learning[0]) if self.extension and feature_weight else None
+            self.teachers = teachers.open_teachers(run.distill, net, ranks.device, features)
+        self.teacher_record = teachers.record(run.distill) if run.distill else []
+        soft_losses = self.teachers.soft_losses if self.teachers else {}
+        self.cut_net = loss_net = LossNet(
+            net, self.balancer.needs_cut, soft_losses, self.learning, feature_weight or 1.0
+        )
         sharded_copy = None
         if self.sharded:
             self._unsharded = copy.deepcopy(net).cpu()
@@ -219,11 +256,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.num_not_finite = torch.zeros((), device=ranks.device)
         """Steps of this start whose gradient was not finite; read when the loop logs."""
-        self.counts_predictions = any(task.counts_predictions for task in net.tasks.values())
+        self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
             keeps_graph = self.balancer.keeps_graph or several
             compile_losses(loss_net, run.train, ranks.device, keeps_graph=keeps_graph)
+            if self.teachers:
+                compile_teachers(self.teachers, run.train)
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
@@ -237,10 +276,13 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        if self.run.train.compile == "cuda_graph":
+            torch.compiler.cudagraph_mark_step_begin()
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
             counts = self._with_predicted_counts(micro_batches)
-        totals = step_totals(counts)
+        soft, soft_counts = self._ask_teachers(micro_batches)
+        totals = step_totals([_joined(*of_batch) for of_batch in zip(counts, soft_counts, strict=True)])
         torch.manual_seed(self._step_seed())
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
@@ -248,7 +290,9 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with self._gradient_sync(last):
-                parts, weights = self._forward_backward(batch, totals, labelled, 1 / len(micro_batches), last)
+                parts, weights = self._forward_backward(
+                    batch, soft[number], totals, labelled, 1 / len(micro_batches), last
+                )
             for task, of_task in parts.items():
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
@@ -272,29 +316,36 @@ class Trainer:
             buffer.copy_(before)
         return counts
 
+    def _ask_teachers(self, micro_batches: Sequence[Batch]) -> tuple[list[Soft], list[Counts]]:
+        """What teachers say of each micro-batch, and the counts of it that the loss is divided by over all of them."""
+        if self.teachers is None:
+            return [{} for _ in micro_batches], [{} for _ in micro_batches]
+        with autocast(self.ranks.device, self.run.train.precision):
+            answers = [self.teachers(self._image(batch), batch.color) for batch in micro_batches]
+        return [soft for soft, _ in answers], [counts for _, counts in answers]
+
     def _image(self, batch: Batch) -> Tensor:
         memory_format = torch.channels_last if self.run.train.channels_last else torch.contiguous_format
         return batch.image.contiguous(memory_format=memory_format)
 
     def _labelled_tasks(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """By task: bool scalar, whether any image of the step, on any rank, has a label of it."""
-        flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.net.tasks]
+        flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.learning]
         on_any_rank = sum_over_ranks(torch.stack(flags).float()) > 0
-        return dict(zip(self.net.tasks, on_any_rank.unbind(), strict=True))
+        return dict(zip(self.learning, on_any_rank.unbind(), strict=True))
 
     def _forward_backward(
-        self, batch: Batch, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
+        self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
-        if self.run.train.compile == "cuda_graph":
-            torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.ranks.device, self.run.train.precision):
             parts, shared, leaves = self.loss_net(
-                self._image(batch), batch.targets, batch.labelled, totals, batch.color
+                self._image(batch), batch.targets, batch.labelled, totals, batch.color, soft
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
+        taught = {task: flag | (task in soft) for task, flag in labelled.items()}
         step = Step(
-            losses, shared, leaves, scale, labelled, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
+            losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
             self.cut_net.levels,
         )  # fmt: skip
         weights = self.balancer.backward(step)
@@ -308,6 +359,8 @@ class Trainer:
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
         self.scaler.unscale_(self.optimizer)
+        if self.extension and self.extension.penalty:
+            self.extension.penalty.add_gradients()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -355,6 +408,8 @@ class Trainer:
                 logger.info(
                     "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
+            if self.extension and not options.dry_run:
+                self._judge_old_network(resumed)
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
                 self.validate()
@@ -387,6 +442,8 @@ class Trainer:
                     break
             if self.profiler:
                 self.profiler.stop()
+            if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
+                self._report_forgetting()
             distributed.barrier()
         return self.state.results
 
@@ -455,7 +512,8 @@ class Trainer:
         self.log.train(
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
             weights={task: float(weight) for task, weight in output.weights.items()},
-            grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"], **throughput,
+            grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"],
+            gradients=pairs(self.balancer.diagnostics(), list(self.run.tasks)), **throughput,
         )  # fmt: skip
         if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
             logger.info(line)
@@ -470,7 +528,8 @@ class Trainer:
         labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
         losses: dict[str, dict[str, float]] = {}
         for (task, part), value in zip(names, values, strict=False):
-            if labelled[task] or not math.isfinite(value):  # else the 0 means that nothing was labelled
+            # else the 0 means that nothing was labelled
+            if labelled[task] or part.startswith(SOFT) or not math.isfinite(value):
                 losses.setdefault(task, {})[part] = value
         bad = [f"{t}/{p} {v}" for t, parts in losses.items() for p, v in parts.items() if not math.isfinite(v)]
         if bad:
@@ -544,6 +603,45 @@ class Trainer:
         if self.ranks.is_main_process:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
+    def _judge_old_network(self, resumed: bool) -> None:
+        """Before the first step: what the old network scores, and which of its weights matter."""
+        assert self.extension is not None
+        if resumed:
+            return
+        logger.info("the old tasks before the first step:")
+        self.validate_old()
+        self.extension.prepare(self.net, self.run.optim, self.folder if self.ranks.is_main_process else None)
+
+    def validate_old(self) -> None:
+        """Evaluate the old tasks; the results go to eval/before.json."""
+        assert self.extension is not None and self.data is not None
+        names = {name: task for name, task in self.data.eval_names.items() if task in self.extension.old}
+        meters = {name: self.net.tasks[task].meter(self.net.spaces[task]) for name, task in names.items()}
+        results = evaluate(
+            self.eval_model(),
+            self.data.val_loader,
+            self.ranks.device,
+            precision=self.run.train.precision,
+            meters=meters,
+        )
+        logger.info(results_table(results))
+        if self.ranks.is_main_process:
+            save_json(results, self.folder / BEFORE, {"step": 0, **self.extension.record()})
+
+    def _report_forgetting(self) -> None:
+        """Compare the last evaluation with the one before the first step."""
+        assert self.extension is not None and self.data is not None
+        if not self.ranks.is_main_process:
+            return
+        if not (self.folder / BEFORE).is_file():
+            logger.info(f"note      {self.folder / BEFORE} is not there, so that nothing can be compared with it")
+            return
+        before = json.loads((self.folder / BEFORE).read_text(encoding="utf-8"))["results"]
+        split = [{"data": dataset.name, "images": len(dataset)} for dataset in self.data.val_datasets]
+        header = {**self.extension.record(), "method": self.extension.spec.type, "step": self.state.step, "val": split}
+        text = write_report(self.folder, header, before, self.state.results, self.net.tasks, self.extension.old)
+        logger.info(f"written: {self.folder / 'forgetting.json'} and .md\n{text}")
+
     def eval_model(self) -> MultiTaskNet:
         """The network to evaluate: averaged weights where there are any, unsharded, with the first rank's buffers."""
         net = self.ema.module if self.ema else self.net
@@ -591,6 +689,8 @@ class Trainer:
             "step": self.state.step,
             "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
             "best": self.state.best,
+            **({"teachers": self.teacher_record} if self.teacher_record else {}),
+            **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
 
     def load_checkpoint(self, path: Path, monitor: Monitor) -> Results | None:
@@ -617,6 +717,9 @@ class Trainer:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
         check_fits(self.net, state["net"], path)
         check_continues(state, self._local_state(), path)
+        teachers.check_record(state, self._local_state(), path)
+        if self.extension:
+            self.extension.load_state_dict(state.get("extension"), path)
         if self.sharded:
             load_full_weights(self.net, state["net"])
             load_full_moments(self.net, self.optimizer, state["optimizer"])
@@ -674,13 +777,19 @@ class Trainer:
             yield f"task      {name}: {task.type}" + (
                 f", {len(space.classes)} classes of {space.name}" if space else ""
             )
+        if self.extension:
+            yield f"extends   {self.extension.line()}"
+        for teacher, lessons in zip(self.teacher_record, self.teachers.lessons if self.teachers else (), strict=False):
+            taught = ", ".join(f"{one.task} ({one.source})" for one in lessons)
+            yield f"teacher   {teacher['path']} (SHA-256 {teacher['sha256'][:12]}): {taught}"
         yield (
             f"data      {len(data.train_loader)} batches of {run.train.batch_size} a rank, {len(data.val_loader)} to "
             f"validate, {run.data.size}"
         )
         counts = data.train_loader.batch_sampler.mixture.counts  # type: ignore[union-attr]
         for dataset, count in zip(data.train_datasets, counts, strict=True):
-            taught = ", ".join(n for n, task in run.tasks.items() if supervises(dataset, task, net.spaces[n]))
+            learning = extending.train_tasks(run)
+            taught = ", ".join(n for n, task in learning.items() if supervises(dataset, task, net.spaces[n])) or "none"
             yield f"train on  {dataset.name}: {len(dataset)} images, {count} drawn an epoch; teaches {taught}"
         for dataset in data.val_datasets:
             yield f"eval on   {dataset.name}: {len(dataset)} images"

@@ -22,7 +22,7 @@ from visionmtl.engine.evaluator import Precision, forward
 from visionmtl.io.images import list_images, read_image
 from visionmtl.io.video import is_video, read_frames
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Detections, LabelSpace
+from visionmtl.structures import Detections, ImageClasses, LabelSpace
 from visionmtl.tasks.base import Task
 from visionmtl.visualization import draw
 
@@ -59,6 +59,24 @@ class ResultBoxes:
         return np.array([_inner_median(self.depth_m, box) for box in self.xyxy], np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class ResultClasses:
+    """Classes of a whole image, best first."""
+
+    names: list[str]
+    scores: NDArray[np.float32] = field(repr=False)  # 0..1, of each name
+
+    @property
+    def name(self) -> str:
+        """The class of the highest score."""
+        return self.names[0]
+
+    @property
+    def score(self) -> float:
+        """The highest score."""
+        return float(self.scores[0])
+
+
 def _inner_median(depth_m: NDArray[np.float32], box: NDArray[np.float32]) -> float:
     """Of the pixels whose centres lie in the inner half; of the middle pixel where that holds none."""
     spans = []
@@ -87,6 +105,7 @@ class Result:
     segmentation: NDArray[np.uint8] | None = field(default=None, repr=False)  # [H, W] class ids
     depth_m: NDArray[np.float32] | None = field(default=None, repr=False)  # [H, W] metres along the optical axis
     normals: NDArray[np.float32] | None = field(default=None, repr=False)  # [H, W, 3] x right, y down, z forward
+    classification: ResultClasses | None = None
 
     @staticmethod
     def of(
@@ -98,15 +117,19 @@ class Result:
     ) -> "Result":
         """Each field is filled by the first task whose `result_field` names it."""
         fields: dict[str, Any] = {}
-        space_of_boxes: LabelSpace | None = None
+        names: dict[str, list[str]] = {}  # by field: the classes of the prediction's labels
         for name, task in tasks.items():
             if task.result_field is not None and task.result_field not in fields:
                 fields[task.result_field] = predictions[name]
-                space_of_boxes = spaces[name] if task.result_field == "boxes" else space_of_boxes
+                if isinstance(found := predictions[name], Detections | ImageClasses):
+                    space = spaces[name]
+                    assert space is not None
+                    names[task.result_field] = [space.classes[label] for label in found.labels]
         if isinstance(found := fields.get("boxes"), Detections):
-            assert space_of_boxes is not None
-            names = [space_of_boxes.classes[label] for label in found.labels]
-            fields["boxes"] = ResultBoxes(found.xyxy, found.scores, found.labels, names, fields.get("depth_m"))
+            boxes = found.xyxy, found.scores, found.labels, names["boxes"]
+            fields["boxes"] = ResultBoxes(*boxes, fields.get("depth_m"))
+        if isinstance(found := fields.get("classification"), ImageClasses):
+            fields["classification"] = ResultClasses(names["classification"], found.scores)
         return Result(image, source, predictions, tasks, spaces, **fields)
 
     def plot(self, min_score: float = MIN_SCORE) -> Image.Image:
@@ -142,6 +165,7 @@ class Predictor:
     Images are resized, padded and batched as in evaluation, in the run's precision. The numbers are those of
     `tools/eval.py` bit for bit where the batches are the same (`batch_size` images in their order); another size of
     batch may take another convolution algorithm, which moves the last bits.
+    A task with `classes` chooses among all of them, where evaluation chooses among those its data set annotates.
     """
 
     def __init__(self, opened: Opened, tasks: Sequence[str] | None = None, precision: Precision | None = None) -> None:

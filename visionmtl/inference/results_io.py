@@ -1,6 +1,7 @@
 """Predictions as files in the official submission formats, written and read back.
 
 DIR/TASK.json                       boxes: COCO results (image_id, official category_id, bbox xywh, score)
+DIR/TASK.json                       image labels: [{"image_id": ..., "scores": {class name: score, ...}}, ...]
 DIR/TASK/IMAGE.png                  segmentation: official ids where the label space has them, else class ids; 8 bit
 DIR/TASK/IMAGE_pred_labelIds.png    the same for Cityscapes, as its evaluation looks for it
 DIR/TASK/IMAGE.png                  depth: 16 bit, metres x 256 as KITTI has it, or millimetres; 0 = no prediction
@@ -29,11 +30,11 @@ from visionmtl.data.label_spaces import Spaces
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.coco.annotations import canonical
+from visionmtl.io.coco.annotations import canonical, read_json
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
 from visionmtl.io.paths import Files, composed, is_hidden
-from visionmtl.structures import IGNORE, Detections, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
 
 MANIFEST = "submission.json"
@@ -41,6 +42,8 @@ KITTI_UNITS = 256
 """Depth units per metre of KITTI's files; 1000 are millimetres."""
 
 _CITYSCAPES_ENDING = "_pred_labelIds"
+_JSON_FIELDS = ("boxes", "image_labels")
+"""Predictions that are one JSON file for all images."""
 _NORMALS_RANGE = 65535
 
 
@@ -61,7 +64,7 @@ class SubmissionWriter:
             _check_field(task)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
         self._seen: dict[str, str] = {}  # image ids, by what they mean in a results file
-        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field == "boxes"}
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field in _JSON_FIELDS}
         for name in tasks.keys() - self._rows.keys():
             (folder / name).mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,8 @@ class SubmissionWriter:
             space = self._spaces[name]
             if name in self._rows:
                 assert space is not None
-                self._rows[name] += rows_of(sample.image_id, prediction, space)
+                as_rows = rows_of if self._tasks[name].field == "boxes" else _score_rows
+                self._rows[name] += as_rows(sample.image_id, prediction, space)
                 continue
             file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,12 +147,12 @@ def paths_by_task(arguments: Sequence[str], tasks: Mapping[str, Task]) -> dict[s
             paths[name] = home_path(path)
             continue
         folder = home_path(argument)
-        candidates = {name: folder / (f"{name}.json" if t.field == "boxes" else name) for name, t in tasks.items()}
+        candidates = {name: folder / (f"{name}.json" if t.field in _JSON_FIELDS else name) for name, t in tasks.items()}
         existing = {name: path for name, path in candidates.items() if path.exists()}
         if not existing:
             raise ValueError(
-                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes) or TASK/ "
-                "(PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
+                f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes, image "
+                "labels) or TASK/ (PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
         paths |= existing
     return paths
@@ -163,13 +167,13 @@ class Predictions:
     num_ignored: int = 0
     """Boxes of categories that the label space does not have."""
     images_unread: set[str] = field(default_factory=set)
-    """Images in a file of boxes that `read` was not asked for so far."""
+    """Images in a JSON file that `read` was not asked for so far."""
 
 
 def open_predictions(
     path: Path, task: Task, space: LabelSpace | None, units_per_metre: float | None = None
 ) -> Predictions:
-    """A JSON file for boxes, a folder of PNGs for everything else.
+    """A JSON file for boxes and image labels, a folder of PNGs for everything else.
 
     units_per_metre: of depth files; None: as the folder's submission.json says, else KITTI_UNITS.
     """
@@ -177,6 +181,9 @@ def open_predictions(
     if task.field == "boxes":
         assert space is not None
         return _open_boxes(path, space)
+    if task.field == "image_labels":
+        assert space is not None
+        return _open_scores(path, space)
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; {task.field} is read from one PNG an image; name their folder")
     pngs = [file for file in path.rglob("*.png") if not is_hidden(file.name)]
@@ -239,7 +246,7 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
 
 
 def check_images(path: Path, predictions: Predictions, datasets: Sequence[NamedDataset]) -> None:
-    """Raises ValueError, on all ranks, if a file of boxes names an image that is in no data set.
+    """Raises ValueError, on all ranks, if a JSON file names an image that is in no data set.
 
     To be called on all ranks after `read` was called for every labelled image. Only where the file has more images are
     the data sets read once more, for the ids of images without labels.
@@ -257,10 +264,62 @@ def check_images(path: Path, predictions: Predictions, datasets: Sequence[NamedD
         )
 
 
+def _score_rows(image_id: str, prediction: ImageClasses, space: LabelSpace) -> list[dict[str, Any]]:
+    scores = zip(prediction.labels, prediction.scores, strict=True)
+    # a float32 in as few digits as give it back
+    return [{"image_id": image_id, "scores": {space.classes[label]: float(str(score)) for label, score in scores}}]
+
+
+def _open_scores(path: Path, space: LabelSpace) -> Predictions:
+    rows: Any = read_json(path)
+    by_image: dict[str, dict[str, float]] = {}
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}; a list of entries is needed; write it anew")
+    for number, row in enumerate(rows):
+        scores = row.get("scores") if isinstance(row, dict) else None
+        if not isinstance(scores, dict) or not all(_is_score(value) for value in scores.values()):
+            raise ValueError(
+                f"{path}: entry[{number}] is {str(row)[:80]}; it needs image_id, and as scores a number of 0..1 for "
+                "each class name; correct it"
+            )
+        if strange := [name for name in scores if name not in space.classes]:
+            raise ValueError(
+                f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, "
+                f"which is no class of {space.name}; correct it"
+            )
+        key = canonical(row.get("image_id"))
+        if key is None or key in by_image:
+            raise ValueError(
+                f"{path}: entry[{number}] has image_id {row.get('image_id')!r}, which is "
+                f"{'no id' if key is None else 'that of an earlier entry'}; each image has one entry; correct it"
+            )
+        by_image[key] = scores
+    unread = set(by_image)
+
+    def read(sample: Sample) -> tuple[str, ImageClasses]:
+        key = _key(sample.image_id)
+        if key not in by_image:
+            raise ValueError(
+                f"image {sample.image_id!r} has no entry in {path}, which has {len(by_image)}; every labelled image "
+                "needs one; add it"
+            )
+        unread.discard(key)
+        ranked = sorted(by_image[key].items(), key=lambda pair: -pair[1])
+        labels = np.array([space.classes.index(name) for name, _ in ranked], np.int64)
+        return key, ImageClasses(labels, np.array([score for _, score in ranked], np.float32))
+
+    return Predictions(read, images_unread=unread)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _check_field(task: Task) -> None:
-    if task.field != "boxes" and task.field not in _PNG:
+    if task.field not in _JSON_FIELDS and task.field not in _PNG:
         raise ValueError(
-            f"there is no file format for {task.field!r}; it can be boxes, {', '.join(_PNG)}; leave that task out"
+            f"there is no file format for {task.field!r}; it can be {', '.join((*_JSON_FIELDS, *_PNG))}; leave that "
+            "task out"
         )
 
 

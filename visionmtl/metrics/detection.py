@@ -19,8 +19,8 @@ class DetectionMeter:
 
     max_detections: cut per image *and class*, as in pycocotools; a cap per image is the model's job.
     backend: who counts; pycocotools is the reference, faster_coco_eval gives the same numbers sooner.
-    Every labelled image counts, also one without boxes. Classes without (non-crowd) truth are left out and named, and so
-    are those that a data set does not annotate (`Sample.annotated`), with what was found of them.
+    Every labelled image counts, also one without boxes. Classes without (non-crowd) truth are left out and named, and
+    so are those that a data set does not annotate (`Sample.annotated`), with what was found of them.
     """
 
     metrics: ClassVar[Mapping[str, Direction | None]] = {

@@ -121,14 +121,14 @@ class SegmentationMeter:
         total = int(true.sum())
         iou = hits / np.maximum(union, 1)
         accuracy = hits / np.maximum(true, 1)
-        annotated = self._joins[: len(self._annotated)][self._annotated].any(axis=0)
+        annotated: NDArray[np.bool_] = self._joins[: len(self._annotated)][self._annotated].sum(axis=0) > 0
         if not annotated.any():  # nothing was counted
             annotated[:] = True
         protocol = "one confusion matrix over all labelled pixels; classes absent but predicted score 0"
         if not annotated.all():
             protocol += f"; over the {annotated.sum()} of {len(annotated)} classes that are annotated"
 
-        return {
+        result = {
             "miou": float(iou[union > 0].mean()) if total else None,
             "pixel_accuracy": int(hits.sum()) / total if total else None,
             "mean_accuracy": float(accuracy[true > 0].mean()) if total else None,
@@ -147,12 +147,10 @@ class SegmentationMeter:
             "pixels": total,
             "void_pixels": int(void.sum()),
             "protocol": protocol,
-            **(
-                {}
-                if annotated.all()
-                else {"not_annotated": [name for k, name in enumerate(self.classes) if not annotated[k]]}
-            ),
         }
+        if not annotated.all():
+            result["not_annotated"] = [name for k, name in enumerate(self.classes) if not annotated[k]]
+        return result
 
     def _check(self, pairs: NDArray[np.int64], where: str) -> None:
         num_classes = len(self.space.classes)

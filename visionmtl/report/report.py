@@ -25,6 +25,13 @@ PrimaryMetrics = Mapping[str, tuple[str, str]]
 
 MAX_PICTURE_PX = 1800
 NUM_COLOURS = 6
+_GRADIENT_CHARTS = (
+    ("cosine", "cosines of the tasks' gradients", False),
+    ("conflict", "share of steps in conflict", False),
+    ("norm_ratio", "ratios of the gradients' lengths", True),
+    ("magnitude_similarity", "similarity of the gradients' lengths", False),
+)
+"""Figure of `balance.conflict`, title, and whether its axis is logarithmic."""
 _UNITS = {"_m": " m", "_deg": "°", "_s": " s"}
 
 
@@ -154,6 +161,13 @@ def _curves(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], primary: Pr
         drawn.append(line_chart(f"{task}: validation", shown, y_name=next(iter(shown), "")))
     weights = {_last(name): points for name, points in train.items() if "weight" in name}
     drawn.append(line_chart("weights of the tasks", weights, y_name="weight"))
+    for name, title, log in _GRADIENT_CHARTS:
+        of_pairs = {_last(path): points for path, points in train.items() if path.startswith(f"gradients/{name}/")}
+        drawn.append(line_chart(title, of_pairs, y_name=_last(name), log=log))
+    for level in sorted({path.split("/")[1] for path in train if path.startswith("gradients/level")}):
+        prefix = f"gradients/{level}/cosine/"
+        of_pairs = {_last(path): points for path, points in train.items() if path.startswith(prefix)}
+        drawn.append(line_chart(f"cosines of the tasks' gradients, {level}", of_pairs, y_name="cosine"))
     for title, key in (("learning rate", "lr"), ("gradient norm", "grad_norm"), ("images per second", "images_per_s")):
         drawn.append(line_chart(title, {key: train.get(key, [])}, y_name=key, log=key == "grad_norm"))
     yield from (chart for chart in drawn if chart)

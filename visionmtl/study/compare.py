@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from visionmtl.study.comparison import Plan, Variant
+from visionmtl.study.affinity import measure_affinity, read_affinity
+from visionmtl.study.comparison import PlannedRuns, Variant, key_of
 from visionmtl.study.costs import measure_costs, read_costs
 from visionmtl.study.report import Measured, SearchedTrial, write_report
 from visionmtl.study.runner import Job, Runner
@@ -13,7 +14,7 @@ from visionmtl.study.worker import Result
 
 
 def compare(
-    plan: Plan, folder: Path, runner: Runner, *, train: bool, with_costs: bool, tell: Callable[[str], None]
+    plan: PlannedRuns, folder: Path, runner: Runner, *, train: bool, with_costs: bool, tell: Callable[[str], None]
 ) -> list[str]:
     """Do a comparison, or go on with it; returns what failed, a line each. The report is written after each run.
 
@@ -27,12 +28,14 @@ def compare(
         failed += runner.finish(study.searched_jobs(), study.report)
     if with_costs:
         measure_costs(folder, {name: study.chosen(one) for name, one in study.selected.items()}, runner, tell)
+    if plan.comparison.affinity in plan.selected and train:
+        measure_affinity(folder, study.affinity_runs(), runner.device, runner.threads, tell)
     study.report()
     return failed
 
 
 class _Study:
-    def __init__(self, plan: Plan, folder: Path, runner: Runner) -> None:
+    def __init__(self, plan: PlannedRuns, folder: Path, runner: Runner) -> None:
         self.plan, self.folder, self.runner = plan, folder, runner
         self.seeds = plan.comparison.seeds
         self.selected = {name: one for name, one in plan.variants.items() if name in plan.selected}
@@ -107,6 +110,14 @@ class _Study:
             results[task] = result
         return results or None
 
+    def affinity_runs(self) -> dict[str, Path]:
+        """The finished runs whose affinity is wanted, by seed and settings."""
+        name = self.plan.comparison.affinity
+        assert name is not None
+        runs = [self.plan.variants[name].seeded(seed) for seed in self.seeds]
+        finished = [run for run in runs if (one := self.runner.result(name, run, None)) and not one.diverged]
+        return {key_of(run): self.runner.place(name, run) for run in finished}
+
     def measured(self) -> list[Measured]:
         """What is finished so far, in the order of the file."""
         rows = []
@@ -122,4 +133,8 @@ class _Study:
 
     def report(self) -> None:
         """Write all files of the report."""
-        write_report(self.folder, self.plan, self.measured(), read_costs(self.folder))
+        affinity = read_affinity(self.folder)
+        name = self.plan.comparison.affinity
+        runs = [self.plan.variants[name].seeded(seed) for seed in self.seeds] if name else []
+        matrices = [affinity[key] for run in runs if (key := key_of(run)) in affinity]
+        write_report(self.folder, self.plan, self.measured(), read_costs(self.folder), matrices)

@@ -90,6 +90,10 @@ class Comparison(Spec):
     """By task: the run it is compared with; a task left out has the only run that learns it alone."""
     confidence: float = Field(0.95, gt=0, lt=1)
     label_fractions: LabelFractions | None = None
+    leave_one_out: str | None = None
+    """A run that is also trained without each of its tasks in turn: what each task does to the others."""
+    affinity: str | None = None
+    """A run whose look-ahead affinity is measured when it is trained, see `study.affinity`."""
     cache: bool = False
     """Keep decoded training images in DIR/cache for all runs; see `data.cache`."""
 
@@ -97,6 +101,15 @@ class Comparison(Spec):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {list(self.seeds)}; each counts once; remove the repeated one")
+        for setting in ("leave_one_out", "affinity"):
+            name = getattr(self, setting)
+            if name is None:
+                continue
+            if name not in self.runs or self.runs[name].search or self.label_fractions:
+                raise ValueError(
+                    f"{setting} is {name!r}{did_you_mean(name, self.runs)}; allowed is one of the runs "
+                    f"({', '.join(self.runs)}) without a search, and no label_fractions in the same file; correct it"
+                )
         return self
 
 
@@ -126,7 +139,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRuns:
     """All variants of a comparison, and what is read off them."""
 
     comparison: Comparison
@@ -141,7 +154,7 @@ class Plan:
         return self.references.get((task, fraction)) or self.references.get((task, None))
 
 
-def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Plan:
+def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> PlannedRuns:
     """The plan of a comparison file. Raises ConfigError listing what does not fit.
 
     overrides: settings of all runs, after those of the file; only: names of the entries wanted (and their references);
@@ -166,16 +179,21 @@ def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = 
     wanted = _wanted(only, comparison, references)
     variants: dict[str, Variant] = {}
     by_fraction: dict[tuple[str, float | None], str] = {}
-    for name in comparison.runs:
-        for variant in _variants(name, comparison, whole, base, common, file):
+    for name, entry in (comparison.runs | _without_each(comparison, list(whole.tasks), file)).items():
+        for variant in _variants(name, entry, comparison, whole, base, common, file):
             variants[variant.name] = variant
             by_fraction |= {(task, variant.fraction): variant.name for task, of in references.items() if of == name}
-    selected = frozenset(name for name, variant in variants.items() if variant.entry in wanted)
-    origin = (
-        f"Checkpoints and searched weights were chosen on {100 * comparison.held_out:g} % of the training images, which "
-        "no run trained on; the figures are those of the test data, read once."
+    out_of = comparison.leave_one_out
+    selected = frozenset(
+        name
+        for name, variant in variants.items()
+        if variant.entry in wanted or (out_of in wanted and variant.entry not in comparison.runs)
     )
-    return Plan(comparison, variants, metrics, by_fraction, selected, origin)
+    origin = (
+        f"Checkpoints and searched weights were chosen on {100 * comparison.held_out:g} % of the training images, "
+        "which no run trained on; the figures are those of the test data, read once."
+    )
+    return PlannedRuns(comparison, variants, metrics, by_fraction, selected, origin)
 
 
 def _metrics(comparison: Comparison, whole: Run, file: Path) -> dict[str, dict[str, Direction]]:
@@ -240,11 +258,33 @@ def _wanted(only: Sequence[str], comparison: Comparison, references: Mapping[str
     return chosen
 
 
+def without(name: str, task: str) -> str:
+    """The name of a run that leaves a task out."""
+    return f"{name}-without-{task}"
+
+
+def _without_each(comparison: Comparison, tasks: Sequence[str], file: Path) -> dict[str, RunEntry]:
+    """The runs of `leave_one_out`."""
+    name = comparison.leave_one_out
+    if name is None:
+        return {}
+    entry = comparison.runs[name]
+    learnt = entry.tasks or tuple(tasks)
+    if len(learnt) < 2:
+        raise ConfigError(
+            f"leave_one_out in {file} is {name!r}, which learns {', '.join(learnt)} alone; two tasks or more are "
+            "needed; choose another run"
+        )
+    return {
+        without(name, task): entry.model_copy(update={"tasks": tuple(one for one in learnt if one != task)})
+        for task in learnt
+    }
+
+
 def _variants(
-    name: str, comparison: Comparison, whole: Run, base: Path, common: Sequence[str], file: Path
+    name: str, entry: RunEntry, comparison: Comparison, whole: Run, base: Path, common: Sequence[str], file: Path
 ) -> list[Variant]:
     """The variants of an entry. whole: the run of the config with the common overrides."""
-    entry = comparison.runs[name]
     for override in (*common, *entry.overrides):
         setting = override.lstrip("~").partition("=")[0]
         if setting in _DECIDED:

@@ -7,12 +7,12 @@ from pathlib import Path
 from visionmtl import run as config
 from visionmtl.metrics.base import Direction
 from visionmtl.run import Run
-from visionmtl.study.comparison import Comparison, Plan, RunEntry, Variant, key_of, settings_of
+from visionmtl.study.comparison import Comparison, PlannedRuns, RunEntry, Variant, key_of, settings_of
 from visionmtl.study.report import Measured
 from visionmtl.study.worker import Result
 
 
-def read_existing(folder: Path, confidence: float = 0.95) -> tuple[Plan, list[Measured]]:
+def read_existing(folder: Path, confidence: float = 0.95) -> tuple[PlannedRuns, list[Measured]]:
     """Every run folder below `folder` with an evaluation; runs that differ in the seed alone make one row.
 
     Figures are those of each run's last evaluation, on its own validation data. Each task's reference is the row that
@@ -49,7 +49,7 @@ def read_existing(folder: Path, confidence: float = 0.95) -> tuple[Plan, list[Me
         confidence=confidence,
     )
     origin = "Figures are those of each run's last evaluation on its own validation data, which nothing kept unseen."
-    plan = Plan(comparison, variants, metrics, _references(variants), frozenset(variants), origin)
+    plan = PlannedRuns(comparison, variants, metrics, _references(variants), frozenset(variants), origin)
     return plan, [
         Measured(variants[name], {seed: _result(run, file) for seed, (_, run, file) in row.items()}, ())
         for name, row in named.items()

@@ -12,10 +12,11 @@ from visionmtl.benchmark.figures import Cell, Table, markdown
 from visionmtl.data.label_spaces import task_of
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.base import Results
+from visionmtl.study.affinity import agreement
 from visionmtl.study.charts import draw_curves, draw_intervals
-from visionmtl.study.comparison import Plan, Variant
+from visionmtl.study.comparison import PlannedRuns, Variant, without
 from visionmtl.study.costs import Cost, step_ms
-from visionmtl.study.statistics import Interval
+from visionmtl.study.statistics import Interval, student_interval
 from visionmtl.study.tables import Figures, figures
 from visionmtl.study.worker import Result
 
@@ -53,7 +54,7 @@ class Row:
         return f"{self.measured.variant.name} ({trials} trials)" if trials else self.measured.variant.name
 
 
-def make_rows(plan: Plan, measured: Sequence[Measured]) -> list[Row]:
+def make_rows(plan: PlannedRuns, measured: Sequence[Measured]) -> list[Row]:
     """The figures of every variant that has a finished run."""
     of_variant = {one.variant.name: one for one in measured}
     rows = []
@@ -71,7 +72,7 @@ def make_rows(plan: Plan, measured: Sequence[Measured]) -> list[Row]:
     return rows
 
 
-def _references(plan: Plan, variant: Variant, seed: int, of_variant: Mapping[str, Measured]) -> dict[str, Results]:
+def _references(plan: PlannedRuns, variant: Variant, seed: int, of_variant: Mapping[str, Measured]) -> dict[str, Results]:
     """By task the test results of its reference with the same seed; {} where one is missing, or it is one itself."""
     found: dict[str, Results] = {}
     for task in variant.run.tasks:
@@ -86,21 +87,36 @@ def _references(plan: Plan, variant: Variant, seed: int, of_variant: Mapping[str
     return found
 
 
-def write_report(folder: Path, plan: Plan, measured: Sequence[Measured], costs: Mapping[str, Cost]) -> None:
-    """Write report.md, results.csv, runs.csv, comparison.json and the charts into the folder."""
+def write_report(
+    folder: Path,
+    plan: PlannedRuns,
+    measured: Sequence[Measured],
+    costs: Mapping[str, Cost],
+    affinity: Sequence[Sequence[Sequence[float]]] = (),
+) -> None:
+    """Write report.md, results.csv, runs.csv, comparison.json and the charts into the folder.
+
+    affinity: of each seed of the run that it was asked of, [T][T], see `study.affinity`
+    """
     rows = make_rows(plan, measured)
-    write_json(folder / "comparison.json", _plain(plan, measured, rows, costs))
+    tables = [*_leave_one_out(plan, measured), *_gradient_tables(plan, measured), *_affinity_tables(plan, affinity)]
+    write_json(folder / "comparison.json", {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
     write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
     charts = list(_draw(folder, plan, rows))
-    write_text(folder / "report.md", "\n".join(_text(plan, measured, rows, costs, charts)) + "\n")
+    write_text(folder / "report.md", "\n".join(_text(plan, measured, rows, costs, charts, tables)) + "\n")
 
 
 # ---- Markdown ----
 
 
 def _text(
-    plan: Plan, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost], charts: Sequence[str]
+    plan: PlannedRuns,
+    measured: Sequence[Measured],
+    rows: Sequence[Row],
+    costs: Mapping[str, Cost],
+    charts: Sequence[str],
+    tables: Sequence[Table],
 ) -> Iterator[str]:
     settings = plan.comparison
     planned, finished = len(settings.seeds) * len(measured), sum(len(one.results) for one in measured)
@@ -138,14 +154,15 @@ def _text(
         yield (
             f"Steps are whole training steps, timed in turns with `{baseline}`; their milliseconds are the ratio "
             f"times the least that `{baseline}` took, so that other load on the machine falls on none; GFLOP are of a "
-            "forward pass on one image, a multiply-add as two; memory is the peak of the whole training process (of its device "
-            "on CUDA). Runs counts what had to be trained for one seed, trials included."
+            "forward pass on one image, a multiply-add as two; memory is the peak of the whole training process (of "
+            "its device on CUDA). Runs counts what had to be trained for one seed, trials included."
         )
     for one in measured:
         if one.trials:
             yield markdown(_trial_table(one))
             yield ""
             yield f"{len(one.trials)} of {len(one.variant.trials)} trials; the best Δm on held-out images is taken."
+    yield from (markdown(table) for table in tables)
     if diverged := [
         f"{one.variant.name}, seed {seed}: {result.diverged}"
         for one in measured
@@ -158,7 +175,7 @@ def _text(
         yield f"\n![{name}]({name})"
 
 
-def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
+def _results_table(plan: PlannedRuns, rows: Sequence[Row]) -> Table:
     columns = _metric_columns(plan, rows)
     heads = [f"{name} {metric} {_ARROW[plan.metrics[task_of(name)][metric]]}" for name, metric in columns]
     has_delta = any(row.figures.per_task for row in rows)
@@ -175,7 +192,7 @@ def _results_table(plan: Plan, rows: Sequence[Row]) -> Table:
 _ARROW = {"max": "↑", "min": "↓"}
 
 
-def _transfer_table(plan: Plan, rows: Sequence[Row]) -> Table:
+def _transfer_table(plan: PlannedRuns, rows: Sequence[Row]) -> Table:
     tasks = [task for task in plan.metrics if any(task in row.figures.transfer for row in rows)]
     heads = [text for task in tasks for text in (f"{task}, %", "transfer")]
     body: list[list[Cell]] = []
@@ -241,17 +258,88 @@ def _plain_percent(value: float | None) -> str:
     return "diverged" if value is None else f"{100 * value:+.2f}"
 
 
-def _metric_columns(plan: Plan, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _metric_columns(plan: PlannedRuns, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Names of results and metrics in the order of the plan."""
     present = list(dict.fromkeys(column for row in rows for column in row.figures.metrics))
     ordered = [(task, metric) for task, metrics in plan.metrics.items() for metric in metrics]
     return sorted(present, key=lambda column: ordered.index((task_of(column[0]), column[1])))
 
 
+# ---- between tasks ----
+
+
+def _leave_one_out(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
+    """What the presence of one task does to the others: the whole run against the run without it."""
+    name = plan.comparison.leave_one_out
+    of_variant = {one.variant.name: one for one in measured}
+    if name is None or name not in of_variant:
+        return
+    whole = of_variant[name]
+    tasks = [task for task in plan.metrics if task in whole.variant.run.tasks]
+    body: list[list[Cell]] = []
+    for task in tasks:
+        other = of_variant.get(without(name, task))
+        pairs = [
+            (result.test, reference.test)
+            for seed, result in (whole.results.items() if other else ())
+            if other and (reference := other.results.get(seed)) and result.test and reference.test
+        ]
+        if not pairs:
+            continue
+        against = [dict.fromkeys([one for one in tasks if one != task], reference) for _, reference in pairs]
+        of = figures([result for result, _ in pairs], against, plan.metrics, plan.comparison.confidence)
+        body.append([task, *(_verdict(of.transfer.get(one)) for one in tasks)])
+    if body:
+        yield Table(f"What adding a task does to the others in {name}, % (leave one out)", ("added", *tasks), body)
+
+
+def _verdict(of: Interval | None) -> str | None:
+    return None if of is None else f"{_percent(of)} {of.verdict}"
+
+
+def _gradient_tables(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
+    """Cosines and conflict between tasks over training, for the methods that see gradients."""
+    for figure, title in (("cosine", "Cosine of the tasks' gradients"), ("conflict", "Share of steps in conflict")):
+        seen = [(one, [r.gradients[figure] for r in one.results.values() if figure in r.gradients]) for one in measured]
+        seen = [(one, of_seeds) for one, of_seeds in seen if of_seeds]
+        pairs = list(dict.fromkeys(pair for _, of_seeds in seen for pair in of_seeds[0]))
+        body: list[list[Cell]] = []
+        for one, of_seeds in seen:
+            cells: list[Cell] = [one.variant.name]
+            for pair in pairs:
+                values = [of_seed[pair] for of_seed in of_seeds if pair in of_seed]
+                cells.append(_mean(student_interval(values, plan.comparison.confidence)) if values else None)
+            alike = agreement([list(of_seed.values()) for of_seed in of_seeds])
+            body.append([*cells, None if alike is None else f"{alike:+.2f}"])
+        if body:
+            yield Table(f"{title}, mean over training", ("run", *pairs, "agreement of seeds"), body)
+
+
+def _affinity_tables(plan: PlannedRuns, affinity: Sequence[Sequence[Sequence[float]]]) -> Iterator[Table]:
+    """The matrix over seeds; a row is the task that steps."""
+    name = plan.comparison.affinity
+    if name is None or not affinity:
+        return
+    tasks = list(plan.variants[name].run.tasks)
+    body: list[list[Cell]] = []
+    for i, task in enumerate(tasks):
+        of_row = [
+            student_interval([100 * matrix[i][j] for matrix in affinity], plan.comparison.confidence)
+            for j in range(len(tasks))
+        ]
+        body.append([task, *(_mean(of) for of in of_row)])
+    between = [[row[j] for i, row in enumerate(matrix) for j in range(len(row)) if i != j] for matrix in affinity]
+    alike = agreement(between)
+    told = "" if alike is None else f"; rank correlation between seeds {alike:+.2f}"
+    yield Table(
+        f"Look-ahead affinity in {name}: a step for one task (row) lowers a loss by %{told}", ("step", *tasks), body
+    )
+
+
 # ---- charts ----
 
 
-def _draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+def _draw(folder: Path, plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[str]:
     deltas = [(row.name, row.figures.per_task) for row in rows if row.figures.per_task]
     if deltas:
         draw_intervals(folder / "delta_m.png", "Δm per task against single-task runs", deltas)
@@ -282,7 +370,7 @@ def _draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
 # ---- CSV and JSON ----
 
 
-def _result_records(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
+def _result_records(plan: PlannedRuns, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
     """One line a variant and figure."""
     for row in rows:
         of: dict[str, Interval] = {
@@ -328,7 +416,7 @@ def _csv(records: Iterator[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _plain(plan: Plan, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Any]:
+def _plain(plan: PlannedRuns, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Any]:
     def interval(of: Interval | None) -> dict[str, Any] | None:
         return None if of is None else {**vars(of), "verdict": of.verdict}
 

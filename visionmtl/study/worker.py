@@ -7,8 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Result:
     num_parameters: int
     peak_memory_mb: float  # of the process on a CPU, of its device else
     train_s: float
+    gradients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Means over training by figure and pair of tasks, see `balance.conflict`; empty where the method sees none."""
 
     def save(self, folder: Path) -> None:
         """Write the file that marks the run as finished."""
@@ -131,7 +134,20 @@ def _train_and_evaluate(run: Run, folder: Path, test: Sequence[Dataset] | None, 
     tested = None
     if test is not None:
         tested = api.evaluate(best, f"data.val={json.dumps(test_sets)}", device=device)
-    memory = [row["memory_mb"] for row in read_rows(folder / "metrics.jsonl") if row.get("memory_mb")]
+    rows = read_rows(folder / "metrics.jsonl")
+    memory = [row["memory_mb"] for row in rows if row.get("memory_mb")]
     train_s = before.train_s if before else time.monotonic() - begin
-    finished = {"step": step, "held_out": held_out, "test": tested, "train_s": train_s}
+    finished = {"step": step, "held_out": held_out, "test": tested, "train_s": train_s, "gradients": _gradients(rows)}
     Result(**{**vars(empty), **finished, "peak_memory_mb": max(memory, default=0.0)}).save(folder)
+
+
+def _gradients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the logged steps of how the tasks' gradients lie to each other, on all maps together."""
+    logged = [row["gradients"] for row in rows if row.get("gradients")]
+    means: dict[str, dict[str, float]] = {}
+    for name in ("cosine", "conflict", "magnitude_similarity"):
+        for pair in logged[0][name] if logged else ():
+            values = [of_row[name][pair] for of_row in logged if of_row[name][pair] is not None]
+            if values:
+                means.setdefault(name, {})[pair] = fmean(values)
+    return means

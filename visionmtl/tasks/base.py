@@ -11,13 +11,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from visionmtl.config.registry import Configurable
+from visionmtl.config.registry import Configurable, Spec
 from visionmtl.metrics.base import Meter
 from visionmtl.ops.upload import beside
 from visionmtl.structures import MAX_CLASSES, ImageMeta, LabelSpace, Sample
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
+
+
+class SoftLoss(Spec):
+    """How a task learns from teachers, see `Task.distill`; settings that a task does not read are refused."""
+
+    weight: float = Field(1.0, gt=0, description="factor on the loss against the teachers")
+    temperature: float | None = Field(None, gt=0, description="segmentation; 2: what logits are divided by")
+    scale: Literal["metric", "free"] | None = Field(
+        None, description="depth; metric. free: the scale of each image is left to the labels"
+    )
 
 
 class Task(Configurable, package="visionmtl.tasks"):
@@ -88,6 +98,45 @@ class Task(Configurable, package="visionmtl.tasks"):
         with exactly zero gradient when nothing is labelled. No host waits: no `.item()`, boolean indexing, `nonzero`.
         """
 
+    # ---- learning from teachers; a task that defines these can ----
+
+    soft_settings: ClassVar[tuple[str, ...]] = ()
+    """The fields of `SoftLoss` beside `weight` that it reads."""
+
+    def check_teacher(self, teacher: "Task") -> None:
+        """Raise ValueError where the raw outputs of another task's module cannot teach this one."""
+        raise ValueError(
+            f"task type {self.type!r} does not say how it learns from a teacher; distillation works for tasks that "
+            f"define `soft_targets` and `distill`; define them in {type(self).__module__}, or leave it out of "
+            "distill.tasks"
+        )
+
+    def soft_targets(
+        self, raw: Raw, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """The raw output of a teacher of this very task as what `distill` learns from, float32 [B, ...] by name.
+
+        The targets of several teachers and views are averaged by name; maps [B, C, h, w] of other sizes are resized.
+        order: int64 [K], the teacher's class for each class of the student; None: they are the same
+        mirrored: the teacher saw the input turned left to right; the targets are those of the input
+        zoom: how much larger inputs are than those the teacher was trained on, see `ImageMeta`
+        """
+        raise NotImplementedError
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `distill` is a mean over, by names that begin with "soft_": float32 scalars, sums over images."""
+        raise NotImplementedError
+
+    def distill(
+        self, raw: Raw, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Named parts of the loss against the teachers (float32 scalars, >= 0), for images with labels and without.
+
+        soft: the mean of what `soft_targets` gave, and "content": as `ops.soft_losses.content_shares` gives it
+        totals: by the names of `count_soft`; otherwise as in `loss`. Without `settings.weight`. No host waits.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def predict(self, raw: Raw, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Any]:
         """One prediction per image, in user units at the original resolution, as numpy (see the task's docstring).
@@ -107,6 +156,30 @@ class Task(Configurable, package="visionmtl.tasks"):
         raise ValueError(
             f"task type {self.type!r} does not say how a prediction and its mirror image become one; flipping works "
             f"for tasks that define `predict_mirrored`; define it in {type(self).__module__}, or leave out --tta flip"
+        )
+
+    def labels_need_mirror(self, confidence: float) -> bool:
+        """Whether `pseudo_labels` needs the view of the mirrored image to judge this confidence."""
+        return False
+
+    def pseudo_labels(
+        self,
+        raw: Raw,
+        mirrored: Raw | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[Any]:
+        """Predictions to learn from: for each image a value of `field` of `Sample`, at the original resolution.
+
+        raw, mirrored, metas, size: as of `predict_mirrored`; mirrored is None unless it was asked for or is needed
+        confidence: in 0..1; what is less sure is left out, or marked as not labelled
+        unsure: of boxes: the score down to which they are marked as neither right nor wrong; None: they are left out
+        """
+        raise ValueError(
+            f"task type {self.type!r} does not say how its predictions become labels; that works for tasks that define "
+            f"`pseudo_labels`; define it in {type(self).__module__}, or leave the task out with --tasks"
         )
 
     def meter(self, space: LabelSpace | None) -> Meter:
@@ -173,7 +246,7 @@ class ClassTask(Task):
             return {}
         annotated = torch.ones(len(samples), MAX_CLASSES, dtype=torch.bool)
         for row, sample in zip(annotated, samples, strict=True):
-            known = sample and sample.annotated.get(self.field)
+            known = None if sample is None else sample.annotated.get(self.field)
             if known is not None:
                 row[: len(known)] = torch.from_numpy(known)
         return {"annotated": annotated}

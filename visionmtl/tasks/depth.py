@@ -17,8 +17,9 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import upsample
+from visionmtl.ops.soft_losses import area, log_distance, log_distance_up_to_scale, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import Task
+from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_depth
 
 
@@ -30,6 +31,7 @@ class Depth(Task, frozen=True):
     result_field: ClassVar[str | None] = "depth_m"
     meter_type: ClassVar = DepthMeter
     primary_metric: ClassVar[str] = "rmse_m"
+    soft_settings: ClassVar[tuple[str, ...]] = ("scale",)
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
     max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")
@@ -106,6 +108,30 @@ class Depth(Task, frozen=True):
             parts["gradient"] = self.gradient_weight * loss
         return parts
 
+    def check_teacher(self, teacher: Task) -> None:
+        """Any head and range teaches any other: both give the logarithm of metres."""
+
+    def soft_targets(
+        self, raw: Tensor, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """log_depth: [B, 1, h, w], natural log of metres; clamped to the teacher's range."""
+        limits = math.log(self.min_depth_m), math.log(self.max_depth_m)
+        log_depth = (raw.float() + math.log(zoom)).clamp(*limits)
+        return {"log_depth": log_depth.flip(-1) if mirrored else log_depth}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The area of images."""
+        return {"soft_area": area(soft["content"])}
+
+    def distill(
+        self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Part "log", over all pixels of images."""
+        log_pred = raw.float()
+        log_teacher = resize_like(soft["log_depth"], log_pred)
+        distance = log_distance_up_to_scale if settings.scale == "free" else log_distance
+        return {"log": distance(log_pred[:, 0], log_teacher[:, 0], soft["content"], totals["soft_area"])}
+
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:
         return [depth_m.cpu().numpy() for depth_m in self.predict_for_meter(raw, metas, size)]
 
@@ -118,6 +144,32 @@ class Depth(Task, frozen=True):
         """The geometric mean of the two depths."""
         views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), metas, strict=True)
         return [self._metres((one + other.flip(-1)) / 2, meta).cpu().numpy() for one, other, meta in views]
+
+    def labels_need_mirror(self, confidence: float) -> bool:
+        """The two views of an image tell how sure a depth is."""
+        return confidence > 0
+
+    def pseudo_labels(
+        self,
+        raw: Tensor,
+        mirrored: Tensor | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[NDArray[np.float32]]:
+        """The predicted metres; 0 where the smaller of the two views' depths is below `confidence` times the larger.
+
+        With two views, the geometric mean of both.
+        """
+        if mirrored is None:
+            return self.predict(raw, metas, size)
+        labels = self.predict_mirrored(raw, mirrored, metas, size)
+        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
+        for depth_m, (one, other) in zip(labels, views, strict=True):
+            agreement = (-(one - other.flip(-1)).abs()).exp()[0]  # of the logs: smaller / larger
+            depth_m[(agreement < confidence).cpu().numpy()] = 0
+        return labels
 
     def _metres(self, log_depth: Tensor, meta: ImageMeta) -> Tensor:
         return (log_depth[0].exp() * meta.zoom).clamp(self.min_depth_m, self.max_depth_m)

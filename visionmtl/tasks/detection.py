@@ -8,20 +8,26 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from visionmtl.metrics.base import Meter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
-from visionmtl.ops.boxes import box_area, nms
-from visionmtl.structures import Detections, ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import ClassTask
+from visionmtl.ops.boxes import box_area, generalised_iou, nms
+from visionmtl.ops.ranks import num_ranks
+from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
+from visionmtl.tasks.base import ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""
 NO_CLASS_LOGIT = -1e4
 """Its sigmoid is exactly 0, and so are cross-entropy and focal loss against 0; float16 and bfloat16 hold it."""
+
+MIN_SOFT_SCORE = 0.05
+"""Cells whose best class a teacher scores lower teach no box."""
+SOFT_BOX_WEIGHT = 2.0  # as of the task-aligned head's own boxes
 
 
 class Detection(ClassTask, frozen=True):
@@ -95,6 +101,59 @@ class Detection(ClassTask, frozen=True):
             raw = {**raw, "logits": torch.where(annotated, raw["logits"], NO_CLASS_LOGIT)}
         return self.head.loss(raw, boxes, targets["labels"], valid, targets["crowd"], labelled, totals)
 
+    def check_teacher(self, teacher: Task) -> None:
+        """The cells must be the same; the heads need not be, since scores and boxes are compared."""
+        assert isinstance(teacher, Detection)
+        if teacher.head.levels != self.head.levels:
+            raise ValueError(
+                f"the teacher's boxes are on levels {teacher.head.levels} and the student's on {self.head.levels}; "
+                "teaching cell by cell needs the same; set head.levels to the teacher's"
+            )
+
+    def soft_targets(
+        self, raw: RawBoxes, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """scores [B, A, K] in 0..1; quality [B, A], the best of them; weighted_boxes [B, A, 4]: xyxy px * quality.
+
+        The mean box of several teachers is then the one weighted by quality.
+        """
+        boxes, scores = self.head.decode(raw)
+        scores = scores if order is None else scores.index_select(2, order)
+        if mirrored:
+            widths = {width * 2**level for level, _, width in raw["shapes"]}
+            if len(widths) > 1:
+                raise ValueError(
+                    f"inputs are {min(widths)} px wide, which is no multiple of the coarsest level's stride "
+                    f"{2 ** max(level for level, _, _ in raw['shapes'])}: cells of an image turned left to right lie "
+                    "elsewhere; choose such a data.size, or set distill.flip=false"
+                )
+            x1, y1, x2, y2 = _flip_cells(boxes, raw["shapes"]).unbind(dim=-1)
+            boxes = torch.stack([min(widths) - x2, y1, min(widths) - x1, y2], dim=-1)
+            scores = _flip_cells(scores, raw["shapes"])
+        quality = scores.amax(dim=2)
+        return {"scores": scores, "quality": quality, "weighted_boxes": boxes * quality[..., None]}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sum of the qualities that teach boxes."""
+        return {"soft_quality": _box_weights(soft).sum()}
+
+    def distill(
+        self, raw: RawBoxes, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Parts "class" and "box", for any head: both compare what `head.decode` gives, cell by cell.
+
+        Quality focal loss against the teachers' scores (Dense Teacher, arXiv:2207.02541, eq. 3), and GIoU against their
+        boxes weighted by their best scores, in place of that paper's choice of the best hundredth of cells. FCOS's
+        score is the root of class times centre-ness, so its two branches learn together.
+        """
+        boxes, scores = self.head.decode(raw)
+        total = totals["soft_quality"].clamp(min=1 / num_ranks())  # as for labels, see the task-aligned head
+        focal = (soft["scores"] - scores).abs().square()
+        class_loss = F.binary_cross_entropy(scores, soft["scores"], reduction="none") * focal
+        wanted = soft["weighted_boxes"] / soft["quality"].clamp(min=1e-6)[..., None]
+        box_loss = (1 - generalised_iou(boxes, wanted)) * _box_weights(soft)
+        return {"class": class_loss.sum() / total, "box": SOFT_BOX_WEIGHT * box_loss.sum() / total}
+
     def predict(self, raw: RawBoxes, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Detections]:
         return self._originals(*self._inside(raw, metas), metas)
 
@@ -108,6 +167,27 @@ class Detection(ClassTask, frozen=True):
         x1, y1, x2, y2 = others.unbind(dim=-1)
         turned = torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
         return self._originals(torch.cat([boxes, turned], dim=1), torch.cat([scores, other_scores], dim=1), metas)
+
+    def pseudo_labels(
+        self,
+        raw: RawBoxes,
+        mirrored: RawBoxes | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[Boxes]:
+        """Boxes with scores from `confidence` on; those from `unsure` to there are crowds: neither hit nor miss."""
+        found = (
+            self.predict(raw, metas, size) if mirrored is None else self.predict_mirrored(raw, mirrored, metas, size)
+        )
+        labels = []
+        for boxes in found:
+            kept = boxes.scores >= (confidence if unsure is None else unsure)
+            xyxy = boxes.xyxy[kept]
+            area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+            labels.append(Boxes(xyxy, boxes.labels[kept], boxes.scores[kept] < confidence, area))
+        return labels
 
     def _inside(self, raw: RawBoxes, metas: Sequence[ImageMeta]) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""
@@ -147,3 +227,15 @@ class Detection(ClassTask, frozen=True):
     ) -> NDArray[np.uint8]:
         assert space is not None
         return draw_boxes(image, prediction, space, min_score)
+
+
+def _box_weights(soft: dict[str, Tensor]) -> Tensor:
+    """How much each cell's box teaches, [B, A]."""
+    return torch.where(soft["quality"] >= MIN_SOFT_SCORE, soft["quality"], 0.0)
+
+
+def _flip_cells(values: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Values [B, A, n] of the cells of all levels, each level turned left to right."""
+    levels = values.split([height * width for _, height, width in shapes], dim=1)
+    turned = [x.unflatten(1, shape[1:]).flip(2).flatten(1, 2) for x, shape in zip(levels, shapes, strict=True)]
+    return torch.cat(turned, dim=1)

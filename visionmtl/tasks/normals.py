@@ -14,8 +14,9 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
+from visionmtl.ops.soft_losses import area, direction_distance, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import Task
+from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_normals
 
 
@@ -62,6 +63,28 @@ class Normals(Task, frozen=True):
         pred = upsample(raw.float(), true.shape[2] // raw.shape[2])
         return {"cosine": cosine_distance(pred, true, valid, totals["pixels"])}
 
+    def check_teacher(self, teacher: Task) -> None:
+        """Any decoder teaches any other."""
+
+    def soft_targets(
+        self, raw: Tensor, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """normals: unit vectors [B, 3, h, w]; their mean is shorter where teachers disagree."""
+        vectors = F.normalize(raw.float(), dim=1, eps=1e-6)
+        return {"normals": _mirrored(vectors) if mirrored else vectors}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The area of images."""
+        return {"soft_area": area(soft["content"])}
+
+    def distill(
+        self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Part "cosine", over all pixels of images."""
+        pred = raw.float()
+        teacher = resize_like(soft["normals"], pred)
+        return {"cosine": direction_distance(pred, teacher, soft["content"], totals["soft_area"])}
+
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.float32]]:
         return [_unit(vectors).permute(1, 2, 0).cpu().numpy() for vectors in each_to_original(raw, size, metas)]
 
@@ -70,8 +93,7 @@ class Normals(Task, frozen=True):
     ) -> list[NDArray[np.float32]]:
         """The middle direction; turned left to right, a vector's x changes its sign."""
         views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
-        sign = raw.new_tensor([-1.0, 1.0, 1.0], dtype=torch.float32)[:, None, None]
-        middles = (_unit(_unit(one) + sign * _unit(other.flip(-1))) for one, other in views)
+        middles = (_unit(_unit(one) + _mirrored(_unit(other)[None])[0]) for one, other in views)
         return [vectors.permute(1, 2, 0).cpu().numpy() for vectors in middles]
 
     def truth(self, sample: Sample) -> NDArray[np.float32] | None:
@@ -85,6 +107,12 @@ class Normals(Task, frozen=True):
 
 def _known(normals: Tensor) -> Tensor:
     return normals.square().sum(dim=1) > 0.25  # zero vectors are unknown
+
+
+def _mirrored(vectors: Tensor) -> Tensor:
+    """[B, 3, h, w] of an image turned left to right, turned back: x changes its sign."""
+    x, others = vectors.flip(-1).split([1, 2], dim=1)
+    return torch.cat([-x, others], dim=1)
 
 
 def _unit(vectors: Tensor) -> Tensor:

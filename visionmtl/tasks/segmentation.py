@@ -24,12 +24,15 @@ from visionmtl.ops.losses import (
     mean_over_labelled,
 )
 from visionmtl.ops.resize import upsample
+from visionmtl.ops.soft_losses import area, resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import ClassTask
+from visionmtl.tasks.base import ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import draw_segmentation
 
 NO_CLASS_LOGIT = -1e30
 """Its share of a softmax is exactly 0. Finite, since interpolation of infinities gives NaN."""
+TEMPERATURE = 2.0
+"""At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
 
 
 class Segmentation(ClassTask, frozen=True):
@@ -40,6 +43,7 @@ class Segmentation(ClassTask, frozen=True):
     result_field: ClassVar[str | None] = "segmentation"
     meter_type: ClassVar = SegmentationMeter
     primary_metric: ClassVar[str] = "miou"
+    soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 
     decoder: Decoder = SemanticFPN()
     dropout: float = Field(0.1, ge=0, lt=1, description="share of channels dropped before the classifier")
@@ -130,6 +134,31 @@ class Segmentation(ClassTask, frozen=True):
             parts[self.region_loss] = (self.region_weight or 1.0) * loss
         return parts
 
+    def check_teacher(self, teacher: Task) -> None:
+        """Any decoder teaches any other."""
+
+    def soft_targets(
+        self, raw: Tensor, settings: SoftLoss, order: Tensor | None, mirrored: bool, zoom: float
+    ) -> dict[str, Tensor]:
+        """shares: [B, K, h, w] of the classes, at the temperature."""
+        logits = raw.float() if order is None else raw.float().index_select(1, order)
+        shares = (logits / (settings.temperature or TEMPERATURE)).softmax(dim=1)
+        return {"shares": shares.flip(-1) if mirrored else shares}
+
+    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The area of images."""
+        return {"soft_area": area(soft["content"])}
+
+    def distill(
+        self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
+    ) -> dict[str, Tensor]:
+        """Part "kl", over all pixels of images."""
+        logits = raw.float()
+        temperature = settings.temperature or TEMPERATURE
+        shares = resize_like(soft["shares"], logits)
+        loss = soft_cross_entropy(logits, shares, soft["content"], totals["soft_area"], temperature=temperature)
+        return {"kl": loss}
+
     def predict(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
         return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, metas, size)]
 
@@ -143,6 +172,25 @@ class Segmentation(ClassTask, frozen=True):
         both = self._annotated(raw, metas), self._annotated(mirrored, metas)
         views = zip(*(each_to_original(one, size, metas) for one in both), strict=True)
         return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
+
+    def pseudo_labels(
+        self,
+        raw: Tensor,
+        mirrored: Tensor | None,
+        metas: Sequence[ImageMeta],
+        size: tuple[int, int],
+        confidence: float,
+        unsure: float | None,
+    ) -> list[NDArray[np.uint8]]:
+        """The predicted classes; IGNORE where the best one's share is below `confidence`."""
+        labels = []
+        views = [raw] if mirrored is None else [raw, mirrored]
+        each = [each_to_original(self._annotated(view, metas), size, metas) for view in views]
+        for one, *others in zip(*each, strict=True):
+            logits = (one + others[0].flip(-1)) / 2 if others else one
+            shares, classes = logits.softmax(dim=0).max(dim=0)
+            labels.append(torch.where(shares >= confidence, classes, IGNORE).byte().cpu().numpy())
+        return labels
 
     def _annotated(self, raw: Tensor, metas: Sequence[ImageMeta]) -> Tensor:
         """The logits, without those of classes that the data set of an image does not look for."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from visionmtl.structures import IGNORE, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace
 from visionmtl.visualization import canvas
 from visionmtl.visualization.canvas import Colour, Picture
 
@@ -15,6 +15,10 @@ Titled = tuple[str, Picture]
 
 CROWDED = 15
 """With more boxes than this, tags are smaller, or they hide what they name."""
+
+
+MAX_NAMED = 5
+"""Predicted classes of a whole image that are written under it."""
 
 
 def class_names(space: LabelSpace) -> tuple[str, ...]:
@@ -94,6 +98,23 @@ def draw_segmentation(image: Picture, class_map: NDArray[np.uint8], space: Label
     if unknown.any():
         entries.append(("not labelled", None))
     return np.concatenate([blended, canvas.legend(entries, picture.shape[1], size_px)])
+
+
+def draw_classes(image: Picture, classes: ImageClasses, space: LabelSpace, min_score: float = 0.0) -> Picture:
+    """The image above the names of its classes with their scores, best first: a few of `min_score` or more.
+
+    The best one is named whatever its score. Truth has only 1.0 as scores, which are not written.
+    """
+    scores, names = classes.scores, class_names(space)
+    is_truth = bool((scores == 1).all())
+    chosen = [i for i in range(len(scores)) if is_truth or i == 0 or scores[i] >= min_score]
+    entries: list[tuple[str, Colour | None]] = []
+    for i in chosen if is_truth else chosen[:MAX_NAMED]:
+        label = int(classes.labels[i])
+        entries.append((names[label] + ("" if is_truth else f" {scores[i]:.2f}"), space.colours[label]))
+    picture = canvas.enlarge(image)
+    size_px = canvas.text_px(picture.shape[:2])
+    return np.concatenate([picture, canvas.legend(entries or [("no class", None)], picture.shape[1], size_px)])
 
 
 def draw_depth(

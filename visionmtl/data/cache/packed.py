@@ -21,6 +21,7 @@ from visionmtl.io.index import open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
 _DTYPES = ("uint8", "uint16", "float32", "int64", "bool")
+_ARRAYS = ("segmentation", "depth_m", "normals", "image_labels")  # fields of a sample that are one array
 _BOXES = ("xyxy", "labels", "crowd", "area")
 _ALIGN = 64  # bytes; an array that starts elsewhere is slower to read
 _SAMPLES = "samples.bin"
@@ -32,7 +33,7 @@ Parts = dict[str, NDArray]
 def to_parts(sample: Sample, fields: Collection[str] = LABEL_FIELDS) -> Parts:
     """The arrays of the sample, with these of its labels."""
     parts: Parts = {"image_id": np.frombuffer(sample.image_id.encode(), np.uint8), "image": sample.image}
-    for name in ("segmentation", "depth_m", "normals"):
+    for name in _ARRAYS:
         if name in fields and getattr(sample, name) is not None:
             parts[name] = getattr(sample, name)
     if "boxes" in fields and sample.boxes is not None:
@@ -144,9 +145,7 @@ class SampleStore:
                 )
             self._checked[index] = True
         parts = _to_arrays(block)
-        labels: dict[str, Any] = {
-            name: parts[name] for name in ("segmentation", "depth_m", "normals") if name in fields & set(parts)
-        }
+        labels: dict[str, Any] = {name: parts[name] for name in _ARRAYS if name in fields & set(parts)}
         if "depth_m" in labels and "depth_table" in parts:
             codes, table = labels["depth_m"], parts["depth_table"]
             labels["depth_m"] = cv2.LUT(codes, table) if codes.dtype == np.uint8 else table[codes]

@@ -27,6 +27,8 @@ RULES: Mapping[str, Rule] = {
     # a whole data set; the reader's own words
     "not_opened": Rule("error"),
     "told_by_reader": Rule("note"),
+    "classes": Rule("error"),
+    "classes_taught": Rule("note"),
     "label_absent": Rule(
         "warning", "some image must carry what the data set provides", "correct the paths or leave the label out"
     ),

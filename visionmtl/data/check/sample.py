@@ -23,6 +23,8 @@ def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None]) -> 
             continue
         if field not in provides:
             problems.append(Problem("field_unexpected", field, f"labelled, but provided are {', '.join(provides)}"))
+        elif field == "image_labels":
+            problems += _image_labels(label, provides[field])
         elif isinstance(label, Boxes):
             problems += _boxes(label, provides[field], sample.image.shape[:2])
         elif bad := _map_form(field, label):
@@ -106,6 +108,14 @@ def _repeated(rows: NDArray) -> NDArray[np.bool_]:
 
 def _short(value: NDArray) -> str:
     return f"[{', '.join(f'{x:.6g}' for x in np.atleast_1d(value).tolist())}]"
+
+
+def _image_labels(labels: NDArray[np.int64], space: LabelSpace | None) -> Iterator[Problem]:
+    num_classes = len(space.classes) if space else 0
+    if labels.ndim != 1 or labels.dtype != np.int64 or len(np.unique(labels)) < len(labels):
+        yield Problem("form", "image_labels", f"{labels.dtype} {list(labels.shape)}: {labels.ravel()[:8].tolist()}")
+    elif ((labels < 0) | (labels >= num_classes)).any():
+        yield Problem("class_outside", "image_labels", f"values {labels[:8].tolist()}, of {num_classes} classes")
 
 
 def _map_form(field: str, label: NDArray) -> Problem | None:

@@ -21,13 +21,14 @@ IMAGES = 4
 CELL_PX = 640
 """The width at which an image is drawn."""
 MAX_BARS = 14
+_ON_PHOTO = {"boxes", "image_labels"}  # labels that have no cell of their own
 _TITLE_PX, _TEXT_PX, _GAP = 26, 17, 16
 
 
 def draw_sheet(checked: Sequence[Checked], findings: Sequence[Finding]) -> Picture:
     """[H, W, 3] RGB. Images are read again; one must have been readable. findings: of all data sets."""
     # boxes are drawn on the photograph itself; each map has a cell of its own
-    num_cells = {1 + len(set(data_set.provides) - {"boxes"}) for data_set in checked if data_set.seen}
+    num_cells = {1 + len(set(data_set.provides) - _ON_PHOTO) for data_set in checked if data_set.seen}
     columns = 3 if num_cells <= {1, 3} else 4
     blank = "", np.zeros((1, CELL_PX, 3), np.uint8)
     width = draw.compare([[blank] * columns], CELL_PX).shape[1]
@@ -57,19 +58,22 @@ def _chosen(data_set: Checked, findings: Sequence[Finding]) -> Iterator[tuple[Se
 
 
 def _cells(data_set: Checked, seen: Seen, rules: str, numbers: Numbers) -> Iterator[Titled]:
-    """The photograph with its boxes, then each map."""
+    """The photograph with its boxes and image labels, then each map."""
     assert data_set.source is not None
     sample = data_set.source.read(seen.index)
     size, image = sample.image.shape[:2], draw.to_width(sample.image, CELL_PX)
     name = seen.file.replace("\\", "/").rpartition("/")[2] if seen.file else seen.image_id
     title = f"{name}  {size[0]}x{size[1]}" + (f"  ! {rules}" if rules else "")
+    if (space := data_set.provides.get("image_labels")) is not None and sample.image_labels is not None:
+        names = [space.classes[k] for k in sample.image_labels if 0 <= k < len(space.classes)]
+        title += f"  {', '.join(names) or 'no class'}"
     boxes, space = sample.boxes, data_set.provides.get("boxes")
     if boxes is not None and space is not None:
         yield f"{title}  {len(boxes.labels)} boxes", _draw_boxes(image, boxes, space, size)
     else:
         yield title + ("  boxes not labelled" if space else ""), image
     for field, space in data_set.provides.items():
-        if field != "boxes":
+        if field not in _ON_PHOTO:
             label = getattr(sample, field)
             title = f"{field}: {space.name}" if space else field
             if label is None or label.shape[:2] != size:

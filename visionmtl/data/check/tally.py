@@ -17,7 +17,7 @@ Numbers = Mapping[str, Any]
 
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
 """COCO's limits of small and large objects."""
-UNITS = {"boxes": "boxes", "segmentation": "pixels"}
+UNITS = {"boxes": "boxes", "segmentation": "pixels", "image_labels": "images"}
 """What is counted by class, by label field."""
 _MAX_SIZES = 5
 _MAX_RANGES = 16
@@ -39,6 +39,7 @@ class Tally:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # images by (H, W)
     labelled: Counter[str] = field(default_factory=Counter)  # images by label field
     boxes_an_image: Counter[int] = field(default_factory=Counter)  # images by number of boxes
+    labels_an_image: Counter[int] = field(default_factory=Counter)  # images by number of image labels
     crowds: int = 0
     by_size: Counter[str] = field(default_factory=Counter)  # boxes: small, medium, large; without crowds
     objects: Counter[tuple[str, int]] = field(default_factory=Counter)  # boxes or pixels by (field, class id)
@@ -60,6 +61,10 @@ class Tally:
             self._add_classes("segmentation", sample.segmentation.ravel())
         if sample.depth_m is not None:
             self._add_depth(sample.depth_m)
+        if sample.image_labels is not None:
+            labels = sample.image_labels
+            self.labels_an_image[labels.size] += 1
+            self._add_classes("image_labels", labels[(labels >= 0) & (labels < MAX_CLASSES)])
 
     def _add_boxes(self, boxes: Boxes) -> None:
         self.boxes_an_image[len(boxes.labels)] += 1
@@ -111,7 +116,10 @@ class Tally:
 
     def numbers(self, provides: Mapping[str, LabelSpace | None]) -> dict[str, Any]:
         """As plain data; of label fields only those that some image carries. provides: see `DatasetReader.provides`."""
-        count = {"boxes": self._boxes, "segmentation": self._segmentation, "depth_m": self._depth}
+        count = {
+            "boxes": self._boxes, "segmentation": self._segmentation, "depth_m": self._depth,
+            "image_labels": self._image_labels,
+        }  # fmt: skip
         return {
             "read": self.images,
             "without_any_label": self.unlabelled,
@@ -147,6 +155,10 @@ class Tally:
         pixels = sum(count for (name, _), count in self.objects.items() if name == "segmentation")
         labelled_share = 1 - self.objects["segmentation", IGNORE] / pixels
         return {**self._classes("segmentation", space), "labelled_share": labelled_share}
+
+    def _image_labels(self, space: LabelSpace | None) -> dict[str, Any]:
+        an_image = {"min": min(self.labels_an_image), "max": max(self.labels_an_image)}
+        return {**self._classes("image_labels", space), "an_image": an_image}
 
     def _classes(self, name: str, space: LabelSpace | None) -> dict[str, Any]:
         """The label space and its classes by id; shares are of all that is labelled."""
@@ -196,6 +208,8 @@ def sentences(numbers: Numbers) -> Iterator[str]:
         ).format(**boxes)
     if segmentation := numbers.get("segmentation"):
         yield f"segmentation: {segmentation['labelled_share']:.1%} of the pixels labelled"
+    if labels := numbers.get("image_labels"):
+        yield "image_labels: {min} to {max} an image".format(**labels["an_image"])
     if depth := numbers.get("depth_m"):
         text = "depth_m: {measured_share:.1%} of the pixels measured"
         if "median_m" in depth:
@@ -242,7 +256,7 @@ def charts(numbers: Numbers, most: int) -> Iterator[Chart]:
             space, classes = numbers[field_name]["space"], numbers[field_name]["classes"]
             occurring = sum(row[unit] > 0 for row in classes)
             title = f"{unit} of {space}: {occurring} of {len(classes)} classes occur"
-            yield Chart(field_name, title, (unit, "images"), most_frequent(classes, unit, most))
+            yield Chart(field_name, title, tuple(dict.fromkeys((unit, "images"))), most_frequent(classes, unit, most))
     if histogram := numbers.get("depth_m", {}).get("histogram"):
         rows = [{"name": _range_name(row["from_m"], row["to_m"]), "share": row["share"]} for row in histogram]
         yield Chart("depth_m", "measured depths", (), rows)

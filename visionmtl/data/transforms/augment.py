@@ -113,6 +113,7 @@ class Augment(Spec):
             segmentation=None if sample.segmentation is None else crop.nearest(sample.segmentation),
             depth_m=None if sample.depth_m is None else crop.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,
+            image_labels=sample.image_labels,
             annotated=sample.annotated,
         )
 

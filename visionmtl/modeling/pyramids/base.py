@@ -1,7 +1,7 @@
 """The pyramid contract: an encoder's maps in, maps of equal channels on the wanted levels out."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import Field
 from torch import nn
@@ -20,6 +20,9 @@ class PyramidMaps(nn.Module):
     def forward(self, maps: Maps) -> Maps:
         """The encoder's maps, of which those it needs are read -> the levels it was built for, finest first."""
         raise NotImplementedError
+
+    def keep(self, levels: Collection[int]) -> None:
+        """Leave out what serves only other levels than these, where the pyramid can; for predictions."""
 
 
 class Pyramid(Configurable, package="visionmtl.modeling.pyramids"):

@@ -1,6 +1,6 @@
 """Feature pyramid network: coarse meaning added to fine maps, top-down."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -55,3 +55,11 @@ class _TopDown(PyramidMaps):
         for convolution in self.coarser:
             outputs.append(convolution(F.relu(outputs[-1]) if len(outputs) > len(self.used) else outputs[-1]))
         return dict(zip(self.used + self.added, outputs, strict=True))
+
+    def keep(self, levels: Collection[int]) -> None:
+        """Finer levels give nothing to coarser ones, and levels added at the coarse end nothing to finer ones."""
+        num_finer = sum(level < min(levels) for level in self.used[:-1])
+        self.used = self.used[num_finer:]
+        self.lateral, self.smooth = self.lateral[num_finer:], self.smooth[num_finer:]
+        self.added = tuple(level for level in self.added if level <= max(levels))
+        self.coarser = self.coarser[: len(self.added)]

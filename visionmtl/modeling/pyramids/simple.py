@@ -1,6 +1,6 @@
 """Simple feature pyramid: every level from the one map of a plain ViT."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from torch import nn
@@ -41,6 +41,12 @@ class _Branches(PyramidMaps):
         """See the base."""
         source = maps[self.source]
         return {level: branch(source) for level, branch in zip(self.levels, self.branches, strict=True)}
+
+    def keep(self, levels: Collection[int]) -> None:
+        """Every level is made by itself."""
+        kept = [at for at, level in enumerate(self.levels) if level in levels]
+        self.levels = tuple(self.levels[at] for at in kept)
+        self.branches = nn.ModuleList(self.branches[at] for at in kept)
 
 
 def _branch(spec: Simple, c_source: int, width: int, num_doublings: int) -> nn.Sequential:

@@ -111,6 +111,12 @@ class Trunk(nn.Module):
             modules: nn.ModuleDict = getattr(self, name)
             for task in [task for task in modules if task not in tasks]:
                 del modules[task]
+        if isinstance(pyramid := getattr(self, "pyramid", None), PyramidMaps):
+            pyramid.keep(self.read_levels())
+
+    def read_levels(self) -> set[int]:
+        """The shared maps that are read."""
+        return {level for levels in self.levels.values() for level in levels}
 
 
 class Sharing(Configurable, package="visionmtl.modeling.sharing"):

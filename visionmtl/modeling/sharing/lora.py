@@ -34,7 +34,7 @@ class LoRA(Sharing, frozen=True):
         encoders = copies_of_one(parts, self.freeze_base)
         for encoder in encoders.values():
             for layer in adaptable_layers(encoder):
-                parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, self.rank, self.alpha))
+                parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, self.rank, self.alpha))
         return CopiesTrunk(parts, encoders)
 
 
@@ -64,7 +64,7 @@ def adaptable_layers(encoder: nn.Module) -> Iterator[Any]:
             yield layer
 
 
-class _LowRank(nn.Module):
+class LowRank(nn.Module):
     """weight [c_out, ...] -> weight + scale * B A, where B is zero at first."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:

@@ -102,6 +102,10 @@ class _MTINet(Trunk):
         }
         return self._distilled(shared, features), initial
 
+    def read_levels(self) -> set[int]:
+        """The levels of the exchange, too."""
+        return super().read_levels() | set(self.readers)
+
     def _features(self, shared: Maps) -> dict[int, dict[str, Tensor]]:
         """By level and task, before the exchange."""
         features: dict[int, dict[str, Tensor]] = {}
@@ -155,9 +159,11 @@ class _Propagation(nn.Module):
         """receivers: the tasks that read the next finer level, too."""
         super().__init__()
         width = spec.channels
-        self.scores = nn.Sequential(
-            ConvBlock(num_tasks * width, width, norm=spec.norm), nn.Conv2d(width, num_tasks * width, 1)
-        )
+        self.scores: nn.Module | None = None  # one task needs no shares
+        if num_tasks > 1:
+            self.scores = nn.Sequential(
+                ConvBlock(num_tasks * width, width, norm=spec.norm), nn.Conv2d(width, num_tasks * width, 1)
+            )
         self.reduce = ConvBlock(num_tasks * width, width, 1, norm=spec.norm)
         self.excite = nn.ModuleDict(
             {
@@ -175,6 +181,7 @@ class _Propagation(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, channels, h, w] by task -> the same, refined, of those that receive."""
         joined = torch.cat(list(features.values()), dim=1)
-        shares = self.scores(joined).unflatten(1, (len(features), -1)).softmax(dim=1).flatten(1, 2)
-        common = self.reduce(joined * shares)
+        if self.scores is not None:
+            joined = joined * self.scores(joined).unflatten(1, (len(features), -1)).softmax(dim=1).flatten(1, 2)
+        common = self.reduce(joined)
         return {task: features[task] + common * excite(common) for task, excite in self.excite.items()}

@@ -76,6 +76,10 @@ class _PADNet(Trunk):
         }
         return self._distilled(shared, features), initial
 
+    def read_levels(self) -> set[int]:
+        """The level of the exchange, too."""
+        return super().read_levels() | {self.level}
+
     def _features(self, shared: Maps) -> dict[str, Tensor]:
         return {task: module(shared[self.level]) for task, module in self.features.items()}
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # of splitmix64, as int64
 
 
-class Draws(nn.Module):
+class RandomNumbers(nn.Module):
     """A counter in the checkpoint. The first seed is torch's own at the start, which a run sets alike on all ranks."""
 
     def __init__(self) -> None:

@@ -1,0 +1,184 @@
+"""Write what a network predicts: in official formats, or as labels of a new data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from os.path import expanduser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.config.paths import home_path
+
+if TYPE_CHECKING:
+    from visionmtl.inference.predictor import Predictor
+    from visionmtl.inference.pseudo_labels import ImageRef
+
+_EXAMPLES = """
+  visionmtl predict runs/nyuv2 photos/ --output predictions/
+  visionmtl predict runs/nyuv2 photos/ --as-labels labelled/ --confidence detection=0.6 --confidence segmentation=0.9
+  visionmtl predict runs/nyuv2 configs/coco.yaml --as-labels labelled/ --fill --tasks depth"""
+
+
+def parser() -> ToolParser:
+    """The command line."""
+    p = ToolParser(
+        "predict", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("checkpoint", type=home_path, help="a run folder (its best checkpoint, else its last) or a .pt file")
+    p.add_argument(
+        "input", type=expanduser, metavar="INPUT", help="an image, a folder with all it holds, or a config's data sets"
+    )
+    p.add_overrides("settings that replace those of the run")
+    p.add_argument("--output", type=home_path, metavar="DIR", help="a new folder for official submission files")
+    p.add_argument(
+        "--as-labels", type=home_path, metavar="DIR",
+        help="a new folder for a data set of type folder, with data.yaml to train on it",
+    )  # fmt: skip
+    p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
+    p.add_argument("--part", choices=["train", "val"], help="of a config's data; default: train")
+    p.add_argument(
+        "--fill", action="store_true", help="keep the labels of a config's data sets, and predict what they lack"
+    )
+    p.add_argument(
+        "--confidence", action="append", default=[], metavar="TASK=X",
+        help="what is less sure, from 0 to 1, is not labelled: boxes by score (default 0.5), pixels by the share of "
+        "their class, depth by the ratio of its values in an image and in its mirror image (default 0: all)",
+    )  # fmt: skip
+    p.add_argument(
+        "--unsure", type=float, metavar="X",
+        help="boxes from this score up to their confidence are marked as crowds: neither right nor wrong",
+    )  # fmt: skip
+    p.add_argument(
+        "--images", choices=["link", "copy", "refer"],
+        help="a link to each image (default), copies, or one link to the folder of them all",
+    )  # fmt: skip
+    p.add_argument("--tta", choices=["flip"], help="predict labels from each image and its mirror image together")
+    p.add_argument("--depth-units", type=positive, metavar="N", help="with --output: units per metre; default: 256")
+    add_device(p)
+    p.add_argument("--batch-size", type=positive, metavar="N", help="default: the run's train.batch_size")
+    p.add_argument("--num", type=positive, metavar="N", help="only the first N images")
+    return p
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what would have no effect."""
+    if (args.output is None) == (args.as_labels is None):
+        raise ValueError(
+            "predictions go to --output DIR in official formats, or to --as-labels DIR as a data set; one of them is "
+            "needed; give it"
+        )
+    idle = [name for name in ("fill", "confidence", "unsure", "images", "tta") if args.output and getattr(args, name)]
+    idle += ["depth_units"] if args.as_labels and args.depth_units else []
+    if idle:
+        where = "--output" if args.output else "--as-labels"
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ValueError(f"{names} would have no effect with {where}; leave it out, or choose the other one")
+    if not args.input.endswith((".yaml", ".yml")):
+        if idle := [name for name in ("fill", "part") if getattr(args, name)]:
+            raise ValueError(
+                f"--{idle[0]} is for the data sets of a config, and {args.input} is none; give a YAML file as "
+                "INPUT, or leave it out"
+            )
+    elif args.images == "refer":
+        raise ValueError("--images refer links to one folder of images; a config's data sets are several; use link")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for an error."""
+    return run_tool(_predict, parser().parse_intermixed_args(argv))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    check(args)
+    from visionmtl.engine import distributed
+    from visionmtl.engine.checkpoint import open_model
+    from visionmtl.inference.predictor import Predictor
+    from visionmtl.inference.results_io import check_empty
+
+    folder = args.output or args.as_labels
+    check_empty(folder)
+    sources = _sources(args)[: args.num]
+    with ExitStack() as targets:
+        targets.enter_context(tried_folder(folder))
+        opened = open_model(args.checkpoint, distributed.choose_device(args.device), args.overrides)
+        predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
+        predictor.batch_size = args.batch_size or predictor.batch_size
+        if args.output:
+            _write_submission(args, predictor, sources)
+        else:
+            _write_labels(args, predictor, sources, str(opened.path))
+    return 0
+
+
+def _sources(args: argparse.Namespace) -> list[ImageRef]:
+    from visionmtl.datasets import open_datasets
+    from visionmtl.inference.pseudo_labels import dataset_sources, folder_sources
+    from visionmtl.run import load_data
+
+    if not args.input.endswith((".yaml", ".yml")):
+        return folder_sources(Path(args.input))
+    return dataset_sources(open_datasets(getattr(load_data(args.input), args.part or "train")))
+
+
+def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> None:
+    from visionmtl.inference.pseudo_labels import read
+    from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter
+    from visionmtl.structures import Sample
+
+    net = predictor.net
+    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS)
+    waiting = iter(sources)
+    while batch := [read(source, fill=False) for source in islice(waiting, predictor.batch_size)]:
+        for one, result in zip(batch, predictor([one.image for one in batch]), strict=True):
+            writer.add(Sample(image=one.image, image_id=one.path), result.predictions)
+    writer.close()
+    print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources)} images")
+
+
+def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> None:
+    from visionmtl.engine.teachers import digest
+    from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence
+
+    net = predictor.net
+    confidence = parse_confidence(args.confidence, net.tasks)
+    if args.unsure is not None:
+        limits = [confidence[name] for name, task in net.tasks.items() if task.field == "boxes"]
+        if not limits or not 0 <= args.unsure < limits[0]:
+            raise ValueError(
+                f"--unsure {args.unsure:g} is for boxes, whose confidence is {limits or 'not asked for'}; a score from "
+                "0 to below that is needed; correct it, or leave it out"
+            )
+    labeller = Labeller(
+        net, predictor.run.data.input_size, predictor.precision, confidence=confidence, unsure=args.unsure,
+        flip=args.tta == "flip",
+    )  # fmt: skip
+    given = Path(args.input)
+    writer = LabelWriter(
+        args.as_labels, sources, net.tasks, net.spaces, images=args.images or "link", fill=args.fill,
+        common=given if given.is_dir() else None,
+    )  # fmt: skip
+    for one in label(labeller, sources, predictor.batch_size, args.fill):
+        writer.add(one)
+    record = {
+        "checkpoint": checkpoint, "sha256": digest(Path(checkpoint)), "tasks": list(net.tasks),
+        "confidence": confidence, "unsure": args.unsure, "tta": args.tta, "fill": args.fill, "input": args.input,
+    }  # fmt: skip
+    file = writer.close(record)
+    print(f"written: {args.as_labels}, {len(sources)} images")
+    for line in _summary(writer.counts):
+        print(line)
+    print(f"train on it: the data block is {file}")
+
+
+def _summary(counts: dict[str, dict[str, int]]) -> Iterator[str]:
+    for name, of_field in counts.items():
+        yield f"  {name}: {of_field['predicted']} images predicted, {of_field['kept']} kept"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
