@@ -105,7 +105,8 @@ class _Reader(PartReader):
             dropped.add("normals")
         number = int(self._indices[index])
         sample = read_part(self._reader, number, replace(request, fields=request.fields - dropped))
-        sample = replace(sample, **dict.fromkeys(dropped))
+        nothing: dict[str, Any] = dict.fromkeys(dropped)
+        sample = replace(sample, **nothing)
         if self._spec.random_normals and "normals" in request.fields:
             sample = replace(sample, normals=_random_normals(number, sample.size))
         return sample

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -103,6 +104,126 @@ class Distributed(Spec):
     )
 
 
+class TaskEpochs(Spec):
+    """When one task is taught, in epochs counted from 0; what is unset has no effect."""
+
+    start_epoch: int | None = Field(None, ge=1, description="before it, the task teaches nothing")
+    stop_epoch: int | None = Field(None, ge=1, description="from it on, the task teaches nothing")
+    freeze_epoch: int | None = Field(
+        None, ge=1, description="from it on, its decoder stays as it is, and its loss still teaches what is shared"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        in_order = ("start_epoch", "freeze_epoch", "stop_epoch")
+        known = {name: epoch for name in in_order if (epoch := getattr(self, name)) is not None}
+        if not known:
+            raise ValueError("no epoch is set; set start_epoch, freeze_epoch or stop_epoch, or remove the task here")
+        if list(known.values()) != sorted(set(known.values())):
+            raise ValueError(
+                f"{', '.join(f'{name} is {epoch}' for name, epoch in known.items())}; a task starts, then freezes, "
+                "then stops, each in a later epoch; correct the epochs"
+            )
+        return self
+
+    def teaches(self, epoch: int) -> bool:
+        """Whether the task has a loss in an epoch."""
+        return (self.start_epoch or 0) <= epoch and (self.stop_epoch is None or epoch < self.stop_epoch)
+
+    def freezes(self, epoch: int) -> bool:
+        """Whether its decoder is frozen in an epoch."""
+        return self.freeze_epoch is not None and epoch >= self.freeze_epoch
+
+
+class EasiestFirst(Spec):
+    """All tasks for some epochs, which measure learning progress; then the easiest alone, and one more at a time.
+
+    Progress is the relative fall of a task's loss from the first to the second half of the measured epochs (learning
+    progress as in Graves et al. 2017, arXiv:1704.03003, sec. 3.2; one order for the whole run, as in Pentina et al.
+    2015, arXiv:1412.1353).
+    """
+
+    measure_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, description="how long until the next task joins")
+
+
+class SmallerImages(Spec):
+    """A stage of progressive resolution."""
+
+    epochs: int = Field(ge=1)
+    size: tuple[int, int]
+    """(H, W) of the network's input in these epochs, pixels, in the proportions of `data.size`."""
+
+
+class Curriculum(Spec):
+    """Which tasks are taught when, and at which size. The number of steps and of images stays."""
+
+    tasks: dict[str, TaskEpochs] = {}
+    easiest_first: EasiestFirst | None = None
+    smaller_first: tuple[SmallerImages, ...] = ()
+    """Stages at smaller sizes, growing; the epochs after them are at `data.size`. Depth is scaled, for what looks
+    smaller is taken for farther."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.tasks and self.easiest_first:
+            raise ValueError(
+                "`tasks` and `easiest_first` are both set; one of them decides which tasks are taught; remove one"
+            )
+        if not (self.tasks or self.easiest_first or self.smaller_first):
+            raise ValueError(
+                "none of `tasks`, `easiest_first` and `smaller_first` is set; a curriculum has one or more; set one, "
+                "or remove it"
+            )
+        return self
+
+    def size(self, epoch: int) -> tuple[int, int] | None:
+        """(H, W) of the input in an epoch; None: `data.size`."""
+        for stage in self.smaller_first:
+            if epoch < stage.epochs:
+                return stage.size
+            epoch -= stage.epochs
+        return None
+
+    def problem(self, tasks: Sequence[str], epochs: int, size: tuple[int, int]) -> str | None:
+        """What does not fit a run of these tasks, epochs and `data.size`; None: nothing."""
+        sizes = [*(stage.size for stage in self.smaller_first), size]
+        for (h, w), (next_h, next_w) in pairwise(sizes):
+            if h >= next_h or h * size[1] != w * size[0]:
+                return (
+                    f"has smaller_first with {h}x{w} before {next_h}x{next_w}; sizes grow in the proportions of "
+                    f"data.size {size[0]}x{size[1]}; correct it"
+                )
+        if (staged := sum(stage.epochs for stage in self.smaller_first)) >= epochs and staged:
+            return (
+                f"has {staged} epochs of smaller_first, but train.epochs is {epochs}; one or more must be left at "
+                "data.size; lower them, or raise train.epochs"
+            )
+        if unknown := [name for name in self.tasks if name not in tasks]:
+            near = did_you_mean(unknown[0], tasks)
+            return f"names {unknown[0]!r}{near}; the tasks are {', '.join(tasks)}; correct it"
+        for name, when in self.tasks.items():
+            for setting, epoch in when:
+                if epoch is not None and epoch >= epochs:
+                    return (
+                        f"has tasks.{name}.{setting} {epoch}, but epochs are 0 to {epochs - 1}, so it would have no "
+                        "effect or teach nothing; lower it, or raise train.epochs"
+                    )
+        for epoch in range(epochs if self.tasks else 0):
+            if not any(name not in self.tasks or self.tasks[name].teaches(epoch) for name in tasks):
+                return f"teaches no task in epoch {epoch}; one or more are needed in each; correct the epochs"
+        if order := self.easiest_first:
+            needed = order.measure_epochs + order.every_epochs * (len(tasks) - 1) + 1
+            if len(tasks) < 2:
+                return "orders tasks by easiest_first, but there is one task; two or more are needed; remove it"
+            if needed > epochs:
+                return (
+                    f"needs {needed} epochs until {len(tasks)} tasks are taught together for one, and train.epochs is "
+                    f"{epochs}; lower measure_epochs or every_epochs, or raise train.epochs"
+                )
+        return None
+
+
 _EARLIER_ACTIVATION_MEMORY = (0.95,)
 """Defaults that runs saved by earlier versions have written out."""
 
@@ -134,6 +255,7 @@ class Train(Spec):
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
     best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
     sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
+    curriculum: Curriculum | None = Field(None, description="which tasks are taught when; unset: all, always")
 
     @model_validator(mode="after")
     def _memory_is_the_compilers(self) -> Self:
@@ -172,6 +294,15 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        curriculum = self.train.curriculum
+        if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
+            raise _problem_at(("train", "curriculum"), problem)
+        if curriculum and (self.extend is not None or self.distill is not None):
+            text = "says which labels teach when, and extend or distill add others; they do not go together; choose one"
+            raise _problem_at(("train", "curriculum"), text)
+        if curriculum and self.train.distributed.shard:
+            text = "holds decoders still, which train.distributed.shard cannot; choose one of the two"
+            raise _problem_at(("train", "curriculum"), text)
         if self.distill is not None:
             try:
                 self.distill.check(self.tasks)

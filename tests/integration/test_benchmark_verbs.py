@@ -122,6 +122,17 @@ def test_each_balancing_method_is_compared_with_fixed_weights(tmp_path):
     assert factors["fixed"] == 1 and factors["TorchJD, MGDA"] > 0
 
 
+def test_each_way_of_sharing_stands_beside_one_network_a_task(tmp_path):
+    ways = ["hard", "branching:pyramid", "cross_stitch"]
+    _, content = measure(tmp_path, "sharing", *SMALL, *BATCH, *TURNS, "--ways", *ways)
+    (table,) = content["tables"]
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+    assert list(rows) == ways
+    assert rows["cross_stitch"]["own M"] < rows["cross_stitch"]["shared M"] > 2 * rows["hard"]["shared M"]
+    assert 0 < rows["hard"]["GFLOP, batch 1"] < rows["branching:pyramid"]["GFLOP, batch 1"]
+    assert all(row["ms, batch 1"] > 0 for row in rows.values())
+
+
 def test_predictions_are_timed_with_and_without_suppression(tmp_path):
     _, content = measure(tmp_path, "infer", *SMALL, *TURNS, "--batches", "1", "2")
     latency = {(network, until) for network, until, *_ in content["tables"][0]["rows"]}
@@ -129,7 +140,10 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
     assert ("depth", "predictions") in latency and ("depth", "without suppression") not in latency
     for _, _, median, late, _ in content["tables"][0]["rows"]:
         assert 0 < median <= late
-    assert [row[0] for row in content["tables"][1]["rows"]] == ["1", "2"]
+    for _, kept, alone, *_ in content["tables"][1]["rows"]:
+        assert kept == alone > 0, "a task that is left out costs nothing"
+    assert any("in 3 threads / one after the other" in row["name"] for row in content["rows"])
+    assert [row[0] for row in content["tables"][2]["rows"]] == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,7 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
         (["step", "--compare-boxes", "5"], "two numbers or more are compared"),
         (["step", "--encoder", "resnet5"], "no model 'resnet5'"),
         (["step", "--set", "model.pyramd.channels=3"], "unknown field 'pyramd' .did you mean 'pyramid'"),
+        (["sharing", "--ways", "cros_stitch"], "did you mean 'cross_stitch'.*correct --ways"),
         (["balance", "--methods", "upgrade"], "did you mean 'upgrad'.*correct --methods"),
     ],
 )

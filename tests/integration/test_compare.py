@@ -22,14 +22,19 @@ COMPARISON = {
     "config": "run.yaml",
     "seeds": [0, 1],
     "held_out": 0.25,
+    "leave_one_out": "equal",
+    "affinity": "equal",
     "metrics": {"segmentation": ["miou", "pixel_accuracy"], "depth": ["abs_rel"]},
     "runs": {
         "equal": {},
         "single_depth": {"tasks": ["depth"]},
         "single_segmentation": {"tasks": ["segmentation"]},
+        "upgrad": {"overrides": ["balance=upgrad"]},
         "tuned": {"search": {"weights": {"depth": [0.5, 2.0]}, "trials": 2}},
     },
 }
+
+PLAIN = {"leave_one_out": None, "affinity": None}
 
 
 def write(folder: Path, **changes: object) -> Path:
@@ -54,7 +59,8 @@ def test_every_run_and_seed_is_reported_with_both_conventions(compared: Path):
     report = json.loads((compared / "comparison.json").read_text())
     rows = {row["run"]: row for row in report["rows"]}
 
-    assert list(rows) == list(COMPARISON["runs"]) and all(row["seeds"] == 2 for row in rows.values())
+    without = ["equal-without-segmentation", "equal-without-depth"]
+    assert list(rows) == [*COMPARISON["runs"], *without] and all(row["seeds"] == 2 for row in rows.values())
     transfer = {task: of["mean"] for task, of in rows["equal"]["transfer"].items()}
     alone, joint = (rows[name]["metrics"] for name in ("single_depth", "equal"))
     expected = [
@@ -66,10 +72,22 @@ def test_every_run_and_seed_is_reported_with_both_conventions(compared: Path):
     assert rows["single_depth"]["delta_m_per_task"] is None, "a reference is not compared with itself"
 
     text = (compared / "report.md").read_text()
-    assert "8 of 8 runs are finished" in text and "Δm per task" in text and "Δm over metrics" in text
+    assert "14 of 14 runs are finished" in text and "Δm per task" in text and "Δm over metrics" in text
     assert (compared / "delta_m.png").is_file() and (compared / "transfer_depth.png").is_file()
     lines = list(csv.DictReader((compared / "results.csv").open()))
     assert {line["figure"] for line in lines} >= {"depth/abs_rel", "transfer/depth", "delta_m/per_task"}
+
+
+def test_what_tasks_do_to_each_other_is_reported(compared: Path):
+    titles = {table["title"]: table for table in json.loads((compared / "comparison.json").read_text())["tables"]}
+    added = next(table for title, table in titles.items() if "leave one out" in title)
+    affinity = next(table for title, table in titles.items() if "Look-ahead" in title)
+    cosine = next(table for title, table in titles.items() if title.startswith("Cosine"))
+
+    assert not (compared / "runs/equal-without-depth").exists(), "segmentation alone is its reference"
+    assert [row[0] for row in added["rows"]] == ["segmentation", "depth"] and added["rows"][0][1] is None
+    assert affinity["columns"] == ["step", "segmentation", "depth"] and len(affinity["rows"]) == 2
+    assert [row[0] for row in cosine["rows"]] == ["upgrad"] and cosine["columns"][1] == "segmentation-depth"
 
 
 def test_the_search_states_its_size_and_never_sees_the_test_data(compared: Path):
@@ -110,7 +128,11 @@ def test_a_folder_of_finished_runs_is_read(compared: Path, tmp_path: Path, capsy
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_stopping_loses_nothing(tmp_path: Path):
     """Stopped in the middle of an epoch and started again, a run ends bit for bit as one that was never stopped."""
-    changes = {"runs": {"equal": {}}, "seeds": [0], "overrides": ["train.epochs=4", "train.eval_every_epochs=4"]}
+    changes = {
+        "runs": {"equal": {}},
+        "seeds": [0],
+        "overrides": ["train.epochs=4", "train.eval_every_epochs=4"],
+    } | PLAIN
     command = [sys.executable, "-m", "visionmtl.cli", "compare", str(write(tmp_path, **changes)), "--no-costs"]
     command += ["--threads", "1", "--device", "cpu", "--output"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -136,7 +158,7 @@ def test_stopping_loses_nothing(tmp_path: Path):
 
 def test_a_run_that_cannot_be_trained_is_told_and_the_others_go_on(tmp_path: Path, capsys):
     broken = {"overrides": ["data.train.0.num_images=1"]}  # fewer images than one step takes
-    file = write(tmp_path, runs={"broken": broken, "equal": {}}, seeds=[0])
+    file = write(tmp_path, runs={"broken": broken, "equal": {}}, seeds=[0], **PLAIN)
 
     assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 2
     told = capsys.readouterr()
@@ -144,7 +166,7 @@ def test_a_run_that_cannot_be_trained_is_told_and_the_others_go_on(tmp_path: Pat
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path: Path):
-    file = write(tmp_path, runs={"wild": {"overrides": ["optim={name: sgd, lr: 1.0e+30}"]}}, seeds=[0])
+    file = write(tmp_path, runs={"wild": {"overrides": ["optim={name: sgd, lr: 1.0e+30}"]}}, seeds=[0], **PLAIN)
 
     assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 0
     assert "wild, seed 0: " in (tmp_path / "out/report.md").read_text()

@@ -1,6 +1,7 @@
 """Learning from teachers: in the step, on the student's images, as settings that are checked before the work."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def test_compiled_teachers_are_one_graph_beside_that_of_the_losses(tmp_path: Pat
     torch._dynamo.reset()
     counters.clear()
     module = "visionmtl.engine.trainer"
-    monkeypatch.setattr(f"{module}.compile_losses", lambda n, s, d: compile_losses(n, s, d, "aot_eager"))
+    eager = partial(compile_losses, backend="aot_eager")
+    monkeypatch.setattr(f"{module}.compile_losses", eager)
     monkeypatch.setattr(f"{module}.compile_teachers", lambda t, s: compile_teachers(t, s, "aot_eager"))
     path = teacher(tmp_path / "teacher")
     moved = [

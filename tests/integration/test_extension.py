@@ -252,6 +252,11 @@ def test_a_penalty_that_would_diverge_is_refused(old: Path):
         state.extension.prepare(state.net, run.optim, None)
 
 
+def test_a_dry_run_measures_and_writes_nothing(old: Path, tmp_path: Path):
+    train(settings(old, "ewc", tmp_path / "run"), TrainOptions(dry_run=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_importance_measured_before_can_be_read(old: Path, tmp_path: Path):
     net = scene_run.state(settings(old, "ewc")).net
     fisher = measure_fisher(EWC(checkpoint=str(old), images=1), net)

@@ -25,7 +25,9 @@ from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.heads.fcos import FCOS
 from visionmtl.ops import fused
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.classification import Classification
 from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
 
@@ -50,6 +52,10 @@ OPTIONS = {
     "lovasz": Segmentation(decoder=NARROW, region_loss="lovasz", region_weight=0.5),
     "depth in bins": Depth(decoder=NARROW, head="bins", num_bins=8),
     "normals": Normals(decoder=NARROW),
+    "boxes of a union": Detection(head=HEAD, classes="union"),
+    "classes of a union": Segmentation(decoder=NARROW, label_smoothing=0.1, classes="union"),
+    "image labels": Classification(label_smoothing=0.1, class_weights=(1, 2, 0.5), classes="union"),
+    "many image labels": Classification(many=True, class_weights=(1, 2, 0.5), classes="union"),
 }
 every_option = pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in OPTIONS.items()])
 every_head = pytest.mark.parametrize("head", HEADS)

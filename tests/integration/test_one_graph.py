@@ -17,6 +17,7 @@ from visionmtl.network import LossNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Train
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.classification import Classification
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
@@ -35,6 +36,10 @@ LOSSES: dict[str, Task] = {
     "lovasz": Segmentation(decoder=NARROW, region_loss="lovasz"),
     "bins": Depth(decoder=NARROW, head="bins", num_bins=8),
     "normals": Normals(decoder=NARROW),
+    "union": Segmentation(decoder=NARROW, label_smoothing=0.1, classes="union", dropout=0),
+    "union of boxes": Detection(head=Aligned(num_convs=1, levels=LEVELS), classes="union"),
+    "image labels": Classification(level=4, classes="union"),
+    "many image labels": Classification(level=4, many=True),
 }
 
 

@@ -94,6 +94,7 @@ def test_on_a_gpu_the_kernels_equal_the_plain_way(factor: int, options: Any):
 
 INTERPRETED = """
 from visionmtl.ops import fused_kernel
+from visionmtl.ops.losses import smoothing_shares
 from test_fused import *
 fused_kernel.BLOCK = 16
 logits, classes = case((2, 3), 4, batch=1)

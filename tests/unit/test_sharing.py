@@ -613,6 +613,11 @@ def test_settings_come_back_from_their_dump(sharing: Sharing):
     check_spec(sharing, Sharing)
 
 
+def test_every_way_has_a_section_in_its_document():
+    text = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
+    assert not [way for way in Sharing.members() if "." not in way and f"\n## {way}\n" not in text]
+
+
 # ---- initial predictions ----
 
 

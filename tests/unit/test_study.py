@@ -259,7 +259,7 @@ def test_the_number_of_workers_does_not_make_another_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": {"a": {"tasks": ["dept"]}}}, "runs.a.tasks .* did you mean .depth"),
+        ({"runs": {"a": {"tasks": ["dept"]}}}, "runs.a.tasks .*did you mean .depth"),
         ({"runs": {"a": {"overrides": ["optim.lr=x"]}}}, "run 'a' of .*: optim.lr"),
         ({"runs": {"a": {"overrides": ["seed=1"]}}}, "the comparison decides seed, output"),
         ({"runs": {"a": {"tasks": ["depth"]}, "b": {"tasks": ["depth"]}}}, "a and b .* both learn 'depth' alone"),

@@ -329,7 +329,7 @@ class _Gramian(Balancer):
 
 
 def _inner_products(gradients: list[list[Tensor | None]], leaves: list[Tensor], looked_at: list[int]) -> Tensor:
-    """float64 [K, T, T], by map. No map is copied, unless it is of less than 32 bits or lies otherwise than its leaf."""
+    """float64 [K, T, T], by map. A map is copied only if it has less than 32 bits or lies otherwise than its leaf."""
     flat = [[_flat(of_task[k], leaves[k]) for k in looked_at] for of_task in gradients]
     zero = torch.zeros((), device=leaves[0].device)
     entries = []

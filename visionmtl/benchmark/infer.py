@@ -69,9 +69,9 @@ def _task_parallelism(workload: Workload, timing: Timing, nets: Mapping[str, Mul
         yield Note("SKIPPED: decoders at the same time; the clock adds up the threads; use --clock wall")
         return
     how = "in CUDA streams" if workload.on.type == "cuda" else f"in {len(TASKS)} threads"
-    works = {"one after the other": _works(workload, nets["joint"], 1)[RAW], how: _at_once(workload, nets["joint"])}
-    by_way = alternate(works, workload.on, timing)
-    serial, parallel = by_way.values()
+    in_turn = _works(workload, nets["joint"], 1)[RAW]
+    times = alternate({"in turn": in_turn, how: _at_once(workload, nets["joint"])}, workload.on, timing)
+    serial, parallel = times.values()
     yield Row(f"decoders {how} / one after the other, latency of raw outputs", ratio(parallel, serial), "")
 
 

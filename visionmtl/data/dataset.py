@@ -67,17 +67,21 @@ class MultiTaskDataset(_JointDataset, Dataset[Example]):
         size: tuple[int, int],
         augment: Augment,
         seed: int,
+        enlarged: float = 1.0,
     ) -> None:
-        """size: (H, W) of the network's input. Raises ValueError when the augmentation cannot be built."""
+        """size: (H, W) of the network's input; enlarged: see `Augment.view`.
+
+        Raises ValueError when the augmentation cannot be built.
+        """
         super().__init__(tasks, spaces, datasets)
-        self._size, self._augment, self._seed = size, augment, seed
+        self._size, self._augment, self._seed, self._enlarged = size, augment, seed, enlarged
         augment.check()
 
     def __getitem__(self, key: SampleKey) -> Example:
         rng = key.rng(self._seed)
         params = self._augment.draw(rng)
         original, labelled, dataset = self._read(key.index, partial(jpeg_scale, size=self._size, params=params))
-        sample = self._augment.view(original, self._size, params, rng)
+        sample = self._augment.view(original, self._size, params, rng, self._enlarged)
         color = self._augment.color(sample.image, rng) if self._augment.colors else None
         return Example(sample.image, sample, labelled, dataset, color=color)
 

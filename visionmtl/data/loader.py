@@ -75,6 +75,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     unlabelled: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> "DataLoader[Batch]":
     """Augmented batches; `loader.batch_sampler.set_epoch(epoch, start)` chooses which.
 
@@ -82,6 +83,7 @@ def train_loader(
     any batch continues with the batches it would have seen.
     batch_size: per process; `world` processes take the parts of one common batch.
     unlabelled: data sets whose labels no task learns may be among them: teachers need none
+    size: (H, W) in place of `data.size`, to which depth stays relative
     """
     mixture = _mixture(data.sampling, tasks, spaces, datasets, seed, unlabelled)
     if len(mixture) < batch_size * world:
@@ -89,10 +91,12 @@ def train_loader(
             f"an epoch has {len(mixture)} images, but one step takes {batch_size} x {world} process(es); "
             "every step needs a full batch; lower train.batch_size, add data, or raise data.sampling.epoch_images"
         )
-    dataset = MultiTaskDataset(tasks, spaces, datasets, size=data.size, augment=data.augment, seed=seed)
+    size = size or data.size
+    enlarged = size[0] / data.size[0]
+    dataset = MultiTaskDataset(tasks, spaces, datasets, size=size, augment=data.augment, seed=seed, enlarged=enlarged)
     sampler = BatchSampler(mixture, batch_size, rank, world)
     num_workers = choose_workers(data.workers, num_processes_here())[0]
-    return _loader(dataset, sampler, Collate(tasks, data.size, training=True), num_workers)
+    return _loader(dataset, sampler, Collate(tasks, size, training=True), num_workers)
 
 
 def val_loader(

@@ -266,6 +266,8 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
         wrong = f"optim.name {was['optim']['name']}, this run has {now['optim']['name']}"
     elif shapes(saved["balancer"]) != shapes(fresh["balancer"]):
         wrong = f"balance.type {was['balance']['type']}, this run has {now['balance']['type']}, which has another state"
+    elif set(saved.get("curriculum", {})) != set(fresh["curriculum"]):
+        wrong = "another train.curriculum: one of the two runs measures which task is easiest"
     elif fresh["scaler"] and not saved["scaler"]:
         wrong = f"train.precision {was['train']['precision']}, this run has fp16, which needs a loss scale"
     elif bool(fresh["ema"]) > bool(saved["ema"]):

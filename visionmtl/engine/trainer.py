@@ -32,6 +32,7 @@ from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
+from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.forgetting import BEFORE, write_report
@@ -52,7 +53,7 @@ from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import check_fits, load_strictly
-from visionmtl.network import SOFT, LossNet, MultiTaskNet, build_model
+from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
@@ -91,10 +92,14 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     monitor = Monitor(settings.best, run.tasks, names)
     num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
     monitor.check(spaces, val_datasets, num_judged)
-    train_batches = train_loader(
-        run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank, ranks.world,
-        unlabelled=run.distill is not None or run.extend is not None,
-    )  # fmt: skip
+    smaller = {stage.size for stage in settings.curriculum.smaller_first} if settings.curriculum else set()
+    train_batches, *smaller_batches = [
+        train_loader(
+            run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank,
+            ranks.world, unlabelled=run.distill is not None or run.extend is not None, size=size,
+        )
+        for size in (None, *sorted(smaller))
+    ]  # fmt: skip
     val_batches = val_loader(
         run.data, run.tasks, spaces, val_datasets, settings.batch_size, ranks.rank, ranks.world,
         limit=1 if options.dry_run else options.limit_val_batches,
@@ -102,6 +107,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
 
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
+    for size in smaller:
+        net.check_size(size, "train.curriculum.smaller_first")
     if options.init_from and run.extend:
         raise ValueError(
             f"--init-from {options.init_from} and extend.checkpoint {run.extend.checkpoint} are both set, and weights "
@@ -114,7 +121,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
         )
         load_strictly(net, checkpoint.best_weights(saved), path)
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor)
+    loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -161,6 +169,8 @@ class LoopData:
     val_loader: "DataLoader[Batch]"
     eval_names: Mapping[str, str]  # see `data.label_spaces.eval_names`
     monitor: Monitor
+    smaller: Mapping[tuple[int, int], "DataLoader[Batch]"] = field(default_factory=dict)
+    """The training data of epochs with smaller images, by size (H, W)."""
 
 
 @dataclass
@@ -222,6 +232,9 @@ class Trainer:
         if run.data.input_size != run.data.size:
             check_evaluates(net, run.data.input_size, ranks.device)
         balance = run.balance if net.trunk.shared_maps else run.balance.without_shared_maps()
+        self.schedule = TaskSchedule(run.train.curriculum, list(run.tasks)) if run.train.curriculum else None
+        if self.schedule:
+            self.schedule.to(ranks.device)
         self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
         if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
             raise ValueError(
@@ -278,6 +291,10 @@ class Trainer:
         self.net.train()
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
+        if self.schedule:
+            for task in self.schedule.held(self.epoch):
+                self.net.decoders[task].eval()
+            micro_batches = [self.schedule.mask(batch, self.epoch) for batch in micro_batches]
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
             counts = self._with_predicted_counts(micro_batches)
@@ -297,7 +314,15 @@ class Trainer:
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
                     known[name] = known[name] + value.detach() if name in known else value.detach()
+        if self.schedule:
+            of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
+            self.schedule.measure(of_tasks, labelled, self.state.step / max(1, self.steps_per_epoch))
         return StepOutput(losses, labelled, weights, self._optimizer_step())
+
+    @property
+    def epoch(self) -> int:
+        """Of the next step; 0 where no loop has told how long an epoch is."""
+        return self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0
 
     @torch.no_grad()
     def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
@@ -343,7 +368,8 @@ class Trainer:
             )
         losses = {task: torch.stack(list(of_task.values())).sum() for task, of_task in parts.items()}
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
-        taught = {task: flag | (task in soft) for task, flag in labelled.items()}
+        without_labels = {*soft, *(self.learning[:1] if FEATURES in soft else ())}
+        taught = {task: flag | (task in without_labels) for task, flag in labelled.items()}
         step = Step(
             losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
             self.cut_net.levels,
@@ -358,6 +384,9 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
+        for task in self.schedule.held(self.epoch) if self.schedule else ():
+            for parameter in self.net.decoders[task].parameters():
+                parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:
             self.extension.penalty.add_gradients()
@@ -408,8 +437,8 @@ class Trainer:
                 logger.info(
                     "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
-            if self.extension and not options.dry_run:
-                self._judge_old_network(resumed)
+            if self.extension and not resumed:
+                self._judge_old_network()
             if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
                 logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
                 self.validate()
@@ -487,7 +516,12 @@ class Trainer:
         assert self.data is not None
         settings = self.run.train
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
-        loader = self.data.train_loader
+        if self.schedule:
+            logger.info(f"epoch {epoch} teaches {', '.join(sorted(self.schedule.taught(epoch)))}")
+        size = settings.curriculum.size(epoch) if settings.curriculum else None
+        if size:
+            logger.info(f"epoch {epoch} at {size[0]}x{size[1]}")
+        loader = self.data.smaller[size] if size else self.data.train_loader
         loader.batch_sampler.set_epoch(epoch, done * settings.accumulate)  # type: ignore[union-attr]
         batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
@@ -513,7 +547,7 @@ class Trainer:
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
             weights={task: float(weight) for task, weight in output.weights.items()},
             grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"],
-            gradients=pairs(self.balancer.diagnostics(), list(self.run.tasks)), **throughput,
+            gradients=pairs(self.balancer.diagnostics(), self.learning), **throughput,
         )  # fmt: skip
         if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
             logger.info(line)
@@ -603,18 +637,13 @@ class Trainer:
         if self.ranks.is_main_process:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
 
-    def _judge_old_network(self, resumed: bool) -> None:
-        """Before the first step: what the old network scores, and which of its weights matter."""
-        assert self.extension is not None
-        if resumed:
-            return
-        logger.info("the old tasks before the first step:")
-        self.validate_old()
-        self.extension.prepare(self.net, self.run.optim, self.folder if self.ranks.is_main_process else None)
-
-    def validate_old(self) -> None:
-        """Evaluate the old tasks; the results go to eval/before.json."""
+    def _judge_old_network(self) -> None:
+        """Before the first step: which of the old weights matter, and what the old tasks score, in eval/before.json."""
         assert self.extension is not None and self.data is not None
+        writes = self.ranks.is_main_process and not self.options.dry_run
+        self.extension.prepare(self.net, self.run.optim, self.folder if writes else None)
+        if self.options.dry_run:
+            return
         names = {name: task for name, task in self.data.eval_names.items() if task in self.extension.old}
         meters = {name: self.net.tasks[task].meter(self.net.spaces[task]) for name, task in names.items()}
         results = evaluate(
@@ -624,8 +653,8 @@ class Trainer:
             precision=self.run.train.precision,
             meters=meters,
         )
-        logger.info(results_table(results))
-        if self.ranks.is_main_process:
+        logger.info(f"the old tasks before the first step\n{results_table(results)}")
+        if writes:
             save_json(results, self.folder / BEFORE, {"step": 0, **self.extension.record()})
 
     def _report_forgetting(self) -> None:
@@ -684,10 +713,11 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "curriculum": self.schedule.state_dict() if self.schedule else {},
             "scaler": self.scaler.state_dict(),
             "world": self.ranks.world,
             "step": self.state.step,
-            "epoch": self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0,
+            "epoch": self.epoch,
             "best": self.state.best,
             **({"teachers": self.teacher_record} if self.teacher_record else {}),
             **({"extension": self.extension.state_dict()} if self.extension else {}),
@@ -732,6 +762,8 @@ class Trainer:
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
         self.balancer.load_state_dict(state["balancer"])
+        if self.schedule:
+            self.schedule.load_state_dict(state.get("curriculum", {}))
         self.scaler.load_state_dict(state["scaler"])
         self.state.step, self.state.best = state["step"], state["best"]
 

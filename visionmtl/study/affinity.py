@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import find, open_model
@@ -55,7 +55,7 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
         with torch.no_grad():
             kept = [parameter.clone() for parameter in shared]
             for parameter, direction in zip(shared, steps, strict=True):
-                parameter -= factor * direction
+                parameter.sub_(factor * direction)
             found.append(1 - torch.stack(_losses(net, batch)) / start)
             for parameter, old in zip(shared, kept, strict=True):
                 parameter.copy_(old)
@@ -104,7 +104,7 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
     datasets = open_datasets(run.data.train)
     data = run.data.model_copy(update={"workers": 0})
     spaces = resolve_spaces(run.tasks, datasets)
-    batches = train_loader(data, run.tasks, spaces, datasets, run.train.batch_size, run.seed)
+    batches = train_loader(data, run.tasks, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed)
     return np.nanmean(np.stack([lookahead(net, batch.to(device)) for batch in islice(batches, NUM_BATCHES)]), axis=0)
 
 

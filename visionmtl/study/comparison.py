@@ -197,10 +197,10 @@ def read(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = 
 
 
 def _metrics(comparison: Comparison, whole: Run, file: Path) -> dict[str, dict[str, Direction]]:
-    for task in comparison.metrics:
-        if task not in whole.tasks:
+    for unknown in comparison.metrics:
+        if unknown not in whole.tasks:
             raise ConfigError(
-                f"metrics.{task} in {file}{did_you_mean(task, whole.tasks)}: the config has the tasks "
+                f"metrics.{unknown} in {file}{did_you_mean(unknown, whole.tasks)}: the config has the tasks "
                 f"{', '.join(whole.tasks)}; name one of them"
             )
     chosen: dict[str, dict[str, Direction]] = {}

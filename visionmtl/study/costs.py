@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from visionmtl.benchmark.measure import Timing, alternate, count_flops, median, ratio
-from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.distributed import Ranks, choose_device
@@ -89,7 +89,9 @@ class _Step:
         datasets = open_datasets(run.data.train)
         spaces = resolve_spaces(run.tasks, datasets)
         data = run.data.model_copy(update={"workers": 0})
-        batches = train_loader(data, run.tasks, spaces, datasets, run.train.batch_size, run.seed)
+        batches = train_loader(
+            data, run.tasks, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed
+        )
         self.batch = next(iter(batches)).to(device)
         net = build_model(run.model, run.tasks, spaces, run.data.size).to(device)
         self.trainer = Trainer(run, net, Ranks(0, 1, device))

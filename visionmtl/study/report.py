@@ -72,7 +72,9 @@ def make_rows(plan: PlannedRuns, measured: Sequence[Measured]) -> list[Row]:
     return rows
 
 
-def _references(plan: PlannedRuns, variant: Variant, seed: int, of_variant: Mapping[str, Measured]) -> dict[str, Results]:
+def _references(
+    plan: PlannedRuns, variant: Variant, seed: int, of_variant: Mapping[str, Measured]
+) -> dict[str, Results]:
     """By task the test results of its reference with the same seed; {} where one is missing, or it is one itself."""
     found: dict[str, Results] = {}
     for task in variant.run.tasks:
@@ -127,6 +129,14 @@ def _text(
         f"{finished} of {planned} runs are finished. Each row is one way to train over {len(settings.seeds)} seeds; "
         f"mean ± half-width of the {percent} Student-t interval over seeds. {plan.origin}"
     )
+    if diverged := [
+        f"{one.variant.name}, seed {seed}: {result.diverged}"
+        for one in measured
+        for seed, result in one.results.items()
+        if result.diverged
+    ]:
+        yield "\n**Diverged**\n"
+        yield from (f"- {text}" for text in diverged)
     if not rows:
         return
     yield markdown(_results_table(plan, rows))
@@ -163,14 +173,6 @@ def _text(
             yield ""
             yield f"{len(one.trials)} of {len(one.variant.trials)} trials; the best Δm on held-out images is taken."
     yield from (markdown(table) for table in tables)
-    if diverged := [
-        f"{one.variant.name}, seed {seed}: {result.diverged}"
-        for one in measured
-        for seed, result in one.results.items()
-        if result.diverged
-    ]:
-        yield "\n**Diverged**\n"
-        yield from (f"- {text}" for text in diverged)
     for name in charts:
         yield f"\n![{name}]({name})"
 
@@ -416,7 +418,9 @@ def _csv(records: Iterator[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _plain(plan: PlannedRuns, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Any]:
+def _plain(
+    plan: PlannedRuns, measured: Sequence[Measured], rows: Sequence[Row], costs: Mapping[str, Cost]
+) -> dict[str, Any]:
     def interval(of: Interval | None) -> dict[str, Any] | None:
         return None if of is None else {**vars(of), "verdict": of.verdict}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets import Dataset
@@ -133,7 +134,7 @@ class Runner:
                 process.kill()
 
 
-def _context(threads: int) -> multiprocessing.context.BaseContext:
+def _context(threads: int) -> Any:
     """Processes fork from a clean server that has imported the package: imports take longer than a short run."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     if "forkserver" not in multiprocessing.get_all_start_methods():

@@ -1,7 +1,7 @@
 """LoRA: each new task adds matrices of low rank to the frozen encoder, and has a pyramid of its own."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -34,13 +34,23 @@ class LoRA(Extend, frozen=True):
         return model.model_copy(update={"sharing": sharing})
 
     def weights(self, old: Mapping[str, Tensor], net: MultiTaskNet) -> dict[str, Tensor]:
-        """Branches begin with the old encoder's statistics; its parameters are theirs already."""
-        prefix, weights = "trunk.encoder.", dict(old)
+        """Branches begin with the old encoder's statistics; its parameters are theirs already.
+
+        A branch that reads the very levels of the old pyramid begins with the old pyramid too.
+        """
+        trunk: Any = net.trunk
+        levels: Mapping[str, tuple[int, ...]] = trunk.levels
+        common = {level for task in trunk.common for level in levels[task]}
+        weights = dict(old)
         for name in net.state_dict():
-            if name.startswith("trunk.branch_encoders."):
-                own = prefix + name.split(".", 3)[3].replace("parametrizations.weight.original", "weight")
-                if own in old:
-                    weights[name] = old[own]
+            _, kind, *rest = name.split(".", 3)
+            own = ""
+            if kind == "branch_encoders":
+                own = "trunk.encoder." + rest[1].replace("parametrizations.weight.original", "weight")
+            elif kind == "branch_pyramids" and set(levels[rest[0]]) == common:
+                own = f"trunk.pyramid.{rest[1]}"
+            if own in old:
+                weights[name] = old[own]
         return weights
 
     def kept(self, net: MultiTaskNet, old: Sequence[str]) -> list[nn.Module]:

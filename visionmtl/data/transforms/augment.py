@@ -80,14 +80,16 @@ class Augment(Spec):
         zoom = math.exp(math.log(low) + u_zoom * (math.log(high) - math.log(low)))
         return CropParams(zoom, u_top, u_left, mirrored=bool(u_flip < self.flip))
 
-    def view(self, sample: Sample, size: Size, params: CropParams, rng: np.random.Generator) -> Sample:
+    def view(
+        self, sample: Sample, size: Size, params: CropParams, rng: np.random.Generator, enlarged: float = 1.0
+    ) -> Sample:
         """The view that `draw` chose, of an image that may be reduced by the divisor that `CropResize.cut` allows.
 
-        Draws a number if there is a pipeline.
+        enlarged: `size` as a multiple of the size that depth is relative to. Draws a number if there is a pipeline.
         """
         # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
         # gets its own interpolation and dtype in one line
-        view = self._view(sample, CropResize.cut(sample.size, size, params), params.zoom)
+        view = self._view(sample, CropResize.cut(sample.size, size, params), params.zoom * enlarged)
         return replace(view, image=repaint(view.image, self.pipeline, rng)) if self.pipeline else view
 
     def color(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:

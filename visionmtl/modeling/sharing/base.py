@@ -47,7 +47,7 @@ class Parts:
 class Trunk(nn.Module):
     """Everything before the tasks' own modules, cut where the shared representation lies."""
 
-    encoder: nn.Module
+    encoder: Any
     """The encoder, or a ModuleDict of one for each task."""
     out_channels: int
     """Channels of the maps that `split` hands out, unless `decoder` says otherwise."""

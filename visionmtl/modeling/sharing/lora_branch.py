@@ -43,18 +43,19 @@ class _Branches(Trunk):
         super().__init__(parts)
         self.common = common
         common_levels = tuple(sorted({level for task in common for level in parts.levels[task]}))
-        self.encoder = parts.encoder(parts.all_levels[-1])
-        self.pyramid = parts.pyramid(self.encoder.channels, common_levels)
+        encoder = parts.encoder(parts.all_levels[-1])
+        self.encoder = encoder
+        self.pyramid = parts.pyramid(encoder.channels, common_levels)
         self.out_channels = self.pyramid.out_channels
-        parameters = {id(parameter): parameter for parameter in self.encoder.parameters()}
+        parameters = {id(parameter): parameter for parameter in encoder.parameters()}
         branches = [task for task in parts.levels if task not in common]
-        encoders = {task: copy.deepcopy(self.encoder, dict(parameters)) for task in branches}
-        for encoder in encoders.values():
-            for layer in adaptable_layers(encoder):
+        encoders = {task: copy.deepcopy(encoder, dict(parameters)) for task in branches}
+        for branch in encoders.values():
+            for layer in adaptable_layers(branch):
                 parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, spec.rank, spec.alpha))
         self.branch_encoders = nn.ModuleDict(encoders)
         self.branch_pyramids = nn.ModuleDict(
-            {task: parts.pyramid(self.encoder.channels, parts.levels[task]) for task in branches}
+            {task: parts.pyramid(encoder.channels, parts.levels[task]) for task in branches}
         )
 
     def forward(self, image: Tensor) -> dict[str, Maps]:

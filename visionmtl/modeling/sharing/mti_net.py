@@ -71,7 +71,7 @@ class _MTINet(Trunk):
         own_levels = {
             task: tuple(level for level, tasks in self.readers.items() if task in tasks) for task in parts.levels
         }
-        self.initial = nn.ModuleDict(
+        self.initial: Any = nn.ModuleDict(
             {task: parts.last_layers(task, levels, spec.channels) for task, levels in own_levels.items() if levels}
         )
         self.restore = nn.ModuleDict(
@@ -96,10 +96,7 @@ class _MTINet(Trunk):
             task: {level: of_level[task] for level, of_level in features.items() if task in of_level}
             for task in self.initial
         }
-        initial = {
-            task: [layer(of_task[task]) for layer in layers]  # type: ignore[union-attr]
-            for task, layers in self.initial.items()
-        }
+        initial = {task: [layer(of_task[task]) for layer in layers] for task, layers in self.initial.items()}
         return self._distilled(shared, features), initial
 
     def read_levels(self) -> set[int]:

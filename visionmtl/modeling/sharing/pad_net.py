@@ -57,7 +57,9 @@ class _PADNet(Trunk):
         self.pyramid = parts.pyramid(encoder.channels, parts.all_levels)
         self.out_channels = width = self.pyramid.out_channels
         self.features = nn.ModuleDict({task: task_features(width, spec.channels, spec.norm) for task in tasks})
-        self.initial = nn.ModuleDict({task: parts.last_layers(task, (spec.level,), spec.channels) for task in tasks})
+        self.initial: Any = nn.ModuleDict(
+            {task: parts.last_layers(task, (spec.level,), spec.channels) for task in tasks}
+        )
         self.exchange = Exchange(tasks, spec.channels)
         self.restore = nn.ModuleDict({task: ConvBlock(spec.channels, width, 1, norm=spec.norm) for task in tasks})
 
@@ -71,8 +73,7 @@ class _PADNet(Trunk):
     def split_with_initial(self, shared: Maps) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Any]]]:
         features = self._features(shared)
         initial = {
-            task: [layer({self.level: features[task]}) for layer in layers]  # type: ignore[union-attr]
-            for task, layers in self.initial.items()
+            task: [layer({self.level: features[task]}) for layer in layers] for task, layers in self.initial.items()
         }
         return self._distilled(shared, features), initial
 

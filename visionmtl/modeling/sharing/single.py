@@ -24,7 +24,7 @@ class SeparateTrunk(Trunk):
 
     shared_maps = False
     splits_by_modules = False
-    of_each_task = ("pyramid",)
+    of_each_task: tuple[str, ...] = ("pyramid",)
 
     encoder: nn.ModuleDict
 
