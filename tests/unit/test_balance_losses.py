@@ -12,8 +12,8 @@ from contract import found, gradients
 from torch import Tensor
 
 from visionmtl.balance.base import Balance, LossWeighting, Step
-from visionmtl.balance.draws import Draws
 from visionmtl.balance.progress import DWA, FAMO, LDCMTL, EMALoss, GO4Align
+from visionmtl.balance.random_numbers import RandomNumbers
 from visionmtl.balance.random_weights import RLW
 from visionmtl.balance.scalarisations import COSMOS, GLS, PBI, STCH, ScaleInvariant, SoftOptimalUncertainty
 from visionmtl.balance.uncertainty import IMTLL, RevisedUncertainty, Uncertainty
@@ -191,7 +191,7 @@ def test_an_unknown_regression_task_is_an_error():
 
 def test_draws_are_uniform_independent_and_come_back():
     torch.manual_seed(7)
-    draws = Draws()
+    draws = RandomNumbers()
     first = draws.uniform(20_000)
     assert first.min() > 0 and first.max() < 1
     assert first.mean() == pytest.approx(0.5, abs=0.01) and first.var() == pytest.approx(1 / 12, abs=0.002)
@@ -206,7 +206,7 @@ def test_draws_are_uniform_independent_and_come_back():
     normal = draws.normal(20_000)
     assert normal.mean() == pytest.approx(0, abs=0.03) and normal.var() == pytest.approx(1, abs=0.03)
     torch.manual_seed(8)
-    assert not torch.equal(Draws().uniform(10), first[:10])
+    assert not torch.equal(RandomNumbers().uniform(10), first[:10])
 
 
 def test_every_method_is_in_the_table_of_the_docs():
