@@ -74,3 +74,9 @@ def test_methods_that_see_no_gradients_log_none(tmp_path):
 
     train(scene_run.run(tmp_path, names=("segmentation", "depth")))
     assert "gradients" not in scene_run.rows(tmp_path)[-1]
+
+
+def test_a_state_from_before_there_were_traces_begins_an_empty_one():
+    trace = ConflictTrace(2)
+    trace.load_state_dict({})
+    assert not trace.sums.any() and trace.sums.shape == ConflictTrace(2).sums.shape

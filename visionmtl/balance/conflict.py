@@ -7,6 +7,7 @@ of steps with a negative cosine (def. 1 there).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class ConflictTrace(nn.Module):
         self.sums = nn.Buffer(torch.zeros(shape, dtype=torch.float64))
         """[0]: weight of the steps so far; then the figures, times it. Second axis: all maps together, then levels."""
         self._levels: tuple[int, ...] = ()
+        self.register_load_state_dict_pre_hook(_begin_anew_where_missing)
 
     def update(self, whole: Tensor, of_levels: Tensor | None = None, levels: Sequence[int] = ()) -> None:
         """whole: float64 [T, T], the Gramian, rows of absent tasks 0; of_levels: [K, T, T], what it is the sum of."""
@@ -54,6 +56,11 @@ class ConflictTrace(nn.Module):
                 value = means[number, slot]
                 found[f"level{slot}/{name}" if slot else name] = value.exp() if name == "norm_ratio" else value
         return found
+
+
+def _begin_anew_where_missing(trace: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before there were traces resume with an empty one: it changes no weight."""
+    state.setdefault(f"{prefix}sums", torch.zeros_like(trace.get_buffer("sums")))
 
 
 def pairs(matrices: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
