@@ -108,7 +108,8 @@ def test_with_time_left_one_go_measures_predictions_and_steps():
     figures = list(measure_gpu(workload, TURN, budget_s=3600, compare_boxes=(), infer_batches=(1,)))
 
     titles = {one.title for one in figures if isinstance(one, Table)}
-    assert titles == {"Training steps", "Latency, batch 1", "Images a second, joint"}
+    one_task = "One task kept of the joint network, raw outputs at batch 1"
+    assert titles == {"Training steps", "Latency, batch 1", one_task, "Images a second, joint"}
     skipped = [one.text for one in figures if isinstance(one, Note) and "SKIPPED" in one.text]
     assert len(skipped) == 1 and "host waits, compiled steps, CUDA graphs; cpu is not a CUDA device" in skipped[0]
     assert isinstance(figures[-1], Row) and figures[-1].kept and figures[-1].limit == 3600
