@@ -26,7 +26,7 @@ from visionmtl.engine.trainer import Trainer
 from visionmtl.network import build_model
 from visionmtl.ops.losses import dice, hardest, lovasz_softmax
 from visionmtl.ops.ranks import step_totals
-from visionmtl.run import Run, Train
+from visionmtl.run import Run
 from visionmtl.structures import Batch
 
 STEPS, ACCUMULATE = 3, 2
@@ -164,7 +164,7 @@ def balanced(method: Balance, ranks: Ranks, share: slice) -> dict[str, Tensor]:
     torch.manual_seed(5)
     balancer = method.build(TASKS)
     net = Tiny(balancer.needs_cut)
-    replica = distributed.replicate(net, ranks, Train(), balancer.needs_cut, averaged_later=balancer.needs_parameters)
+    replica = distributed.replicate(net, ranks, averaged_later=balancer.needs_parameters)
     optimizer = torch.optim.SGD([*net.parameters(), *balancer.parameters()], lr=0.01)
     noise = torch.Generator().manual_seed(1)
     for _ in range(STEPS):

@@ -132,14 +132,20 @@ def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monke
     assert len([record for record in caplog.records if record.message.startswith("compiled")]) == 1
 
 
+def without_tasks() -> LossNet:
+    net = torch.nn.Identity()
+    net.tasks = {}
+    return LossNet(net, cut=False)  # type: ignore[arg-type]
+
+
 def test_a_graph_that_is_run_backward_twice_is_not_recorded():
-    net = LossNet(torch.nn.Identity(), cut=False)  # type: ignore[arg-type]
+    net = without_tasks()
     with pytest.raises(ValueError, match=r"one graph backward several times.*set train.compile=true"):
         compile_losses(net, Train(compile="cuda_graph"), torch.device("cuda"), keeps_graph=True)
 
 
 def test_cuda_graphs_need_a_cuda_device_and_one_batch_a_step():
-    net = LossNet(torch.nn.Identity(), cut=False)  # type: ignore[arg-type]
+    net = without_tasks()
     with pytest.raises(ValueError, match=r"device cpu; only CUDA devices .* set train.compile=true"):
         compile_losses(net, Train(compile="cuda_graph"), CPU)
     with pytest.raises(ValueError, match=r"accumulate 2; .* 1 is allowed; .* raise batch_size"):

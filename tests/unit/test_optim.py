@@ -151,6 +151,7 @@ def test_layers_of_one_flat_sequence_are_its_convolutions(name: str):
 def test_layer_decay_over_one_layer_is_an_error():
     net = nn.Module()
     net.encoder = nn.Conv2d(3, 8, 3)
+    net.encoders = lambda: [net.encoder]
     with pytest.raises(
         ValueError, match=r"layer_decay is 0.5, but the encoder has 1 layer.*; remove optim.layer_decay"
     ):
