@@ -24,7 +24,7 @@ quickstart: .venv/installed
 	@echo "the pictures and figures are in runs/quickstart/report.html"
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -133,13 +133,13 @@ def test_stopping_loses_nothing(tmp_path: Path):
         "seeds": [0],
         "overrides": ["train.epochs=4", "train.eval_every_epochs=4"],
     } | PLAIN
-    command = [sys.executable, "-m", "visionmtl.cli", "compare", str(write(tmp_path, **changes)), "--no-costs"]
-    command += ["--threads", "1", "--device", "cpu", "--output"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, str(tmp_path / "whole")], env=env, check=True, capture_output=True)
+    arguments = ["compare", str(write(tmp_path, **changes)), "--no-costs", "--threads", "1", "--device", "cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "whole")]) == 0
 
     rows = tmp_path / "cut/runs/equal/0/metrics.jsonl"
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=env, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "visionmtl.cli", *arguments, "--output", str(tmp_path / "cut")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     while process.poll() is None and not (rows.is_file() and '"step": 2' in rows.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -148,7 +148,7 @@ def test_stopping_loses_nothing(tmp_path: Path):
     stopped = torch.load(rows.parent / "checkpoints/last.pt", weights_only=True)["step"]
     assert 2 <= stopped < 24
 
-    subprocess.run([*command, str(tmp_path / "cut")], env=env, check=True, capture_output=True)
+    assert main([*arguments, "--output", str(tmp_path / "cut")]) == 0
     cut, whole = (tmp_path / name / "runs/equal/0" for name in ("cut", "whole"))
     ends = [torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"] for folder in (cut, whole)]
     assert not scene_run.differences(*ends)

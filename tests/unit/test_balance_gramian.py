@@ -465,6 +465,8 @@ def _torchjd() -> Any:
     ],
 )
 def test_torchjd_gives_the_same_direction(name: str, theirs: Any, factor: Any, rows: Tensor):
+    if name == "mgda" and len(rows) > 3:
+        pytest.skip("Frank-Wolfe needs seconds for 8 tasks; the tests above compare with SLSQP")
     expected = theirs(_torchjd())(rows)
     got = weights_of(METHODS[name], rows) @ rows
     if factor == "mean":  # its preference is 1 / T
