@@ -1,11 +1,12 @@
 # One-word commands; each first makes .venv and installs into it.
 #   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
-#   make test         the whole test suite
+#   make test         the test suite; TESTS=slow: what takes minutes, TESTS="": both
 #   make lint         ruff, mypy, and the layers of imports
 #   make clean        remove .venv and everything built; runs/ stays
 # PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
 PYTHON ?= python3
 WORKERS ?= auto
+TESTS ?= not slow
 
 SHELL := /bin/bash
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -24,7 +25,7 @@ quickstart: .venv/installed
 	@echo "the pictures and figures are in runs/quickstart/report.html"
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "$(TESTS)"
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -190,6 +190,7 @@ def test_no_teacher_makes_the_host_wait(balance: str, tmp_path: Path):
     assert waits.seen > 300 and waits.found == []
 
 
+@pytest.mark.slow
 def test_compiled_teachers_are_one_graph_beside_that_of_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Graphs are run as they are: to make kernels of them takes minutes."""
     torch._dynamo.reset()

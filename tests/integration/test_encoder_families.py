@@ -76,6 +76,7 @@ class _Net(nn.Module):
 
 
 @pytest.mark.parametrize("module", MEMBERS)
+@pytest.mark.slow
 def test_a_member_of_this_module_trains_a_step_or_is_refused(module: str):
     torch.manual_seed(0)
     if module in REFUSED:

@@ -114,6 +114,7 @@ def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_
     [FIXED, UPGrad(), UPGrad(heads="weighted"), UPGrad(level="parameters")],
     ids=["fixed", "upgrad", "upgrad, heads", "upgrad, parameters"],
 )
+@pytest.mark.slow
 def test_compiled_steps_move_the_weights_as_plain_ones_do(method: Balance, monkeypatch: Any, caplog: Any):
     caplog.set_level("INFO", "visionmtl")
     monkeypatch.setattr(

@@ -89,6 +89,7 @@ def test_a_resumed_run_takes_the_same_step_to_the_bit(way: str, batches: Any):
 
 
 @every_way
+@pytest.mark.slow
 def test_the_losses_are_one_graph(way: str, batches: Any):
     torch._dynamo.reset()
     counters.clear()
@@ -104,6 +105,7 @@ def test_the_losses_are_one_graph(way: str, batches: Any):
 
 
 @pytest.mark.parametrize("way", ["pad_net", "cross_stitch"])
+@pytest.mark.slow
 def test_compiled_steps_whose_graph_serves_several_backwards_are_plain_ones(way: str, batches: Any, monkeypatch: Any):
     def compiled(loss_net: LossNet, settings: Train, device: torch.device, keeps_graph: bool) -> None:
         compile_losses(loss_net, settings, device, "aot_eager", keeps_graph)
