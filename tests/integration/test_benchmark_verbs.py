@@ -16,6 +16,8 @@ from visionmtl.benchmark.step import Step
 from visionmtl.benchmark.workload import Workload
 from visionmtl.cli import main
 
+pytestmark = pytest.mark.slow
+
 TURNS, TURN = ["--rounds", "1", "--seconds", "0.001"], Timing(1, 0.001)
 OVERRIDES = (
     "model.pyramid.channels=32", "tasks.detection.head.num_convs=1",

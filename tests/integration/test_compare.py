@@ -17,6 +17,8 @@ import yaml
 from visionmtl.cli import main
 from visionmtl.run import dump
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPARISON = {
     "config": "run.yaml",
@@ -126,7 +128,6 @@ def test_a_folder_of_finished_runs_is_read(compared: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-@pytest.mark.slow
 def test_stopping_loses_nothing(tmp_path: Path):
     """Stopped in the middle of an epoch and started again, a run ends bit for bit as one that was never stopped."""
     changes = {

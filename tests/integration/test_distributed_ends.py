@@ -22,6 +22,8 @@ from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import Trainer, train
 from visionmtl.run import Run
 
+pytestmark = pytest.mark.slow
+
 DIES_BEFORE = 4  # of 6 steps, 2 to an epoch: the last checkpoint is that of step 2
 ON_CPU = TrainOptions(device="cpu", resume="auto")
 

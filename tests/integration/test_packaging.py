@@ -15,6 +15,8 @@ from pathlib import Path
 import project
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WAYS = ("wheel", "editable", "checkout")
 
 # run from an empty folder by a Python that has visionmtl in one of the three ways
