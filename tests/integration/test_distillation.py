@@ -210,17 +210,13 @@ def test_compiled_teachers_are_one_graph_beside_that_of_the_losses(tmp_path: Pat
     torch._dynamo.reset()
 
 
-def last(folder: Path) -> dict[str, Any]:
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
-
-
 def test_a_run_with_teachers_resumes_bit_for_bit_and_only_with_the_same_ones(tmp_path: Path):
     path = teacher(tmp_path / "teacher")
     for name, steps in (("whole", (None,)), ("cut", (2, None))):
         for number, limit in enumerate(steps):
             run = student([path], tmp_path / name)
             train(run, TrainOptions(max_steps=limit, resume="auto" if number else None))
-    assert scene_run.differences(last(tmp_path / "whole"), last(tmp_path / "cut")) == []
+    assert scene_run.differences(scene_run.last_state(tmp_path / "whole"), scene_run.last_state(tmp_path / "cut")) == []
     assert scene_run.rows(tmp_path / "whole") == scene_run.rows(tmp_path / "cut")
     log = (tmp_path / "whole" / "train.log").read_text()
     assert "teacher   " in log and "SHA-256" in log

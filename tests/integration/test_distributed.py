@@ -81,11 +81,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def last(folder: Path) -> dict[str, Any]:
-    """The last checkpoint without the settings, which know their folder."""
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
-
-
 def test_the_ranks_of_these_tests_have_unequal_numbers_of_labels(tmp_path: Path):
     labelled = [
         batch.labelled["detection"].tolist() for batch in scene_run.batches(settings(tmp_path, "fixed", world=1))
@@ -97,7 +92,7 @@ def test_the_ranks_of_these_tests_have_unequal_numbers_of_labels(tmp_path: Path)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method: str):
-    ours, theirs = last(one / method), last(two / method)
+    ours, theirs = scene_run.last_state(one / method), scene_run.last_state(two / method)
 
     assert ours["step"] == theirs["step"] == STEPS
     for of_one, of_two in ((ours["net"], theirs["net"]), (ours["ema"]["module"], theirs["ema"]["module"])):
@@ -108,7 +103,7 @@ def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, method:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(one: Path, two: Path, method: str):
     """That of upgrad was stopped and resumed."""
-    whole, sharded = last(one / method), last(two / "sharded" / method)
+    whole, sharded = scene_run.last_state(one / method), scene_run.last_state(two / "sharded" / method)
 
     assert kinds(sharded) == kinds(whole)
     for ours, theirs in ((whole["net"], sharded["net"]), (whole["ema"]["module"], sharded["ema"]["module"])):
@@ -123,7 +118,7 @@ def test_a_network_spread_over_two_processes_ends_as_a_whole_one_in_such_a_file(
 
 
 def test_a_run_resumed_sharded_and_unsharded_in_turn_ends_as_a_whole_one(one: Path, two: Path):
-    whole, crossed = last(one / "fixed"), last(two / "crossed" / "fixed")
+    whole, crossed = scene_run.last_state(one / "fixed"), scene_run.last_state(two / "crossed" / "fixed")
 
     assert crossed["step"] == STEPS
     assert kinds(crossed) == kinds(whole)

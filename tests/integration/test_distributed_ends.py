@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from visionmtl.data.sampler import BatchSampler
 from visionmtl.data.workers import start_method
-from visionmtl.engine import checkpoint, distributed
+from visionmtl.engine import distributed
 from visionmtl.engine.distributed import LostProcess
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import Trainer, train
@@ -31,11 +31,6 @@ ON_CPU = TrainOptions(device="cpu", resume="auto")
 def settings(folder: Path, workers: int = 0) -> Run:
     names = ("segmentation", "depth")
     return scene_run.run(folder, names, data={"workers": workers}, train={"epochs": 3, "eval_every_epochs": 3})
-
-
-def last(folder: Path) -> dict[str, Any]:
-    """The last checkpoint without the settings, which know their folder."""
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
 
 
 def dying(folder: str) -> None:
@@ -139,8 +134,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_restarted_after_a_kill_ends_as_one_that_nothing_interrupted(restarted: Path, ended: Path):
-    assert last(restarted / "run")["step"] == 6
-    assert scene_run.differences(last(restarted / "run"), last(ended / "whole")) == []
+    assert scene_run.last_state(restarted / "run")["step"] == 6
+    assert scene_run.differences(scene_run.last_state(restarted / "run"), scene_run.last_state(ended / "whole")) == []
     assert scene_run.rows(restarted / "run") == scene_run.rows(ended / "whole")
     assert "resumed   at step 2" in (restarted / "run" / "train.log").read_text()
 

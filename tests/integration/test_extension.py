@@ -159,17 +159,13 @@ def test_the_loader_leaves_the_old_labels_alone(old: Path, tmp_path: Path):
     assert set(json.loads((tmp_path / "run" / "eval" / "before.json").read_text())["results"]) == set(OLD)
 
 
-def last(folder: Path) -> dict[str, Any]:
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
-
-
 @pytest.mark.parametrize("method", ["ewc", "lwp"])
 def test_a_run_cut_in_the_middle_resumes_bit_for_bit(method: str, old: Path, tmp_path: Path):
     train(settings(old, method, tmp_path / "whole"))
     train(settings(old, method, tmp_path / "cut"), TrainOptions(max_steps=2))
     saved = Run.model_validate(checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")["run"])
     train(saved, TrainOptions(resume="auto"))
-    assert scene_run.differences(last(tmp_path / "whole"), last(tmp_path / "cut")) == []
+    assert scene_run.differences(scene_run.last_state(tmp_path / "whole"), scene_run.last_state(tmp_path / "cut")) == []
     assert scene_run.rows(tmp_path / "whole") == scene_run.rows(tmp_path / "cut")
     one, other = (json.loads((tmp_path / n / "forgetting.json").read_text()) for n in ("whole", "cut"))
     assert one == other and one["old"]

@@ -27,11 +27,6 @@ def settings(folder: Path, **changes: Any) -> Run:
     return scene_run.run(folder, ["depth"], **scene_run.merged(TWO_EPOCHS, changes))
 
 
-def plain(folder: Path) -> dict[str, Any]:
-    """The last checkpoint without the settings, which know their folder."""
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
@@ -53,13 +48,13 @@ def test_a_failing_evaluation_costs_no_step_and_is_made_up_for(
         patched.setattr(f"{loop.__name__}.{where}", fail)
         with pytest.raises(OSError, match="no space left"):
             train(settings(folder))
-    assert plain(folder)["step"] == 2 and not list((folder / "eval").glob("*.json"))
+    assert scene_run.last_state(folder)["step"] == 2 and not list((folder / "eval").glob("*.json"))
 
     results = train(settings(folder), TrainOptions(resume="auto"))
 
     assert "step 2 was saved, but not evaluated to the end; that comes first" in (folder / "train.log").read_text()
     assert scene_run.rows(folder, "val") == scene_run.rows(whole, "val")
-    assert scene_run.differences(plain(folder), plain(whole)) == []
+    assert scene_run.differences(scene_run.last_state(folder), scene_run.last_state(whole)) == []
     assert results["depth"]["rmse_m"] == scene_run.rows(whole, "val")[-1]["results"]["depth"]["rmse_m"]
 
 

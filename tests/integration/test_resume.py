@@ -28,11 +28,6 @@ def settings(output: Path, **changes: Any) -> Run:
     return scene_run.run(output, **scene_run.merged(LIVELY, changes))
 
 
-def last(folder: Path) -> dict[str, Any]:
-    """The last checkpoint without the settings, which know their folder."""
-    return {k: v for k, v in checkpoint.load(folder / "checkpoints" / "last.pt").items() if k != "run"}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
@@ -53,12 +48,12 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_cut_within_an_epoch_equals_a_whole_one_bit_for_bit(whole: Path, tmp_path: Path, workers: int):
     run = settings(tmp_path / "run", data={"workers": workers})
     train(run, TrainOptions(max_steps=CUT))
-    assert last(tmp_path / "run")["step"] == CUT
+    assert scene_run.last_state(tmp_path / "run")["step"] == CUT
 
     train(run, TrainOptions(resume="auto"))
 
-    assert last(whole)["step"] == 6
-    assert scene_run.differences(last(tmp_path / "run"), last(whole)) == []
+    assert scene_run.last_state(whole)["step"] == 6
+    assert scene_run.differences(scene_run.last_state(tmp_path / "run"), scene_run.last_state(whole)) == []
     assert scene_run.rows(tmp_path / "run") == scene_run.rows(whole)
     assert scene_run.rows(tmp_path / "run", "val") == scene_run.rows(whole, "val")
 
@@ -77,7 +72,7 @@ def test_a_checkpoint_of_any_step_continues_in_another_folder(whole: Path, tmp_p
 
     train(settings(tmp_path / "branch"), TrainOptions(resume=str(earlier)))
 
-    assert scene_run.differences(last(tmp_path / "branch"), last(whole)) == []
+    assert scene_run.differences(scene_run.last_state(tmp_path / "branch"), scene_run.last_state(whole)) == []
     assert scene_run.rows(tmp_path / "branch") == scene_run.rows(whole)[3:]
 
 
@@ -169,7 +164,7 @@ def test_a_damaged_checkpoint_points_at_the_one_before_which_works(cut: Path, tm
         train(run, TrainOptions(resume="auto"))
 
     train(run, TrainOptions(resume=str(path.with_name("last.pt.previous")), max_steps=CUT + 1))
-    assert last(tmp_path / "run")["step"] == CUT + 1
+    assert scene_run.last_state(tmp_path / "run")["step"] == CUT + 1
 
 
 def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path, tmp_path: Path):
@@ -178,7 +173,7 @@ def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path,
 
     train(still, TrainOptions(init_from=str(cut / "checkpoints" / "last.pt"), max_steps=1))
 
-    found, averaged = last(tmp_path / "new"), checkpoint.best_weights(source)
+    found, averaged = scene_run.last_state(tmp_path / "new"), checkpoint.best_weights(source)
     parameters = dict(scene_run.state(still).net.named_parameters())
     for name in parameters:
         torch.testing.assert_close(found["net"][name], averaged[name], rtol=0, atol=1e-9)

@@ -299,22 +299,22 @@ class _Gramian(Balancer):
 
     def _gradients(self, losses: Sequence[Tensor], inputs: list[Tensor], joined: bool) -> list[list[Tensor | None]]:
         """[T] lists of each loss's gradients on the inputs; raw heads get theirs on the way."""
-        found: list[list[Tensor | None]] = []
+        gradients: list[list[Tensor | None]] = []
         before = [x.grad for x in inputs]
         for x in inputs:
             x.grad = None
         for number, loss in enumerate(losses):
             if self.weigh_heads:
-                found.append(list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)))
+                gradients.append(list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)))
                 continue
             more = number < len(losses) - 1
             loss.backward(retain_graph=more and (joined or self.needs_parameters))
-            found.append([x.grad for x in inputs])
+            gradients.append([x.grad for x in inputs])
             for x in inputs:
                 x.grad = None
         for x, gradient in zip(inputs, before, strict=True):
             x.grad = gradient
-        return found
+        return gradients
 
     def _looked_at(self, step: Step) -> list[int]:
         """The positions of the maps in question."""

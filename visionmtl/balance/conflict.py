@@ -50,12 +50,12 @@ class ConflictTrace(nn.Module):
     def read(self) -> dict[str, Tensor]:
         """float64 [T, T] by figure, and by `levelN/figure`; NaN for tasks that never met."""
         means = self.sums[1:] / self.sums[:1]
-        found = {}
+        figures = {}
         for slot in (0, *self._levels) if self._levels else (0,):
             for number, name in enumerate(_FIGURES):
                 value = means[number, slot]
-                found[f"level{slot}/{name}" if slot else name] = value.exp() if name == "norm_ratio" else value
-        return found
+                figures[f"level{slot}/{name}" if slot else name] = value.exp() if name == "norm_ratio" else value
+        return figures
 
 
 def _begin_anew_where_missing(trace: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -229,8 +229,8 @@ class _GO4Align(RelativeRule):
         members = self.groupings * counted  # [ways, groups, T]
         means = (members @ values) / members.sum(dim=-1).clamp(min=1)
         of_each = (members * means[..., None]).sum(dim=1)  # [ways, T]
-        spread = (counted * (values - of_each).square()).sum(dim=-1)
-        best = of_each.index_select(0, spread.argmin()[None]).squeeze(0)
+        variance = (counted * (values - of_each).square()).sum(dim=-1)
+        best = of_each.index_select(0, variance.argmin()[None]).squeeze(0)
         return torch.zeros_like(best).scatter(0, order, best) / reference
 
     def update(self, losses: Tensor, present: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from visionmtl.config.registry import Configurable, Spec
 from visionmtl.metrics.base import Meter
+from visionmtl.ops.soft_losses import area
 from visionmtl.ops.upload import beside
 from visionmtl.structures import MAX_CLASSES, ImageMeta, LabelSpace, Sample
 
@@ -130,8 +131,11 @@ class Task(Configurable, package="visionmtl.tasks"):
         raise NotImplementedError
 
     def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `distill` is a mean over, by names that begin with "soft_": float32 scalars, sums over images."""
-        raise NotImplementedError
+        """What `distill` is a mean over, by names that begin with "soft_": float32 scalars, sums over images.
+
+        Unless a task defines it otherwise: the area of images.
+        """
+        return {"soft_area": area(soft["content"])}
 
     def distill(
         self, raw: Raw, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
@@ -201,6 +205,15 @@ class Task(Configurable, package="visionmtl.tasks"):
         self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         """A picture [H', W', 3] RGB of the prediction over or beside the image [H, W, 3], with its legend."""
+
+
+def check_class_weights(weights: Sequence[float] | None, space: LabelSpace) -> None:
+    """Raise ValueError unless there is one for each class, or none at all."""
+    if weights is not None and len(weights) != len(space.classes):
+        raise ValueError(
+            f"class_weights has {len(weights)} factors, but label space {space.name!r} has {len(space.classes)} "
+            f"classes; give one factor for each of: {', '.join(space.classes)}"
+        )
 
 
 class ClassTask(Task):

@@ -15,7 +15,7 @@ from visionmtl.metrics.base import Meter
 from visionmtl.metrics.classification import ClassificationMeter
 from visionmtl.ops.losses import mean_over_labelled, smoothing_shares
 from visionmtl.structures import IGNORE, MAX_CLASSES, ImageClasses, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task
+from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
 from visionmtl.visualization.draw import draw_classes
 
 NO_CLASS_LOGIT = -1e4
@@ -60,11 +60,7 @@ class Classification(ClassTask, frozen=True):
 
     def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
         assert space is not None
-        if self.class_weights is not None and len(self.class_weights) != len(space.classes):
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} factors, but label space {space.name!r} has "
-                f"{len(space.classes)} classes; give one factor for each of: {', '.join(space.classes)}"
-            )
+        check_class_weights(self.class_weights, space)
         return _PooledLinear(self.level, channels, len(space.classes), self.dropout)
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:

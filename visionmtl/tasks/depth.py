@@ -17,7 +17,7 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import upsample
-from visionmtl.ops.soft_losses import area, log_distance, log_distance_up_to_scale, resize_like
+from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_depth
@@ -119,10 +119,6 @@ class Depth(Task, frozen=True):
         log_depth = (raw.float() + math.log(zoom)).clamp(*limits)
         return {"log_depth": log_depth.flip(-1) if mirrored else log_depth}
 
-    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The area of images."""
-        return {"soft_area": area(soft["content"])}
-
     def distill(
         self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss
     ) -> dict[str, Tensor]:
@@ -142,8 +138,8 @@ class Depth(Task, frozen=True):
         self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
     ) -> list[NDArray[np.float32]]:
         """The geometric mean of the two depths."""
-        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), metas, strict=True)
-        return [self._metres((one + other.flip(-1)) / 2, meta).cpu().numpy() for one, other, meta in views]
+        views = zip(*_both_views(raw, mirrored, metas, size), metas, strict=True)
+        return [self._metres((view + turned) / 2, meta).cpu().numpy() for view, turned, meta in views]
 
     def labels_need_mirror(self, confidence: float) -> bool:
         """The two views of an image tell how sure a depth is."""
@@ -164,11 +160,11 @@ class Depth(Task, frozen=True):
         """
         if mirrored is None:
             return self.predict(raw, metas, size)
-        labels = self.predict_mirrored(raw, mirrored, metas, size)
-        views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
-        for depth_m, (one, other) in zip(labels, views, strict=True):
-            agreement = (-(one - other.flip(-1)).abs()).exp()[0]  # of the logs: smaller / larger
-            depth_m[(agreement < confidence).cpu().numpy()] = 0
+        labels = []
+        for view, turned, meta in zip(*_both_views(raw, mirrored, metas, size), metas, strict=True):
+            agreement = (-(view - turned).abs()).exp()[0]  # of the logs: smaller / larger
+            depth_m = self._metres((view + turned) / 2, meta)
+            labels.append(torch.where(agreement < confidence, 0.0, depth_m).cpu().numpy())
         return labels
 
     def _metres(self, log_depth: Tensor, meta: ImageMeta) -> Tensor:
@@ -185,6 +181,14 @@ class Depth(Task, frozen=True):
         self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         return draw_depth(image, prediction, max_m=self.max_depth_m)
+
+
+def _both_views(
+    raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log depths [1, H, W] of each image at its own size, and those of its mirror image turned back."""
+    turned = [view.flip(-1) for view in each_to_original(mirrored, size, metas)]
+    return list(each_to_original(raw, size, metas)), turned
 
 
 class _LogDepth(nn.Module):

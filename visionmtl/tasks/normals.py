@@ -14,7 +14,7 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import upsample
-from visionmtl.ops.soft_losses import area, direction_distance, resize_like
+from visionmtl.ops.soft_losses import direction_distance, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import draw_normals
@@ -72,10 +72,6 @@ class Normals(Task, frozen=True):
         """normals: unit vectors [B, 3, h, w]; their mean is shorter where teachers disagree."""
         vectors = F.normalize(raw.float(), dim=1, eps=1e-6)
         return {"normals": _mirrored(vectors) if mirrored else vectors}
-
-    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The area of images."""
-        return {"soft_area": area(soft["content"])}
 
     def distill(
         self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss

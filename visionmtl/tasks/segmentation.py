@@ -24,9 +24,9 @@ from visionmtl.ops.losses import (
     mean_over_labelled,
 )
 from visionmtl.ops.resize import upsample
-from visionmtl.ops.soft_losses import area, resize_like, soft_cross_entropy
+from visionmtl.ops.soft_losses import resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task
+from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
 from visionmtl.visualization.draw import draw_segmentation
 
 NO_CLASS_LOGIT = -1e30
@@ -66,11 +66,7 @@ class Segmentation(ClassTask, frozen=True):
 
     def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
         assert space is not None
-        if self.class_weights is not None and len(self.class_weights) != len(space.classes):
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} factors, but label space {space.name!r} has "
-                f"{len(space.classes)} classes; give one factor for each of: {', '.join(space.classes)}"
-            )
+        check_class_weights(self.class_weights, space)
         return _Classifier(self.decoder.build(channels), len(space.classes), self.dropout)
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -142,10 +138,6 @@ class Segmentation(ClassTask, frozen=True):
         logits = raw.float() if order is None else raw.float().index_select(1, order)
         shares = (logits / (settings.temperature or TEMPERATURE)).softmax(dim=1)
         return {"shares": shares.flip(-1) if mirrored else shares}
-
-    def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The area of images."""
-        return {"soft_area": area(soft["content"])}
 
     def distill(
         self, raw: Tensor, soft: dict[str, Tensor], totals: dict[str, Tensor], settings: SoftLoss

@@ -6,7 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
-from visionmtl.modeling.sharing.lora import CopiesTrunk, adaptable_layers, copies_of_one
+from visionmtl.modeling.sharing.lora import adaptable_layers, copies_of_one
+from visionmtl.modeling.sharing.single import SeparateTrunk
 
 
 class Adapter(Sharing, frozen=True):
@@ -30,7 +31,7 @@ class Adapter(Sharing, frozen=True):
                 if _keeps_size(layer):
                     layer.adapter = _bottleneck(layer, self.channels)
                     layer.register_forward_hook(_add_adapter)
-        return CopiesTrunk(parts, encoders)
+        return SeparateTrunk(parts, encoders)
 
 
 def _keeps_size(layer: Any) -> bool:

@@ -119,6 +119,27 @@ class Trunk(nn.Module):
         return {level for levels in self.levels.values() for level in levels}
 
 
+class PyramidTrunk(Trunk):
+    """One encoder and one pyramid for all tasks, whose maps are what is shared."""
+
+    def __init__(self, parts: Parts, levels: tuple[int, ...] | None = None) -> None:
+        """levels: of the pyramid; None: those that the tasks read."""
+        super().__init__(parts)
+        levels = levels or parts.all_levels
+        encoder = parts.encoder(levels[-1])
+        self.encoder = encoder
+        self.pyramid = parts.pyramid(encoder.channels, levels)
+        self.out_channels = self.pyramid.out_channels
+
+    def forward(self, image: Tensor) -> Maps:
+        maps: Maps = self.pyramid(self.encoder(image))
+        return maps
+
+    def split(self, shared: Maps) -> dict[str, Maps]:
+        """The levels that each task reads."""
+        return {task: {level: shared[level] for level in levels} for task, levels in self.levels.items()}
+
+
 class Sharing(Configurable, package="visionmtl.modeling.sharing"):
     """Frozen settings of one way of sharing."""
 

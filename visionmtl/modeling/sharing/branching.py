@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder
 from visionmtl.modeling.encoder import FINEST_READ
-from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
+from visionmtl.modeling.sharing.base import Parts, PyramidTrunk, Sharing, Trunk
 from visionmtl.structures import Maps
 
 
@@ -57,24 +57,17 @@ class Branching(Sharing, frozen=True):
         return self.decoder or first
 
 
-class _SharedDecoder(Trunk):
+class _SharedDecoder(PyramidTrunk):
     def __init__(self, parts: Parts, decoder: Decoder) -> None:
-        super().__init__(parts)
-        self.levels |= dict.fromkeys(parts.dense, decoder.levels)
-        levels = tuple(sorted({level for of_task in self.levels.values() for level in of_task}))
-        self.encoder = encoder = parts.encoder(levels[-1])
-        self.pyramid = parts.pyramid(encoder.channels, levels)
-        self.out_channels = self.pyramid.out_channels
+        own_levels = dict(parts.levels) | dict.fromkeys(parts.dense, decoder.levels)
+        super().__init__(parts, tuple(sorted({level for levels in own_levels.values() for level in levels})))
+        self.levels = own_levels
         self.dense = decoder.build(self.out_channels)
         self.dense_tasks = tuple(parts.dense)
         self.joins_tasks = len(self.dense_tasks) > 1
 
-    def forward(self, image: Tensor) -> Maps:
-        maps: Maps = self.pyramid(self.encoder(image))
-        return maps
-
-    def split(self, shared: Maps) -> Mapping[str, Maps]:
-        of_task = {task: {level: shared[level] for level in levels} for task, levels in self.levels.items()}
+    def split(self, shared: Maps) -> dict[str, Maps]:
+        of_task = super().split(shared)
         dense = [task for task in self.levels if task in self.dense_tasks]
         if dense:
             decoded = self.dense(shared)

@@ -35,6 +35,8 @@ class CrossStitch(Sharing, frozen=True):
 class StageTrunk(SeparateTrunk):
     """An encoder for each task, whose maps meet in a unit after each stage: T maps in, T maps out."""
 
+    of_each_task = ("pyramid",)
+
     def __init__(self, parts: Parts, who: str, unit: Callable[[int, int], nn.Module]) -> None:
         """unit: number of tasks T, channels -> module: list of T maps [B, channels, h, w] -> such a list."""
         super().__init__(parts, {task: parts.encoder(parts.all_levels[-1]) for task in parts.levels})

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 
 from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
 from visionmtl.modeling.sharing.single import SeparateTrunk
-from visionmtl.structures import Maps
 
 
 class LoRA(Sharing, frozen=True):
@@ -33,18 +32,8 @@ class LoRA(Sharing, frozen=True):
     def build(self, parts: Parts) -> Trunk:
         encoders = copies_of_one(parts, self.freeze_base)
         for encoder in encoders.values():
-            for layer in adaptable_layers(encoder):
-                parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, self.rank, self.alpha))
-        return CopiesTrunk(parts, encoders)
-
-
-class CopiesTrunk(SeparateTrunk):
-    """The encoder once for each task, with what the task adds to it."""
-
-    of_each_task = ("encoder", "pyramid")
-
-    def encode(self, image: Tensor) -> Mapping[str, Maps]:
-        return {task: encoder(image) for task, encoder in self.encoder.items()}
+            add_low_rank(encoder, self.rank, self.alpha)
+        return SeparateTrunk(parts, encoders)
 
 
 def copies_of_one(parts: Parts, freeze: bool) -> dict[str, Any]:
@@ -52,9 +41,13 @@ def copies_of_one(parts: Parts, freeze: bool) -> dict[str, Any]:
     first: Any = parts.encoder(parts.all_levels[-1])
     if freeze:
         first.requires_grad_(False)
-    parameters = {id(parameter): parameter for parameter in first.parameters()}
-    tasks = list(parts.levels)
-    return {task: first if task == tasks[0] else copy.deepcopy(first, dict(parameters)) for task in tasks}
+    copies = [first, *(with_same_parameters(first) for _ in range(len(parts.levels) - 1))]
+    return dict(zip(parts.levels, copies, strict=True))
+
+
+def with_same_parameters(encoder: nn.Module) -> nn.Module:
+    """A copy whose parameters are those of the encoder, and whose buffers are its own."""
+    return copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
 
 
 def adaptable_layers(encoder: nn.Module) -> Iterator[Any]:
@@ -62,6 +55,12 @@ def adaptable_layers(encoder: nn.Module) -> Iterator[Any]:
     for layer in list(encoder.modules()):
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
             yield layer
+
+
+def add_low_rank(encoder: nn.Module, rank: int, alpha: float) -> None:
+    """Give every adaptable layer matrices of its own beside its weight."""
+    for layer in adaptable_layers(encoder):
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank, alpha))
 
 
 class LowRank(nn.Module):

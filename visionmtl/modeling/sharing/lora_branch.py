@@ -1,14 +1,12 @@
 """Tasks beside a hard-shared trunk: the same encoder with matrices of low rank for each of them."""
 
-import copy
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
-from visionmtl.modeling.sharing.lora import LowRank, adaptable_layers
+from visionmtl.modeling.sharing.lora import add_low_rank, with_same_parameters
 from visionmtl.structures import Maps
 
 
@@ -47,12 +45,10 @@ class _Branches(Trunk):
         self.encoder = encoder
         self.pyramid = parts.pyramid(encoder.channels, common_levels)
         self.out_channels = self.pyramid.out_channels
-        parameters = {id(parameter): parameter for parameter in encoder.parameters()}
         branches = [task for task in parts.levels if task not in common]
-        encoders = {task: copy.deepcopy(encoder, dict(parameters)) for task in branches}
+        encoders = {task: with_same_parameters(encoder) for task in branches}
         for branch in encoders.values():
-            for layer in adaptable_layers(branch):
-                parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, spec.rank, spec.alpha))
+            add_low_rank(branch, spec.rank, spec.alpha)
         self.branch_encoders = nn.ModuleDict(encoders)
         self.branch_pyramids = nn.ModuleDict(
             {task: parts.pyramid(encoder.channels, parts.levels[task]) for task in branches}

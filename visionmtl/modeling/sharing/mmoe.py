@@ -1,13 +1,12 @@
 """Multi-gate mixture of experts: convolutions on the shared maps, mixed for each task by a gate of its own."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from visionmtl.modeling.layers import ConvBlock
-from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
+from visionmtl.modeling.sharing.base import Parts, PyramidTrunk, Sharing, Trunk
 from visionmtl.structures import Maps
 
 
@@ -28,15 +27,13 @@ class MMoE(Sharing, frozen=True):
         return _MMoE(parts, self)
 
 
-class _MMoE(Trunk):
+class _MMoE(PyramidTrunk):
     of_each_task = ("gates",)
 
     def __init__(self, parts: Parts, spec: MMoE) -> None:
         super().__init__(parts)
         self.joins_tasks = len(parts.levels) > 1
-        self.encoder = encoder = parts.encoder(parts.all_levels[-1])
-        self.pyramid = parts.pyramid(encoder.channels, parts.all_levels)
-        self.out_channels = width = self.pyramid.out_channels
+        width = self.out_channels
         self.experts = nn.ModuleList(
             # GroupNorm, for running statistics of BatchNorm would mix the levels
             ConvBlock(width, width, norm="group", separable=spec.separable)
@@ -44,11 +41,7 @@ class _MMoE(Trunk):
         )
         self.gates = nn.ModuleDict({task: nn.Linear(width, spec.num_experts) for task in parts.levels})
 
-    def forward(self, image: Tensor) -> Maps:
-        maps: Maps = self.pyramid(self.encoder(image))
-        return maps
-
-    def split(self, shared: Maps) -> Mapping[str, Maps]:
+    def split(self, shared: Maps) -> dict[str, Maps]:
         read = {level for levels in self.levels.values() for level in levels}
         outputs = {level: [expert(shared[level]) for expert in self.experts] for level in sorted(read)}
         means = {level: shared[level].mean(dim=(2, 3)) for level in read}

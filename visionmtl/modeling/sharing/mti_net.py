@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.modeling.layers import ConvBlock, Norm
-from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
+from visionmtl.modeling.sharing.base import Parts, PyramidTrunk, Sharing, Trunk
 from visionmtl.modeling.sharing.pad_net import Exchange, task_features
 from visionmtl.ops.resize import upsample
 from visionmtl.structures import Maps
@@ -36,7 +36,7 @@ class MTINet(Sharing, frozen=True):
         return _MTINet(parts, self)
 
 
-class _MTINet(Trunk):
+class _MTINet(PyramidTrunk):
     of_each_task = ("initial", "restore")
 
     def __init__(self, parts: Parts, spec: MTINet) -> None:
@@ -52,9 +52,6 @@ class _MTINet(Trunk):
             )
         self.initial_weight = spec.initial_weight
         self.joins_tasks = len(parts.levels) > 1
-        self.encoder = encoder = parts.encoder(parts.all_levels[-1])
-        self.pyramid = parts.pyramid(encoder.channels, parts.all_levels)
-        self.out_channels = self.pyramid.out_channels
         self.scales = nn.ModuleDict(
             {
                 str(level): _Scale(spec, self.out_channels, tasks, self.readers.get(level + 1, ()))
@@ -83,11 +80,7 @@ class _MTINet(Trunk):
             }
         )
 
-    def forward(self, image: Tensor) -> Maps:
-        maps: Maps = self.pyramid(self.encoder(image))
-        return maps
-
-    def split(self, shared: Maps) -> Mapping[str, Maps]:
+    def split(self, shared: Maps) -> dict[str, Maps]:
         return self._distilled(shared, self._features(shared))
 
     def split_with_initial(self, shared: Maps) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Any]]]:
@@ -114,8 +107,8 @@ class _MTINet(Trunk):
                 propagated = self.propagate[str(level)](features[level])
         return dict(sorted(features.items()))
 
-    def _distilled(self, shared: Maps, features: Mapping[int, Mapping[str, Tensor]]) -> Mapping[str, Maps]:
-        maps = {task: {level: shared[level] for level in levels} for task, levels in self.levels.items()}
+    def _distilled(self, shared: Maps, features: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Maps]:
+        maps = super().split(shared)
         for task in maps:
             restore: nn.ModuleDict = self.restore[task]  # type: ignore[assignment]
             for level, convolution in restore.items():

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.modeling.layers import ConvBlock, Norm
-from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
+from visionmtl.modeling.sharing.base import Parts, PyramidTrunk, Sharing, Trunk
 from visionmtl.structures import Maps
 
 
@@ -37,7 +37,7 @@ class PADNet(Sharing, frozen=True):
         return _PADNet(parts, self)
 
 
-class _PADNet(Trunk):
+class _PADNet(PyramidTrunk):
     of_each_task = ("initial", "restore")
 
     def __init__(self, parts: Parts, spec: PADNet) -> None:
@@ -53,9 +53,7 @@ class _PADNet(Trunk):
         self.level = spec.level
         self.initial_weight = spec.initial_weight
         self.joins_tasks = len(parts.levels) > 1
-        self.encoder = encoder = parts.encoder(parts.all_levels[-1])
-        self.pyramid = parts.pyramid(encoder.channels, parts.all_levels)
-        self.out_channels = width = self.pyramid.out_channels
+        width = self.out_channels
         self.features = nn.ModuleDict({task: task_features(width, spec.channels, spec.norm) for task in tasks})
         self.initial: Any = nn.ModuleDict(
             {task: parts.last_layers(task, (spec.level,), spec.channels) for task in tasks}
@@ -63,11 +61,7 @@ class _PADNet(Trunk):
         self.exchange = Exchange(tasks, spec.channels)
         self.restore = nn.ModuleDict({task: ConvBlock(spec.channels, width, 1, norm=spec.norm) for task in tasks})
 
-    def forward(self, image: Tensor) -> Maps:
-        maps: Maps = self.pyramid(self.encoder(image))
-        return maps
-
-    def split(self, shared: Maps) -> Mapping[str, Maps]:
+    def split(self, shared: Maps) -> dict[str, Maps]:
         return self._distilled(shared, self._features(shared))
 
     def split_with_initial(self, shared: Maps) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Any]]]:
@@ -84,8 +78,8 @@ class _PADNet(Trunk):
     def _features(self, shared: Maps) -> dict[str, Tensor]:
         return {task: module(shared[self.level]) for task, module in self.features.items()}
 
-    def _distilled(self, shared: Maps, features: Mapping[str, Tensor]) -> Mapping[str, Maps]:
-        maps = {task: {level: shared[level] for level in levels} for task, levels in self.levels.items()}
+    def _distilled(self, shared: Maps, features: Mapping[str, Tensor]) -> dict[str, Maps]:
+        maps = super().split(shared)
         for task, restore in self.restore.items():
             maps[task][self.level] = restore(self.exchange(task, features))
         return maps

@@ -16,15 +16,15 @@ class Single(Sharing, frozen=True):
 
     def build(self, parts: Parts) -> Trunk:
         encoders = {task: parts.encoder(levels[-1]) for task, levels in parts.levels.items()}
-        return _Single(parts, encoders)
+        return SeparateTrunk(parts, encoders)
 
 
 class SeparateTrunk(Trunk):
-    """An encoder and a pyramid for each task; what joins the encoders is written in `encode`."""
+    """An encoder and a pyramid for each task; where something joins the encoders, `encode` is overridden."""
 
     shared_maps = False
     splits_by_modules = False
-    of_each_task: tuple[str, ...] = ("pyramid",)
+    of_each_task: tuple[str, ...] = ("encoder", "pyramid")
 
     encoder: nn.ModuleDict
 
@@ -38,7 +38,7 @@ class SeparateTrunk(Trunk):
 
     def encode(self, image: Tensor) -> Mapping[str, Maps]:
         """Normalised float [B, 3, H, W] -> each encoder's maps, by task."""
-        raise NotImplementedError
+        return {task: encoder(image) for task, encoder in self.encoder.items()}
 
     def forward(self, image: Tensor) -> dict[str, Maps]:
         maps = self.encode(image)
@@ -46,10 +46,3 @@ class SeparateTrunk(Trunk):
 
     def split(self, shared: Mapping[str, Maps]) -> Mapping[str, Maps]:
         return shared
-
-
-class _Single(SeparateTrunk):
-    of_each_task = ("encoder", "pyramid")
-
-    def encode(self, image: Tensor) -> Mapping[str, Maps]:
-        return {task: encoder(image) for task, encoder in self.encoder.items()}
