@@ -78,6 +78,7 @@ setup(
     ],
     extras_require={
         "prepare": prepare,
+        "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
         "dev": [
             *prepare,
             "build>=1.2",

@@ -131,7 +131,7 @@ class Task(Configurable, package="visionmtl.tasks"):
         raise NotImplementedError
 
     def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `distill` is a mean over, by names that begin with "soft_": float32 scalars, sums over images.
+        """What `distill` is a mean over, by names that begin with `soft_`: float32 scalars, sums over images.
 
         Unless a task defines it otherwise: the area of images.
         """
