@@ -3,7 +3,7 @@
     python docs/examples/forgetting.py OUT [--seeds 0 1 2] [SETTING=VALUE ...]
 
 Two additions on drawn rooms of 96x128: depth to a network of boxes and classes, and the kind of floor to one of all
-three. The old network learns 2,400 rooms; the new task is learnt on 1,200 others, whose labels of the old tasks only
+three. The old network learns 1,600 rooms; the new task is learnt on 800 others, whose labels of the old tasks only
 `joint` reads. All are judged on the same 256 rooms. `alone` learns the new task there from random weights, in as many
 steps. OUT/forgetting.md is written anew after each run; the same command goes on where an earlier one was stopped.
 """
@@ -15,19 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 import visionmtl
 from visionmtl.benchmark.figures import Table, markdown
 from visionmtl.metrics.base import numbers
 from visionmtl.study.statistics import student_interval
 
 METHODS = ("frozen", "lora", "lwf", "ewc", "lwp", "joint")
+HEAD = {"type": "aligned", "levels": [3, 4, 5], "num_convs": 1, "norm": "batch"}
 DENSE = {"type": "semantic_fpn", "channels": 48, "reduce": False}
 TASKS: dict[str, dict[str, Any]] = {
-    "detection": {
-        "type": "detection",
-        "head": {"type": "aligned", "levels": [3, 4, 5], "num_convs": 1, "norm": "batch"},
-    },
+    "detection": {"type": "detection", "head": HEAD},
     "segmentation": {"type": "segmentation", "dropout": 0.0, "decoder": DENSE},
     "depth": {"type": "depth", "min_depth_m": 0.3, "max_depth_m": 12.0, "decoder": DENSE},
     "floor": {"type": "classification"},
@@ -64,8 +61,8 @@ class Study:
 
     def addition(self, new: str, seed: int) -> Iterator[None]:
         """Train the old network, every way of adding a task, and the task alone; stops after each run."""
-        old, rooms = ADDITIONS[new], {"num_images": 1200, "seed": 1}
-        self._train(new, "before", seed, old, {"num_images": 2400, "seed": 0}, None)
+        old, rooms = ADDITIONS[new], {"num_images": 800, "seed": 1}
+        self._train(new, "before", seed, old, {"num_images": 1600, "seed": 0}, None)
         before = self._run_folder(new, "before", seed)
         yield
         for method in METHODS:
