@@ -3,7 +3,9 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from visionmtl.balance.base import Balance, GramianBalance
 from visionmtl.engine import distributed
 from visionmtl.engine.compile import compile_losses
 from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.trainer import Trainer
 from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.network import LossNet
 from visionmtl.ops.ranks import step_totals
@@ -27,8 +30,9 @@ from visionmtl.structures import Batch
 
 WAYS = [case.id for case in found(Sharing)]
 every_way = pytest.mark.parametrize("way", WAYS)
-SUBSETS = [("detection", "segmentation", "depth"), ("segmentation", "depth"), ("detection", "depth"), ("depth",)]
-OF_BALANCE = {"fixed": SUBSETS[1:2], "uncertainty": SUBSETS[2:3], "upgrad": [SUBSETS[0], SUBSETS[3]]}
+SUBSETS = [names for count in (3, 2, 1) for names in combinations(scene_run.TASKS, count)]
+TWO_DENSE, TWO_KINDS = ("segmentation", "depth"), ("detection", "depth")
+BALANCES = ("fixed", "uncertainty", "upgrad", "nash", "famo")
 SMALL: dict[str, dict[str, Any]] = {"pad_net": {"channels": 8}, "mti_net": {"channels": 64}, "lora": {"rank": 2}}
 GROUP = {"norm": "group"}
 
@@ -43,20 +47,28 @@ def settings(way: str, names: tuple[str, ...] = SUBSETS[0], balance: str = "fixe
 @pytest.fixture(scope="module")
 def batches() -> dict[tuple[str, ...], list[Batch]]:
     """Of each subset of tasks; of the second image no task has a label."""
-    of_subset = {tasks: scene_run.batches(settings("hard", tasks))[:3] for tasks in SUBSETS}
-    for known in of_subset.values():
-        for task, labelled in known[1].labelled.items():
-            labelled[1] = False
-            if task == "depth":
-                known[1].targets[task]["depth_m"][1] = 0
-    return of_subset
+    whole = scene_run.batches(settings("hard"))[:3]
+    for task, labelled in whole[1].labelled.items():
+        labelled[1] = False
+        if task == "depth":
+            whole[1].targets[task]["depth_m"][1] = 0
+    return {tasks: [_of_tasks(batch, tasks) for batch in whole] for tasks in SUBSETS}
 
 
-@pytest.mark.parametrize("balance", OF_BALANCE)
+def _of_tasks(batch: Batch, tasks: Sequence[str]) -> Batch:
+    by_task = [{task: of[task] for task in tasks} for of in (batch.targets, batch.labelled, batch.counts)]
+    targets, labelled, counts = by_task
+    return replace(batch, targets=targets, labelled=labelled, counts=counts)
+
+
+@pytest.mark.parametrize(
+    "tasks", [pytest.param(of, marks=() if len(of) == 3 else pytest.mark.slow, id=" ".join(of)) for of in SUBSETS]
+)
 @every_way
-def test_three_steps_are_finite_and_move_every_part(way: str, balance: str, batches: Any):
-    for tasks in OF_BALANCE[balance]:
-        trainer = scene_run.state(settings(way, tasks, balance))
+def test_three_steps_of_every_balancing_are_finite_and_move_every_part(way: str, tasks: tuple[str, ...], batches: Any):
+    network = scene_run.untrained(settings(way, tasks))
+    for balance in BALANCES:
+        trainer = Trainer(settings(way, tasks, balance), copy.deepcopy(network), scene_run.ALONE)
         before = {name: p.clone() for name, p in trainer.net.named_parameters() if p.requires_grad}
         for batch in batches[tasks]:
             output = trainer.train_step([batch])
@@ -64,28 +76,30 @@ def test_three_steps_are_finite_and_move_every_part(way: str, balance: str, batc
             assert all(value.isfinite() for parts in output.losses.values() for value in parts.values())
         assert not trainer.num_not_finite
         still = [name for name, p in trainer.net.named_parameters() if name in before and torch.equal(p, before[name])]
-        assert not still
+        assert not still, balance
 
 
+@pytest.mark.parametrize(
+    "tasks", [pytest.param(of, marks=() if of == TWO_KINDS else pytest.mark.slow, id=" ".join(of)) for of in SUBSETS]
+)
 @every_way
-def test_the_network_exports_and_predicts_the_same(way: str, batches: Any):
-    net = scene_run.state(settings(way, SUBSETS[2])).net.eval()
-    image = batches[SUBSETS[2]][0].image
+def test_the_network_exports_and_predicts_the_same(way: str, tasks: tuple[str, ...], batches: Any):
+    net = scene_run.state(settings(way, tasks)).net.eval()
+    image = batches[tasks][0].image
     with torch.no_grad():
         plain = net(image)
         program = torch.export.export(net, (image,))
-        exported = program.module()(image)
-    torch.testing.assert_close(exported["depth"], plain["depth"])
-    torch.testing.assert_close(exported["detection"]["logits"], plain["detection"]["logits"])
+        torch.testing.assert_close(program.module()(image), plain)
+    assert plain.keys() == set(tasks)
     assert not [node for node in program.graph.nodes if "initial" in str(node.meta.get("nn_module_stack", ""))]
 
 
 @every_way
 def test_a_resumed_run_takes_the_same_step_to_the_bit(way: str, batches: Any):
-    first, second, _ = batches[SUBSETS[1]]
-    trainer = scene_run.state(settings(way, SUBSETS[1]))
+    first, second, _ = batches[TWO_DENSE]
+    trainer = scene_run.state(settings(way, TWO_DENSE))
     trainer.train_step([first])
-    resumed = scene_run.state(settings(way, SUBSETS[1]))
+    resumed = scene_run.state(settings(way, TWO_DENSE))
     resumed.load_state_dict(copy.deepcopy(trainer.state_dict()), Path("a checkpoint"))
     for one in (trainer, resumed):
         one.train_step([second])
@@ -97,8 +111,8 @@ def test_a_resumed_run_takes_the_same_step_to_the_bit(way: str, batches: Any):
 def test_the_losses_are_one_graph(way: str, batches: Any):
     torch._dynamo.reset()
     counters.clear()
-    batch = batches[SUBSETS[1]][0]
-    net = scene_run.state(settings(way, SUBSETS[1])).net.eval()
+    batch = batches[TWO_DENSE][0]
+    net = scene_run.state(settings(way, TWO_DENSE)).net.eval()
     arguments = (batch.image, batch.targets, batch.labelled, step_totals([batch.counts]))
     plain = LossNet(net, cut=False)(*arguments)[0]
     loss_net = LossNet(net, cut=False)
@@ -117,9 +131,9 @@ def test_compiled_steps_whose_graph_serves_several_backwards_are_plain_ones(way:
     monkeypatch.setattr("visionmtl.engine.trainer.compile_losses", compiled)
     torch._dynamo.reset()
     sgd = {"optim": {"name": "sgd", "lr": 0.01}, "tasks": {"segmentation": {"dropout": 0.0}}}
-    runs = [settings(way, SUBSETS[1], "upgrad", train={"compile": choice}, **sgd) for choice in (False, True)]
+    runs = [settings(way, TWO_DENSE, "upgrad", train={"compile": choice}, **sgd) for choice in (False, True)]
     plain, ours = (scene_run.state(run) for run in runs)
-    for batch in batches[SUBSETS[1]][:2]:
+    for batch in batches[TWO_DENSE][:2]:
         for trainer in (plain, ours):
             trainer.train_step([batch])
     torch.testing.assert_close(ours.net.state_dict(), plain.net.state_dict(), rtol=1e-3, atol=1e-4)
