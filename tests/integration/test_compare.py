@@ -150,6 +150,7 @@ def test_stopping_loses_nothing(tmp_path: Path):
     stopped = torch.load(rows.parent / "checkpoints/last.pt", weights_only=True)["step"]
     assert 2 <= stopped < 24
 
+    assert main([*arguments, "optim.lr=0.5", "--output", str(tmp_path / "cut")]) == 2, "it goes on as what it began"
     assert main([*arguments, "--output", str(tmp_path / "cut")]) == 0
     cut, whole = (tmp_path / name / "runs/equal/0" for name in ("cut", "whole"))
     ends = [torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"] for folder in (cut, whole)]
