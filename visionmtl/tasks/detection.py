@@ -226,7 +226,7 @@ class Detection(ClassTask, frozen=True):
         self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, min_score: float
     ) -> NDArray[np.uint8]:
         assert space is not None
-        return draw_boxes(image, prediction, space, min_score)
+        return draw_boxes(image, prediction, space, min_score, distances_m=prediction.distance_m)
 
 
 def _box_weights(soft: dict[str, Tensor]) -> Tensor:

@@ -32,11 +32,13 @@ def draw_boxes(
     space: LabelSpace,
     min_score: float = 0.0,
     crowd: NDArray[np.bool_] | None = None,
+    distances_m: NDArray[np.float32] | None = None,
 ) -> Picture:
     """Outlines in the colour of the class, each with a tag; small images are enlarged first.
 
     Truth has NaN (or only 1.0) as scores: it is drawn whatever min_score says, and its tags carry no score.
     crowd: bool [D], regions of many objects: dashed and hatched.
+    distances_m: [D] metres, on the tags; NaN = not measured, not shown.
     """
     scores = detections.scores
     is_truth = np.isnan(scores) | bool(len(scores) and (scores == 1).all())
@@ -61,6 +63,7 @@ def draw_boxes(
     for i in chosen:
         text = names[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
         text += "" if is_truth[i] else f" {scores[i]:.2f}"
+        text += "" if distances_m is None or np.isnan(distances_m[i]) else f"  {distances_m[i]:.1f} m"
         text = canvas.shorten(text, width - size_px, size_px)
         tag = (canvas.text_width(text, size_px) + size_px * 0.6, size_px * 1.35)
         place = canvas.place_tag(boxes[i], tag, (height, width), taken, boxes[chosen])
