@@ -158,9 +158,9 @@ def choose_meters(
 
 
 def distance_meters(tasks: Mapping[str, Task], spaces: Spaces, datasets: list[NamedDataset]) -> dict[str, Meter]:
-    """What measures distances of boxes, as "boxes+depth" by the names of the tasks: where both are predicted and labelled.
+    """What measures distances of boxes where boxes and depth are predicted and labelled, by names as "detection+depth".
 
-    One meter for each data set that labels both, named as in `eval_names`.
+    One meter for each data set that labels both, with @data set in its name where there are several.
     """
     first = {task.result_field: name for name, task in reversed(tasks.items())}
     if "boxes" not in first or "depth_m" not in first:

@@ -106,9 +106,8 @@ class MultiTaskNet(nn.Module):
     def decode(self, shared: Any, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
         """Shared maps -> raw output by task; tasks: the decoders that run, None = all."""
         of_task = self.trunk.split(shared)
-        return {
-            name: decoder(of_task[name]) for name, decoder in self.decoders.items() if tasks is None or name in tasks
-        }
+        names = [name for name in self.decoders if tasks is None or name in tasks]
+        return {name: self.decoders[name](of_task[name]) for name in names}
 
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
         """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task.

@@ -57,15 +57,9 @@ def test_errors_by_hand():
 
     assert result["abs_rel"] == pytest.approx((1 / 2 + 0.4 / 4) / 2, abs=1e-7) and result["delta1"] == 0.5
     assert (result["matched"], result["boxes"], result["unmeasured"]) == (2, 3, 1)
-    lamp = {"abs_rel": None, "delta1": None, "matched": 0, "boxes": 1}
-    assert result["per_class"]["lamp"] == lamp
-    assert result["per_class"]["chair"] == {
-        **lamp,
-        "abs_rel": result["abs_rel"],
-        "delta1": 0.5,
-        "matched": 2,
-        "boxes": 2,
-    }
+    of_class = result["per_class"]
+    assert of_class["lamp"] == {"abs_rel": None, "delta1": None, "matched": 0, "boxes": 1}
+    assert of_class["chair"] == {"abs_rel": result["abs_rel"], "delta1": 0.5, "matched": 2, "boxes": 2}
 
 
 def test_each_true_box_is_matched_once_by_the_best_score_and_crowds_by_none():

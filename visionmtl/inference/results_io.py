@@ -65,7 +65,7 @@ class SubmissionWriter:
         self, folder: Path, tasks: Mapping[str, Task], spaces: Spaces, units_per_metre: int = KITTI_UNITS,
         distances: bool = False,
     ) -> None:  # fmt: skip
-        """distances: write those of boxes beside them, where depth is predicted too (`metrics.distance.box_columns`)."""
+        """distances: write those of boxes beside them where depth is predicted, see `metrics.distance.box_columns`."""
         for task in tasks.values():
             _check_field(task)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre

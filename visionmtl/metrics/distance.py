@@ -26,7 +26,7 @@ def box_distances(
     The rim of a box shows what lies behind the object. Spread is half the range from the 16th to the 84th percentile,
     which is the standard deviation of a normal distribution.
     depth_m: [H, W] metres, 0 = not measured, which is left out; NaN where a box holds nothing else
-    xyxy: [D, 4] pixels of that map. Pixels count whose centres lie in the inner half, or the middle one where none does.
+    xyxy: [D, 4] pixels of that map. A pixel counts if its centre lies in the inner half; if none does, the middle one.
     """
     inner = [_inner_half(depth_m, box) for box in xyxy]
     measured = [pixels[pixels > 0] for pixels in inner]
@@ -49,7 +49,7 @@ def _inner_half(depth_m: NDArray[np.float32], box: NDArray[np.float32]) -> NDArr
 def box_columns(
     depth_m: NDArray[np.float32], xyxy: NDArray[np.float32], intrinsics: Intrinsics | None
 ) -> dict[str, NDArray[np.float32]]:
-    """What files say of each box: distance_m and distance_spread_m [D], and position_m [D, 3] where a camera is known."""
+    """What files say of each box: distance_m, distance_spread_m [D]; where the camera is known position_m [D, 3]."""
     distance_m, spread_m = box_distances(depth_m, xyxy)
     columns = {"distance_m": distance_m, "distance_spread_m": spread_m}
     return columns if intrinsics is None else columns | {"position_m": positions(xyxy, distance_m, intrinsics)}
