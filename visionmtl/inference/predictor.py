@@ -191,11 +191,12 @@ class Result:
 
     def _shares(self, segmentation: NDArray[np.uint8]) -> dict[str, float]:
         labels, counts = np.unique(segmentation, return_counts=True)
-        classes = self._space("segmentation").classes
+        classes = self.space("segmentation").classes
         order = np.argsort(-counts, kind="stable")
         return {classes[labels[i]]: float(counts[i] / segmentation.size) for i in order if labels[i] < len(classes)}
 
-    def _space(self, result_field: str) -> LabelSpace:
+    def space(self, result_field: str) -> LabelSpace:
+        """The classes of the task that filled a field, as "boxes" or "segmentation"."""
         name = next(name for name, task in self.tasks.items() if task.result_field == result_field)
         space = self.spaces[name]
         assert space is not None
@@ -214,7 +215,7 @@ class Result:
                 "to_coco(image_id)"
             )
         found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
-        return rows_of(image_id or Path(str(self.source)).stem, found, self._space("boxes"), boxes._columns)
+        return rows_of(image_id or Path(str(self.source)).stem, found, self.space("boxes"), boxes._columns)
 
     def to_supervision(self, min_score: float = 0.0) -> Any:
         """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
@@ -563,7 +564,7 @@ def picture(
     table: list[list[draw.Titled | None]] = []
     for title, values in rows.items():
         cells: list[draw.Titled | None] = [None if table else ("image", image)]
-        values = _with_distances(tasks, values, min_score)
+        values = with_distances(tasks, values, min_score)
         for name, task in tasks.items():
             value = values.get(name)
             drawn = None if value is None else task.draw(image, value, spaces[name], min_score)
@@ -574,7 +575,7 @@ def picture(
     return draw.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))
 
 
-def _with_distances(tasks: Mapping[str, Task], values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
+def with_distances(tasks: Mapping[str, Task], values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
     """The values with the distances of the boxes that are drawn, where a depth map stands beside them."""
     known = {task.result_field: values.get(name) for name, task in reversed(tasks.items())}
     depth_m = known.get("depth_m")
