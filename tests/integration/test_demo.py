@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,11 @@ def test_in_a_browser(model, photo, width: int, tmp_path: Path):
     if chromium is None:
         pytest.skip("no chromium on this machine")
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    address = serve(build(model, HOSTILE, 0.0), "127.0.0.1", 0, wait=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    served = build(model, HOSTILE, 0.0)
+    address = serve(served, "127.0.0.1", free, wait=False)
     assert address.startswith("http://127.0.0.1:")
     requests: list[str] = []
     problems: list[str] = []
@@ -119,3 +124,4 @@ def test_in_a_browser(model, photo, width: int, tmp_path: Path):
         page.wait_for_timeout(500)
         assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
         browser.close()
+    served.close()
