@@ -57,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.distributed import choose_device
-    from visionmtl.inference.demo import build, serve
+    from visionmtl.inference.demo import build, check_address, serve
     from visionmtl.inference.predictor import Predictor
 
+    check_address(args.host, args.port)
     opened = open_model(args.checkpoint, choose_device(args.device), args.overrides)
     predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
     page = build(predictor, str(opened.path), args.score)

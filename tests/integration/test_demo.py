@@ -70,6 +70,15 @@ def test_the_command_listens_to_this_machine_alone_unless_told(capsys):
     assert "'70000' is no port; a number from 1 to 65535 is needed" in capsys.readouterr().err
 
 
+def test_an_address_that_is_taken_is_refused_before_the_network_is_read(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert tool.main(["runs/nothing", "--port", str(port)]) == 2
+    assert f"error: nothing can listen at 127.0.0.1:{port} (Address already in use" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(model, photo, width: int, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,19 @@ def build(predictor: Predictor, title: str, min_score: float = MIN_SCORE) -> "Bl
     return page
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises ValueError where nothing can listen."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(
+            f"nothing can listen at {host}:{port} ({error.strerror}); an address of this machine and a port that no "
+            "other program uses are needed; choose another --port or --host"
+        ) from error
+
+
 def serve(page: "Blocks", host: str, port: int, wait: bool = True) -> str:
-    """Serve the page, and return its address; wait: until it is interrupted. Only `host` can reach it."""
+    """Serve the page at an address of this machine, and return its URL; wait: until it is interrupted."""
     gradio = _gradio()
     system = ["system-ui", "sans-serif"]
     theme = gradio.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])  # no font of another server

@@ -82,7 +82,7 @@ class ResultBoxes:
 
     def rows(self, min_score: float = 0.0) -> list[dict[str, Any]]:
         """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
-        columns = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
+        columns: dict[str, NDArray[Any]] = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
         lists = {name: values.tolist() for name, values in columns.items()}
         return [
             {"name": name, **{column: values[i] for column, values in lists.items()}}
@@ -577,7 +577,7 @@ def picture(
 
 def with_distances(tasks: Mapping[str, Task], values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
     """The values with the distances of the boxes that are drawn, where a depth map stands beside them."""
-    known = {task.result_field: values.get(name) for name, task in reversed(tasks.items())}
+    known = {task.result_field: values.get(name) for name, task in reversed(list(tasks.items()))}
     depth_m = known.get("depth_m")
     if not isinstance(depth_m, np.ndarray):
         return dict(values)
