@@ -13,7 +13,8 @@ _EXAMPLES = """
   visionmtl demo runs/nyuv2 --tasks detection,depth --score 0.3
   visionmtl demo runs/nyuv2 --host 0.0.0.0       for everyone in the network: there is no password
 
-The page needs the extra: pip install 'visionmtl[demo]'. It sends images to this machine only, and keeps none."""
+The page needs the extra: pip install 'visionmtl[demo]'. Images are sent to this machine only, and lie in a
+temporary folder for ten minutes."""
 
 
 def port(text: str) -> int:

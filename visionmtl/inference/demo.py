@@ -20,6 +20,8 @@ PANEL_PX = 960
 """Width at most of a panel's picture."""
 GRID_PX = 200
 """Longer side at most of the class and depth maps that the page looks values up in."""
+KEPT_S = 600
+"""Uploaded images lie in a temporary folder for so many seconds, and no longer than the page is served."""
 _JPEG_QUALITY = 90
 _HERE = Path(__file__).parent
 
@@ -78,7 +80,7 @@ def build(predictor: Predictor, title: str, min_score: float = MIN_SCORE) -> "Bl
     def show(result: Result | None, score: float) -> str:
         return "" if result is None else json.dumps(page_data(result, score))
 
-    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
         gradio.Markdown(f"# visionmtl\n{_escaped(title)}")
         predicted = gradio.State(None)
         with gradio.Row():

@@ -23,6 +23,7 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, forward
+from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import list_images, read_image
 from visionmtl.io.video import is_video, read_frames
@@ -82,8 +83,7 @@ class ResultBoxes:
 
     def rows(self, min_score: float = 0.0) -> list[dict[str, Any]]:
         """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
-        columns: dict[str, NDArray[Any]] = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
-        lists = {name: values.tolist() for name, values in columns.items()}
+        lists = plain_json({"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns})
         return [
             {"name": name, **{column: values[i] for column, values in lists.items()}}
             for i, name in enumerate(self.names)
