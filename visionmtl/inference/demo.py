@@ -41,7 +41,7 @@ def page_data(result: Result, min_score: float = MIN_SCORE) -> dict[str, Any]:
         panels.append(_panel(name, drawn, min(1.0, height * drawn.shape[1] / width / drawn.shape[0])))
     data: dict[str, Any] = {"size": [height, width], "panels": panels}
     if result.boxes is not None:
-        data["boxes"] = result.boxes.rows(min_score)
+        data["boxes"] = result.boxes.above(min_score).rows()
         for row in data["boxes"]:
             row["xyxy"] = (np.array(row["xyxy"]) / (width, height, width, height)).tolist()
     rows, columns = (_reduced(side, max(height, width)) for side in (height, width))

@@ -81,14 +81,18 @@ class ResultBoxes:
         """
         return self._columns.get("position_m")
 
-    def rows(self, min_score: float = 0.0) -> list[dict[str, Any]]:
+    def above(self, min_score: float) -> "ResultBoxes":
+        """The boxes with a score of at least min_score."""
+        kept = self.scores >= min_score
+        names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
+        columns = self.xyxy[kept], self.scores[kept], self.labels[kept]
+        return ResultBoxes(*columns, names, self.depth_m, self.intrinsics)
+
+    def rows(self) -> list[dict[str, Any]]:
         """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
-        lists = plain_json({"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns})
-        return [
-            {"name": name, **{column: values[i] for column, values in lists.items()}}
-            for i, name in enumerate(self.names)
-            if self.scores[i] >= min_score
-        ]
+        columns = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
+        lists = plain_json({"name": self.names, **columns})
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +181,7 @@ class Result:
         """
         plain: dict[str, Any] = {"source": self.source, "size": list(self.image.shape[:2])}
         if self.boxes is not None:
-            plain["boxes"] = self.boxes.rows(min_score)
+            plain["boxes"] = self.boxes.above(min_score).rows()
         if self.segmentation is not None:
             plain["segmentation"] = self._shares(self.segmentation)
         if self.depth_m is not None:
@@ -222,7 +226,7 @@ class Result:
 
         `data` holds class_name, and distance_m, distance_spread_m, position_m where known.
         """
-        boxes = self._boxes("to_supervision")
+        boxes = self._boxes("to_supervision").above(min_score)
         try:
             import supervision
         except ImportError as error:
@@ -230,11 +234,9 @@ class Result:
                 "the package supervision is not installed; to_supervision needs it; install it with "
                 "pip install 'visionmtl[supervision]'"
             ) from error
-        kept = boxes.scores >= min_score
-        data: dict[str, Any] = {"class_name": np.array(boxes.names, dtype=np.str_)[kept]}
-        data |= {name: values[kept] for name, values in boxes._columns.items()}
+        data = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
         return supervision.Detections(
-            xyxy=boxes.xyxy[kept], confidence=boxes.scores[kept], class_id=boxes.labels[kept].astype(int), data=data
+            xyxy=boxes.xyxy, confidence=boxes.scores, class_id=boxes.labels.astype(int), data=data
         )
 
     def _boxes(self, what: str) -> ResultBoxes:
