@@ -256,8 +256,8 @@ class _Output:
     num_failed: int = 0
 
     def add_all(self, pictures: Iterable[Named]) -> None:
-        """Save each picture as it comes; in a folder the first of them also on contact_sheet.png."""
-        from visionmtl.visualization.draw import contact_sheet
+        """Save each picture as it comes; in a folder the first of them also on contact_sheet.jpg."""
+        from visionmtl.visualization.panels import contact_sheet
 
         for name, drawn in pictures:
             self._save(self._name(f"{self.num_pictures:03d}_", name, ".png"), drawn)
@@ -265,8 +265,7 @@ class _Output:
             if len(self.sheet) < MAX_SHEET:
                 self.sheet.append(drawn)
         if len(self.sheet) > 1:
-            columns = 1 if self.sheet[0].shape[1] > 3 * self.sheet[0].shape[0] else 2
-            self._save(self.path / "contact_sheet.png", contact_sheet(self.sheet, columns, width_px=3600))
+            self._save(self.path / "contact_sheet.jpg", contact_sheet(self.sheet))
 
     def add_video(self, source: str, predictor: Predictor, num_frames: int | None, min_score: float) -> None:
         """Save a video of the drawings of a video's frames."""

@@ -44,8 +44,8 @@ def test_a_task_without_a_value_leaves_its_place_empty(opened):
     run, net = opened.run, opened.net
     prediction = Predictor(opened)(NOISE).predictions
 
-    one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction})
-    two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "truth": {"depth": None}})
+    one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "label": {}})
+    two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "label": {"depth": prediction["depth"]}})
 
     assert two.shape[1] == one.shape[1] and two.shape[0] > one.shape[0]
 
@@ -58,7 +58,7 @@ def test_a_folder_a_glob_and_a_file_are_drawn_in_their_own_numbers(saved, tmp_pa
     assert drawn(saved, tmp_path, tmp_path / "*.jpg", tmp_path / "a.png", "--output", tmp_path / "out") == 0
 
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert names == ["000_a.png", "001_b.png", "002_b.png", "003_a.png", "contact_sheet.png"]
+    assert names == ["000_a.png", "001_b.png", "002_b.png", "003_a.png", "contact_sheet.jpg"]
     assert capsys.readouterr().out.count("written: ") == 5
 
 

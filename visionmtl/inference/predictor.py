@@ -24,9 +24,9 @@ from visionmtl.io.video import is_video, read_frames
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Detections, ImageClasses, LabelSpace
 from visionmtl.tasks.base import Task
-from visionmtl.visualization import draw
+from visionmtl.visualization.draw import DrawOptions
+from visionmtl.visualization.panels import draw_panels
 
-MAX_PICTURE_PX = 3200
 MIN_SCORE = 0.4
 """Boxes below are left out of pictures; results hold all that `tools/eval.py` scores."""
 
@@ -310,19 +310,5 @@ def picture(
     rows: Mapping[str, Mapping[str, Any]],
     min_score: float = MIN_SCORE,
 ) -> Pixels:
-    """The image, and beside it a row of drawings for each of `rows`, one column a task.
-
-    rows: by a title such as "prediction" or "truth": values by task in the form of a prediction; None or a missing
-    task leaves the place empty.
-    """
-    table: list[list[draw.Titled | None]] = []
-    for title, values in rows.items():
-        cells: list[draw.Titled | None] = [None if table else ("image", image)]
-        for name, task in tasks.items():
-            value = values.get(name)
-            drawn = None if value is None else task.draw(image, value, spaces[name], min_score)
-            cells.append(None if drawn is None else (f"{name}: {title}", drawn))
-        table.append(cells)
-
-    widest = max(cell[1].shape[1] for row in table for cell in row if cell is not None)
-    return draw.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))
+    """See `visualization.panels.draw_panels`; boxes below min_score are left out."""
+    return draw_panels(tasks, spaces, image, rows, DrawOptions(min_score))
