@@ -131,11 +131,11 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     from visionmtl.structures import Sample
 
     net = predictor.net
-    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS)
+    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
     waiting = iter(sources)
     while batch := [read(source, fill=False) for source in islice(waiting, predictor.batch_size)]:
         for one, result in zip(batch, predictor([one.image for one in batch]), strict=True):
-            writer.add(Sample(image=one.image, image_id=one.path), result.predictions)
+            writer.add(Sample(image=one.image, image_id=one.path, intrinsics=one.intrinsics), result.predictions)
     writer.close()
     print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources)} images")
 

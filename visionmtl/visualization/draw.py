@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from visionmtl.metrics.distance import match
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace
 from visionmtl.visualization import canvas
 from visionmtl.visualization.canvas import Picture
@@ -91,16 +92,19 @@ def draw_box_errors(
 ) -> Picture:
     """Hits, false positives and misses in three colours, with their counts below.
 
-    A box of `min_score` or more is a hit where `match_boxes` pairs it with a true one; boxes on crowds are not drawn.
+    A box of `min_score` or more is a hit where COCO's evaluation pairs it with a true one at an IoU of .5; others that
+    lie on a crowd of their class are not drawn.
     """
     kept = detections.scores >= min_score
     found = Detections(detections.xyxy[kept], detections.scores[kept], detections.labels[kept])
-    pairs, ignored = match_boxes(found, truth)
-    hits, seen = {i for i, _ in pairs}, {j for _, j in pairs}
-    missed = [j for j in range(len(truth.labels)) if j not in seen and not _crowds(truth)[j]]
+    objects = np.flatnonzero(~_crowds(truth))
+    pairs = match(found, truth.xyxy[objects], truth.labels[objects])
+    hits, seen = {i for i, _ in pairs}, {int(objects[j]) for _, j in pairs}
+    drawn = hits | set(np.flatnonzero(~_on_crowd(found, truth)).tolist())
+    missed = [j for j in objects.tolist() if j not in seen]
 
     names = class_names(space)
-    tags = {i: f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in range(len(found.labels)) if not ignored[i]}
+    tags = {i: f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in sorted(drawn)}
     colours = {i: RIGHT if i in hits else WRONG for i in tags}
     shift = len(found.labels)
     tags |= {shift + j: names[truth.labels[j]] for j in missed}
@@ -118,37 +122,14 @@ def draw_box_errors(
     return canvas.above(picture, lambda width: canvas.legend(entries, width, canvas.text_px(picture.shape[:2])))
 
 
-def match_boxes(
-    detections: Detections, truth: Detections, min_iou: float = 0.5
-) -> tuple[list[tuple[int, int]], NDArray[np.bool_]]:
-    """Pairs (detection, true box), and which detections lie on crowds of their class, bool [D].
-
-    In the order of scores each detection takes the free true box of its class that it overlaps most, from an IoU of
-    min_iou on, as COCO's evaluation does.
-    """
-    iou, on_crowd = _overlaps(detections.xyxy, truth.xyxy)
+def _on_crowd(detections: Detections, truth: Detections) -> NDArray[np.bool_]:
+    """[D]: half of the box or more lies in a crowd of its class, so that COCO's evaluation passes over it."""
+    low = np.maximum(detections.xyxy[:, None, :2], truth.xyxy[None, :, :2])
+    high = np.minimum(detections.xyxy[:, None, 2:], truth.xyxy[None, :, 2:])
+    area = (detections.xyxy[:, 2:] - detections.xyxy[:, :2]).clip(0).prod(axis=1)
+    share = (high - low).clip(0).prod(axis=2) / np.maximum(area, 1e-9)[:, None]
     same = detections.labels[:, None] == truth.labels[None]
-    crowd = _crowds(truth)
-    free = np.where(same & ~crowd, iou, -1.0)
-    pairs: list[tuple[int, int]] = []
-    for i in np.argsort(-detections.scores, kind="stable").tolist():
-        if free.shape[1] and free[i].max() >= min_iou:
-            j = int(free[i].argmax())
-            pairs.append((i, j))
-            free[:, j] = -1
-    ignored = (np.where(same & crowd, on_crowd, 0) >= min_iou).any(axis=1)
-    ignored[[i for i, _ in pairs]] = False
-    return pairs, ignored
-
-
-def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
-    """[D, T]: intersection over union, and the share of each of `boxes` that lies in each of `others`."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    inner = (high - low).clip(0).prod(axis=2)
-    area, other_area = ((b[:, 2:] - b[:, :2]).clip(0).prod(axis=1) for b in (boxes, others))
-    union = area[:, None] + other_area[None] - inner
-    return inner / np.maximum(union, 1e-9), inner / np.maximum(area[:, None], 1e-9)
+    return (same & _crowds(truth) & (share >= 0.5)).any(axis=1)
 
 
 def _crowds(detections: Detections) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.metrics.distance import box_distances
 from visionmtl.structures import IGNORE, Detections, LabelSpace
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Picture
@@ -54,7 +55,10 @@ def draw_panels(
     cell_px = min(MAX_CELL_PX, MAX_PICTURE_PX // columns)
     spaces, shown = recolour(spaces), at_cell_size(image, cell_px)
     rows = {
-        title: {name: draw.scaled(value, image.shape[:2], shown.shape[:2]) for name, value in values.items()}
+        title: {
+            name: draw.scaled(value, image.shape[:2], shown.shape[:2])
+            for name, value in with_distances(values, options.min_score).items()
+        }
         for title, values in rows.items()
     }
     if options.depth_range_m == "auto":
@@ -78,6 +82,22 @@ def draw_panels(
         cells = [cell for cell in table[0] if cell is not None]
         table = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     return draw.compare(table, cell_px)
+
+
+def with_distances(values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
+    """The values with the distances of the boxes that are drawn, where a depth map stands beside them."""
+    depth_m = next((value for value in values.values() if is_depth(value)), None)
+    if depth_m is None:
+        return dict(values)
+    measured: dict[str, Any] = {}
+    for name, value in values.items():
+        measured[name] = value
+        if isinstance(value, Detections):
+            distances = np.full(len(value.scores), np.nan, np.float32)
+            drawn = ~(value.scores < min_score)  # scores of NaN are those of labels
+            distances[drawn] = box_distances(depth_m, value.xyxy[drawn])[0]
+            measured[name] = replace(value, distance_m=distances)
+    return measured
 
 
 def errors(
@@ -116,14 +136,12 @@ def is_depth(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
 
 
-def draw_overlay(
-    spaces: Spaces, image: Picture, values: Mapping[str, Any], options: DrawOptions = DEFAULTS
-) -> Picture:
+def draw_overlay(spaces: Spaces, image: Picture, values: Mapping[str, Any], options: DrawOptions = DEFAULTS) -> Picture:
     """All values on the image itself, at its own size: classes as tint, boxes above them, distances in their tags.
 
     Depth is shown as colours where there is nothing else to see.
     """
-    spaces = recolour(spaces)
+    spaces, values = recolour(spaces), with_distances(values, options.min_score)
     picture = canvas.enlarge(image)
     size, new = image.shape[:2], picture.shape[:2]
     legend: list[tuple[str, draw.Colour | None]] = []
@@ -157,7 +175,7 @@ def _tinted(picture: Picture, classes: NDArray[np.uint8], space: LabelSpace) -> 
 
 
 def contact_sheet(images: Sequence[Picture], width_px: int = 2400) -> Picture:
-    """All pictures on one sheet at most width_px wide, in one column where they are wide, else in two; none enlarged."""
+    """All pictures on one sheet at most width_px wide, in one column where they are wide, else in two."""
     columns = 1 if len(images) == 1 or images[0].shape[1] > 3 * images[0].shape[0] else 2
     cell_px = min(max(image.shape[1] for image in images), width_px * 32 // (33 * columns) - 40)
     cells: list[Titled | None] = [("", image) for image in images]
