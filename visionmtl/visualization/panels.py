@@ -43,6 +43,7 @@ def draw_panels(
     image: Picture,
     rows: Mapping[str, Mapping[str, Any]],
     options: DrawOptions = DEFAULTS,
+    image_title: str = "image",
 ) -> Picture:
     """The image and beside it a drawing for each task and each of `rows`, one row below the other.
 
@@ -66,7 +67,7 @@ def draw_panels(
 
     table: list[list[Titled | None]] = []
     for title, values in rows.items():
-        cells: list[Titled | None] = [None if table else ("image", shown)]
+        cells: list[Titled | None] = [None if table else (image_title, shown)]
         for name, task in tasks.items():
             value = values.get(name)
             drawn = None if value is None else task.draw(shown, value, spaces[name], options)
@@ -82,6 +83,24 @@ def draw_panels(
         cells = [cell for cell in table[0] if cell is not None]
         table = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     return draw.compare(table, cell_px)
+
+
+class SteadyRange:
+    """Ends of the colours of depth over a video: those of the frames, followed slowly, so that nothing flickers."""
+
+    def __init__(self, frames_per_s: float) -> None:
+        self._share = 1 / max(1.0, 2 * frames_per_s)  # a change shows within about two seconds
+        self._ends: NDArray[np.float64] | None = None  # logarithms
+
+    def update(self, depth_m: NDArray[np.float32]) -> tuple[float, float]:
+        """The range in metres for this frame; depth_m: [H, W], 0 = not measured."""
+        known = depth_m[depth_m > 0]
+        if known.size:
+            low, high = np.percentile(known, (1, 99))
+            new = np.log([low / 1.1, high * 1.1])
+            self._ends = new if self._ends is None else self._ends + self._share * (new - self._ends)
+        low, high = (1.0, 10.0) if self._ends is None else np.exp(self._ends)
+        return float(low), float(high)
 
 
 def with_distances(values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
@@ -174,7 +193,7 @@ def _tinted(picture: Picture, classes: NDArray[np.uint8], space: LabelSpace) -> 
     return np.asarray(cv2.addWeighted(picture, 0.5, tinted, 0.5, 0), np.uint8)
 
 
-def contact_sheet(images: Sequence[Picture], width_px: int = 2400) -> Picture:
+def contact_sheet(images: Sequence[Picture], width_px: int) -> Picture:
     """All pictures on one sheet at most width_px wide, in one column where they are wide, else in two."""
     columns = 1 if len(images) == 1 or images[0].shape[1] > 3 * images[0].shape[0] else 2
     cell_px = min(max(image.shape[1] for image in images), width_px * 32 // (33 * columns) - 40)
