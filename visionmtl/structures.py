@@ -143,6 +143,7 @@ class Detections:
     scores: NDArray[np.float32]  # [D] 0..1
     labels: NDArray[np.int64]  # [D] class ids
     distance_m: NDArray[np.float32] | None = None  # [D] metres, NaN = not measured; filled for drawing only
+    crowd: NDArray[np.bool_] | None = None  # [D] of truth for drawing: regions of many objects
 
 
 @dataclass(frozen=True, slots=True)

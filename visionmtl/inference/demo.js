@@ -57,10 +57,10 @@ const showTip = (event, lines) => {
   tip.style.top = Math.max(8, top) + "px";
 };
 
-const point = (event, data, stage, share) => {
-  const place = stage.getBoundingClientRect();
+const point = (event, data, over) => {
+  const place = over.getBoundingClientRect();
   const x = (event.clientX - place.left) / place.width;
-  const y = (event.clientY - place.top) / (place.height * share);
+  const y = (event.clientY - place.top) / place.height;
   if (x < 0 || x >= 1 || y < 0 || y >= 1) return hideTip();
   const inside = boxesAt(data, x, y);
   const lines = inside.slice(0, 3).map(describe);
@@ -80,9 +80,10 @@ const panel = (data, { title, url, share }) => {
   const image = make("img", "", stage);
   image.src = url;
   image.alt = title;
-  make("div", "vm-over", stage).style.height = 100 * share + "%";
-  stage.addEventListener("pointermove", (event) => point(event, data, stage, share));
-  stage.addEventListener("pointerdown", (event) => point(event, data, stage, share));
+  const over = make("div", "vm-over", stage); // the part that shows the image; a legend or white may lie beside it
+  over.style.height = 100 * share[0] + "%";
+  over.style.width = 100 * share[1] + "%";
+  for (const name of ["pointermove", "pointerdown"]) stage.addEventListener(name, (event) => point(event, data, over));
   stage.addEventListener("pointerleave", hideTip);
 };
 

@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.inference.predictor import MIN_SCORE, Predictor, Result, with_distances
-from visionmtl.visualization.draw import to_width
+from visionmtl.inference.predictor import MIN_SCORE, Predictor, Result
+from visionmtl.visualization.canvas import enlarge
+from visionmtl.visualization.draw import DrawOptions, scaled
+from visionmtl.visualization.palette import recolour
+from visionmtl.visualization.panels import MAX_CELL_PX, at_cell_size, with_distances
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-PANEL_PX = 960
-"""Width at most of a panel's picture."""
 GRID_PX = 200
 """Longer side at most of the class and depth maps that the page looks values up in."""
 KEPT_S = 600
@@ -29,16 +30,19 @@ _HERE = Path(__file__).parent
 def page_data(result: Result, min_score: float = MIN_SCORE) -> dict[str, Any]:
     """What the page shows of a result, as plain data.
 
-    panels: title, a JPEG as a data URL, and which share of its height shows the image (a legend may lie below);
+    panels: title, a JPEG as a data URL, and which share of its height and width shows the image: beside it may lie a
+    legend or white;
     boxes: as `ResultBoxes.rows`, but xyxy as shares of width and height; classes: names of those of the segmentation;
     class_map, depth_map: rows of class positions and of metres, reduced to GRID_PX
     """
     height, width = result.image.shape[:2]
-    panels = [_panel("image", result.image, 1.0)]
-    values = with_distances(result.tasks, result.predictions, min_score)
-    for name, task in result.tasks.items():
-        drawn = task.draw(result.image, values[name], result.spaces[name], min_score)
-        panels.append(_panel(name, drawn, min(1.0, height * drawn.shape[1] / width / drawn.shape[0])))
+    image, spaces = at_cell_size(result.image, MAX_CELL_PX), recolour(result.spaces)
+    image_size = enlarge(image).shape  # as drawings show it
+    panels = [_panel("image", enlarge(image), image_size)]
+    for name, value in with_distances(result.predictions, min_score).items():
+        value = scaled(value, (height, width), image.shape[:2])
+        drawn = result.tasks[name].draw(image, value, spaces[name], DrawOptions(min_score))
+        panels.append(_panel(name, drawn, image_size))
     data: dict[str, Any] = {"size": [height, width], "panels": panels}
     if result.boxes is not None:
         data["boxes"] = result.boxes.above(min_score).rows()
@@ -59,13 +63,14 @@ def _reduced(side: int, longer: int) -> NDArray[np.int64]:
     return (np.arange(count) * 2 + 1) * side // (2 * count)
 
 
-def _panel(title: str, picture: NDArray[np.uint8], share: float) -> dict[str, Any]:
-    shown = to_width(picture, min(picture.shape[1], PANEL_PX))
+def _panel(title: str, picture: NDArray[np.uint8], image_size: tuple[int, ...]) -> dict[str, Any]:
+    """image_size: (H, W, ...) of the picture's top left part that shows the image."""
     written, jpeg = cv2.imencode(
-        ".jpg", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+        ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     )
     assert written
     url = f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode('ascii')}"
+    share = [min(1.0, image / whole) for image, whole in zip(image_size[:2], picture.shape[:2], strict=True)]
     return {"title": title, "url": url, "share": share}
 
 

@@ -4,7 +4,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -26,14 +26,14 @@ from visionmtl.engine.evaluator import Precision, forward
 from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import list_images, read_image
-from visionmtl.io.video import is_video, read_frames
-from visionmtl.metrics.distance import box_columns, box_distances
+from visionmtl.io.video import count_frames, is_video, read_frames
+from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.visualization import draw
+from visionmtl.visualization.draw import DrawOptions
+from visionmtl.visualization.panels import draw_panels
 
-MAX_PICTURE_PX = 3200
 MIN_SCORE = 0.4
 """Boxes below are left out of pictures; results hold all that `tools/eval.py` scores."""
 
@@ -367,7 +367,8 @@ class Predictor:
                 frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
                 # a camera's frame should not wait for the next ones
                 size = 1 if str(source).startswith("camera:") else self.batch_size
-                return _with_progress(stream(((*frame, None) for frame in frames), size), None, progress)
+                total = count_frames(str(source)) if progress else None
+                return _with_progress(stream(((*frame, None) for frame in frames), size), total, progress)
             if Path(source).is_dir():
                 files = list_images(Path(source))
                 if not files:
@@ -558,42 +559,5 @@ def picture(
     rows: Mapping[str, Mapping[str, Any]],
     min_score: float = MIN_SCORE,
 ) -> Pixels:
-    """The image, and beside it a row of drawings for each of `rows`, one column a task.
-
-    rows: by a title such as "prediction" or "truth": values by task in the form of a prediction; None or a missing
-    task leaves the place empty.
-    """
-    table: list[list[draw.Titled | None]] = []
-    for title, values in rows.items():
-        cells: list[draw.Titled | None] = [None if table else ("image", image)]
-        values = with_distances(tasks, values, min_score)
-        for name, task in tasks.items():
-            value = values.get(name)
-            drawn = None if value is None else task.draw(image, value, spaces[name], min_score)
-            cells.append(None if drawn is None else (f"{name}: {title}", drawn))
-        table.append(cells)
-
-    widest = max(cell[1].shape[1] for row in table for cell in row if cell is not None)
-    return draw.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))
-
-
-def with_distances(tasks: Mapping[str, Task], values: Mapping[str, Any], min_score: float) -> dict[str, Any]:
-    """The values with the distances of the boxes that are drawn, where a depth map stands beside them."""
-    known = {task.result_field: values.get(name) for name, task in reversed(list(tasks.items()))}
-    depth_m = known.get("depth_m")
-    if not isinstance(depth_m, np.ndarray):
-        return dict(values)
-    return {
-        name: replace(value, distance_m=_distances_of_drawn(depth_m, value, min_score))
-        if isinstance(value, Detections)
-        else value
-        for name, value in values.items()
-    }
-
-
-def _distances_of_drawn(depth_m: NDArray[np.float32], boxes: Detections, min_score: float) -> NDArray[np.float32]:
-    """[D] metres; NaN for boxes below min_score. Scores of NaN are those of labels."""
-    distances = np.full(len(boxes.scores), np.nan, np.float32)
-    drawn = ~(boxes.scores < min_score)
-    distances[drawn] = box_distances(depth_m, boxes.xyxy[drawn])[0]
-    return distances
+    """As `visualization.panels.draw_panels`; boxes below min_score are left out."""
+    return draw_panels(tasks, spaces, image, rows, DrawOptions(min_score))

@@ -360,6 +360,14 @@ def _key(image_id: str) -> str:
     return canonical(image_id) or image_id
 
 
+def encode_map(
+    task: Task, prediction: Any, space: LabelSpace | None, units_per_metre: int = KITTI_UNITS
+) -> NDArray[Any] | None:
+    """The prediction of a map as the pixels of its PNG (BGR where there are three channels); None: it is no map."""
+    form = _PNG.get(task.field)
+    return None if form is None else form.encode(prediction, space, units_per_metre)
+
+
 def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     return _official_ids(space)[classes]
 
