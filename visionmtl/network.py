@@ -103,14 +103,18 @@ class MultiTaskNet(nn.Module):
         """
         return self.trunk(normalise(image, self.mean, self.std, color))
 
-    def decode(self, shared: Any) -> dict[str, Raw]:
-        """Shared maps -> raw output by task."""
+    def decode(self, shared: Any, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
+        """Shared maps -> raw output by task; tasks: the decoders that run, None = all."""
         of_task = self.trunk.split(shared)
-        return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}
+        names = [name for name in self.decoders if tasks is None or name in tasks]
+        return {name: self.decoders[name](of_task[name]) for name in names}
 
-    def forward(self, image: Tensor) -> dict[str, Raw]:
-        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task."""
-        return self.decode(self.shared(image))
+    def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
+        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task.
+
+        tasks: the decoders that run; None = all. `keep` also leaves out what the trunk computes for the others.
+        """
+        return self.decode(self.shared(image), tasks)
 
     def with_initial(self, image: Tensor) -> tuple[dict[str, Raw], Mapping[str, Sequence[Raw]]]:
         """As `forward`, and the initial predictions: all that a training step takes losses of."""

@@ -20,6 +20,11 @@ MAX_CLASSES = 255
 Maps = dict[int, Tensor]
 """Feature maps by level: {3: float [B, C, H/8, W/8], ...}."""
 
+Intrinsics = tuple[float, float, float, float]
+"""Pinhole camera (fx, fy, cx, cy): focal lengths and principal point in pixels, in the coordinates of boxes, where the
+top left corner of the image is (0, 0) and the centre of its first pixel (0.5, 0.5). OpenCV counts from that centre:
+add 0.5 to its cx and cy."""
+
 
 @dataclass(frozen=True)
 class LabelSpace:
@@ -81,6 +86,7 @@ class Sample:
     image_labels: NDArray[np.int64] | None = None  # [N] class ids of the image as a whole, each once; N = 0: none fits
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
+    intrinsics: Intrinsics | None = None  # of the camera, for the whole image
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
     jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
     annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
@@ -136,6 +142,8 @@ class Detections:
     xyxy: NDArray[np.float32]  # [D, 4] pixels of the original image
     scores: NDArray[np.float32]  # [D] 0..1
     labels: NDArray[np.int64]  # [D] class ids
+    distance_m: NDArray[np.float32] | None = None  # [D] metres, NaN = not measured; filled for drawing only
+    crowd: NDArray[np.bool_] | None = None  # [D] of truth for drawing: regions of many objects
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ RESULTS = {
     },
     "depth": {"images": 3, "abs_rel": 0.1, "rmse_m": 0.6123, "protocol": "eigen"},
 }
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 @pytest.fixture
@@ -71,14 +71,20 @@ def test_the_page_is_well_formed_and_loads_nothing(run_dir):
     parser = Balanced()
     parser.feed(page)
     assert not parser.open
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "@import" not in page
+    assert re.findall(r"https?://[^\s\"']+", page) == ["http://www.w3.org/2000/svg"], "the name of SVG, not an address"
 
 
 def test_the_head_says_what_was_trained_on_what(run_dir):
     head = written(run_dir).partition("</header>")[0]
 
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", head))
-    expected = {"encoder": "resnet10t", "trained on": "scenes", "input": "128 x 160 px", "device": "NVIDIA &lt;GPU&gt;"}
+    expected = {
+        "encoder": "resnet10t",
+        "trained on": "scenes",
+        "input": "128 x 160 px",
+        "device of the training": "NVIDIA &lt;GPU&gt;",
+    }
     assert {key: facts[key] for key in expected} == expected
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", facts["written"]) and facts["step"] == "1,000"
 
@@ -94,7 +100,7 @@ def test_curves_settings_and_pictures_are_inside(run_dir):
 
     assert "depth: training loss" in page and "depth: validation" in page and "learning rate" in page
     assert "type: scenes" in page and "&#34;torch&#34;: &#34;2.11&#34;" in page
-    assert "val/0001" in page and "data:image/jpeg;base64," in page
+    assert "val/0001" in page and "data:image/webp;base64," in page
 
 
 def test_a_folder_without_a_run_still_gives_its_results(tmp_path):
@@ -124,7 +130,7 @@ def test_long_curves_are_thinned_and_keep_their_last_value():
 
     assert chart
     (line,) = chart.lines
-    assert len(line.points.split()) <= MAX_POINTS and line.dots[-1].tip == "a: 1000 at 1000" and line.last == 1000
+    assert len(line.points) <= MAX_POINTS and line.points[-1] == (1000, 1000)
 
 
 def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
@@ -136,4 +142,4 @@ def test_a_folder_named_like_a_placeholder_does_no_harm(run_dir):
     odd = run_dir.parent / "run {body}"
     shutil.copytree(run_dir, odd)
 
-    assert written(odd).count("<section>") == written(run_dir).count("<section>")
+    assert written(odd).count("<section") == written(run_dir).count("<section")

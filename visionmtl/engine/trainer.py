@@ -58,6 +58,8 @@ from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample
 from visionmtl.transfer.distillation import Soft
+from visionmtl.visualization.draw import DEFAULTS
+from visionmtl.visualization.palette import recolour
 
 
 class NotFinite(FloatingPointError):
@@ -624,9 +626,10 @@ class Trainer:
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
             return
+        spaces = recolour(net.spaces)
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
-                picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
+                picture = run.tasks[name].draw(sample.image, prediction, spaces[name], DEFAULTS)
                 self.log.picture(f"{name}/{number}", picture, step)
 
         value = self.data.monitor.value(results)
