@@ -13,6 +13,8 @@ carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "
 
 version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
+demo = ["gradio>=6.0"]
+supervision = ["supervision>=0.25"]
 
 setup(
     name="visionmtl",
@@ -47,7 +49,7 @@ setup(
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
     package_data={
-        "visionmtl": ["py.typed", "report/*.j2"],
+        "visionmtl": ["py.typed", "report/*.j2", "inference/*.html", "inference/*.css", "inference/*.js"],
         "visionmtl._configs": ["*.yaml", "*.json", "compare/*.yaml"],
     },
     include_package_data=False,
@@ -78,8 +80,13 @@ setup(
     ],
     extras_require={
         "prepare": prepare,
+        "demo": demo,
+        "supervision": supervision,
         "dev": [
             *prepare,
+            *demo,
+            *supervision,
+            "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
             "faster-coco-eval",
             "import-linter>=2.17",

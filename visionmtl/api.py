@@ -162,7 +162,7 @@ def distance_meters(tasks: Mapping[str, Task], spaces: Spaces, datasets: list[Na
 
     One meter for each data set that labels both, with @data set in its name where there are several.
     """
-    first = {task.result_field: name for name, task in reversed(tasks.items())}
+    first = {task.result_field: name for name, task in reversed(list(tasks.items()))}
     if "boxes" not in first or "depth_m" not in first:
         return {}
     pair = first["boxes"], first["depth_m"]

@@ -42,6 +42,7 @@ def test_results_are_printed_by_protocol_and_kept_in_the_run_folder(saved, capsy
         "detection": 3,
         "segmentation": 3,
         "depth": 3,
+        "detection+depth": 3,
     }
     assert 0 <= written["results"]["segmentation"]["miou"] <= 1
 

@@ -259,6 +259,9 @@ def test_to_dict_is_ready_for_json(model, photos):
     assert sum(plain["segmentation"].values()) == pytest.approx(1)
     assert plain["depth_m"]["min"] <= plain["depth_m"]["median"] <= plain["depth_m"]["max"]
     assert result.to_dict(min_score=1.1)["boxes"] == []
+    middle = float(np.median(result.boxes.scores))
+    likely = result.boxes.above(middle)
+    assert likely.rows() == [row for row in result.boxes.rows() if row["score"] >= middle]
 
 
 def test_to_coco_is_read_by_pycocotools(model, photos, files):

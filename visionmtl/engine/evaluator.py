@@ -40,7 +40,7 @@ def forward(
     net: a `MultiTaskNet`, or its compiled `forward`; tasks: the decoders that run, None = all
     """
     with autocast(image.device, precision):
-        raw: dict[str, Raw] = net(image, tasks)
+        raw: dict[str, Raw] = net(image) if tasks is None else net(image, tasks)
     return raw
 
 

@@ -23,9 +23,10 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, forward
+from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import list_images, read_image
-from visionmtl.io.video import is_video, read_frames
+from visionmtl.io.video import count_frames, is_video, read_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
@@ -80,15 +81,18 @@ class ResultBoxes:
         """
         return self._columns.get("position_m")
 
-    def rows(self, min_score: float = 0.0) -> list[dict[str, Any]]:
+    def above(self, min_score: float) -> "ResultBoxes":
+        """The boxes with a score of at least min_score."""
+        kept = self.scores >= min_score
+        names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
+        columns = self.xyxy[kept], self.scores[kept], self.labels[kept]
+        return ResultBoxes(*columns, names, self.depth_m, self.intrinsics)
+
+    def rows(self) -> list[dict[str, Any]]:
         """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
         columns = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
-        lists = {name: values.tolist() for name, values in columns.items()}
-        return [
-            {"name": name, **{column: values[i] for column, values in lists.items()}}
-            for i, name in enumerate(self.names)
-            if self.scores[i] >= min_score
-        ]
+        lists = plain_json({"name": self.names, **columns})
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +181,7 @@ class Result:
         """
         plain: dict[str, Any] = {"source": self.source, "size": list(self.image.shape[:2])}
         if self.boxes is not None:
-            plain["boxes"] = self.boxes.rows(min_score)
+            plain["boxes"] = self.boxes.above(min_score).rows()
         if self.segmentation is not None:
             plain["segmentation"] = self._shares(self.segmentation)
         if self.depth_m is not None:
@@ -191,11 +195,12 @@ class Result:
 
     def _shares(self, segmentation: NDArray[np.uint8]) -> dict[str, float]:
         labels, counts = np.unique(segmentation, return_counts=True)
-        classes = self._space("segmentation").classes
+        classes = self.space("segmentation").classes
         order = np.argsort(-counts, kind="stable")
         return {classes[labels[i]]: float(counts[i] / segmentation.size) for i in order if labels[i] < len(classes)}
 
-    def _space(self, result_field: str) -> LabelSpace:
+    def space(self, result_field: str) -> LabelSpace:
+        """The classes of the task that filled a field, as "boxes" or "segmentation"."""
         name = next(name for name, task in self.tasks.items() if task.result_field == result_field)
         space = self.spaces[name]
         assert space is not None
@@ -214,14 +219,14 @@ class Result:
                 "to_coco(image_id)"
             )
         found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
-        return rows_of(image_id or Path(str(self.source)).stem, found, self._space("boxes"), boxes._columns)
+        return rows_of(image_id or Path(str(self.source)).stem, found, self.space("boxes"), boxes._columns)
 
     def to_supervision(self, min_score: float = 0.0) -> Any:
         """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
 
         `data` holds class_name, and distance_m, distance_spread_m, position_m where known.
         """
-        boxes = self._boxes("to_supervision")
+        boxes = self._boxes("to_supervision").above(min_score)
         try:
             import supervision
         except ImportError as error:
@@ -229,11 +234,9 @@ class Result:
                 "the package supervision is not installed; to_supervision needs it; install it with "
                 "pip install 'visionmtl[supervision]'"
             ) from error
-        kept = boxes.scores >= min_score
-        data: dict[str, Any] = {"class_name": np.array(boxes.names, dtype=np.str_)[kept]}
-        data |= {name: values[kept] for name, values in boxes._columns.items()}
+        data = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
         return supervision.Detections(
-            xyxy=boxes.xyxy[kept], confidence=boxes.scores[kept], class_id=boxes.labels[kept].astype(int), data=data
+            xyxy=boxes.xyxy, confidence=boxes.scores, class_id=boxes.labels.astype(int), data=data
         )
 
     def _boxes(self, what: str) -> ResultBoxes:
@@ -364,7 +367,8 @@ class Predictor:
                 frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
                 # a camera's frame should not wait for the next ones
                 size = 1 if str(source).startswith("camera:") else self.batch_size
-                return _with_progress(stream(((*frame, None) for frame in frames), size), None, progress)
+                total = count_frames(str(source)) if progress else None
+                return _with_progress(stream(((*frame, None) for frame in frames), size), total, progress)
             if Path(source).is_dir():
                 files = list_images(Path(source))
                 if not files:
@@ -508,7 +512,7 @@ def _predict_batch(
 ) -> list[dict[str, Any]]:
     """forward_with: the compiled network; None: the network."""
     resized, metas = zip(*(fit(image, size, net.size) for image in images), strict=True)
-    raw = forward(forward_with or net, pad(resized, size).to(net.mean.device), precision, tasks)
+    raw = forward(net if forward_with is None else forward_with, pad(resized, size).to(net.mean.device), precision, tasks)
     by_task = {name: task.predict(raw[name], metas, size) for name, task in net.tasks.items() if name in raw}
     return [{name: of_task[i] for name, of_task in by_task.items()} for i in range(len(images))]
 

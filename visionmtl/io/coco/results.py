@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.annotations import bad, check_objects, ids_of, is_number, read_json
 from visionmtl.structures import Detections, LabelSpace
 
@@ -30,8 +31,8 @@ def rows_of(
         for box, label, score in zip(xywh, detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
     for name, values in (columns or {}).items():
-        for row, value, known in zip(rows, values.tolist(), np.isfinite(values), strict=True):
-            row[name] = value if known.all() else None
+        for row, value in zip(rows, plain_json(values), strict=True):
+            row[name] = value
     return [row for row in rows if is_finite(row)]
 
 
