@@ -138,7 +138,8 @@ class BoxFile(Spec):
         if idle or (self.missing == "empty" and not per_image):
             only = "voc" if "first_pixel" in idle else "instances" if idle and idle != ["classes"] else "`files`"
             raise ValueError(
-                f"boxes.{idle[0] if idle else 'missing: empty'} has no effect with format {form}; it is for {only}; remove it"
+                f"boxes.{idle[0] if idle else 'missing: empty'} has no effect with format {form}; it is for {only}; "
+                "remove it"
             )
         if form == "yolo" and self.classes is None:
             raise ValueError(

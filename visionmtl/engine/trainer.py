@@ -193,6 +193,18 @@ class StepOutput:
     grad_norm: Tensor
 
 
+def _recipe(run: Run) -> str:
+    """The settings that decide how well a run learns, chosen or by default, on one line."""
+    (height, width), augment, optim, train = run.data.size, run.data.augment, run.optim, run.train
+    defaults = type(augment)()
+    drawn = [f"{name} {value}" for name, value in augment if value != getattr(defaults, name)]
+    warmup = f"{optim.warmup_epochs} epochs" if optim.warmup_epochs else f"{optim.warmup_steps or 0} steps"
+    return (
+        f"{height}x{width} px, {', '.join(drawn) or 'no augmentation'}; {optim.name} {optim.lr:g}, {optim.schedule}, warm-up "
+        f"{warmup}; {train.epochs} epochs of batches of {train.batch_size}"
+    )
+
+
 def _joined(one: Counts, other: Counts) -> Counts:
     """The counts of both, by task."""
     return {task: {**of_task, **other.get(task, {})} for task, of_task in one.items()}
@@ -818,6 +830,7 @@ class Trainer:
             f"data      {len(data.train_loader)} batches of {run.train.batch_size} a rank, {len(data.val_loader)} to "
             f"validate, {run.data.size}"
         )
+        yield f"recipe    {_recipe(run)}"
         counts = data.train_loader.batch_sampler.mixture.counts  # type: ignore[union-attr]
         for dataset, count in zip(data.train_datasets, counts, strict=True):
             learning = extending.train_tasks(run)
