@@ -107,6 +107,8 @@ class _Finder:
         self._root, self._files, self._object = root, set(files), object_name
         self.layout = Layout(root, {})
         self._used: set[str] = set()
+        self._list: str | None = None
+        self._instances: str | None = None
         main = max(photos, key=lambda group: len(group.files))
         # photographs of other endings count to the same; those of another suffix do not
         self.photo_groups = [group for group in photos if group.suffix == main.suffix]
@@ -346,7 +348,7 @@ class _Finder:
         settings, layout = self.layout.settings, self.layout
         if "boxes" not in settings or settings["boxes"]["format"] == "instances":
             self._find_coco()
-        if "segmentation" not in settings and (pattern := getattr(self, "_instances", None)):
+        if "segmentation" not in settings and (pattern := self._instances):
             values = {0: "background", "1-254": self._object}
             settings["segmentation"] = {"files": pattern, "classes": ["background", self._object], "values": values}
             if (missing := settings["boxes"].get("missing")) is not None:
@@ -386,7 +388,7 @@ class _Finder:
         for template, files in templates.items():
             content = read_json(self._root / min(files))
             keys = ("images", "annotations", "categories")
-            lists = [content.get(key) for key in keys] if isinstance(content, dict) else [None]
+            lists: list[Any] = [content.get(key) for key in keys] if isinstance(content, dict) else [None]
             if not all(isinstance(one, list) for one in lists) or not all("bbox" in one for one in lists[1][:1]):
                 continue
             hits = sum(str(image.get("file_name")).rpartition("/")[2] in names for image in lists[0])
@@ -401,7 +403,7 @@ class _Finder:
 
     def _choose_split(self) -> None:
         """Which tokens stand for training and validation; from folders, or from lists of images."""
-        layout, self._list = self.layout, None
+        layout = self.layout
         tokens = Counter(token for photo in self._photos if (token := _template(photo)[1]))
         text = f"{self._pattern} {layout.settings}"
         if "{split}" in text and not tokens:  # the labels of all images by split, as COCO's json
@@ -437,8 +439,8 @@ class _Finder:
         usable = {template: counts for template, counts in lists.items() if any(t.startswith("train") for t in counts)}
         if not usable:
             return Counter()
-        self._list = max(usable, key=lambda template: (len(usable[template]), sum(usable[template].values())))
-        return usable[self._list]
+        self._list = best = max(usable, key=lambda template: (len(usable[template]), sum(usable[template].values())))
+        return usable[best]
 
 
 def _filled(value: Any, token: str) -> Any:

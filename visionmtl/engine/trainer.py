@@ -44,6 +44,7 @@ from visionmtl.engine.fsdp import (
     load_full_moments,
     load_full_weights,
 )
+from visionmtl.engine.initial_weights import load_initial
 from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
@@ -52,7 +53,7 @@ from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
-from visionmtl.modeling.weights import check_fits, load_strictly
+from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
@@ -114,15 +115,11 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             f"--init-from {options.init_from} and extend.checkpoint {run.extend.checkpoint} are both set, and weights "
             "come from one of them; leave one out"
         )
+    initial: list[str] = []
     if options.init_from:
-        path = Path(options.init_from)
-        saved = checkpoint.load(path)
-        checkpoint.check_classes(
-            saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
-        )
-        load_strictly(net, checkpoint.best_weights(saved), path)
+        initial = load_initial(net, run, Path(options.init_from))
     loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders)
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders, initial)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -171,6 +168,8 @@ class LoopData:
     monitor: Monitor
     smaller: Mapping[tuple[int, int], "DataLoader[Batch]"] = field(default_factory=dict)
     """The training data of epochs with smaller images, by size (H, W)."""
+    initial: Sequence[str] = ()
+    """What was taken of the weights to start from, see `engine.initial_weights`."""
 
 
 @dataclass
@@ -200,8 +199,8 @@ def _recipe(run: Run) -> str:
     drawn = [f"{name} {value}" for name, value in augment if value != getattr(defaults, name)]
     warmup = f"{optim.warmup_epochs} epochs" if optim.warmup_epochs else f"{optim.warmup_steps or 0} steps"
     return (
-        f"{height}x{width} px, {', '.join(drawn) or 'no augmentation'}; {optim.name} {optim.lr:g}, {optim.schedule}, warm-up "
-        f"{warmup}; {train.epochs} epochs of batches of {train.batch_size}"
+        f"{height}x{width} px, {', '.join(drawn) or 'no augmentation'}; {optim.name} {optim.lr:g}, {optim.schedule}, "
+        f"warm-up {warmup}; {train.epochs} epochs of batches of {train.batch_size}"
     )
 
 
@@ -251,7 +250,7 @@ class Trainer:
         if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
             raise ValueError(
                 f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
-                "would have no effect; set balance=fixed, or choose another extend.type"
+                "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
             )
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
@@ -816,6 +815,7 @@ class Trainer:
         yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
         if self.unused:
             yield f"frozen    {len(self.unused)} parameters that no output depends on, from {self.unused[0]} on"
+        yield from (f"init      {line}" for line in data.initial)
         for name, task in run.tasks.items():
             space = net.spaces[name]
             yield f"task      {name}: {task.type}" + (

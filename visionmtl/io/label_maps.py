@@ -248,7 +248,7 @@ def _color(value: Sequence[Any]) -> Color:
 
 def _colors_of(value: object) -> tuple[Color, ...]:
     """One colour [r, g, b], or several; () for anything else."""
-    several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    several: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     sound = all(
         isinstance(one, list) and len(one) == 3 and all(type(x) is int and 0 <= x <= 255 for x in one)
         for one in several
