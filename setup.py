@@ -12,6 +12,7 @@ here = Path(__file__).resolve().parent
 carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "visionmtl._tools": "tools"}
 
 version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
+formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of many bands
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 
 setup(
@@ -78,8 +79,10 @@ setup(
     ],
     extras_require={
         "prepare": prepare,
+        "formats": formats,
         "dev": [
             *prepare,
+            *formats,
             "build>=1.2",
             "faster-coco-eval",
             "import-linter>=2.17",

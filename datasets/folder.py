@@ -33,9 +33,10 @@ from visionmtl.config.registry import Spec
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.datasets import Dataset, PartReader, shortened
 from visionmtl.io import labelme, voc, yolo
+from visionmtl.io.channels import read_channels, to_bytes
 from visionmtl.io.coco.annotations import box_index, read_boxes, read_json
 from visionmtl.io.depth_maps import check_positions, read_depth, to_metres, unit_notes
-from visionmtl.io.images import SUFFIXES, has_palette, image_size, read_photo, read_png
+from visionmtl.io.images import SUFFIXES, has_alpha, has_palette, image_size, read_photo, read_png
 from visionmtl.io.label_maps import (
     Colors,
     by_value,
@@ -70,7 +71,7 @@ from visionmtl.io.paths import (
     without_ending,
 )
 from visionmtl.io.yolo import read_classes
-from visionmtl.structures import IGNORE, MAX_CLASSES, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import IGNORE, MAX_CLASSES, Boxes, JpegScale, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
 
@@ -90,6 +91,16 @@ PixelValue = Annotated[int | str, AfterValidator(_pixel_value)]
 """7, or 1-254: a pixel value, or the range with both ends."""
 MAX_SCANNED = 500
 """Label files that are searched for undeclared values once one is found."""
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        text = f"range is {list(ends)}; the lower value comes first, and the other is larger; correct it"
+        raise PydanticCustomError("range", "{text}", {"text": text})
+    return ends
+
+
+ValueRange = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class BoxFile(Spec):
@@ -212,6 +223,14 @@ class DepthFiles(Spec):
     missing: Missing = "error"
 
 
+class ChannelFiles(Spec):
+    """One file an image with further channels: PNG, TIFF or .npy."""
+
+    files: FilePerImage
+    range: ValueRange | None = None
+    """The stored values that become 0 and 255; what lies beyond is clipped. Needed unless the values have 8 bits."""
+
+
 class ImageLabels(Spec):
     """Classes of whole images: the name of the folder that an image lies in, as in images/train/KITCHEN/1.jpg."""
 
@@ -238,8 +257,27 @@ class Folder(Dataset):
     segmentation: LabelFiles | None = None
     depth: DepthFiles | None = None
     image_labels: ImageLabels | None = None
+    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    """Of an image, with those of `more_channels`; model.encoder.in_chans must be the same. With another number than 3,
+    images may also be .npy files and TIFFs of many bands, and all their channels are read, RGB first in colour
+    files."""
+    image_range: ValueRange | None = None
+    """The values of `images` that become 0 and 255, for images that are not of 8 bits; what lies beyond is clipped."""
+    more_channels: tuple[ChannelFiles, ...] = ()
+    """Files whose channels come behind those of the image, such as depth or infrared; of the image's size."""
     upright: bool = True
     """Turn images as their EXIF orientation says, as most annotation tools show them; false: pixels as stored."""
+
+    @model_validator(mode="after")
+    def _channels_add_up(self) -> Self:
+        if self.more_channels and self.channels <= len(self.more_channels):
+            text = (
+                f"channels is {self.channels}, but more_channels are {len(self.more_channels)} files of one channel "
+                "or more "
+                "beside the image's own; write the number of all channels together, 4 for RGB-D"
+            )
+            raise PydanticCustomError("channels", "{text}", {"text": text})
+        return self
 
     @model_validator(mode="after")
     def _split_is_used(self) -> Self:
@@ -266,6 +304,8 @@ class FolderReader(PartReader):
         self._spec, self._root, self._files = spec, Path(spec.root), Files(Path(spec.root))
         self.notes: list[str] = []
         self.provides: dict[str, LabelSpace | None] = {}
+        self.channels = spec.channels
+        """Of an image, see `DatasetReader`."""
         images = self._find_images()
         if spec.list_file:
             chosen = read_list(self._one_file(spec.list_file), images, self._folder)
@@ -274,6 +314,12 @@ class FolderReader(PartReader):
         self._labelled: dict[str, NDArray[np.bool_]] = {}
         self._patterns: dict[str, str] = {}
         self._all_undeclared: tuple[int, ...] | None = None
+        for number, more in enumerate(spec.more_channels):
+            files = [self._partner(more.files, image) for image in images]
+            self._files.require(
+                files, f"more_channels[{number}] ({more.files})", "add what is missing, or correct the path"
+            )
+        self._note_channels()
         check_distinct([self._partner("{path}", image) for image in images], "names without ending", "rename one")
 
         if spec.boxes:
@@ -308,10 +354,12 @@ class FolderReader(PartReader):
             *((segmentation.classes, segmentation.colors) if segmentation else ()),
             *((image_labels.file,) if image_labels else ()),
         ]
+        image = self._name(index)
+        files += [self._files.path(self._partner(more.files, image)) for more in self._spec.more_channels]
         return [*files, *(self._one_file(path) for path in shared if isinstance(path, str))]
 
     def read_part(self, index: int, request: ReadRequest) -> Sample:
-        pixels, size, jpeg_scale = read_photo(self.file(index), request.choose_scale, self._spec.upright)
+        pixels, size, jpeg_scale = self._read_image(index, request.choose_scale)
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in request.fields}
         return Sample(
             image=pixels,
@@ -323,6 +371,54 @@ class FolderReader(PartReader):
             full_size=size,
             jpeg_scale=jpeg_scale,
         )
+
+    def _read_image(self, index: int, choose_scale: JpegScale) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
+        """As `read_photo`; with other channels than RGB at full size."""
+        spec, file = self._spec, self.file(index)
+        if self._is_photo:
+            return read_photo(file, choose_scale, spec.upright)
+        as_photo = spec.image_range is None and spec.channels - len(spec.more_channels) == 3 and file.suffix != ".npy"
+        if as_photo and file.suffix.lower() not in (".tif", ".tiff"):  # RGB beside depth or the like
+            parts = [(file, read_photo(file, upright=spec.upright)[0])]
+        else:
+            parts = [(file, to_bytes(read_channels(file), spec.image_range, file, "image_range"))]
+        for number, more in enumerate(spec.more_channels):
+            other = self._files.path(self._partner(more.files, self._name(index)))
+            values = to_bytes(read_channels(other), more.range, other, f"more_channels.{number}.range")
+            parts.append((other, values))
+        size = (parts[0][1].shape[0], parts[0][1].shape[1])
+        for other, part in parts[1:]:
+            self._same_size(other, part.shape[:2], index, size)
+        counts = [part.shape[2] for _, part in parts]
+        if sum(counts) != spec.channels:
+            of_each = ", ".join(f"{part.shape[2]} of {other}" for other, part in parts)
+            raise ValueError(
+                f"{file} has {sum(counts)} channels ({of_each}), and `channels` is {spec.channels}; all images have "
+                "the same "
+                "number, and none is left out; set channels, or write the file with those that you mean"
+            )
+        return np.ascontiguousarray(np.concatenate([part for _, part in parts], axis=2)), size, 1
+
+    @property
+    def _is_photo(self) -> bool:
+        spec = self._spec
+        return spec.channels == 3 and spec.image_range is None and not spec.more_channels
+
+    def _note_channels(self) -> None:
+        """What becomes of channels that are no RGB, from the first image."""
+        first = self.file(0)
+        if self._is_photo:
+            if has_alpha(first):
+                self.notes.append(
+                    f"images have an alpha channel, the first is {first}: "
+                    + ("transparency shows white" if self._spec.upright else "it is dropped")
+                    + "; if it holds something else, set channels: 4"
+                )
+            return
+        declared = (self._spec.image_range, *(more.range for more in self._spec.more_channels))
+        ranges = [f"{ends[0]:g} to {ends[1]:g}" for ends in declared if ends is not None]
+        scaled = f"; values of {' and '.join(ranges)} become 0 to 255" if ranges else ""
+        self.notes.append(f"images have {self._spec.channels} channels, at 8 bits each{scaled}")
 
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
         row = int(self._rows[index])
@@ -403,11 +499,12 @@ class FolderReader(PartReader):
         self._pattern = next((form for form in forms if next(self._root.glob(image_glob(form)), None)), written)
         pattern = image_glob(self._pattern)
         self._folder = fixed_part(pattern)
-        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in SUFFIXES]
+        endings = SUFFIXES if self._spec.channels == 3 and self._spec.image_range is None else (*SUFFIXES, ".npy")
+        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in endings]
         images = sorted(file.relative_to(self._root).as_posix() for file in files if not is_hidden(file.name))
         if not images:
             raise ValueError(
-                f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(SUFFIXES)} is "
+                f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(endings)} is "
                 "needed; correct `root`, `images` or `split`"
             )
         if strange := [image for image in images if not is_unicode(image)]:

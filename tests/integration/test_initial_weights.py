@@ -1,4 +1,4 @@
-"""`--init-from` and `model.freeze`: what fits is taken and said, class rows by name, and frozen parts stay as they are."""
+"""`--init-from` and `model.freeze`: what fits is taken and said, class rows by name, and frozen parts stay."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -179,7 +179,7 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (("trunk.encodr",), r"model.freeze names 'trunk.encodr' \(did you mean 'trunk.encoder'\?\), which matches no parameter"),
+        (("trunk.encodr",), r"names 'trunk.encodr' \(did you mean 'trunk.encoder'\?\), which matches no parameter"),
         (("*",), "matches every parameter, so nothing would learn"),
     ],
 )  # fmt: skip

@@ -180,7 +180,8 @@ def _shapes(run: Run, net: MultiTaskNet, task: str, space: LabelSpace, num_class
 
 
 def _fitting(stored: Tensor, value: Tensor, channels: int) -> Tensor | None:
-    """The stored tensor where its shape is that of `value`; else the first convolution, adapted to `channels` by timm."""
+    """The stored tensor where its shape is that of `value`; else the first convolution, adapted to `channels` by
+    timm."""
     if stored.shape == value.shape:
         return stored
     of_rgb = channels != 3 and stored.ndim == value.ndim == 4 and (stored.shape[1], value.shape[1]) == (3, channels)

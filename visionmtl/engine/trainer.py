@@ -27,7 +27,7 @@ from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
-from visionmtl.datasets import NamedDataset, Subset, open_datasets
+from visionmtl.datasets import NamedDataset, Subset, check_channels, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
@@ -57,7 +57,7 @@ from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
-from visionmtl.structures import Batch, Sample
+from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
 
 
@@ -86,6 +86,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
+    check_channels([*datasets, *val_datasets], run.model.encoder.in_chans)
     spaces = teachers.resolve_taught_spaces(run, datasets, val_datasets, extending.old_spaces(run))
     datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
@@ -637,7 +638,7 @@ class Trainer:
             return
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
-                picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
+                picture = run.tasks[name].draw(as_rgb(sample.image), prediction, net.spaces[name], 0.4)
                 self.log.picture(f"{name}/{number}", picture, step)
 
         value = self.data.monitor.value(results)

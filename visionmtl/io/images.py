@@ -15,6 +15,8 @@ from visionmtl.structures import JpegScale, at_full_size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SAMPLES_PER_PIXEL = 277  # TIFF tag
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY, _PNG_PALETTE = 0, 3  # colour types in the header
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -50,11 +52,39 @@ def read_photo(
     content = _content(file)
     if content[:2].tobytes() == _JPEG_START:
         return _decode_jpeg(file, content, choose_scale, upright)
+    if content[:4].tobytes() in _TIFF_STARTS:
+        _check_colors(file, content)
     if upright:
         pixels = _decode_as_shown(file, content)
     else:
         pixels = np.asarray(_decode(file, content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
     return pixels, (pixels.shape[0], pixels.shape[1]), 1
+
+
+def _check_colors(file: Path, content: Pixels) -> None:
+    """Raise ValueError for a TIFF that is neither grey nor RGB, of which decoders would take a part in silence."""
+    found = ""
+    try:
+        with Image.open(io.BytesIO(content.data)) as opened:
+            samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1)  # type: ignore[attr-defined]
+            if opened.mode not in ("RGBA", "LA", "PA", "CMYK") and samples not in (1, 3):
+                found = f"has {samples} channels"
+            size = opened.size
+            if (pages := getattr(opened, "n_frames", 1)) > 1:
+                opened.seek(1)
+                found = found or (f"has {pages} pages of one size" if opened.size == size else "")
+    except _PILLOW_ERRORS:
+        try:
+            decoded = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            decoded = None
+        if decoded is None or (decoded.ndim == 3 and decoded.shape[2] != 3):
+            found = "is no TIFF of grey or RGB"
+    if found:
+        raise ValueError(
+            f"{file} {found}; a photograph has one channel or three, and none is left out or mixed in silence; in a "
+            "`folder`, set `channels` to their number (and model.encoder.in_chans), or write the three that you mean"
+        )
 
 
 def image_size(file: Path, upright: bool) -> tuple[int, int]:
@@ -115,6 +145,15 @@ def read_png(file: Path, palette_indices: bool = False) -> NDArray:
 def read_stored(file: Path) -> NDArray:
     """The values of a TIFF (or another image) with one channel as stored, whatever their type; [H, W] or [H, W, C]."""
     return _decode(file, _content(file), cv2.IMREAD_UNCHANGED)
+
+
+def has_alpha(file: Path) -> bool:
+    """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
+    try:
+        with Image.open(file) as opened:
+            return opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    except _PILLOW_ERRORS:
+        return False
 
 
 def has_palette(file: Path) -> bool:

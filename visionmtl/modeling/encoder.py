@@ -183,7 +183,8 @@ class Encoder(Spec):
 
     def _load(self, options: dict[str, Any]) -> Any:
         assert self.checkpoint is not None
-        weights = check_weights(self.checkpoint, self._whole())
+        # weights are those of RGB, which timm adapts
+        weights = check_weights(self.checkpoint, self.model_copy(update={"in_chans": 3})._whole())
         with quiet_logger("timm.models._builder"):  # it warns of classifier keys, which were checked above
             body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
         check_transfer(body, weights, self.checkpoint)
