@@ -50,7 +50,7 @@ from visionmtl.io.label_maps import (
     to_classes,
     undeclared_values,
 )
-from visionmtl.io.objects import ImageObjects, left_out_notes, to_coco
+from visionmtl.io.objects import ImageObjects, left_out_notes, to_class_map, to_coco
 from visionmtl.io.paths import (
     ABSENT,
     AMBIGUOUS,
@@ -175,9 +175,16 @@ class BoxFile(Spec):
 
 
 class LabelFiles(Spec):
-    """One PNG an image: 8-bit grey or with a palette, where value or index is the class; or, with `colors`, RGB."""
+    """One PNG an image: 8-bit grey or with a palette, where value or index is the class; or, with `colors`, RGB.
+
+    Or one file of polygons an image, LabelMe's json or YOLO's txt: smaller objects lie above larger ones.
+    """
 
     files: FilePerImage
+    format: Literal["png", "labelme", "yolo"] | None = None
+    """Default: by the ending of the path, .json labelme, .txt yolo, else png."""
+    outside: str | None = None
+    """Of polygons: the class, one of `classes`, of pixels in none of them; default: they are not labelled."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=IGNORE)] | RelativePath | None = None
     """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name. With `colors`:
     those of its names that are classes, in their order; what has another name is ignored; default: all."""
@@ -195,6 +202,10 @@ class LabelFiles(Spec):
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
+        if self.chosen != "png":
+            return self._of_polygons()
+        if self.outside is not None:
+            raise ValueError("segmentation.outside has no effect without polygons; use `values` or `ignore`; remove it")
         if self.classes is None and self.colors is None:
             raise ValueError(
                 "segmentation has neither `classes` (of values in grey or palette PNGs) nor `colors` (of RGB PNGs); "
@@ -209,6 +220,30 @@ class LabelFiles(Spec):
             )
         if self.ignore_colors and self.colors is None:
             raise ValueError("segmentation.ignore_colors has no effect without `colors`; use `ignore`; remove it")
+        return self
+
+    @property
+    def chosen(self) -> Literal["png", "labelme", "yolo"]:
+        """The format, set or by the ending."""
+        if self.format is not None:
+            return self.format
+        ending = self.files.rpartition(".")[2].lower()
+        return "labelme" if ending == "json" else "yolo" if ending == "txt" else "png"
+
+    def _of_polygons(self) -> Self:
+        listed = isinstance(self.classes, tuple) or (self.chosen == "yolo" and self.classes is not None)
+        idle = self.values is not None or self.colors is not None or self.ignore != (IGNORE,) or self.ignore_colors
+        if not listed or idle:
+            raise ValueError(
+                f"segmentation of polygons ({self.chosen}) needs `classes` (a list; for yolo also the path of a "
+                "data.yaml), "
+                "and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct it"
+            )
+        if self.outside is not None and isinstance(self.classes, tuple) and self.outside not in self.classes:
+            raise ValueError(
+                f"segmentation.outside is {self.outside!r}{did_you_mean(self.outside, self.classes)}; it is one of "
+                f"`classes` ({', '.join(self.classes)}); add it there, last for yolo, or correct it"
+            )
         return self
 
 
@@ -427,8 +462,17 @@ class FolderReader(PartReader):
             self._same_size(file, self._boxes.size(row), index, size)
         return self._boxes.of(row, size)
 
-    def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _read_classes(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         file = self._file("segmentation", index)
+        if self._polygons is not None:
+            of_yolo = self._spec.segmentation is not None and self._spec.segmentation.chosen == "yolo"
+            of_image = yolo.read_objects(file, size, self._polygons) if of_yolo else labelme.read_objects(file)
+            self._same_size(file, of_image.size, index, size)
+            space, outside = self.provides["segmentation"], self._spec.segmentation and self._spec.segmentation.outside
+            assert space is not None
+            return to_class_map(
+                of_image, size, space.classes, space.classes.index(outside) if outside else IGNORE, file
+            )
         values = read_png(file, palette_indices=self._colors is None)
         if self._colors is not None:
             classes = colors_to_classes(values, self._colors, file)
@@ -636,7 +680,15 @@ class FolderReader(PartReader):
     def _open_segmentation(self, spec: LabelFiles) -> LabelSpace:
         """Read the tables of values or colours; returns the classes."""
         self._colors: Colors | None = None
+        self._polygons: tuple[str, ...] | None = None
         classes = spec.classes
+        if spec.chosen != "png":
+            numbered = read_classes(self._one_file(classes)) if isinstance(classes, str) else classes
+            assert numbered is not None
+            if spec.outside and spec.outside not in numbered:
+                numbered = (*numbered, spec.outside)  # behind those that files number
+            self._polygons = numbered
+            return LabelSpace(spec.space, numbered, palette(len(numbered)))
         if spec.colors is not None:
             if isinstance(spec.colors, str):
                 colors = color_file(self._one_file(spec.colors))

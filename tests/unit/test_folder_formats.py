@@ -378,3 +378,37 @@ def test_a_class_that_the_list_lacks_is_told(root):
         write(root / f"xml/{name}.xml", voc(voc_object("cupp", (1, 1, 4, 4))))
     with pytest.raises(ValueError, match=r"class 'cupp' \(did you mean 'cup'\?\), which boxes.classes does not name"):
         open_folder(root, boxes={"files": "xml/{stem}.xml", "classes": ["cup"]})
+
+
+def test_polygons_of_labelme_become_a_segmentation_smaller_above_larger(root):
+    square = {"label": "plate", "points": [[2, 2], [12, 2], [12, 12], [2, 12]], "shape_type": "polygon"}
+    small = {"label": "cup", "points": [[4, 4], [8, 8]], "shape_type": "rectangle"}
+    for name in "ab":
+        write(root / f"images/{name}.json", labelme(small, square))
+    settings: dict[str, Any] = {"files": "images/{stem}.json", "classes": ["table", "plate", "cup"]}
+    classes = open_folder(root, segmentation=settings).read(0).segmentation
+    assert [(classes == k).sum() for k in (0, 1, 2, IGNORE)] == [0, 100 - 16, 16, H * W - 100]
+    assert classes[5, 5] == 2 and classes[2, 2] == 1 and classes[1, 1] == IGNORE
+    outside = open_folder(root, segmentation={**settings, "outside": "table"}).read(0).segmentation
+    assert outside[0, 0] == 0 and (outside == IGNORE).sum() == 0
+    with pytest.raises(ValidationError, match=r"outside is 'tabel' \(did you mean 'table'\?\)"):
+        open_folder(root, segmentation={**settings, "outside": "tabel"})
+    with pytest.raises(ValueError, match=r"a shape has the class 'plate', which segmentation.classes does not name"):
+        open_folder(root, segmentation={**settings, "classes": ["cup"]}).read(0)
+
+
+def test_polygons_of_yolo_become_a_segmentation_and_boxes_do_not(root):
+    write(root / "data.yaml", DATA_YAML)
+    write(root / "labels/a.txt", "1 0.1 0.1 0.6 0.1 0.6 0.6 0.1 0.6\n")  # (4, 2) to (24, 12)
+    write(root / "labels/b.txt", "0 0.5 0.5 0.1 0.1\n")
+    settings: dict[str, Any] = {"files": "labels/{stem}.txt", "classes": "data.yaml", "outside": "floor"}
+    reader = open_folder(root, segmentation=settings)
+    classes = reader.read(0).segmentation
+    assert reader.provides["segmentation"].classes == ("cup", "plate", "floor")
+    assert [(classes == k).sum() for k in range(3)] == [0, 200, H * W - 200]
+    with pytest.raises(
+        ValueError, match=r"labels/b.txt: an object of class 'cup' is a box .* segmentation needs polygons"
+    ):
+        reader.read(1)
+    with pytest.raises(ValidationError, match=r"segmentation of polygons .yolo. needs `classes`"):
+        open_folder(root, segmentation={**settings, "classes": None})

@@ -25,19 +25,23 @@ from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
 from visionmtl.io.label_maps import color_file
 from visionmtl.io.paths import is_hidden, is_unicode, read_lines, without_ending
+from visionmtl.structures import MAX_CLASSES
 
 Kind = Literal["photo", "channels", "classes", "colors", "instances", "depth", "text", "xml", "json"]
 
 _SPLIT = re.compile(
     r"(?<![A-Za-z0-9])(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev)(?:\d{4})?(?=$|[^A-Za-z0-9]|annot|labels|masks)"
 )
-_SUFFIX = re.compile(r"[_.-][A-Za-z]+(?:[_-][A-Za-z]+)*$")
+_SUFFIX = re.compile(r"[_.-][A-Za-z][A-Za-z0-9]*(?:[_-][A-Za-z][A-Za-z0-9]*)*$")
 _MAPS = (*SUFFIXES, ".npy", ".exr")
 _TEXTS: dict[str, Kind] = {".txt": "text", ".xml": "xml", ".json": "json"}
 _SAMPLED = 6  # files of a group that are looked into
 _SCANNED = 400  # label files that are searched for values, colours, sizes
 _MOST_COLORS = 64
+_LEAST_MM = 200  # the middle of depths that are taken for millimetres
 _MAX_GREYS = 64
+_LEAST_DEPTHS = 256  # different values of 16 bits; fewer are numbers of objects or the like
+_DOMINANT = 0.8  # of the photographs that lie in one folder: others are something else
 _LEAST_MATCH = 0.25  # of the images that must have a file for it to be their label
 _TARGET_PX = 384 * 512
 _STEPS = 3000
@@ -94,7 +98,8 @@ def understand(root: Path, object_name: str = "object") -> Layout:
             "folder that holds them and their labels"
         )
     found = _Finder(root, files, photos, object_name)
-    for at, group in sorted(enumerate(groups), key=lambda pair: -len(pair[1].files)):
+    # numbers of classes go before their colours, many files before few
+    for at, group in sorted(enumerate(groups), key=lambda pair: (kinds[pair[0]] == "colors", -len(pair[1].files))):
         if group not in found.photo_groups:
             found.add(group, kinds[at])
     return found.finish()
@@ -109,9 +114,15 @@ class _Finder:
         self._used: set[str] = set()
         self._list: str | None = None
         self._instances: str | None = None
+        self._outlined: dict[str, Any] | None = None  # segmentation of the polygons that boxes are made of
         main = max(photos, key=lambda group: len(group.files))
         # photographs of other endings count to the same; those of another suffix do not
-        self.photo_groups = [group for group in photos if group.suffix == main.suffix]
+        same = [group for group in photos if group.suffix == main.suffix]
+        in_main = [group for group in same if group.folder == main.folder]
+        few_elsewhere = sum(len(group.files) for group in in_main) >= _DOMINANT * sum(
+            len(group.files) for group in same
+        )
+        self.photo_groups = in_main if few_elsewhere else same
         self._suffix = main.suffix
         self._pattern = self._images()
         self._photos = [file for group in self.photo_groups for file in group.files]
@@ -198,6 +209,8 @@ class _Finder:
         if not all(len(line) >= 5 and _is_number(line) for line in lines):
             return None
         settings: dict[str, Any] = {"format": "yolo", "files": pattern}
+        if lines and all(len(line) > 5 for line in lines):
+            self._outlined = {}
         described = [file for file in sorted(self._files) if file.endswith((".yaml", ".yml")) and file.count("/") < 2]
         for file in described:
             try:
@@ -237,13 +250,18 @@ class _Finder:
 
     def _add_json(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
         names: set[str] = set()
+        kinds: Counter[str] = Counter()
         for file in sorted(self._root / name for name in self._files if name.endswith(files[0].suffix)):
             content = read_json(file)
             if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-                names |= {str(one.get("label")) for one in content["shapes"] if isinstance(one, dict)}
+                shapes = [one for one in content["shapes"] if isinstance(one, dict)]
+                names |= {str(one.get("label")) for one in shapes}
+                kinds.update(str(one.get("shape_type") or "polygon") for one in shapes)
         if not names:
             return None
         self._say(f"boxes: LabelMe json at {pattern}; {len(names)} classes: {shortened(sorted(names))}")
+        if kinds["polygon"] * 2 > sum(kinds.values()) and not kinds.keys() - {"polygon", "rectangle", "circle"}:
+            self._outlined = {"format": "labelme", "files": pattern, "classes": sorted(names)}
         return {"format": "labelme", "files": pattern, "classes": sorted(names)}
 
     def _add_instances(self, pattern: str, files: list[Path]) -> dict[str, Any]:
@@ -275,12 +293,15 @@ class _Finder:
         )
         return {"files": pattern, "classes": list(named.values()), "values": named}
 
-    def _add_colors(self, pattern: str, files: list[Path]) -> dict[str, Any]:
+    def _add_colors(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
         seen: Counter[tuple[int, int, int]] = Counter()
         for file in files:
             codes, count = np.unique(_codes(read_png(file)), return_counts=True)
             pairs = zip(codes.tolist(), count.tolist(), strict=True)
             seen.update({(code >> 16, code >> 8 & 255, code & 255): number for code, number in pairs})
+            if len(seen) > MAX_CLASSES:
+                self._say(f"segmentation: PNGs at {pattern} have more than {MAX_CLASSES} colours: no classes; left out")
+                return None
         for name in sorted(self._files):
             if name.rpartition("/")[2].lower().endswith((".txt", ".csv", ".yaml", ".json")) and name.count("/") < 2:
                 try:
@@ -322,7 +343,14 @@ class _Finder:
         if not len(values):
             return None
         middle = float(np.median(values))
-        unit = 0.001 if middle >= (100 if whole else 200) else 1.0
+        if whole and middle < _LEAST_MM:
+            self._say(
+                f"depth: {pattern} holds whole numbers around {middle:.4g}, neither millimetres nor fine metres; left "
+                "out: "
+                "add depth: {files: ..., metres_per_unit: ...} with the unit that you know"
+            )
+            return None
+        unit = 0.001 if middle >= _LEAST_MM else 1.0
         low, high = (float(x) for x in np.quantile(values * unit, (0.01, 0.99)))
         self.layout.depth_m = low, high
         name = "millimetres" if unit == 0.001 else "metres"
@@ -354,6 +382,15 @@ class _Finder:
             if (missing := settings["boxes"].get("missing")) is not None:
                 settings["segmentation"]["missing"] = missing
             self._say(f"segmentation: the same PNGs, background and {self._object}")
+        if "segmentation" not in settings and self._outlined is not None:
+            missing = settings["boxes"].get("missing")  # an image without a file shows no object, or nobody looked
+            of_boxes = {key: value for key, value in settings["boxes"].items() if key in ("format", "files", "classes")}
+            settings["segmentation"] = {**of_boxes, **self._outlined, "outside": "background"}
+            named = settings["segmentation"]["classes"]
+            if isinstance(named, list) and "background" not in named:
+                settings["segmentation"]["classes"] = [*named, "background"]
+            settings["segmentation"] |= {"missing": "unlabelled"} if missing else {}
+            self._say("segmentation: the same polygons; what lies in none is background")
         if not settings and self._pattern.count("*/") == 1:
             names = sorted({_template(photo)[0].split("/")[-2] for photo in self._photos})
             settings["image_labels"] = {"classes": names}
@@ -510,16 +547,19 @@ def _kind(root: Path, group: _Group) -> Kind | None:
     if first.ndim == 3:
         few = all(len(np.unique(_codes(one))) <= _MOST_COLORS for one in maps if one.ndim == 3)
         return "colors" if few and ending == ".png" else "photo"
+    if "disp" in hint:  # disparity is no depth
+        return None
     if first.dtype.kind == "f" or "depth" in hint:
         return "depth"
     counts = [np.unique(one) for one in maps]
     if max(map(len, counts)) > _MAX_GREYS:
-        return "depth" if first.dtype == np.uint16 else "photo"
+        many = first.dtype == np.uint16 and max(map(len, counts)) > _LEAST_DEPTHS
+        return "depth" if many else "photo" if first.dtype == np.uint8 else None
     if ending != ".png":
         return "photo"
     if _number_objects(maps, counts) or "inst" in hint:
         return "instances"
-    return "classes" if first.dtype == np.uint8 else "depth"
+    return "classes" if first.dtype == np.uint8 else None
 
 
 def _number_objects(maps: Sequence[NDArray], values: Sequence[NDArray]) -> bool:

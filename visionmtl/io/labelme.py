@@ -9,6 +9,7 @@ from visionmtl.io.coco.annotations import read_json
 from visionmtl.io.objects import ImageObjects, LabelledObject, Point, bad_entry, of_polygons
 
 _LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
+_CIRCLE_POINTS = 64
 _NO_BOX = ("point", "points", "line", "linestrip")
 
 
@@ -48,11 +49,15 @@ def read_objects(file: Path) -> ImageObjects:
             (cx, cy), (x, y) = points[:2]
             radius = math.hypot(x - cx, y - cy)
             box = (cx - radius, cy - radius, cx + radius, cy + radius)
-            objects.append(LabelledObject(name, box, math.pi * radius**2))
+            angles = [2 * math.pi * step / _CIRCLE_POINTS for step in range(_CIRCLE_POINTS)]
+            outline = tuple((cx + radius * math.cos(angle), cy + radius * math.sin(angle)) for angle in angles)
+            objects.append(LabelledObject(name, box, math.pi * radius**2, polygons=(outline,)))
         else:  # two corners, or four
             xs, ys = zip(*points, strict=True)
             last = 1 if kind == "mask" else 0  # a mask names its last pixel
-            objects.append(LabelledObject(name, (min(xs), min(ys), max(xs) + last, max(ys) + last)))
+            x1, y1, x2, y2 = box = (min(xs), min(ys), max(xs) + last, max(ys) + last)
+            corners = () if last else (((x1, y1), (x2, y1), (x2, y2), (x1, y2)),)
+            objects.append(LabelledObject(name, box, (x2 - x1) * (y2 - y1), polygons=corners))
     objects += [of_polygons(name, polygons) for (name, _), polygons in groups.items()]
     return ImageObjects((int(size[0]), int(size[1])), objects, left_out)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as rle
 
 from visionmtl.config.suggest import did_you_mean
 
@@ -90,6 +91,34 @@ def to_coco(
         "annotations": annotations,
         "categories": [{"id": k, "name": name} for k, name in enumerate(chosen)],
     }
+
+
+def to_class_map(
+    of_image: ImageObjects, size: tuple[int, int], classes: Sequence[str], outside: int, file: Path
+) -> NDArray[np.uint8]:
+    """Class ids [H, W] of outlined objects, larger ones below smaller ones; `outside` is the id where there is none.
+
+    Pixels are filled as COCO's own tools do it. Raises ValueError for an object without an outline, or of a class that
+    is none.
+    """
+    class_map = np.full(size, outside, np.uint8)
+    for one in sorted(of_image.objects, key=lambda one: -(one.area or 0)):
+        if one.name not in classes:
+            raise ValueError(
+                f"{file}: a shape has the class {one.name!r}{did_you_mean(one.name, classes)}, which "
+                "segmentation.classes "
+                f"does not name; it has {', '.join(classes)}; add it, or correct the label"
+            )
+        if not one.polygons:
+            raise ValueError(
+                f"{file}: an object of class {one.name!r} is a box or mask without an outline; segmentation needs "
+                "polygons; "
+                "draw it as a polygon, or read this file for boxes alone"
+            )
+        flat = [[float(x) for point in polygon for x in point] for polygon in one.polygons]
+        mask = rle.decode(rle.merge(rle.frPyObjects(flat, *size)))
+        class_map[mask.astype(bool)] = classes.index(one.name)
+    return class_map
 
 
 def left_out_notes(objects: Iterable[ImageObjects], where: str) -> list[str]:
