@@ -12,6 +12,7 @@ here = Path(__file__).resolve().parent
 carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "visionmtl._tools": "tools"}
 
 version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
+formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of many bands
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
@@ -82,10 +83,12 @@ setup(
         "prepare": prepare,
         "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
         "demo": demo,
+        "formats": formats,
         "supervision": supervision,
         "dev": [
             *prepare,
             *demo,
+            *formats,
             *supervision,
             "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",

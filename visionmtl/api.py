@@ -9,7 +9,7 @@ from visionmtl import run as config
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, tasks_of
 from visionmtl.data.loader import val_loader
-from visionmtl.datasets import NamedDataset, open_datasets
+from visionmtl.datasets import NamedDataset, check_channels, open_datasets
 from visionmtl.engine import distributed, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
@@ -90,6 +90,7 @@ class Evaluation:
         self.opened, self.ranks, self.protocol = opened, ranks, protocol
         run, spaces = opened.run, opened.net.spaces
         datasets = choose_datasets(run, data)
+        check_channels(datasets, run.model.encoder.in_chans)
         self.notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
         self.meters, self.datasets = choose_meters(run.tasks, spaces, datasets, protocol, only_evaluated=bool(data))
         self.tasks = {task: run.tasks[task] for name in self.meters for task in tasks_of(name)}

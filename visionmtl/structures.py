@@ -77,7 +77,7 @@ class Boxes:
 class Sample:
     """One image and what is known about it. A field that is None was not labelled."""
 
-    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    image: NDArray[np.uint8]  # [H, W, 3] RGB; where a data set says so, [H, W, C] of other channels
     image_id: str
     boxes: Boxes | None = None
     segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
@@ -96,6 +96,21 @@ class Sample:
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels, to which boxes and maps refer."""
         return self.full_size or (self.image.shape[0], self.image.shape[1])
+
+
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] to look at, of [H, W, C]: the first three channels, or the first one as grey where there are fewer."""
+    if image.shape[2] == 3:
+        return image
+    chosen = image[..., :3] if image.shape[2] > 3 else np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(chosen)
+
+
+def channels_shown(num_channels: int) -> str:
+    """What `as_rgb` shows of an image of so many channels, for captions; "" for RGB."""
+    if num_channels == 3:
+        return ""
+    return f"channel{'s 1 to 3' if num_channels > 3 else ' 1'} of {num_channels}"
 
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals", "image_labels")
@@ -158,7 +173,7 @@ class ImageClasses:
 class Batch:
     """Padded tensors of a shape fixed by the config."""
 
-    image: Tensor  # uint8 [B, 3, H, W], RGB
+    image: Tensor  # uint8 [B, C, H, W], RGB unless the encoder has other `in_chans`
     targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
     labelled: dict[str, Tensor]  # by task: bool [B]
     counts: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by task, as its `count` gives: float32 scalars
