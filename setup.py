@@ -13,6 +13,7 @@ carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "
 
 version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
+export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
     name="visionmtl",
@@ -78,8 +79,11 @@ setup(
     ],
     extras_require={
         "prepare": prepare,
+        "export": export,
+        "executorch": ["executorch>=1.0"],  # pins its own versions of much
         "dev": [
             *prepare,
+            *export,
             "build>=1.2",
             "faster-coco-eval",
             "import-linter>=2.17",
