@@ -12,6 +12,7 @@ from visionmtl.export.base import Format, Runner, Tensors, no_description
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
 from visionmtl.modeling.weights import quiet_logger
+from visionmtl.ops.boxes import suppression_as_operator
 
 KEY = "visionmtl"
 """Of the description among a model's metadata."""
@@ -32,10 +33,11 @@ class Onnx(Format):
         return f"opset {self.opset}"
 
     def write(self, graph: Graph, path: Path) -> None:
-        with quiet_logger("torch.onnx"), quiet_logger("onnxscript"):
+        with quiet_logger("torch.onnx"), quiet_logger("onnxscript"), suppression_as_operator():
             program = torch.onnx.export(
                 graph.program(),
                 dynamo=True,
+                custom_translation_table={torch.ops.visionmtl.suppress.default: _suppress()},
                 opset_version=self.opset,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
@@ -69,6 +71,27 @@ class Onnx(Format):
             return dict(zip(names, outputs, strict=True))
 
         return run
+
+
+def _suppress() -> Any:
+    """`ops.boxes.suppress` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
+    from onnxscript import opset18 as op
+
+    def suppress(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
+        count = op.Shape(boxes, start=1, end=2)
+        selected = op.NonMaxSuppression(
+            boxes,
+            scores,
+            op.Squeeze(count),
+            op.Constant(value_float=max_iou),
+            op.Constant(value_float=min_score),
+        )  # [S, 3]: image, class, box
+        places = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
+        nothing = op.Expand(op.Constant(value_float=0.0), op.Shape(boxes, start=0, end=2))
+        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(places, start=0, end=1))
+        return op.Greater(op.ScatterND(nothing, places, ones), op.Constant(value_float=0.5))
+
+    return suppress
 
 
 def save(model: Any, description: Description, path: Path) -> None:
