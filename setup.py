@@ -16,6 +16,7 @@ formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of 
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
+export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
     name="visionmtl",
@@ -83,11 +84,14 @@ setup(
         "prepare": prepare,
         "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
         "demo": demo,
+        "executorch": ["executorch>=1.0"],  # pins its own versions of much
+        "export": export,
         "formats": formats,
         "supervision": supervision,
         "dev": [
             *prepare,
             *demo,
+            *export,
             *formats,
             *supervision,
             "playwright>=1.49",  # drives the installed chromium in tests of pages

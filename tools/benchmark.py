@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionmtl.cli import ToolParser, positive, run_tool, tried
@@ -58,6 +59,14 @@ def parser() -> ToolParser:
     ways("--ways", nargs="+", default=(), metavar="TYPE", help="of sharing; branching:AT sets where; default: all")
     batches = made[infer].add_argument
     batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
+    batches(
+        "--export", nargs="+", choices=("onnx", "openvino"), default=(), metavar="FORMAT",
+        help="onnx, openvino: latency of exported networks on the CPU instead; needs the extra export",
+    )  # fmt: skip
+    batches("--threads", type=positive, nargs="+", metavar="N", help="with --export; default: 1 2")
+    batches(
+        "--beside", nargs="+", metavar="NAME=FILE", help="with --export: ONNX files of other networks, fixed shapes"
+    )
 
     add = made[data].add_argument
     add("--only", choices=("memory", "loading"), help="one part; default: both")
@@ -144,7 +153,24 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
     """Predictions: latency at batch 1 and images a second, joint and by task, with suppression and without."""
     from visionmtl.benchmark.infer import measure_predictions
 
+    if args.export:
+        from visionmtl.benchmark.exported import measure_exported
+
+        beside = dict(_named_file(text) for text in args.beside or ())
+        return measure_exported(*_setting(args), args.export, args.threads or (1, 2), beside)
+    if idle := [name for name in ("threads", "beside") if getattr(args, name)]:
+        raise ValueError(
+            f"--{idle[0]} would have no effect without --export; it is for exported networks; leave it out"
+        )
     return measure_predictions(*_setting(args), args.batches)
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, _, place = text.partition("=")
+    file = home_path(place)
+    if not name or not file.is_file():
+        raise ValueError(f"--beside is given {text!r}; NAME=FILE of an ONNX file that is there is needed; correct it")
+    return name, file
 
 
 if __name__ == "__main__":

@@ -195,3 +195,15 @@ def test_an_argument_that_cannot_be_is_refused(command, text, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["benchmark", *command])
     assert stopped.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_infer_measures_exported_networks_on_each_number_of_threads(tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    status, content = measure(tmp_path, "infer", *SMALL, "--export", "onnx", "--threads", "1", "2", "--rounds", "1")
+    assert status == 0
+    (table,) = content["tables"]
+    networks = ["joint", "detection", "segmentation", "depth"]
+    assert [row[:3] for row in table["rows"]] == [["onnx", str(n), name] for n in (1, 2) for name in networks]
+    assert [row["name"] for row in content["rows"]] == [
+        "joint / sum of one network a task, onnx, 1 thread", "joint / sum of one network a task, onnx, 2 threads"
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from visionmtl.ops.boxes import (
     from_distances,
     generalised_iou,
     nms,
+    nms_in_graph,
     pairwise_iou,
     to_distances,
 )
@@ -120,3 +121,25 @@ def test_an_image_without_candidates_has_no_detections(together: bool):
     assert [len(labels) for _, _, labels in nothing] == [0, 0]
     assert [len(x) for x in empty] == [0, 0, 0] and empty[0].shape == (0, 4)
     assert (one[0].tolist(), one[2].tolist()) == ([boxes[1, 4].tolist()], [2])
+
+
+@pytest.mark.parametrize("max_iou", [0.1, 0.6, 1.0])
+def test_suppression_inside_a_graph_keeps_what_eager_suppression_keeps(max_iou: float):
+    generator = torch.Generator().manual_seed(3)
+    low = 60 * torch.rand(2, 40, 2, generator=generator)
+    boxes = torch.cat([low, low + 10 + 40 * torch.rand(2, 40, 2, generator=generator)], dim=-1)
+    scores = torch.rand(2, 40, 3, generator=generator)
+    scores[1] *= 0.02  # few pass the threshold there
+    settings = {"max_iou": max_iou, "min_score": 0.015, "candidates": 60, "keep": 30}
+
+    class InGraph(torch.nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return nms_in_graph(boxes, scores, **settings)
+
+    found = torch.export.export(InGraph(), (boxes, scores), strict=False).module()(boxes, scores)
+    assert [list(x.shape) for x in found] == [[2, 30, 4], [2, 30], [2, 30]]
+    for of_image, (xyxy, score, label) in zip(zip(*found, strict=True), nms(boxes, scores, **settings), strict=True):
+        count = len(score)
+        for value, expected, empty in zip(of_image, (xyxy, score, label), (0, 0, -1), strict=True):
+            torch.testing.assert_close(value[:count], expected)
+            assert (value[count:] == empty).all()

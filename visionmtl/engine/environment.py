@@ -32,13 +32,14 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "visionmtl": _version("visionmtl"),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+        "visionmtl": package_version("visionmtl"),
         "commit": _commit(Path(__file__).resolve().parents[2]),
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,8 @@
 """Box geometry: cells, distances, overlaps, suppression on padded tensors; boxes are xyxy pixels, x2 y2 exclusive."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -110,13 +112,91 @@ def _survivors_of_batch(boxes: Tensor, labels: Tensor, good: Tensor, max_iou: fl
     arXiv:2005.03572, cluster NMS). After n rounds the best n are right, and mostly a handful settles all: on one H200
     32 images of 1000 candidates took 43 ms one after the other.
     """
-    overlaps = (pairwise_iou(boxes, boxes) > max_iou) & (labels[:, :, None] == labels[:, None])
-    overlaps = (overlaps & good[:, :, None]).triu(1)  # a row for the better one
+    overlaps = _overlaps(boxes, labels, good, max_iou)
     survives, before = good, None
     while before is None or not torch.equal(survives, before):
         before = survives
         survives = good & ~(overlaps & survives[:, :, None]).any(dim=1)
     return survives
+
+
+def _overlaps(boxes: Tensor, labels: Tensor, good: Tensor, max_iou: float) -> Tensor:
+    """Bool [B, N, N]: whether the good box of a row takes away that of a column, which comes behind it."""
+    overlaps = (pairwise_iou(boxes, boxes) > max_iou) & (labels[:, :, None] == labels[:, None])
+    return (overlaps & good[:, :, None]).triu(1)
+
+
+def nms_in_graph(
+    boxes: Tensor, scores: Tensor, *, max_iou: float, min_score: float, candidates: int, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`nms` with fixed shapes, for torch.export: boxes [B, D, 4], scores [B, D], labels int64 [B, D], best first.
+
+    D = keep, or fewer where there are fewer candidates; empty places behind the boxes hold 0, 0 and -1.
+    """
+    _, num_cells, num_classes = scores.shape
+    candidates = min(candidates, num_cells * num_classes)
+    top, index = scores.flatten(1).topk(candidates, dim=1)
+    labels = index % num_classes
+    top_boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+    if _as_operator.get():
+        of_class = labels[:, None] == torch.arange(num_classes, device=labels.device)[:, None]
+        survives = suppress(top_boxes, torch.where(of_class, top[:, None], 0.0), max_iou, min_score)
+    else:
+        survives = _survivors_by_loop(top_boxes, labels, top > min_score, max_iou)
+    best, places = torch.where(survives, top, 0.0).topk(min(keep, candidates), dim=1)
+    found = best > 0
+    return (
+        top_boxes.gather(1, places[..., None].expand(-1, -1, 4)) * found[..., None],
+        best,
+        torch.where(found, labels.gather(1, places), -1),
+    )
+
+
+def _survivors_by_loop(boxes: Tensor, labels: Tensor, good: Tensor, max_iou: float) -> Tensor:
+    """As `_survivors_of_batch`, its rounds a loop inside the graph, so that as many are run as the boxes need."""
+    from torch._higher_order_ops import while_loop  # for exports alone
+
+    overlaps = _overlaps(boxes, labels, good, max_iou).float()
+
+    def goes_on(survives: Tensor, changed: Tensor) -> Tensor:
+        return changed.clone()
+
+    def next_round(survives: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+        remains = good & (survives.float()[:, None] @ overlaps)[:, 0].eq(0)
+        return remains, (remains != survives).any()
+
+    started = torch.ones((), dtype=torch.bool, device=boxes.device)
+    survives: Tensor = while_loop(goes_on, next_round, (good.clone(), started))[0]
+    return survives
+
+
+_as_operator: ContextVar[bool] = ContextVar("suppression as an operator", default=False)
+
+
+@contextmanager
+def suppression_as_operator() -> Iterator[None]:
+    """Graphs that are traced inside hold `suppress`, for formats with an operator of their own for it."""
+    token = _as_operator.set(True)
+    try:
+        yield
+    finally:
+        _as_operator.reset(token)
+
+
+@torch.library.custom_op("visionmtl::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) -> Tensor:
+    """Bool [B, N]: the boxes above min_score in one of the classes that no better one of that class takes away.
+
+    boxes: float [B, N, 4], best first; scores: float [B, K, N], 0 but for each box's own class
+    """
+    top, labels = scores.max(dim=1)
+    each = zip(boxes, top, labels, top > min_score, strict=True)
+    return torch.stack([_survivors(*of_image, max_iou) for of_image in each])
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) -> Tensor:
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 
 def _survivors(boxes: Tensor, scores: Tensor, labels: Tensor, good: Tensor, max_iou: float) -> Tensor:

@@ -169,6 +169,30 @@ class Task(Configurable, package="visionmtl.tasks"):
             f"for tasks that define `predict_mirrored`; define it in {type(self).__module__}, or leave out --tta flip"
         )
 
+    # ---- inside exported graphs; a task that defines these can be exported with its decoding ----
+
+    decoded_outputs: ClassVar[dict[str, str]] = {}
+    """What `decode_in_graph` returns, by name: dtype, shape and meaning, for whoever reads an exported file."""
+
+    def decode_in_graph(self, raw: Raw, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        """Raw outputs as tensors [B, ...] in user units at the input's size, by the names of `decoded_outputs`.
+
+        size: (H, W) of the padded input; content: int64 [B, 2], the (H, W) that the image takes of it
+        zoom: how much larger everything looks than in training, see `ImageMeta`
+        Traced by torch.export: shapes follow from the inputs' shapes alone, and no Python value from a tensor's.
+        """
+        raise ValueError(
+            f"task type {self.type!r} does not say how it is decoded inside a graph; that works for tasks that define "
+            f"`decode_in_graph`; define it in {type(self).__module__}, export it raw, or leave it out with --tasks"
+        )
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[Any]:
+        """What a graph decoded -> one prediction per image as `predict` gives them, at the original resolution.
+
+        Maps that were decoded at the input's size are resized from there. `ImageMeta.zoom` is in them already.
+        """
+        raise NotImplementedError
+
     def labels_need_mirror(self, confidence: float) -> bool:
         """Whether `pseudo_labels` needs the view of the mirrored image to judge this confidence."""
         return False

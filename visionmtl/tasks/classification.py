@@ -1,7 +1,7 @@
 """Classification of whole images: one class of several, or any number of them."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -170,6 +170,14 @@ class Classification(ClassTask, frozen=True):
     def _ranked(self, scores: Tensor) -> list[ImageClasses]:
         values, labels = (x.cpu().numpy() for x in scores.sort(dim=1, descending=True, stable=True))
         return [ImageClasses(label, value) for label, value in zip(labels, values, strict=True)]
+
+    decoded_outputs: ClassVar[dict[str, str]] = {"scores": "float32 [B, K]: of each class, 0..1"}
+
+    def decode_in_graph(self, raw: Tensor, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        return {"scores": self._scores(raw, ())}
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[ImageClasses]:
+        return self._ranked(torch.from_numpy(outputs["scores"]))
 
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None

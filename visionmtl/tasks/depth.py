@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter, DepthProtoco
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
-from visionmtl.ops.resize import upsample
+from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import SoftLoss, Task
@@ -169,6 +170,20 @@ class Depth(Task, frozen=True):
 
     def _metres(self, log_depth: Tensor, meta: ImageMeta) -> Tensor:
         return (log_depth[0].exp() * meta.zoom).clamp(self.min_depth_m, self.max_depth_m)
+
+    decoded_outputs: ClassVar[dict[str, str]] = {
+        "m": "float32 [B, H, W]: metres along the optical axis, at the input's size",
+    }
+
+    def decode_in_graph(self, raw: Tensor, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        metres = resize(raw.float(), size)[:, 0].exp() * zoom
+        return {"m": metres.clamp(self.min_depth_m, self.max_depth_m)}
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.float32]]:
+        return [
+            cv2.resize(np.ascontiguousarray(metres[: meta.content_size[0], : meta.content_size[1]]), meta.size[::-1])
+            for metres, meta in zip(outputs["m"], metas, strict=True)
+        ]
 
     def meter(self, space: LabelSpace | None) -> Meter:
         own = self.min_depth_m, self.max_depth_m

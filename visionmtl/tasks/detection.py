@@ -1,7 +1,7 @@
 """Detection: boxes with classes, by any dense head; scored as COCO does."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from visionmtl.metrics.base import Meter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
-from visionmtl.ops.boxes import box_area, generalised_iou, nms
+from visionmtl.ops.boxes import box_area, generalised_iou, nms, nms_in_graph
 from visionmtl.ops.ranks import num_ranks
 from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import ClassTask, SoftLoss, Task
@@ -189,12 +189,38 @@ class Detection(ClassTask, frozen=True):
             labels.append(Boxes(xyxy, boxes.labels[kept], boxes.scores[kept] < confidence, area))
         return labels
 
+    decoded_outputs: ClassVar[dict[str, str]] = {
+        "boxes": "float32 [B, D, 4]: x1 y1 x2 y2 in pixels of the input, best first",
+        "scores": "float32 [B, D]: 0..1; 0 = an empty place, behind all boxes",
+        "labels": "int64 [B, D]: class ids; -1 in empty places",
+    }
+
+    def decode_in_graph(self, raw: RawBoxes, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        boxes, scores = self._clipped(raw, content.flip(1).repeat(1, 2))
+        best = nms_in_graph(
+            boxes, scores, max_iou=self.max_iou, min_score=self.min_score, candidates=self.candidates,
+            keep=self.max_detections,
+        )  # fmt: skip
+        return dict(zip(self.decoded_outputs, best, strict=True))
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[Detections]:
+        boxes, scores, labels = (outputs[name] for name in self.decoded_outputs)
+        counts = (scores > 0).sum(axis=1)
+        return [
+            Detections(boxes[i, :count] * _scale(meta), scores[i, :count], labels[i, :count].astype(np.int64))
+            for i, (count, meta) in enumerate(zip(counts, metas, strict=True))
+        ]
+
+    def _clipped(self, raw: RawBoxes, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, A, 4] cut at the limits [B, 4] (W, H, W, H of the contents, px), and scores [B, A, K]."""
+        boxes, scores = self.head.decode(raw)
+        boxes = torch.minimum(boxes.clamp(min=0), limits.to(boxes)[:, None])
+        return boxes, scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+
     def _inside(self, raw: RawBoxes, metas: Sequence[ImageMeta]) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] cut at the edges of the contents, and scores [B, A, K]."""
-        boxes, scores = self.head.decode(raw)
-        limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in metas]).to(boxes)
-        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
-        scores = scores * (box_area(boxes) > 0)[..., None]  # what lies in the padding is no detection
+        limits = torch.tensor([[f.content_size[1], f.content_size[0]] * 2 for f in metas])
+        boxes, scores = self._clipped(raw, limits)
         annotated = self.annotated_classes(metas, scores.transpose(1, 2))
         return boxes, scores if annotated is None else scores * annotated[:, None]
 
@@ -207,9 +233,7 @@ class Detection(ClassTask, frozen=True):
 
         predictions = []
         for meta, (xyxy, score, label) in zip(metas, kept, strict=True):
-            (height, width), (content_height, content_width) = meta.size, meta.content_size
-            scale = np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
-            predictions.append(Detections(xyxy.numpy() * scale, score.numpy(), label.numpy()))
+            predictions.append(Detections(xyxy.numpy() * _scale(meta), score.numpy(), label.numpy()))
         return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:
@@ -239,6 +263,12 @@ class Detection(ClassTask, frozen=True):
     ) -> NDArray[np.uint8]:
         assert space is not None
         return draw_box_errors(image, prediction, truth, space, options.min_score)
+
+
+def _scale(meta: ImageMeta) -> NDArray[np.float32]:
+    """[4]: from pixels of the input to pixels of the original."""
+    (height, width), (content_height, content_width) = meta.size, meta.content_size
+    return np.array([width / content_width, height / content_height] * 2, dtype=np.float32)
 
 
 def _box_weights(soft: dict[str, Tensor]) -> Tensor:

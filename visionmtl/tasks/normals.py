@@ -1,8 +1,9 @@
 """Surface normals: a unit vector for every pixel."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import cosine_distance, each_to_original
-from visionmtl.ops.resize import upsample
+from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import direction_distance, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import SoftLoss, Task
@@ -91,6 +92,21 @@ class Normals(Task, frozen=True):
         views = zip(each_to_original(raw, size, metas), each_to_original(mirrored, size, metas), strict=True)
         middles = (_unit(_unit(one) + _mirrored(_unit(other)[None])[0]) for one, other in views)
         return [vectors.permute(1, 2, 0).cpu().numpy() for vectors in middles]
+
+    decoded_outputs: ClassVar[dict[str, str]] = {
+        "vectors": "float32 [B, H, W, 3]: unit vectors, x right, y down, z forward, at the input's size",
+    }
+
+    def decode_in_graph(self, raw: Tensor, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        return {"vectors": F.normalize(resize(raw.float(), size), dim=1).permute(0, 2, 3, 1)}
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.float32]]:
+        predictions = []
+        for vectors, meta in zip(outputs["vectors"], metas, strict=True):
+            inside = np.ascontiguousarray(vectors[: meta.content_size[0], : meta.content_size[1]])
+            resized = torch.from_numpy(cv2.resize(inside, meta.size[::-1]))
+            predictions.append(F.normalize(resized, dim=2).numpy())
+        return predictions
 
     def truth(self, sample: Sample) -> NDArray[np.float32] | None:
         return sample.normals

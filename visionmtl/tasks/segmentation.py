@@ -1,8 +1,9 @@
 """Semantic segmentation: a class for every pixel."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from visionmtl.ops.losses import (
     lovasz_softmax,
     mean_over_labelled,
 )
-from visionmtl.ops.resize import upsample
+from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
@@ -186,6 +187,19 @@ class Segmentation(ClassTask, frozen=True):
         """The logits, without those of classes that the data set of an image does not look for."""
         annotated = self.annotated_classes(metas, raw)
         return raw if annotated is None else torch.where(annotated[..., None, None], raw.float(), NO_CLASS_LOGIT)
+
+    decoded_outputs: ClassVar[dict[str, str]] = {"classes": "uint8 [B, H, W]: class ids, at the input's size"}
+
+    def decode_in_graph(self, raw: Tensor, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
+        return {"classes": resize(raw.float(), size).argmax(dim=1).to(torch.uint8)}
+
+    def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.uint8]]:
+        """Nearest class of the input's pixels; `predict` mixes logits instead, which is finer along edges."""
+        predictions = []
+        for classes, meta in zip(outputs["classes"], metas, strict=True):
+            inside = np.ascontiguousarray(classes[: meta.content_size[0], : meta.content_size[1]])
+            predictions.append(cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+        return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None

@@ -1,0 +1,146 @@
+"""Write a trained network for other runtimes, compare the file with it, quantize it to INT8."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from os.path import expanduser
+from typing import TYPE_CHECKING
+
+from visionmtl.cli import ToolParser, at_least, positive, run_tool, tried
+from visionmtl.config.paths import home_path
+
+if TYPE_CHECKING:
+    from visionmtl.export.base import Format
+    from visionmtl.export.exporter import Exported
+
+FORMATS = ("onnx", "torch_export", "aotinductor", "openvino", "executorch")
+ANY = "any"
+_EPILOG = """
+The file holds the network with everything it needs: images of 0..255 go in, boxes after suppression, classes and
+metres come out, at the input's size. Names, colours, sizes, normalisation and the range of depth are in its metadata
+(docs/export.md says how to read them). After each export the file is run and compared with the network in float32.
+
+exit status: 0, 1 where the file differs from the network by more than the tolerances, 2 for an error
+
+examples:
+  visionmtl export runs/nyuv2 --format onnx
+  visionmtl export runs/nyuv2 --format onnx --batch any --outputs raw --tasks depth
+  visionmtl export runs/nyuv2 --format openvino --int8
+  visionmtl export runs/nyuv2 --format onnx --preprocessing outside --images photos/ --output net.onnx"""
+
+
+def parser() -> ToolParser:
+    """The command line."""
+    p = ToolParser("export", __doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "checkpoint", type=expanduser, metavar="CHECKPOINT",
+        help="a run folder (its best checkpoint, else its last) or a .pt file",
+    )  # fmt: skip
+    p.add_overrides("settings that replace those of the run, e.g. data.root=DIR or data.eval_size=[480,640]")
+    p.add_argument("--format", choices=FORMATS, required=True, help="of the file")
+    p.add_argument(
+        "--output", type=home_path, metavar="FILE", help="default: export/CHECKPOINT[-raw][-int8] in the run's folder"
+    )
+    p.add_argument("--tasks", metavar="A,B", help="only these heads; default: all")
+    p.add_argument("--batch", type=batch_size, default=1, metavar="N|any", help="images at once; any: free; default: 1")
+    p.add_argument(
+        "--outputs", choices=["decoded", "raw"], default="decoded",
+        help="decoded: boxes after top-k and suppression, class ids, metres; raw: what the decoders give",
+    )  # fmt: skip
+    p.add_argument(
+        "--preprocessing", choices=["inside", "outside"], default="inside",
+        help="inside: takes uint8 [B, H, W, 3]; outside: normalised float32 [B, 3, H, W], as the metadata describes",
+    )  # fmt: skip
+    p.add_argument("--opset", type=positive, metavar="N", help="of ONNX's operators; default: 20")
+    p.add_argument(
+        "--int8", action="store_true",
+        help="onnx, openvino: 8-bit weights and activations; decoding and the last layers stay in float32",
+    )  # fmt: skip
+    p.add_argument(
+        "--calibration-images", type=positive, metavar="N", help="with --int8: training images; default: 100"
+    )
+    p.add_argument(
+        "--score-images", type=at_least(0), metavar="N",
+        help="with --int8: validation images of each data set on which the loss of each metric is measured; 0: none; "
+        "default: all",
+    )  # fmt: skip
+    p.add_argument(
+        "--images", type=home_path, metavar="DIR", help="compare on these; default: the run's validation images"
+    )
+    p.add_argument(
+        "--num-images", type=at_least(0), metavar="N", help="compare on so many; 0: do not compare; default: 50"
+    )
+    return p
+
+
+def batch_size(text: str) -> int | None:
+    """A number, or None for any."""
+    return None if text == ANY else positive(text)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what would have no effect."""
+    idle = [] if args.int8 else [name for name in ("calibration_images", "score_images") if given(args, name)]
+    idle += [name for name in ("images", "num_images") if args.int8 and given(args, name)]
+    if idle:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        with_what = "with --int8, whose losses of metrics are measured instead" if args.int8 else "without --int8"
+        raise ValueError(f"{names} would have no effect {with_what}; give what is used; leave it out")
+    if args.opset and args.format not in ("onnx", "openvino"):
+        raise ValueError(f"--opset is for onnx, and the format is {args.format}; leave it out, or choose onnx")
+    if args.num_images == 0 and args.images:
+        raise ValueError("--images would have no effect with --num-images 0; leave one of them out")
+
+
+def given(args: argparse.Namespace, name: str) -> bool:
+    """Whether an option without a default is on the command line."""
+    return getattr(args, name) is not None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns 0, 1 where the file differs from the network, 2 for an error."""
+    return run_tool(_export, parser().parse_intermixed_args(argv))
+
+
+def _export(args: argparse.Namespace) -> int:
+    check(args)
+    from visionmtl.export import exporter
+    from visionmtl.export.base import Format
+
+    kind = Format.find(args.format)
+    file_format: Format = kind.model_validate({"opset": args.opset} if args.opset else {})
+    opened = exporter.open_network(args.checkpoint, args.overrides, args.tasks and args.tasks.split(","))
+    decoded = args.outputs == "decoded"
+    name = "".join([opened.path.stem, "" if decoded else "-raw", "-int8" if args.int8 else "", kind.suffix])
+    path = args.output or opened.folder / "export" / name
+    common = {"batch": args.batch, "decoded": decoded, "preprocessing": args.preprocessing}
+    with tried(path):
+        if args.int8:
+            options = {n: getattr(args, n) for n in ("calibration_images", "score_images") if given(args, n)}
+            exported = exporter.export_int8(opened, path, file_format, **common, **options)
+        else:
+            images = exporter.image_files(args.images) if args.images else None
+            number = {"num_images": args.num_images} if given(args, "num_images") else {}
+            exported = exporter.export(opened, path, file_format, **common, images=images, **number)
+    return _show(exported, file_format, args.batch)
+
+
+def _show(exported: Exported, file_format: Format, batch: int | None) -> int:
+    size = exported.path.stat().st_size / 1e6
+    stated = f", {file_format.stated}" if file_format.stated else ""
+    print(f"written: {exported.path} ({size:.1f} MB{stated}, batch {batch or ANY})")
+    if exported.float_layers:
+        print(f"int8: {exported.float_layers} last layers, decoding and the exponential of depth stay in float32")
+    for loss in exported.losses:
+        print(f"  {loss.name:<32} float32 {loss.before:.4f}  int8 {loss.after:.4f}  change {loss.change:+.4f}")
+    if exported.parity:
+        print(f"compared with the network in float32 on {exported.num_images} images:")
+    width = max((len(one.task) for one in exported.parity), default=0)
+    for one in exported.parity:
+        print(f"  {one.task:<{width}}  {one.text}{'' if one.kept else '  DIFFERS'}")
+    return int(not all(one.kept for one in exported.parity))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

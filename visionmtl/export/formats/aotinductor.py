@@ -1,0 +1,41 @@
+"""AOTInductor: the graph compiled ahead of time to a library for this kind of processor; needs a C++ compiler."""
+
+import json
+import os
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from visionmtl.export.base import Format, Runner, no_description
+from visionmtl.export.formats.torch_export import output_names, torch_runner
+from visionmtl.export.graph import Description, Graph
+
+KEY = "visionmtl"
+
+
+class AOTInductor(Format):
+    """One `.aoti.pt2` file, which Python and C++ load without tracing or compiling."""
+
+    type: Literal["aotinductor"] = "aotinductor"
+    suffix: ClassVar[str] = ".aoti.pt2"
+
+    def write(self, graph: Graph, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"writing-{path.name}")
+        settings = {"aot_inductor.metadata": {KEY: json.dumps(graph.description)}}
+        torch._inductor.aoti_compile_and_package(
+            graph.program(), package_path=str(unfinished), inductor_configs=settings
+        )
+        os.replace(unfinished, path)
+
+    def read_description(self, path: Path) -> Description:
+        metadata = torch._inductor.aoti_load_package(str(path)).get_metadata()
+        if KEY not in metadata:
+            raise no_description(path)
+        description: Description = json.loads(metadata[KEY])
+        return description
+
+    def open(self, path: Path, threads: int | None) -> Runner:
+        model = torch._inductor.aoti_load_package(str(path))
+        return torch_runner(model, output_names(json.loads(model.get_metadata()[KEY])), threads)

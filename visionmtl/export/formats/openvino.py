@@ -1,0 +1,67 @@
+"""OpenVINO's intermediate representation, converted from the ONNX file."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from numpy.typing import NDArray
+
+from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.formats.onnx import KEY, Onnx
+from visionmtl.export.graph import Description, Graph
+
+
+class OpenVINO(Format):
+    """An `.xml` file with the graph, and a `.bin` file with the weights beside it."""
+
+    type: Literal["openvino"] = "openvino"
+    suffix: ClassVar[str] = ".xml"
+    modules: ClassVar[tuple[str, ...]] = (*Onnx.modules, "openvino")
+    quantizes: ClassVar[bool] = True
+
+    def write(self, graph: Graph, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.onnx"
+            Onnx().write(graph, file)
+            self._convert(file, graph.description, path)
+
+    def write_int8(self, onnx_file: Path, description: Description, path: Path) -> None:
+        self._convert(onnx_file, description, path)
+
+    def _convert(self, onnx_file: Path, description: Description, path: Path) -> None:
+        import openvino
+
+        model = openvino.convert_model(str(onnx_file))
+        model.set_rt_info(json.dumps(description), [KEY])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"writing-{path.name}")
+        openvino.save_model(model, str(unfinished), compress_to_fp16=False)
+        os.replace(unfinished.with_suffix(".bin"), path.with_suffix(".bin"))
+        os.replace(unfinished, path)
+
+    def read_description(self, path: Path) -> Description:
+        import openvino
+
+        model = openvino.Core().read_model(str(path))
+        if not model.has_rt_info([KEY]):
+            raise no_description(path)
+        description: Description = json.loads(model.get_rt_info([KEY]).astype(str))
+        return description
+
+    def open(self, path: Path, threads: int | None) -> Runner:
+        import openvino
+
+        # bfloat16 is the default on some processors; parity is wanted
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        names = [output.any_name for output in model.outputs]
+
+        def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
+            outputs = model(dict(inputs))
+            return {name: outputs[name] for name in names}
+
+        return run

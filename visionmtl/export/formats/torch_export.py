@@ -1,0 +1,57 @@
+"""torch.export's archive: the traced graph with its weights, for torch alone."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from numpy.typing import NDArray
+
+from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.graph import Description, Graph
+from visionmtl.io.atomic import atomic_write
+
+DESCRIPTION = "visionmtl.json"
+"""The description's file inside the archive."""
+
+
+class TorchExport(Format):
+    """One `.pt2` file."""
+
+    type: Literal["torch_export"] = "torch_export"
+    suffix: ClassVar[str] = ".pt2"
+
+    def write(self, graph: Graph, path: Path) -> None:
+        with atomic_write(path) as file:
+            torch.export.save(graph.program(), file, extra_files={DESCRIPTION: json.dumps(graph.description)})
+
+    def read_description(self, path: Path) -> Description:
+        files = {DESCRIPTION: ""}
+        torch.export.load(str(path), extra_files=files)
+        if not files[DESCRIPTION]:
+            raise no_description(path)
+        description: Description = json.loads(files[DESCRIPTION])
+        return description
+
+    def open(self, path: Path, threads: int | None) -> Runner:
+        files = {DESCRIPTION: ""}
+        module = torch.export.load(str(path), extra_files=files).module()
+        return torch_runner(module, output_names(json.loads(files[DESCRIPTION])), threads)
+
+
+def output_names(description: Description) -> list[str]:
+    """In the order of what the graph returns."""
+    return [name for task in description["tasks"].values() for name in task["outputs"]]
+
+
+def torch_runner(module: Any, names: list[str], threads: int | None) -> Runner:
+    """Of a callable over tensors."""
+
+    def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with torch.inference_mode():
+            outputs = module(*(torch.from_numpy(x) for x in inputs.values()))
+        return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
+
+    return run
