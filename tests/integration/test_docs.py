@@ -25,6 +25,7 @@ from PIL import Image
 
 from visionmtl import run as config
 from visionmtl.cli import main
+from visionmtl.datasets.folder import Folder
 from visionmtl.run import dump
 from visionmtl.study import comparison
 
@@ -39,6 +40,7 @@ ELSEWHERE = {
     "/downloads": "files of gigabytes that the reader fetched; test_prepare makes small ones",
 }
 """What marks commands that this test does not run, and why: the first word, or the beginning of a path."""
+PARSED_ONLY = {"benchmark": "takes minutes; test_benchmark_verbs runs small ones", "demo": "serves until it is stopped"}
 
 IMAGE = {"id": 1, "file_name": "photo.jpg", "width": 64, "height": 48}
 BOX = {"image_id": 1, "category_id": 1, "bbox": [8, 8, 20, 16], "area": 320, "iscrowd": 0}
@@ -119,8 +121,8 @@ def execute(words: list[str]) -> None:
     words = words[len(assignments) :]
     if words[0] == "python" and words[1].startswith("tools/"):
         words = ["visionmtl", Path(words[1]).stem, *words[2:]]
-    if words[:2] == ["visionmtl", "benchmark"]:  # takes minutes; test_benchmark_verbs runs small ones
-        importlib.import_module("visionmtl.cli.benchmark").parser().parse_args(words[2:])
+    if words[0] == "visionmtl" and words[1] in PARSED_ONLY:
+        importlib.import_module(f"visionmtl.cli.{words[1]}").parser().parse_args(words[2:])
     elif words[0] == "visionmtl":
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
@@ -136,14 +138,18 @@ def execute(words: list[str]) -> None:
 
 
 def check_config(block: str) -> None:
-    """A block of settings is a comparison, a config, or a part of one that belongs on top of the quick start's.
+    """A block of settings is a comparison, a config, or a part of one that belongs on top of the quick start's; or each
+    of its lines is a setting of the data set `folder`.
 
     Under the name that its first line may give, later commands of the page find it.
     """
     name = re.match(r"# (\S+\.yaml)\n", block)
     path = Path(name[1] if name else "configs/compare/block.yaml")
     values = yaml.safe_load(block)
-    if "runs" in values:
+    if values.keys() <= Folder.model_fields.keys():
+        for line in filter(None, block.splitlines()):
+            Folder.model_validate({"root": ".", "images": "*.png", **yaml.safe_load(line)})
+    elif "runs" in values:
         path.write_text(block, encoding="utf-8")
         comparison.read(path)
     else:

@@ -75,7 +75,9 @@ class Onnx(Format):
 
 def _suppress() -> Any:
     """`ops.boxes.suppress` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types know no value that is computed
 
     def suppress(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
         count = op.Shape(boxes, start=1, end=2)
