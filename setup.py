@@ -80,6 +80,8 @@ setup(
     extras_require={
         "prepare": prepare,
         "export": export,
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=2.20"],
         "executorch": ["executorch>=1.0"],  # pins its own versions of much
         "dev": [
             *prepare,
