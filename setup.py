@@ -83,6 +83,8 @@ setup(
     extras_require={
         "prepare": prepare,
         "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=2.20"],
         "demo": demo,
         "executorch": ["executorch>=1.0"],  # pins its own versions of much
         "export": export,

@@ -81,8 +81,8 @@ def batch_size(text: str) -> int | None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what would have no effect."""
-    idle = [] if args.int8 else [name for name in ("calibration_images", "score_images") if given(args, name)]
-    idle += [name for name in ("images", "num_images") if args.int8 and given(args, name)]
+    idle = [] if args.int8 else [name for name in ("calibration_images", "score_images") if is_set(args, name)]
+    idle += [name for name in ("images", "num_images") if args.int8 and is_set(args, name)]
     if idle:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         with_what = "with --int8, whose losses of metrics are measured instead" if args.int8 else "without --int8"
@@ -93,7 +93,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--images would have no effect with --num-images 0; leave one of them out")
 
 
-def given(args: argparse.Namespace, name: str) -> bool:
+def is_set(args: argparse.Namespace, name: str) -> bool:
     """Whether an option without a default is on the command line."""
     return getattr(args, name) is not None
 
@@ -117,11 +117,11 @@ def _export(args: argparse.Namespace) -> int:
     common = {"batch": args.batch, "decoded": decoded, "preprocessing": args.preprocessing}
     with tried(path):
         if args.int8:
-            options = {n: getattr(args, n) for n in ("calibration_images", "score_images") if given(args, n)}
+            options = {n: getattr(args, n) for n in ("calibration_images", "score_images") if is_set(args, n)}
             exported = exporter.export_int8(opened, path, file_format, **common, **options)
         else:
             images = exporter.image_files(args.images) if args.images else None
-            number = {"num_images": args.num_images} if given(args, "num_images") else {}
+            number = {"num_images": args.num_images} if is_set(args, "num_images") else {}
             exported = exporter.export(opened, path, file_format, **common, images=images, **number)
     return _show(exported, file_format, args.batch)
 

@@ -161,8 +161,8 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
 
 
 def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> None:
-    from visionmtl.engine.teachers import digest
     from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence
+    from visionmtl.io.download import sha256
 
     net = predictor.net
     confidence = parse_confidence(args.confidence, net.tasks)
@@ -185,7 +185,7 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
     for one in label(labeller, sources, predictor.batch_size, args.fill):
         writer.add(one)
     record = {
-        "checkpoint": checkpoint, "sha256": digest(Path(checkpoint)), "tasks": list(net.tasks),
+        "checkpoint": checkpoint, "sha256": sha256(Path(checkpoint)), "tasks": list(net.tasks),
         "confidence": confidence, "unsure": args.unsure, "tta": args.tta, "fill": args.fill, "input": args.input,
     }  # fmt: skip
     file = writer.close(record)

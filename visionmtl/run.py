@@ -29,6 +29,7 @@ from visionmtl.transfer.distillation import Distill
 _CheckedSpec = TypeVar("_CheckedSpec", bound=Spec)
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 Schedule = Literal["cosine", "poly", "step", "constant"]
 
 _ONLY_WITH = {  # setting -> (the field it depends on, the values under which it does something)
@@ -254,7 +255,10 @@ class Train(Spec):
     checkpoint_every_epochs: int = Field(1, ge=1)
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
     best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
-    sample_pictures: int = Field(4, ge=0, description="validation images drawn into TensorBoard at each evaluation")
+    sample_pictures: int = Field(4, ge=0, description="validation images drawn for the loggers at each evaluation")
+    loggers: tuple[LoggerName, ...] = Field(
+        ("tensorboard",), description="where numbers and pictures can be watched; wandb and mlflow are extras"
+    )
     curriculum: Curriculum | None = Field(None, description="which tasks are taught when; unset: all, always")
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from visionmtl.engine.environment import PACKAGES, environment
+from visionmtl.engine.loggers import WandB
 from visionmtl.engine.logging import RunLog, logger, results_table
 
 RESULTS = {
@@ -136,3 +137,49 @@ def test_the_table_names_every_number_and_its_protocol():
         "depth         rmse_m    no labels",
         "              protocol  eigen",
     ]
+
+
+def test_wandb_keeps_numbers_settings_and_the_picture_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_PROJECT": "toy"}.items():
+        monkeypatch.setenv(name, value)
+    with RunLog.open(tmp_path, loggers=("wandb",), show=False) as log:
+        log.config("seed: 3\n")
+        train(log, 1)
+        log.picture("sample/a", np.zeros((4, 5, 3), np.uint8), 1)
+    assert not (tmp_path / "tensorboard").exists()
+    wandb.teardown()  # its process writes the last of the file when it ends
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    content = file.read_bytes()
+    for text in (b"train/losses/depth/silog", b"sample/a", b"seed"):
+        assert text in content
+    identity = (tmp_path / "wandb_run.txt").read_text()
+    with RunLog.open(tmp_path, resume_step=1, loggers=("wandb",), show=False) as log:
+        train(log, 2)
+    assert (tmp_path / "wandb_run.txt").read_text() == identity, "a resumed run goes on under its id"
+
+
+def test_mlflow_keeps_numbers_settings_and_the_picture_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for resume_step in (None, 1):
+        with RunLog.open(tmp_path / "run", resume_step=resume_step, loggers=("mlflow",), show=False) as log:
+            log.config("seed: 3\n")
+            train(log, 2 if resume_step else 1)
+            log.picture("sample/a", np.zeros((4, 5, 3), np.uint8), 1)
+    client = MlflowClient((tmp_path / "store").as_uri())
+    identity = (tmp_path / "run" / "mlflow_run.txt").read_text().strip()
+    history = client.get_metric_history(identity, "train/losses/depth/silog")
+    assert [(one.step, one.value) for one in history] == [(1, 0.25), (2, 0.25)]
+    assert {one.path for one in client.list_artifacts(identity)} == {"config.yaml", "sample"}
+    assert client.get_run(identity).info.status == "FINISHED"
+
+
+def test_a_logger_whose_package_is_missing_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(WandB, "package", "no_such_package")
+    with pytest.raises(ValueError, match=r"no_such_package is not installed; .*visionmtl\[wandb\]"):
+        RunLog.open(tmp_path / "run", loggers=("wandb",), show=False)
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visionmtl.io.atomic import atomic_write
+from visionmtl.io.download import local_file
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run, restore
@@ -76,8 +77,11 @@ def _link(path: Path, other: Path) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint at `path`; of a run folder its best, else its last. Raises ValueError where there is none."""
-    path = Path(path)
+    """The checkpoint at `path`; of a run folder its best, else its last. Raises ValueError where there is none.
+
+    A URL with a checksum is one, too: https://HOST/best.pt#sha256=HEX, see `io.download`.
+    """
+    path = local_file(path)
     if path.is_dir():
         for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt"):
             if (path / name).is_file():
@@ -200,7 +204,17 @@ def open_model(
     Raises ConfigError listing what does not fit.
     """
     path = find(path)
-    state = load(path)
+    return open_state(load(path), path, device, overrides, split)
+
+
+def open_state(
+    state: Mapping[str, Any],
+    path: Path,
+    device: str | torch.device = "cpu",
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+) -> Opened:
+    """As `open_model`, from what `load` gives, or from as much of it as a network needs; path: for messages."""
     run = restore(state["run"], str(path), overrides, split)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:

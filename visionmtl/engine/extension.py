@@ -11,8 +11,8 @@ from torch import Tensor
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
-from visionmtl.engine.teachers import digest
 from visionmtl.io.atomic import atomic_write
+from visionmtl.io.download import sha256
 from visionmtl.network import LossNet, Model, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Optim, Run, restore
@@ -169,7 +169,7 @@ def open_extension(run: Run, net: MultiTaskNet) -> Extension:
         raise ValueError("extend.type is ewc, which does not go with train.distributed.shard; set it to false")
     net.freeze_modules()
     learning = [name for name in net.tasks if name not in old or run.extend.old_labels or run.extend.distill(old)]
-    return Extension(run.extend, path, digest(path), old, learning, set(weights), fresh)
+    return Extension(run.extend, path, sha256(path), old, learning, set(weights), fresh)
 
 
 def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +21,9 @@ from rich.text import Text
 from typing_extensions import Self
 
 from visionmtl.engine.environment import environment
+from visionmtl.engine.loggers import check_loggers, open_loggers
 from visionmtl.io.atomic import write_text
+from visionmtl.run import LoggerName
 
 logger = logging.getLogger("visionmtl")
 """Messages for people. A `RunLog` sends them to train.log and the terminal."""
@@ -44,20 +47,24 @@ class RunLog(logging.Handler):
         resume_step: int | None = None,
         show: bool | None = None,
         evaluated: bool = True,
+        loggers: Sequence[LoggerName] = ("tensorboard",),
     ) -> Self:
         """The log in a run directory.
 
         resume_step: continue existing files; what was logged after this step is dropped, since it will come again;
         so is the row of an evaluation at this step unless it was finished (`evaluated`). None: files begin anew.
+        loggers: what else is told, see `engine.loggers`
         write: whether files are written; show: whether the terminal is (None: as `write`).
         """
         screen = _Screen() if (write if show is None else show) else None
-        return cls(screen, _Files(folder, resume_step, evaluated) if write else None)
+        return cls(screen, _Files(folder, resume_step, evaluated, loggers) if write else None)
 
     def config(self, text: str) -> None:
         """Keep the resolved config, and what the run runs on."""
         if self._files:
             (self._files.folder / "config.yaml").write_text(text, encoding="utf-8")
+            for one in self._files.loggers:
+                one.config(yaml.safe_load(text))
             found = json.dumps(environment(), indent=1) + "\n"
             (self._files.folder / "env.json").write_text(found, encoding="utf-8")
 
@@ -110,9 +117,9 @@ class RunLog(logging.Handler):
         logger.info(f"evaluated at step {step}, epoch {epoch}\n{results_table(results)}")
 
     def picture(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
-        """A picture [H, W, 3] RGB for TensorBoard."""
-        if self._files:
-            self._files.tensorboard.add_image(tag, image, step, dataformats="HWC")
+        """A picture [H, W, 3] RGB for the loggers."""
+        for one in self._files.loggers if self._files else ():
+            one.picture(tag, image, step)
 
     def close(self) -> None:
         """Write out what is pending and give the terminal back."""
@@ -136,31 +143,28 @@ class RunLog(logging.Handler):
 
 
 class _Files:
-    def __init__(self, folder: Path, resume_step: int | None, evaluated: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, and only a training run needs it
-
+    def __init__(self, folder: Path, resume_step: int | None, evaluated: bool, loggers: Sequence[LoggerName]) -> None:
+        check_loggers(loggers)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         rows = folder / "metrics.jsonl"
         if resume_step is not None and rows.exists():
             _drop_rows_after(rows, resume_step, evaluated)
-        if resume_step is None:  # the other files begin anew too
-            for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
-                old.unlink()
         mode = "w" if resume_step is None else "a"
         self.rows: IO[str] = rows.open(mode, encoding="utf-8")
         self.lines: IO[str] = (folder / "train.log").open(mode, encoding="utf-8")
-        purge = None if resume_step is None else resume_step + 1
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self.loggers = open_loggers(loggers, folder, resume_step)
 
     def row(self, row: Mapping[str, Any]) -> None:
         plain = _finite(row)
         self.rows.write(json.dumps(plain, allow_nan=False) + "\n")
         self.rows.flush()
-        for name, value in _leaves({key: plain[key] for key in plain if key not in ("kind", "step")}):
-            self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-        if row["kind"] == "val":
-            self.tensorboard.flush()
+        numbers = _leaves({key: plain[key] for key in plain if key not in ("kind", "step")})
+        scalars = {f"{row['kind']}/{name}": value for name, value in numbers}
+        for one in self.loggers:
+            one.scalars(scalars, row["step"])
+            if row["kind"] == "val":
+                one.flush()
 
     def line(self, text: str) -> None:
         self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
@@ -169,7 +173,8 @@ class _Files:
     def close(self) -> None:
         self.rows.close()
         self.lines.close()
-        self.tensorboard.close()
+        for one in self.loggers:
+            one.close()
 
 
 class _Screen:

@@ -1,6 +1,5 @@
 """From the settings of distillation to teachers that are known to fit the student."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.checkpoint import Opened, find, load, open_model
+from visionmtl.io.download import sha256
 from visionmtl.network import MultiTaskNet
 from visionmtl.run import Run
 from visionmtl.structures import LabelSpace
@@ -99,13 +99,7 @@ def resolve_taught_spaces(
 def record(distill: Distill) -> list[dict[str, str]]:
     """Path and SHA-256 of each teacher's file, for checkpoints and the log."""
     paths = [find(teacher.checkpoint) for teacher in distill.teachers]
-    return [{"path": str(path), "sha256": digest(path)} for path in paths]
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return [{"path": str(path), "sha256": sha256(path)} for path in paths]
 
 
 def check_record(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:

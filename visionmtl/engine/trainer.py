@@ -442,7 +442,7 @@ class Trainer:
         started = time.monotonic()
         with RunLog.open(
             folder, ranks.is_main_process and not options.dry_run, self.state.step if resumed else None,
-            show=ranks.is_main_process, evaluated=self.state.evaluated,
+            show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
         ) as self.log:  # fmt: skip
             self.log.config(dump(run))
             for line in self._introduction(resumed):

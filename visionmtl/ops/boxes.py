@@ -140,7 +140,7 @@ def nms_in_graph(
     top_boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
     if _as_operator.get():
         of_class = labels[:, None] == torch.arange(num_classes, device=labels.device)[:, None]
-        survives = suppress(top_boxes, torch.where(of_class, top[:, None], 0.0), max_iou, min_score)
+        survives = nms_mask(top_boxes, torch.where(of_class, top[:, None], 0.0), max_iou, min_score)
     else:
         survives = _survivors_by_loop(top_boxes, labels, top > min_score, max_iou)
     best, places = torch.where(survives, top, 0.0).topk(min(keep, candidates), dim=1)
@@ -175,7 +175,7 @@ _as_operator: ContextVar[bool] = ContextVar("suppression as an operator", defaul
 
 @contextmanager
 def suppression_as_operator() -> Iterator[None]:
-    """Graphs that are traced inside hold `suppress`, for formats with an operator of their own for it."""
+    """Graphs that are traced inside hold `nms_mask`, for formats with an operator of their own for it."""
     token = _as_operator.set(True)
     try:
         yield
@@ -183,8 +183,8 @@ def suppression_as_operator() -> Iterator[None]:
         _as_operator.reset(token)
 
 
-@torch.library.custom_op("visionmtl::suppress", mutates_args=())
-def suppress(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) -> Tensor:
+@torch.library.custom_op("visionmtl::nms_mask", mutates_args=())
+def nms_mask(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) -> Tensor:
     """Bool [B, N]: the boxes above min_score in one of the classes that no better one of that class takes away.
 
     boxes: float [B, N, 4], best first; scores: float [B, K, N], 0 but for each box's own class
@@ -194,7 +194,7 @@ def suppress(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) ->
     return torch.stack([_survivors(*of_image, max_iou) for of_image in each])
 
 
-@suppress.register_fake
+@nms_mask.register_fake
 def _(boxes: Tensor, scores: Tensor, max_iou: float, min_score: float) -> Tensor:
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 

@@ -37,7 +37,7 @@ class Onnx(Format):
             program = torch.onnx.export(
                 graph.program(),
                 dynamo=True,
-                custom_translation_table={torch.ops.visionmtl.suppress.default: _suppress()},
+                custom_translation_table={torch.ops.visionmtl.nms_mask.default: _nms_mask()},
                 opset_version=self.opset,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
@@ -73,13 +73,13 @@ class Onnx(Format):
         return run
 
 
-def _suppress() -> Any:
-    """`ops.boxes.suppress` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
+def _nms_mask() -> Any:
+    """`ops.boxes.nms_mask` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
     from onnxscript import opset18
 
     op: Any = opset18  # its types know no value that is computed
 
-    def suppress(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
+    def nms_mask(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
         count = op.Shape(boxes, start=1, end=2)
         selected = op.NonMaxSuppression(
             boxes,
@@ -93,7 +93,7 @@ def _suppress() -> Any:
         ones = op.Expand(op.Constant(value_float=1.0), op.Shape(places, start=0, end=1))
         return op.Greater(op.ScatterND(nothing, places, ones), op.Constant(value_float=0.5))
 
-    return suppress
+    return nms_mask
 
 
 def save(model: Any, description: Description, path: Path) -> None:

@@ -1,0 +1,220 @@
+"""Trained networks on the Hugging Face hub: weights as safetensors, settings as JSON, and a model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visionmtl.engine.checkpoint import FORMAT, Opened, open_model, open_state
+from visionmtl.engine.distributed import choose_device
+from visionmtl.engine.evaluator import Precision
+from visionmtl.inference.predictor import Predictor
+from visionmtl.io.atomic import write_json, write_text
+
+WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
+_CARD = """# {title}
+
+One network for {tasks}, trained with [visionmtl](https://pypi.org/project/visionmtl/).
+
+```python
+from visionmtl.export.hub import from_pretrained
+
+model = from_pretrained("{repo}")
+result = model("photo.jpg")
+```
+
+{licence}
+
+## Tasks
+
+| task | type | classes |
+|---|---|---|
+{task_rows}
+
+Encoder {encoder}, input {size} px, {parameters:,} parameters, step {step}, epoch {epoch}.
+
+## Data
+
+{data}
+
+## Metrics
+
+{metrics}
+"""
+
+
+def save_pretrained(
+    checkpoint: str | Path, folder: str | Path, *, licence: str, results: str | Path | None = None, repo: str = ""
+) -> Path:
+    """Write a network as the hub has it into a new or empty folder: the moving average of its weights, where kept.
+
+    licence: of the weights, by the hub's name, such as apache-2.0, or `other`; data may forbid what code allows
+    results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval`
+    repo: OWNER/NAME, for the card's example
+    """
+    from safetensors.torch import save_file
+
+    opened, folder = open_model(checkpoint), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
+    if not licence.strip():
+        raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
+    measured = _read_results(Path(results) if results else _newest_results(opened.folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.contiguous().clone() for name, value in opened.net.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
+    plain = {"visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces}
+    write_json(folder / CONFIG, plain | {"run": _without_paths(opened.run.model_dump(mode="json"))})
+    write_text(folder / CARD, model_card(opened, measured, licence, repo or str(folder)))
+    return folder
+
+
+def push_to_hub(
+    checkpoint: str | Path,
+    repo: str,
+    *,
+    licence: str,
+    results: str | Path | None = None,
+    private: bool = True,
+    token: str | None = None,
+) -> str:
+    """Upload what `save_pretrained` writes to the repository OWNER/NAME, which is made where it is missing.
+
+    token: None: the one that `hf auth login` has kept. Returns the address of the commit.
+    """
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(checkpoint, Path(temporary) / "network", licence=licence, results=results, repo=repo)
+        api = HfApi(token=token)
+        api.create_repo(repo, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with visionmtl"))
+
+
+def from_pretrained(
+    repo: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: str | torch.device | None = None,
+    tasks: Sequence[str] | None = None,
+    precision: Precision | None = None,
+) -> Predictor:
+    """The network of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME of the hub.
+
+    revision: a branch, tag or commit; the other arguments as of `visionmtl.load`
+    """
+    folder = Path(repo)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(repo), revision=revision, token=token, allow_patterns=list(FILES)))
+    elif revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {repo} is a folder, which has none; leave it out")
+    state = _read_state(folder)
+    chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
+    return Predictor(open_state(state, folder / WEIGHTS, chosen), tasks, precision)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no {' and no '.join(missing)}; a folder that save_pretrained wrote has both; correct the "
+            "path, or load a checkpoint with visionmtl.load"
+        )
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("visionmtl_format") != FORMAT:
+        found = content.get("visionmtl_format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{folder / CONFIG} has visionmtl_format {found!r}; this version reads {FORMAT}; use a network that "
+            "visionmtl wrote"
+        )
+    return {**content, "net": load_file(folder / WEIGHTS), "ema": None}
+
+
+def _without_paths(run: dict[str, Any]) -> dict[str, Any]:
+    """The run without the folders of the machine that trained it."""
+    run["output"] = None
+    run["model"]["encoder"]["checkpoint"] = None
+    root = run["data"].get("root")
+    return _stripped(run, root) if root else run
+
+
+def _stripped(value: Any, root: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _stripped(inner, root) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_stripped(inner, root) for inner in value]
+    inside = isinstance(value, str) and (value == root or value.startswith(root.rstrip("/") + "/"))
+    return "data" + value[len(root.rstrip("/")) :] if inside else value
+
+
+def _newest_results(folder: Path) -> Path | None:
+    files = sorted((folder / "eval").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return files[-1] if files else None
+
+
+def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    if file is None:
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise ValueError(f"{file} has no `results`; the JSON file of an evaluation has; give what visionmtl eval wrote")
+    return results
+
+
+def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence: str, repo: str) -> str:
+    """The card: the hub's own fields in YAML, then tasks, data, and metrics with the names of their protocols."""
+    import yaml
+
+    net, run = opened.net, opened.run
+    names = repo.rsplit("/", 1)[-1]
+    rows, shown = [], []
+    for name, task in net.tasks.items():
+        space = net.spaces[name]
+        classes = f"{len(space.classes)}: {', '.join(space.classes)}" if space else ""
+        rows.append(f"| {name} | {task.type} | {_cell(classes)} |")
+    for name, result in results.items():
+        task = net.tasks[name.partition("@")[0]]
+        for metric in task.meter_type.metrics:
+            if isinstance(value := result.get(metric), float):
+                shown.append((name, metric, value, str(result.get("protocol", "")), result.get("images")))
+    table = "\n".join(f"| {n} | {m} | {v:.4f} | {i} | {_cell(p)} |" for n, m, v, p, i in shown)
+    heading = "| task | metric | value | images | protocol |\n|---|---|---|---|---|\n"
+    datasets = list(dict.fromkeys(one.name or one.type for one in (*run.data.train, *run.data.val)))
+    fields = {
+        "library_name": "visionmtl",
+        "license": licence,
+        "pipeline_tag": "object-detection" if "boxes" in {task.field for task in net.tasks.values()} else None,
+        "tags": ["multi-task", *dict.fromkeys(task.type for task in net.tasks.values())],
+    }
+    header = yaml.safe_dump({key: value for key, value in fields.items() if value}, sort_keys=False)
+    body = _CARD.format(
+        title=names,
+        tasks=", ".join(net.tasks),
+        repo=repo,
+        licence=f"Licence of the weights: {licence}. The data they were trained on may have terms of their own.",
+        task_rows="\n".join(rows),
+        encoder=run.model.encoder.name,
+        size="x".join(map(str, run.data.input_size)),
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        step=opened.step,
+        epoch=opened.epoch,
+        data="Trained and evaluated on: " + ", ".join(datasets) + ".",
+        metrics=heading + table if shown else "No evaluation was kept with this network.",
+    )
+    return f"---\n{header}---\n\n{body}"
+
+
+def _cell(text: str) -> str:
+    """In a table, where a bar would begin a new cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
