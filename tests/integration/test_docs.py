@@ -96,7 +96,11 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "page"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+SLOW = ("export.md",)
+MARKED = [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES]
+
+
+@pytest.mark.parametrize("page", MARKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_runs(page: Path, here: Path):
     names: dict[str, object] = {}
     for language, block in blocks(page):
@@ -149,7 +153,8 @@ def check_config(block: str) -> None:
     values = yaml.safe_load(block)
     if values.keys() <= Folder.model_fields.keys():
         for line in filter(None, block.splitlines()):
-            Folder.model_validate({"root": ".", "images": "{folder}/*.png", **yaml.safe_load(line)})
+            split = {"split": "train"} if "{split}" in line else {}
+            Folder.model_validate({"root": ".", "images": "{folder}/*.png", **split, **yaml.safe_load(line)})
     elif "runs" in values:
         path.write_text(block, encoding="utf-8")
         comparison.read(path)
