@@ -31,6 +31,27 @@ class Chart:
     x_range: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class IntervalRow:
+    """One row: the mean, its interval (None: not known), and the values that it is the mean of."""
+
+    name: str
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+    verdict: str  # as of `study.statistics.Interval`
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Rows of intervals under each other, with a line at zero."""
+
+    title: str
+    x_name: str
+    rows: tuple[IntervalRow, ...]
+
+
 def line_chart(
     title: str,
     series: Mapping[str, Points],

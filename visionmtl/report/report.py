@@ -93,7 +93,7 @@ def write_report(
             {
                 "title": name,
                 "classes": of.classes,
-                "rows": np.where(np.isnan(of.shares), None, of.shares).tolist(),
+                "rows": [[None if np.isnan(share) else share for share in row] for row in of.shares.tolist()],
             }
             for name, of in confusions.items()
             if len(of.classes) <= MAX_CONFUSED_CLASSES

@@ -285,7 +285,7 @@ def draw_depth_errors(image: Picture, depth_m: NDArray[np.float32], truth_m: NDA
     colours[~known] = canvas.MISSING
     limit = f"{MAX_RELATIVE_ERROR:.0%}"
     ticks = [(0.0, f"{limit} too near"), (0.5, "right"), (1.0, f"{limit} too far")]
-    ramp = _diverging(np.linspace(-1, 1, 256, dtype=np.float32)[None])
+    ramp = _diverging(np.linspace(-1, 1, 256)[None])
     mean = float(np.abs(relative[truth_m > 0]).mean()) if (truth_m > 0).any() else 0.0
     size_px = canvas.text_px(known.shape)
     note = "" if known.all() else "not measured"
@@ -447,9 +447,9 @@ def _turbo(position: NDArray) -> Picture:
     return cv2.cvtColor(cv2.applyColorMap(bytes_, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
 
 
-def _diverging(position: NDArray[np.float32]) -> Picture:
+def _diverging(position: NDArray) -> Picture:
     """-1 is blue, 0 white, 1 red (ends of ColorBrewer's RdBu, safe for colour-blind eyes)."""
-    ends = np.where(position[..., None] < 0, np.float32((33, 102, 172)), np.float32((178, 24, 43)))
+    ends = np.where(position[..., None] < 0, (33, 102, 172), (178, 24, 43))
     share = np.abs(np.clip(position, -1, 1))[..., None]
     return np.round(247 * (1 - share) + ends * share).astype(np.uint8)
 
