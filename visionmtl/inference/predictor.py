@@ -234,7 +234,7 @@ class Result:
                 "the package supervision is not installed; to_supervision needs it; install it with "
                 "pip install 'visionmtl[supervision]'"
             ) from error
-        data = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
+        data: dict[str, Any] = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
         return supervision.Detections(
             xyxy=boxes.xyxy, confidence=boxes.scores, class_id=boxes.labels.astype(int), data=data
         )
