@@ -96,13 +96,17 @@ class Evidence:
 
     def images(self) -> list[ImagePanels]:
         """The worst images of each task, then its best."""
-        shown = []
+        titles: dict[int, list[str]] = {}  # one image may be several tasks' best or worst
+        chosen: dict[int, _Kept] = {}
         for (name, kind), kept in self._kept.items():
             for of in kept:
                 metric = self.tasks[name].primary_metric
-                title = f"{kind} {name}: {metric} {of.value:.4g}, image {of.sample.image_id}"
-                shown.append(self._panels(title, of.sample, of.predictions))
-        return shown
+                titles.setdefault(id(of.sample), []).append(f"{kind} {name}: {metric} {of.value:.4g}")
+                chosen[id(of.sample)] = of
+        return [
+            self._panels(f"{'; '.join(titles[key])} (image {of.sample.image_id})", of.sample, of.predictions)
+            for key, of in chosen.items()
+        ]
 
     def _panels(self, title: str, sample: Sample, predictions: Mapping[str, Any]) -> ImagePanels:
         image = at_cell_size(sample.image, CELL_PX)
