@@ -77,7 +77,7 @@ def _has_glyph(file: str, character: str) -> bool:
 
 _MARK = "\u200e"
 _RIGHT_TO_LEFT = re.compile("(?<=[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc])(?= +[0-9(])")
-"""The end of a name that is read from right to left: a left-to-right mark keeps the numbers behind it in their order."""
+"""Where a name ends that is read from right to left; a left-to-right mark keeps the numbers behind it in order."""
 
 
 class _Line(NamedTuple):
