@@ -307,6 +307,16 @@ def test_the_sheet_shows_the_photographs_the_labels_and_the_charts():
     assert not (sheet == colours[SPACE.classes[1]]).all(axis=2).any(), "nothing of the class that is absent"
 
 
+def test_the_right_end_of_a_wide_image_is_on_the_sheet():
+    wide = np.full((30, 120, 3), 90, np.uint8)
+    wide[:, 110:] = (250, 0, 0)
+    one = read(Sample(image=wide, image_id="a", segmentation=np.zeros((30, 120), np.uint8)))
+
+    sheet = draw_sheet([one], [])
+
+    assert ((sheet[..., 0] > 240) & (sheet[..., 1:] < 10).all(axis=2)).sum() > 0.07 * 640 * 160
+
+
 def test_progress_is_a_bar_on_a_terminal_and_a_line_elsewhere():
     for terminal in (True, False):
         text = io.StringIO()

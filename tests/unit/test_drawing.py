@@ -268,3 +268,7 @@ def test_the_range_of_a_video_follows_without_flicker():
 def test_the_characters_that_no_font_has_are_named(no_system_fonts, caplog):
     canvas.text_width("椅木", 20)
     assert "椅" in caplog.text and "'椅木'" in caplog.text and "fonts-noto-cjk" in caplog.text
+
+
+def test_lone_marks_count_as_missing(no_system_fonts):
+    assert canvas._line("कुर्सी").text.isascii()

@@ -20,7 +20,7 @@ from visionmtl.visualization.panels import at_cell_size, errors, is_depth, with_
 
 NUM_WORST, NUM_BEST = 2, 1
 """Images shown of each task."""
-CELL_PX = 560
+CELL_PX = 640
 DISTANCE_EDGES_M = 2.0 ** np.arange(-2, 8.5, 0.5)
 """Depth errors are collected by true distance, two bins an octave from 0.25 to 256 m."""
 

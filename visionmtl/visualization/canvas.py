@@ -68,10 +68,16 @@ def _has_glyph(file: str, character: str) -> bool:
     if character.isspace() or unicodedata.category(character) == "Cf":  # Cf: joiners and the like have no picture
         return True
     try:
-        face = font(20, file)
+        # without shaping, which draws a dotted circle beside a lone mark, so that it looks as if there were a glyph
+        face = font(20, file).font_variant(layout_engine=ImageFont.Layout.BASIC)
         return bytes(face.getmask(character)) != bytes(face.getmask("\U0010ffff"))  # a code point that no font has
     except OSError:  # Pillow cannot scale fonts of bitmaps
         return False
+
+
+_MARK = "\u200e"
+_RIGHT_TO_LEFT = re.compile("(?<=[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc])(?= +[0-9(])")
+"""Where a name ends that is read from right to left; a left-to-right mark keeps the numbers behind it in order."""
 
 
 class _Line(NamedTuple):
@@ -95,7 +101,7 @@ def _line(text: str) -> _Line:
         if not missing:
             break
     if not missing:
-        return _Line(text, best, complete=True)
+        return _Line(_RIGHT_TO_LEFT.sub(_MARK, text), best, complete=True)
     by_script: dict[str, list[str]] = {}
     for character in sorted(missing):
         by_script.setdefault(unicodedata.name(character, "unnamed").split()[0], []).append(character)
@@ -211,7 +217,11 @@ def write(
     """Anti-aliased text; `anchor` as in Pillow, "lm" = left end, middle of the line; rim = colour of an outline."""
     stroke, line = 0 if rim is None else max(1, size_px // 9), _line(text)
     face = font(size_px, line.font_file)
-    draw.text(at, line.text, fill=colour, font=face, anchor=anchor, stroke_width=stroke, stroke_fill=rim)
+    # the text as a whole runs from left to right, whatever the script of its first word
+    direction = "ltr" if face.layout_engine == ImageFont.Layout.RAQM else None
+    draw.text(
+        at, line.text, fill=colour, font=face, anchor=anchor, stroke_width=stroke, stroke_fill=rim, direction=direction
+    )  # fmt: skip
 
 
 def shorten(text: str, width_px: float, size_px: int) -> str:
