@@ -22,7 +22,7 @@ from visionmtl.engine.evaluator import Precision, forward
 from visionmtl.io.images import list_images, read_image
 from visionmtl.io.video import is_video, read_frames
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Detections, ImageClasses, LabelSpace
+from visionmtl.structures import Detections, ImageClasses, LabelSpace, as_rgb, channels_shown
 from visionmtl.tasks.base import Task
 from visionmtl.visualization import draw
 
@@ -250,9 +250,10 @@ def predict(
     Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
     """
     for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != net.in_chans:
+            kind = "[H, W, 3] RGB" if net.in_chans == 3 else f"[H, W, {net.in_chans}], as training read it,"
             raise ValueError(
-                f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
+                f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
                 "read files with visionmtl.io.images.read_image, or convert the array"
             )
     was_training = net.training
@@ -316,8 +317,9 @@ def picture(
     task leaves the place empty.
     """
     table: list[list[draw.Titled | None]] = []
+    shown, image = channels_shown(image.shape[2]), as_rgb(image)
     for title, values in rows.items():
-        cells: list[draw.Titled | None] = [None if table else ("image", image)]
+        cells: list[draw.Titled | None] = [None if table else (f"image {shown}".strip(), image)]
         for name, task in tasks.items():
             value = values.get(name)
             drawn = None if value is None else task.draw(image, value, spaces[name], min_score)

@@ -157,9 +157,12 @@ def has_alpha(file: Path) -> bool:
 
 
 def has_palette(file: Path) -> bool:
-    """Whether a PNG stores indices into a palette; False for what is no PNG."""
-    with file.open("rb") as stream:
-        start = stream.read(26)
+    """Whether a PNG stores indices into a palette; False for what is no PNG, or cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(26)
+    except OSError:
+        return False
     return start.startswith(_PNG_START) and len(start) == 26 and start[25] == _PNG_PALETTE
 
 
