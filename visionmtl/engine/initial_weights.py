@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from visionmtl.engine import checkpoint
 from visionmtl.modeling.weights import plain_name
@@ -123,7 +122,7 @@ def _class_rows(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """New values of tensors with a row a class, for tasks whose classes differ, and a sentence a task.
 
-    Which tensors these are, and along which axis, is seen on a network without values and one class more.
+    Which tensors these are, and along which axis, is seen on a second network with one class more.
     """
     rows: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
@@ -174,7 +173,7 @@ def _shapes(run: Run, net: MultiTaskNet, task: str, space: LabelSpace, num_class
     model = run.model.model_copy(update={"encoder": encoder, "freeze": ()})
     weighted = {"class_weights": None} if "class_weights" in type(run.tasks[task]).model_fields else {}
     tasks = {**run.tasks, task: run.tasks[task].model_copy(update=weighted)}
-    with FakeTensorMode():  # shapes without values
+    with torch.random.fork_rng([]):  # in full: LoRA copies parts, which fake tensors cannot
         twin = build_model(model, tasks, {**net.spaces, task: other}, run.data.size)
     return {name: value.shape for name, value in twin.state_dict().items()}
 
