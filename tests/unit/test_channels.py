@@ -136,6 +136,16 @@ def test_an_alpha_channel_is_said(root):
     assert open_folder(root, channels=4).read(0).image.shape == (H, W, 4)
 
 
+def test_a_turned_image_of_one_channel_is_refused_unless_read_as_stored(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(4):
+        Image.fromarray(np.zeros((H, W), np.uint8)).save(root / f"rgb/{number}.png", exif=exif)
+    with pytest.raises(ValueError, match=r"0.png has an EXIF orientation, .* set upright: false"):
+        open_folder(root, channels=1).read(0)
+    assert open_folder(root, channels=1, upright=False).read(0).image.shape == (H, W, 1)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_views_keep_every_channel(channels):
     image = bands(3, channels).astype(np.uint8)

@@ -23,6 +23,7 @@ from visionmtl.run import Run
 from visionmtl.structures import MAX_CLASSES, LabelSpace
 
 _SHOWN = 6
+_MOST_NAMES = 12
 
 
 def load_initial(net: MultiTaskNet, run: Run, path: Path) -> list[str]:
@@ -75,11 +76,15 @@ def _finish(
 
 
 def _by_part(names: Sequence[str]) -> str:
-    """Counts by part of the network, and the first names."""
-    parts = Counter(".".join(name.split(".")[:2]) for name in names)
-    counts = ", ".join(f"{part} {count}" for part, count in parts.most_common(_SHOWN))
-    more = f" and {len(parts) - _SHOWN} parts more" if len(parts) > _SHOWN else ""
-    return f"{len(names)} tensors ({counts}{more}), from {names[0]} to {names[-1]}"
+    """All names where they are few; else counts by module, with the first of each."""
+    if len(names) <= _MOST_NAMES:
+        return f"{len(names)} tensors: {', '.join(names)}"
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(".".join(name.split(".")[:3]), name)
+    parts = Counter(".".join(name.split(".")[:3]) for name in names)
+    counts = (f"{part} {count}" if count > 1 else first[part] for part, count in parts.items())
+    return f"{len(names)} tensors: {', '.join(counts)}"
 
 
 def _other_parts(net: MultiTaskNet, run: Run, saved: Mapping[str, Any]) -> dict[str, str]:

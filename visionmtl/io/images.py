@@ -147,6 +147,15 @@ def read_stored(file: Path) -> NDArray:
     return _decode(file, _content(file), cv2.IMREAD_UNCHANGED)
 
 
+def is_turned(file: Path) -> bool:
+    """Whether an EXIF orientation turns or mirrors the image; False for what cannot be opened."""
+    try:
+        with Image.open(file) as opened:
+            return opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
+    except _PILLOW_ERRORS:
+        return False
+
+
 def has_alpha(file: Path) -> bool:
     """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
     try:
