@@ -25,6 +25,7 @@ LAYOUTS = {  # by layout: images of train and val, what is provided, what must b
     "labelme": (5, 1, {"boxes": ("mug",), "segmentation": ("mug", "background")}, "LabelMe json at {stem}.json"),
     "cityscapes": (2, 1, {"segmentation": ("class_0", "class_7")}, "gtFine/{split}/{path}_gtFine_labelIds.png"),
     "rgbd": (8, 2, {"depth_m": None}, "{path}_depth.png, taken for millimetres"),
+    "multispectral": (5, 1, {"segmentation": ("class_0", "class_1")}, "images have 5, whose values [0.0, 9000.0]"),
     "coco": (6, 3, {"boxes": ("car",)}, "COCO json at annotations/instances_{split}.json"),
     "classes": (8, 8, {"image_labels": ("cat", "dog")}, "the folder of an image is its class"),
 }  # fmt: skip
