@@ -102,6 +102,15 @@ def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_pa
     assert any("1 of 9 images have no file: images without objects, as YOLO means it" in text for text in layout.said)
 
 
+def test_photographs_in_tiff_need_no_package(tmp_path):
+    write_layouts.camvid(tmp_path)
+    for split in ("train", "val"):
+        for file in (tmp_path / split).glob("*.png"):
+            Image.open(file).save(file.with_suffix(".tif"))
+            file.unlink()
+    assert understand(tmp_path).settings["images"] == "{split}/*.tif"
+
+
 def test_the_network_keeps_the_proportions_of_the_images():
     assert network_size((480, 640)) == (384, 512) and network_size((1024, 2048)) == (320, 640)
     assert network_size((60, 90)) == (64, 96)

@@ -618,11 +618,16 @@ def _number_objects(maps: Sequence[NDArray], values: Sequence[NDArray]) -> bool:
 
 def _stored(file: Path) -> NDArray | None:
     """The values of a file as its labels would be read; None where it cannot be."""
-    try:
-        if file.suffix.lower() in (".npy", ".tif", ".tiff"):
+    ending = file.suffix.lower()
+    if ending in (".npy", ".tif", ".tiff"):
+        try:
             values = read_channels(file)
             return values[..., 0] if values.shape[2] == 1 else values
-        return read_png(file, palette_indices=True) if file.suffix.lower() == ".png" else read_stored(file)
+        except ValueError:  # also where TIFFs of many bands need a package; OpenCV reads the usual ones
+            if ending == ".npy":
+                return None
+    try:
+        return read_png(file, palette_indices=True) if ending == ".png" else read_stored(file)
     except ValueError:
         return None
 
