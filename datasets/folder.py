@@ -36,7 +36,7 @@ from visionmtl.io import labelme, voc, yolo
 from visionmtl.io.channels import read_channels, to_bytes
 from visionmtl.io.coco.annotations import box_index, read_boxes, read_json
 from visionmtl.io.depth_maps import check_positions, read_depth, to_metres, unit_notes
-from visionmtl.io.images import SUFFIXES, has_alpha, has_palette, image_size, read_photo, read_png
+from visionmtl.io.images import SUFFIXES, has_alpha, has_palette, image_size, is_turned, read_photo, read_png
 from visionmtl.io.label_maps import (
     Colors,
     by_value,
@@ -332,6 +332,13 @@ class Folder(Dataset):
         return FolderReader(self)
 
 
+def _or_error(read: Callable[[int], ImageObjects], index: int) -> "ImageObjects | ValueError":
+    try:
+        return read(index)
+    except ValueError as error:
+        return error
+
+
 class FolderReader(PartReader):
     """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
 
@@ -416,6 +423,12 @@ class FolderReader(PartReader):
         if as_photo and file.suffix.lower() not in (".tif", ".tiff"):  # RGB beside depth or the like
             parts = [(file, read_photo(file, upright=spec.upright)[0])]
         else:
+            if spec.upright and file.suffix != ".npy" and is_turned(file):
+                raise ValueError(
+                    f"{file} has an EXIF orientation, and images of other channels than RGB are read as stored; set "
+                    "upright: "
+                    "false if the labels are made for that, or turn the file"
+                )
             parts = [(file, to_bytes(read_channels(file), spec.image_range, file, "image_range"))]
         for number, more in enumerate(spec.more_channels):
             other = self._files.path(self._partner(more.files, self._name(index)))
@@ -632,7 +645,11 @@ class FolderReader(PartReader):
         known = np.flatnonzero(self._labelled["boxes"]).tolist()
         threads = min(8, os.cpu_count() or 1)  # decoders and disks let others work meanwhile
         with ThreadPoolExecutor(threads) as pool:
-            objects = list(pool.map(lambda at: read(at) if there[at] else ImageObjects((0, 0), []), known))
+            tried = list(pool.map(lambda at: _or_error(read, at) if there[at] else ImageObjects((0, 0), []), known))
+        objects = [one for one in tried if isinstance(one, ImageObjects)]
+        if errors := [one for one in tried if isinstance(one, ValueError)]:
+            more = f" (and {len(errors) - 1} more files of {where} cannot be read)" if len(errors) > 1 else ""
+            raise ValueError(f"{errors[0]}{more}") from errors[0]
         classes = spec.classes if spec.chosen != "instances" else None
         if isinstance(classes, str):
             classes = read_classes(self._one_file(classes))

@@ -20,6 +20,7 @@ from visionmtl.modeling.pyramids.bifpn import BiFPN
 from visionmtl.network import build_model
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
+from visionmtl.tasks.segmentation import Segmentation
 
 
 def net_of(tasks: dict[str, Any], space: Any = SPACE, model: Any = MODEL, seed: int = 1, size: Any = SIZE) -> Any:
@@ -186,3 +187,29 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path):
 def test_a_name_that_freezes_nothing_or_everything_is_refused(freeze, message):
     with pytest.raises(ValueError, match=message):
         net_of(small_tasks(), model=MODEL.model_copy(update={"freeze": freeze}))
+
+
+@pytest.mark.parametrize("sharing", ["pad_net", "cross_stitch", "lora"])
+def test_rows_of_classes_go_by_name_in_every_way_of_sharing(sharing, tmp_path):
+    """Initial predictions have a row a class too; what is no class of both stays as built."""
+    model = MODEL.model_validate({**MODEL.model_dump(), "sharing": {"type": sharing}})
+    tasks = {"classes": Segmentation(decoder=NARROW, dropout=0), "depth": Depth(decoder=NARROW)}
+    run = changed(small_run(tasks), model=model)
+    old = net_of(tasks, model=model, seed=5)
+    state = toy_run.small_state(small_run(small_tasks())).state_dict()
+    spaces = {"classes": SPACE.plain(), "depth": None}
+    state |= {"net": old.state_dict(), "ema": None, "run": run.model_dump(mode="json"), "spaces": spaces}
+    checkpoint.save(tmp_path / "last.pt", state)
+    turned = replace(SPACE, classes=SPACE.classes[::-1], colours=SPACE.colours[::-1])
+    torch.manual_seed(6)
+    net = build_model(model, tasks, {"classes": turned, "depth": None}, SIZE)
+
+    lines = "\n".join(load_initial(net, run, tmp_path / "last.pt"))
+
+    before, count = old.state_dict(), 0
+    for name, value in net.state_dict().items():
+        by_class = value.ndim and not torch.equal(value, before[name])
+        if by_class:
+            assert torch.equal(value, before[name].flip(0)), name
+            count += 1
+    assert count >= 2 + 2 * (sharing == "pad_net"), lines

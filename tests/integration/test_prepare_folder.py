@@ -25,6 +25,7 @@ LAYOUTS = {  # by layout: images of train and val, what is provided, what must b
     "labelme": (5, 1, {"boxes": ("mug",), "segmentation": ("mug", "background")}, "LabelMe json at {stem}.json"),
     "cityscapes": (2, 1, {"segmentation": ("class_0", "class_7")}, "gtFine/{split}/{path}_gtFine_labelIds.png"),
     "rgbd": (8, 2, {"depth_m": None}, "{path}_depth.png, taken for millimetres"),
+    "multispectral": (5, 1, {"segmentation": ("class_0", "class_1")}, "images have 5, whose values [0.0, 9000.0]"),
     "coco": (6, 3, {"boxes": ("car",)}, "COCO json at annotations/instances_{split}.json"),
     "classes": (8, 8, {"image_labels": ("cat", "dog")}, "the folder of an image is its class"),
 }  # fmt: skip
@@ -99,6 +100,15 @@ def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_pa
     assert layout.settings["boxes"]["missing"] == "empty"
     assert layout.settings["depth"] == {"files": "{split}/depth/{stem}.npy", "metres_per_unit": 1.0}
     assert any("1 of 9 images have no file: images without objects, as YOLO means it" in text for text in layout.said)
+
+
+def test_photographs_in_tiff_need_no_package(tmp_path):
+    write_layouts.camvid(tmp_path)
+    for split in ("train", "val"):
+        for file in (tmp_path / split).glob("*.png"):
+            Image.open(file).save(file.with_suffix(".tif"))
+            file.unlink()
+    assert understand(tmp_path).settings["images"] == "{split}/*.tif"
 
 
 def test_the_network_keeps_the_proportions_of_the_images():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+import visionmtl
 from visionmtl.cli import main
 from visionmtl.data.check.sheet import draw_sheet
 from visionmtl.data.check.survey import open_data_sets, plan, read_all
@@ -135,6 +136,16 @@ def test_an_alpha_channel_is_said(root):
     assert open_folder(root, channels=4).read(0).image.shape == (H, W, 4)
 
 
+def test_a_turned_image_of_one_channel_is_refused_unless_read_as_stored(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(4):
+        Image.fromarray(np.zeros((H, W), np.uint8)).save(root / f"rgb/{number}.png", exif=exif)
+    with pytest.raises(ValueError, match=r"0.png has an EXIF orientation, .* set upright: false"):
+        open_folder(root, channels=1).read(0)
+    assert open_folder(root, channels=1, upright=False).read(0).image.shape == (H, W, 1)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_views_keep_every_channel(channels):
     image = bands(3, channels).astype(np.uint8)
@@ -192,8 +203,12 @@ def test_a_network_learns_and_is_evaluated_on_more_channels(root, more, capsys):
     file = config(root, settings(root, **more), channels)
     cache = ["data.cache=" + str(root / "cache")] if more is BANDS else []
     assert main(["train", str(file), *cache, "--output", str(root / "run"), "--device", "cpu"]) == 0
-    assert main(["eval", str(root / "run"), "--device", "cpu"]) == 0
+    assert main(["eval", str(root / "run"), "--device", "cpu", "--report", str(root / "page.html")]) == 0
     assert "miou" in capsys.readouterr().out
+    model = visionmtl.load(root / "run", device="cpu")
+    assert model(open_folder(root, **more).read(0).image).segmentation.shape == (H, W)
+    with pytest.raises(ValueError, match=rf"uint8 \[H, W, {channels}\], as training read it, is needed"):
+        model(np.zeros((H, W, 3), np.uint8))
     assert main(["train", str(file), "data.augment.brightness=0.2", "--dry-run"]) == 2
     assert "changes colours of RGB" in capsys.readouterr().err
     wrong = ["model.encoder.in_chans=3", "model.encoder.mean=null", "model.encoder.std=null"]

@@ -92,6 +92,15 @@ def test_yolo_lines_that_are_none_are_named(root, line, message):
         open_folder(root, boxes={"files": "labels/{stem}.txt", "classes": ["cup", "plate"]})
 
 
+def test_all_files_that_cannot_be_read_are_counted_at_once(root):
+    for name in "ab":
+        write(root / f"labels/{name}.txt", "7 0.5 0.5 0.1 0.1")
+    with pytest.raises(
+        ValueError, match=r"labels/a.txt: line 1 .*\(and 1 more files of .*labels/{stem}.txt cannot be read"
+    ):
+        open_folder(root, boxes={"files": "labels/{stem}.txt", "classes": ["cup"]})
+
+
 def test_an_image_without_a_yolo_file_is_refused_unlabelled_or_empty_as_is_said(root):
     write(root / "labels/a.txt", "0 0.5 0.5 0.5 0.5")
     settings = {"files": "labels/{stem}.txt", "classes": ["cup"]}

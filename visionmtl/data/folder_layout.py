@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from visionmtl.datasets import shortened
 from visionmtl.io import voc, yolo
+from visionmtl.io.channels import read_channels
 from visionmtl.io.coco.annotations import read_json
 from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
@@ -73,6 +74,8 @@ class Layout:
     """Median (H, W) of the images, pixels."""
     depth_m: tuple[float, float] | None = None
     """The range of measured depths, without the outermost hundredths."""
+    channels: tuple[list[float], list[float]] | None = None
+    """Mean and standard deviation of each channel, 0..1, of images that are no RGB."""
 
     @property
     def tasks(self) -> list[str]:
@@ -98,6 +101,8 @@ def understand(root: Path, object_name: str = "object") -> Layout:
             "folder that holds them and their labels"
         )
     found = _Finder(root, files, photos, object_name)
+    if any(kinds[groups.index(group)] == "channels" for group in found.photo_groups):
+        found.measure_channels()
     # numbers of classes go before their colours, many files before few
     for at, group in sorted(enumerate(groups), key=lambda pair: (kinds[pair[0]] == "colors", -len(pair[1].files))):
         if group not in found.photo_groups:
@@ -113,6 +118,7 @@ class _Finder:
         self.layout = Layout(root, {})
         self._used: set[str] = set()
         self._list: str | None = None
+        self._channels: dict[str, Any] = {}
         self._instances: str | None = None
         self._outlined: dict[str, Any] | None = None  # segmentation of the polygons that boxes are made of
         main = max(photos, key=lambda group: len(group.files))
@@ -198,6 +204,28 @@ class _Finder:
         folder = inner.rpartition("/")[0].rpartition("/")[0]
         text = pattern.replace("{path}", inner).replace("{stem}", path.rpartition("/")[2]).replace("{folder}", folder)
         return text.replace("{split}", token or "{split}")
+
+    def measure_channels(self) -> None:
+        """Settings for images of other channels than RGB, from some of them."""
+        chosen = self._photos[:: max(1, len(self._photos) // _SAMPLED)]
+        images = [read_channels(self._root / photo) for photo in chosen]
+        count = images[0].shape[2]
+        self._channels = {"channels": count}
+        pixels = np.concatenate([image.reshape(-1, image.shape[2])[:, :count] for image in images]).astype(np.float64)
+        scale = 255.0
+        if images[0].dtype != np.uint8:
+            low, high = (
+                min(0.0, _rounded(float(np.nanquantile(pixels, 0.001)))),
+                _rounded(float(np.nanquantile(pixels, 0.999))),
+            )
+            self._channels["image_range"] = [low, high]
+            pixels, scale = np.clip(np.nan_to_num(pixels, nan=low), low, high) - low, high - low
+        mean, std = ((values / scale).round(4).tolist() for values in (pixels.mean(0), np.maximum(pixels.std(0), 1e-3)))
+        self.layout.channels = mean, std
+        ends = (
+            f", whose values {self._channels['image_range']} become 0 to 255" if "image_range" in self._channels else ""
+        )
+        self._say(f"channels: images have {count}{ends}; colour augmentation is off; timm adapts pretrained weights")
 
     def _say(self, text: str) -> None:
         self.layout.said.append(text)
@@ -404,9 +432,19 @@ class _Finder:
             )
         images = self._pattern
         self._choose_split()
-        layout.settings = {"images": images, **({"list_file": self._list} if self._list else {}), **settings}
+        layout.settings = {
+            "images": images,
+            **self._channels,
+            **({"list_file": self._list} if self._list else {}),
+            **settings,
+        }
         sampled = self._photos[:: max(1, len(self._photos) // _SCANNED)]
-        sizes = [image_size(self._root / photo, upright=True) for photo in sampled]
+        sizes = [
+            read_channels(self._root / photo).shape[:2]
+            if self._channels
+            else image_size(self._root / photo, upright=True)
+            for photo in sampled[: _SAMPLED if self._channels else None]
+        ]
         height, width = (int(np.median(sides)) for sides in zip(*sizes, strict=True))
         layout.size, layout.num_images = (height, width), len(self._photos)
         layout.said.insert(0, f"images: {len(self._photos)} at {images}, about {height}x{width} px")
@@ -542,7 +580,8 @@ def _kind(root: Path, group: _Group) -> Kind | None:
         return None
     hint = f"{group.folder}{group.suffix}".lower()
     first = maps[0]
-    if first.ndim == 3 and first.shape[2] not in (3, 4):
+    bands = ending in (".npy", ".tif", ".tiff")  # where a fourth channel is seldom transparency
+    if first.ndim == 3 and first.shape[2] not in ((3,) if bands else (3, 4)):
         return "channels"
     if first.ndim == 3:
         few = all(len(np.unique(_codes(one))) <= _MOST_COLORS for one in maps if one.ndim == 3)
@@ -579,10 +618,16 @@ def _number_objects(maps: Sequence[NDArray], values: Sequence[NDArray]) -> bool:
 
 def _stored(file: Path) -> NDArray | None:
     """The values of a file as its labels would be read; None where it cannot be."""
+    ending = file.suffix.lower()
+    if ending in (".npy", ".tif", ".tiff"):
+        try:
+            values = read_channels(file)
+            return values[..., 0] if values.shape[2] == 1 else values
+        except ValueError:  # also where TIFFs of many bands need a package; OpenCV reads the usual ones
+            if ending == ".npy":
+                return None
     try:
-        if file.suffix.lower() in (".npy", ".tif", ".tiff", ".exr"):
-            return read_depth(file)
-        return read_png(file, palette_indices=True) if file.suffix.lower() == ".png" else read_stored(file)
+        return read_png(file, palette_indices=True) if ending == ".png" else read_stored(file)
     except ValueError:
         return None
 
@@ -610,6 +655,11 @@ def _is_number(words: Sequence[str]) -> bool:
 def config_text(layout: Layout) -> str:
     """A config on `configs/folder.yaml`, without comments."""
     lines = ["base: folder.yaml"]
+    augment = ""
+    if layout.channels is not None:
+        mean, std = layout.channels
+        lines += ["model:", f"  encoder: {_flow({'in_chans': len(mean), 'mean': mean, 'std': std})}"]
+        augment = "  augment: {brightness: 0, contrast: 0, saturation: 0, hue_turns: 0}"
     if gone := [f"tasks.{task}" for task in ("detection", "segmentation", "depth") if task not in layout.tasks]:
         lines.append(f"remove: [{', '.join(gone)}]")
     one = {"type": "folder", "root": "${data.root}", **layout.settings}
@@ -620,7 +670,7 @@ def config_text(layout: Layout) -> str:
     else:
         lines += ["    - type: subset", "      part: [0.2, 1.0]", "      of: &mine", *_block(one, 8)]
         lines += ["  val:", "    - {type: subset, part: [0.0, 0.2], of: *mine}"]
-    lines.append(f"  size: {_flow(list(network_size(layout.size)))}")
+    lines += [f"  size: {_flow(list(network_size(layout.size)))}", *([augment] if augment else [])]
     tasks: dict[str, Any] = {}
     if layout.depth_m is not None:
         low, high = layout.depth_m

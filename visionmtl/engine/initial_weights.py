@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from visionmtl.engine import checkpoint
 from visionmtl.modeling.weights import plain_name
@@ -24,6 +23,7 @@ from visionmtl.run import Run
 from visionmtl.structures import MAX_CLASSES, LabelSpace
 
 _SHOWN = 6
+_MOST_NAMES = 12
 
 
 def load_initial(net: MultiTaskNet, run: Run, path: Path) -> list[str]:
@@ -76,11 +76,15 @@ def _finish(
 
 
 def _by_part(names: Sequence[str]) -> str:
-    """Counts by part of the network, and the first names."""
-    parts = Counter(".".join(name.split(".")[:2]) for name in names)
-    counts = ", ".join(f"{part} {count}" for part, count in parts.most_common(_SHOWN))
-    more = f" and {len(parts) - _SHOWN} parts more" if len(parts) > _SHOWN else ""
-    return f"{len(names)} tensors ({counts}{more}), from {names[0]} to {names[-1]}"
+    """All names where they are few; else counts by module, with the first of each."""
+    if len(names) <= _MOST_NAMES:
+        return f"{len(names)} tensors: {', '.join(names)}"
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(".".join(name.split(".")[:3]), name)
+    parts = Counter(".".join(name.split(".")[:3]) for name in names)
+    counts = (f"{part} {count}" if count > 1 else first[part] for part, count in parts.items())
+    return f"{len(names)} tensors: {', '.join(counts)}"
 
 
 def _other_parts(net: MultiTaskNet, run: Run, saved: Mapping[str, Any]) -> dict[str, str]:
@@ -123,7 +127,7 @@ def _class_rows(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """New values of tensors with a row a class, for tasks whose classes differ, and a sentence a task.
 
-    Which tensors these are, and along which axis, is seen on a network without values and one class more.
+    Which tensors these are, and along which axis, is seen on a second network with one class more.
     """
     rows: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
@@ -174,7 +178,7 @@ def _shapes(run: Run, net: MultiTaskNet, task: str, space: LabelSpace, num_class
     model = run.model.model_copy(update={"encoder": encoder, "freeze": ()})
     weighted = {"class_weights": None} if "class_weights" in type(run.tasks[task]).model_fields else {}
     tasks = {**run.tasks, task: run.tasks[task].model_copy(update=weighted)}
-    with FakeTensorMode():  # shapes without values
+    with torch.random.fork_rng([]):  # in full: LoRA copies parts, which fake tensors cannot
         twin = build_model(model, tasks, {**net.spaces, task: other}, run.data.size)
     return {name: value.shape for name, value in twin.state_dict().items()}
 

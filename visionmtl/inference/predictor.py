@@ -403,7 +403,7 @@ class Predictor:
             if self._compiled is None:
                 predictions = predict(self.net, pixels, size, self.precision, batch_size, list(tasks))
             else:
-                _check_pixels(pixels)
+                _check_pixels(pixels, self.net.in_chans)
                 filled = [*pixels, *pixels[-1:] * (batch_size - len(pixels))]
                 with self._compiling:
                     predictions = _predict_batch(
@@ -480,7 +480,7 @@ def predict(
     images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`); tasks: None =
     all. Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
     """
-    _check_pixels(images)
+    _check_pixels(images, net.in_chans)
     was_training = net.training
     if was_training:  # threads may share a network that is in evaluation mode
         net.eval()
@@ -492,11 +492,12 @@ def predict(
             net.train()
 
 
-def _check_pixels(images: Sequence[Pixels]) -> None:
+def _check_pixels(images: Sequence[Pixels], in_chans: int) -> None:
     for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans:
+            kind = "[H, W, 3] RGB" if in_chans == 3 else f"[H, W, {in_chans}], as training read it,"
             raise ValueError(
-                f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
+                f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
                 "read files with visionmtl.io.images.read_image, or convert the array"
             )
 

@@ -147,6 +147,15 @@ def read_stored(file: Path) -> NDArray:
     return _decode(file, _content(file), cv2.IMREAD_UNCHANGED)
 
 
+def is_turned(file: Path) -> bool:
+    """Whether an EXIF orientation turns or mirrors the image; False for what cannot be opened."""
+    try:
+        with Image.open(file) as opened:
+            return opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
+    except _PILLOW_ERRORS:
+        return False
+
+
 def has_alpha(file: Path) -> bool:
     """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
     try:
@@ -157,9 +166,12 @@ def has_alpha(file: Path) -> bool:
 
 
 def has_palette(file: Path) -> bool:
-    """Whether a PNG stores indices into a palette; False for what is no PNG."""
-    with file.open("rb") as stream:
-        start = stream.read(26)
+    """Whether a PNG stores indices into a palette; False for what is no PNG, or cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(26)
+    except OSError:
+        return False
     return start.startswith(_PNG_START) and len(start) == 26 and start[25] == _PNG_PALETTE
 
 

@@ -4,6 +4,7 @@ Names that differ only in Unicode form (macOS writes é as e and an accent, most
 and mean the same file.
 """
 
+import functools
 import os
 import re
 import unicodedata
@@ -176,6 +177,12 @@ def image_glob(pattern: str) -> str:
 
 def name_parts(pattern: str, image: str) -> dict[str, str]:
     """What {folder} and {stem} of the pattern stand for in the path of an image that its `image_glob` matches."""
+    match = _name_expression(pattern).fullmatch(image)
+    return match.groupdict() if match else {}
+
+
+@functools.cache
+def _name_expression(pattern: str) -> re.Pattern[str]:
     expression, seen = "", set()
     for piece in re.split(r"({folder}|{stem}|\*\*/|\*|\?|\[[^]]*\])", pattern):
         if piece in ("{folder}", "{stem}"):
@@ -185,8 +192,7 @@ def name_parts(pattern: str, image: str) -> dict[str, str]:
         else:
             wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
             expression += wild.get(piece) or (piece if piece.startswith("[") else re.escape(piece))
-    match = re.fullmatch(expression, image)
-    return match.groupdict() if match else {}
+    return re.compile(expression)
 
 
 def any_case(pattern: str) -> str:

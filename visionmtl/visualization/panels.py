@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.metrics.distance import box_distances
-from visionmtl.structures import IGNORE, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Detections, LabelSpace, as_rgb, channels_shown
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Picture
 from visionmtl.visualization.draw import DEFAULTS, DrawOptions, Titled
@@ -51,6 +51,7 @@ def draw_panels(
     rows: by a title such as "prediction" or "truth": values by task in the form of a prediction; None or a missing
     task leaves the place empty.
     """
+    image_title, image = f"{image_title} {channels_shown(image.shape[2])}".strip(), as_rgb(image)
     num = 1 + sum(any(values.get(name) is not None for values in rows.values()) for name in tasks)
     columns = _columns(num, image.shape[:2]) if len(rows) == 1 else 1 + len(tasks)
     cell_px = min(MAX_CELL_PX, MAX_PICTURE_PX // columns)
@@ -135,11 +136,12 @@ def at_cell_size(image: Picture, cell_px: int) -> Picture:
 
 
 def _columns(num: int, size: tuple[int, int]) -> int:
-    """Into how many columns `num` images of (H, W) go, so that all together come close to the shape of a screen."""
+    """Into how many columns `num` images of (H, W) go: close to the shape of a screen, and with few empty cells."""
     aspect = size[1] / size[0]
 
     def distance(columns: int) -> float:
-        return abs(np.log(aspect * columns / -(-num // columns) / 1.6))
+        rows = -(-num // columns)
+        return abs(np.log(aspect * columns / rows / 1.6)) + 0.5 * (1 - num / (columns * rows))
 
     return min(range(1, num + 1), key=distance)
 
@@ -161,7 +163,7 @@ def draw_overlay(spaces: Spaces, image: Picture, values: Mapping[str, Any], opti
     Depth is shown as colours where there is nothing else to see.
     """
     spaces, values = recolour(spaces), with_distances(values, options.min_score)
-    picture = canvas.enlarge(image)
+    picture = canvas.enlarge(as_rgb(image))
     size, new = image.shape[:2], picture.shape[:2]
     legend: list[tuple[str, draw.Colour | None]] = []
     for name, value in values.items():
