@@ -180,10 +180,11 @@ class Depth(Task, frozen=True):
         return {"m": metres.clamp(self.min_depth_m, self.max_depth_m)}
 
     def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.float32]]:
-        return [
-            cv2.resize(np.ascontiguousarray(metres[: meta.content_size[0], : meta.content_size[1]]), meta.size[::-1])
-            for metres, meta in zip(outputs["m"], metas, strict=True)
-        ]
+        predictions = []
+        for metres, meta in zip(outputs["m"], metas, strict=True):
+            inside = np.ascontiguousarray(metres[: meta.content_size[0], : meta.content_size[1]])
+            predictions.append(np.asarray(cv2.resize(inside, meta.size[::-1]), np.float32))
+        return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:
         own = self.min_depth_m, self.max_depth_m

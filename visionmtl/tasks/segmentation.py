@@ -198,7 +198,8 @@ class Segmentation(ClassTask, frozen=True):
         predictions = []
         for classes, meta in zip(outputs["classes"], metas, strict=True):
             inside = np.ascontiguousarray(classes[: meta.content_size[0], : meta.content_size[1]])
-            predictions.append(cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+            resized = cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            predictions.append(np.asarray(resized, np.uint8))
         return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:

@@ -75,7 +75,9 @@ class Onnx(Format):
 
 def _nms_mask() -> Any:
     """`ops.boxes.nms_mask` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def nms_mask(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
         count = op.Shape(boxes, start=1, end=2)
