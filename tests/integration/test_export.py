@@ -147,7 +147,7 @@ def test_raw_outputs_of_chosen_heads_with_preprocessing_outside(
 def test_openvino_equals_the_network(trained: Path, images: list[np.ndarray], tmp_path: Path, onnx_file: Path):
     pytest.importorskip("openvino")
     about = ExportedModel(onnx_file).description
-    OpenVINO().write_int8(onnx_file, about, tmp_path / "net.xml")  # converts whatever is in the ONNX file
+    OpenVINO().write_from_onnx(onnx_file, about, tmp_path / "net.xml")  # converts whatever is in the ONNX file
     assert ExportedModel(tmp_path / "net.xml", threads=1).description == about
     check_equal(trained, tmp_path / "net.xml", images)
 
@@ -218,6 +218,12 @@ def test_refusals_say_what_to_do(trained: Path, arguments: list[str], message: s
     assert main(["export", str(trained), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count(";") >= 1, error
+
+
+def test_the_weights_beside_a_graph_are_not_written_over_either(tmp_path: Path):
+    (tmp_path / "net.bin").touch()
+    with pytest.raises(ValueError, match=r"net\.bin exists already"):
+        exporter.check_target(tmp_path / "net.xml", OpenVINO(), 1)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
