@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         with_what = "with --int8, whose losses of metrics are measured instead" if args.int8 else "without --int8"
         raise ValueError(f"{names} would have no effect {with_what}; give what is used; leave it out")
-    if args.opset and args.format not in ("onnx", "openvino"):
+    if args.opset and args.format != "onnx":
         raise ValueError(f"--opset is for onnx, and the format is {args.format}; leave it out, or choose onnx")
     if args.num_images == 0 and args.images:
         raise ValueError("--images would have no effect with --num-images 0; leave one of them out")

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,11 +31,11 @@ SIZES = ((64, 64), (54, 66), (66, 54), (33, 32), (130, 128))
 see nothing else, scores are equal, and rounding decides which of two boxes is kept."""
 
 
-def sure(folder: Path) -> Path:
+def sure(folder: Path, **changes: Any) -> Path:
     """A run folder with a network that is sure of some boxes and pixels."""
     # few candidates: of 1000 random ones some have the same score to 1e-6, and rounding decides which is kept
     few = {"tasks": {"detection": {"candidates": 60, "max_detections": 20}}}
-    path = scene_run.save_untrained(scene_run.run(folder, **few), folder)
+    path = scene_run.save_untrained(scene_run.run(folder, **few, **changes), folder)
     state = checkpoint.load(path)
     noise = torch.Generator().manual_seed(0)
     for name, value in state["net"].items():
@@ -146,7 +147,7 @@ def test_raw_outputs_of_chosen_heads_with_preprocessing_outside(
 def test_openvino_equals_the_network(trained: Path, images: list[np.ndarray], tmp_path: Path, onnx_file: Path):
     pytest.importorskip("openvino")
     about = ExportedModel(onnx_file).description
-    OpenVINO().write_int8(onnx_file, about, tmp_path / "net.xml")  # converts whatever is in the ONNX file
+    OpenVINO().write_from_onnx(onnx_file, about, tmp_path / "net.xml")  # converts whatever is in the ONNX file
     assert ExportedModel(tmp_path / "net.xml", threads=1).description == about
     check_equal(trained, tmp_path / "net.xml", images)
 
@@ -219,6 +220,12 @@ def test_refusals_say_what_to_do(trained: Path, arguments: list[str], message: s
     assert message in error and error.count(";") >= 1, error
 
 
+def test_the_weights_beside_a_graph_are_not_written_over_either(tmp_path: Path):
+    (tmp_path / "net.bin").touch()
+    with pytest.raises(ValueError, match=r"net\.bin exists already"):
+        exporter.check_target(tmp_path / "net.xml", OpenVINO(), 1)
+
+
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(OpenVINO, "modules", ("no_such_runtime",))
     with pytest.raises(ValueError, match=r"no_such_runtime, .*visionmtl\[export\]"):
@@ -238,3 +245,20 @@ def test_every_format_has_an_ending_of_its_own():
     assert format_of(Path("a.aoti.pt2")).type == "aotinductor" and format_of(Path("a.pt2")).type == "torch_export"
     with pytest.raises(ValueError, match="no ending of an exported file"):
         format_of(Path("a.pb"))
+
+
+TRANSFORMER = {"model": {"encoder": {"name": "test_vit"}, "pyramid": {"type": "simple", "channels": 16}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["convolutions", "transformer"])
+def test_onnx_and_openvino_equal_the_network_on_fifty_real_images(encoder: str, real_data: Path, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    folder = sure(tmp_path / "run", **(TRANSFORMER if encoder == "transformer" else {}))
+    opened = exporter.open_network(folder, (), None)
+    files = exporter.image_files(real_data / "nyuv2/image/test")[:50]
+    for kind in (Onnx(), OpenVINO()):
+        done = exporter.export(opened, tmp_path / f"net{kind.suffix}", kind, batch=None, images=files)
+        assert (done.num_images, [one.task for one in done.parity]) == (50, list(opened.net.tasks))
+        assert all(one.kept for one in done.parity), done.parity

@@ -12,6 +12,7 @@ from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Timing, Work, alternate, median, ratio
 from visionmtl.benchmark.workload import TASKS, Workload
 from visionmtl.export.base import Format
+from visionmtl.export.formats.onnx import Onnx
 from visionmtl.export.graph import CONTENT, IMAGE, make_graph
 
 JOINT = "joint"
@@ -31,34 +32,36 @@ def measure_exported(
         f"batch 1, decoded with suppression; {timing.rounds} rounds, in alternation."
     )
     with tempfile.TemporaryDirectory() as folder:
-        rows: list[Sequence[Cell]] = []
+        files = _write(workload, Path(folder))
         ratios: list[Row] = []
         for name in formats:
             file_format = Format.find(name)()
             file_format.check_installed()
-            files = _write(workload, file_format, Path(folder))
             for count in threads:
                 works = {key: _of_ours(workload, file_format, file, count) for key, file in files.items()}
                 works |= {key: _of_file(name, file, count) for key, file in beside.items()}
                 times = alternate(works, torch.device("cpu"), timing)
-                rows += [(name, count, key, median(ms), float(np.percentile(ms, 95))) for key, ms in times.items()]
+                rows: list[Sequence[Cell]] = [
+                    (key, median(ms), float(np.percentile(ms, 95)), min(ms)) for key, ms in times.items()
+                ]
                 where = f"{name}, {count} thread{'s' * (count > 1)}"
+                columns = ("network", "median ms", "95th percentile ms", "fastest ms")
+                yield Table(f"Latency, {where}", columns, rows)
                 alone = ratio(times[JOINT], *(times[task] for task in TASKS))
                 ratios.append(Row(f"joint / sum of one network a task, {where}", alone, ""))
                 if beside:
                     others = ratio(times[JOINT], *(times[key] for key in beside))
                     ratios.append(Row(f"joint / sum of {', '.join(beside)}, {where}", others, "", limit=GOAL))
-    columns = ("format", "threads", "network", "median ms", "95th percentile ms")
-    yield Table("Latency of exported networks, batch 1", columns, [(f, str(n), *rest) for f, n, *rest in rows])
     yield from ratios
 
 
-def _write(workload: Workload, file_format: Format, folder: Path) -> dict[str, Path]:
-    """A file for the joint network and for one of each task alone."""
-    files = {}
-    for name, tasks in {JOINT: TASKS, **{task: [task] for task in TASKS}}.items():
-        files[name] = folder / f"{name}{file_format.suffix}"
-        file_format.write(make_graph(workload.net(tasks), workload.run(tasks)), files[name])
+def _write(workload: Workload, folder: Path) -> dict[str, Path]:
+    """An ONNX file, which OpenVINO reads too, of the joint network and of one for each task alone."""
+    onnx, files = Onnx(), {}
+    onnx.check_installed()
+    for name, tasks in {JOINT: TASKS, **{task: (task,) for task in TASKS}}.items():
+        files[name] = folder / f"{name}{onnx.suffix}"
+        onnx.write(make_graph(workload.net(tasks), workload.run(tasks)), files[name])
     return files
 
 

@@ -113,6 +113,8 @@ class MLflow(MetricLogger):
         from mlflow.tracking import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder.resolve() / "mlflow").as_uri()
+        if uri.startswith("file:"):  # from 3.14 on, MLflow asks for a yes to folders
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = MlflowClient(tracking_uri=uri)
         file = folder / "mlflow_run.txt"  # a resumed run goes on under its id
         if resume_step is not None and file.exists():
@@ -153,7 +155,11 @@ def _allowed(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in name)
 
 
-LOGGERS: dict[LoggerName, type[MetricLogger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+LOGGERS: dict[LoggerName, type[TensorBoard] | type[WandB] | type[MLflow]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:

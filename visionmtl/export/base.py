@@ -22,12 +22,14 @@ class Format(Configurable, package="visionmtl.export.formats"):
 
     suffix: ClassVar[str]
     """How its files end."""
+    companion: ClassVar[str | None] = None
+    """Ending of a second file that is written beside."""
     modules: ClassVar[tuple[str, ...]] = ()
     """What it imports beyond the package's own requirements; the extra `export` brings them."""
     free_batch: ClassVar[bool] = True
     """Whether one file takes any number of images."""
     quantizes: ClassVar[bool] = False
-    """Whether it is written from an INT8 ONNX file, too, see `write_int8`."""
+    """Whether it is written from a quantized ONNX file, too, see `write_from_onnx`."""
 
     @property
     def stated(self) -> str:
@@ -38,8 +40,8 @@ class Format(Configurable, package="visionmtl.export.formats"):
     def write(self, graph: Graph, path: Path) -> None:
         """Write the graph with its description."""
 
-    def write_int8(self, onnx_file: Path, description: Description, path: Path) -> None:
-        """Write a quantized ONNX file in this format."""
+    def write_from_onnx(self, onnx_file: Path, description: Description, path: Path) -> None:
+        """Write what is in an ONNX file, such as a quantized one, in this format."""
         raise NotImplementedError
 
     @abstractmethod

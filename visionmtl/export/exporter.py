@@ -115,7 +115,7 @@ def export_int8(
         onnx_format.write(graph, plain)
         float_model = ExportedModel(plain)
         kept = quantize(plain, _batches(float_model, training), quantized)
-        file_format.write_int8(quantized, {**graph.description, "precision": "int8"}, path)
+        file_format.write_from_onnx(quantized, {**graph.description, "precision": "int8"}, path)
     losses = (
         []
         if not validation
@@ -132,8 +132,9 @@ def check_target(path: str | Path, file_format: Format, batch: int | None) -> Pa
         raise ValueError(
             f"{path} does not end in {file_format.suffix}, as files of format {file_format.type} do; correct the name"
         )
-    if path.exists():
-        raise ValueError(f"{path} exists already; nothing is written over; choose another name, or move it away")
+    for file in (path, *([path.with_suffix(file_format.companion)] if file_format.companion else [])):
+        if file.exists():
+            raise ValueError(f"{file} exists already; nothing is written over; choose another name, or move it away")
     if batch is None and not file_format.free_batch:
         raise ValueError(
             f"format {file_format.type} has one number of images a file; any number is not offered; give --batch 1"

@@ -18,6 +18,7 @@ class OpenVINO(Format):
 
     type: Literal["openvino"] = "openvino"
     suffix: ClassVar[str] = ".xml"
+    companion: ClassVar[str | None] = ".bin"
     modules: ClassVar[tuple[str, ...]] = (*Onnx.modules, "openvino")
     quantizes: ClassVar[bool] = True
 
@@ -27,7 +28,7 @@ class OpenVINO(Format):
             Onnx().write(graph, file)
             self._convert(file, graph.description, path)
 
-    def write_int8(self, onnx_file: Path, description: Description, path: Path) -> None:
+    def write_from_onnx(self, onnx_file: Path, description: Description, path: Path) -> None:
         self._convert(onnx_file, description, path)
 
     def _convert(self, onnx_file: Path, description: Description, path: Path) -> None:
