@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from visionmtl.cli import ToolParser, add_device, run_tool
+from visionmtl.cli import ToolParser, add_device, run_tool, score
 from visionmtl.config.paths import home_path
 
 _EXAMPLES = """
@@ -22,17 +22,6 @@ def port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; a number from 1 to 65535 is needed")
     return int(text)
-
-
-def score(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no score; scores are 0 to 1")
-    return value
 
 
 def parser() -> ToolParser:

@@ -16,7 +16,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, score, tried, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -48,18 +48,6 @@ _EXAMPLES = """
 
 Named = tuple[str, "Picture"]
 Item = TypeVar("Item")
-
-
-def score(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is no score; scores are 0 to 1{hint}")
-    return value
 
 
 def depth_range(text: str) -> tuple[float, float] | str:

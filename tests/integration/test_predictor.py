@@ -306,8 +306,11 @@ def test_a_notebook_shows_the_picture(model, photos):
 
 
 def test_the_tool_writes_distances_beside_boxes(folder, model, files, tmp_path: Path):
-    assert predict_tool.main([str(folder), str(files), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    command = [str(folder), str(files), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert predict_tool.main([*command, "--intrinsics", "80,80,35,25"]) == 0
     rows = json.loads((tmp_path / "out" / "detection.json").read_text())
     ours = [row for row in rows if row["image_id"] == 3]
-    expected = model(sorted(files.iterdir()))[3].to_coco()
-    assert ours == expected and {"distance_m", "distance_spread_m"} < set(ours[0])
+    expected = model(sorted(files.iterdir()), intrinsics=(80, 80, 35, 25))[3].to_coco()
+    assert ours == expected and {"distance_m", "distance_spread_m", "position_m"} < set(ours[0])
+    with pytest.raises(SystemExit):
+        predict_tool.main([*command, "--intrinsics", "80"])

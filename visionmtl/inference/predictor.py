@@ -234,7 +234,7 @@ class Result:
                 "the package supervision is not installed; to_supervision needs it; install it with "
                 "pip install 'visionmtl[supervision]'"
             ) from error
-        data = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
+        data: dict[str, Any] = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
         return supervision.Detections(
             xyxy=boxes.xyxy, confidence=boxes.scores, class_id=boxes.labels.astype(int), data=data
         )
@@ -512,7 +512,8 @@ def _predict_batch(
 ) -> list[dict[str, Any]]:
     """forward_with: the compiled network; None: the network."""
     resized, metas = zip(*(fit(image, size, net.size) for image in images), strict=True)
-    raw = forward(net if forward_with is None else forward_with, pad(resized, size).to(net.mean.device), precision, tasks)
+    batch = pad(resized, size).to(net.mean.device)
+    raw = forward(net if forward_with is None else forward_with, batch, precision, tasks)
     by_task = {name: task.predict(raw[name], metas, size) for name, task in net.tasks.items() if name in raw}
     return [{name: of_task[i] for name, of_task in by_task.items()} for i in range(len(images))]
 
