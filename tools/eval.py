@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,10 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             targets.enter_context(tried_folder(args.save_predictions))
             units = args.depth_units or KITTI_UNITS
             writer = SubmissionWriter(args.save_predictions, evaluation.tasks, spaces, units)
-        evidence = Evidence(evaluation.tasks, spaces) if args.report and ranks.is_main_process else None
+        evidence = None
+        if args.report and ranks.is_main_process:
+            fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
+            evidence = Evidence(evaluation.tasks, spaces, fresh)
         seen = [one.add for one in (writer, evidence) if one is not None]
 
         def on_image(sample: Sample, predictions: dict[str, Any]) -> None:

@@ -305,18 +305,15 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
     titles = ["image"] * len(chosen)
     if wanted:
         name, metric = choose_metric(net.tasks, args.by)
-        values: list[float | None] = []
+        task, space = net.tasks[name], net.spaces[name]
+        meter, values = task.meter(space), []
         for batch in _in_batches(_told(chosen, f"{name}/{metric} of each image"), predictor.batch_size):
             samples = [dataset.read(index) for dataset, index in batch]
-            for (dataset, _), sample, result in zip(
-                batch, samples, predictor([sample.image for sample in samples], tasks=[name]), strict=True
-            ):
-                can_judge = supervises(dataset, net.tasks[name], net.spaces[name])
-                prediction = result.predictions[name]
-                values.append(
-                    image_metric(net.tasks[name], net.spaces[name], sample, prediction, metric) if can_judge else None
-                )
-        order = ranked(values, net.tasks[name], metric)
+            results = predictor([sample.image for sample in samples], tasks=[name])
+            for (dataset, _), sample, result in zip(batch, samples, results, strict=True):
+                can_judge = supervises(dataset, task, space)
+                values.append(image_metric(meter, sample, result.predictions[name], metric) if can_judge else None)
+        order = ranked(values, task, metric)
         order = order[:wanted] if args.worst else order[::-1][:wanted]
         if not order:
             raise ValueError(f"no validation image tells {name}/{metric}; labels of {name} are needed; choose --by")

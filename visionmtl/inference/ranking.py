@@ -1,11 +1,12 @@
 """Which images a network does best and worst on, by any metric of a task."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.metrics.base import declared, numbers
-from visionmtl.structures import LabelSpace, Sample
+from visionmtl.metrics.base import Meter, declared, numbers
+from visionmtl.structures import Sample
 from visionmtl.tasks.base import Task
 
 
@@ -32,13 +33,14 @@ def choose_metric(tasks: Mapping[str, Task], text: str | None) -> tuple[str, str
     return name, metric
 
 
-def image_metric(
-    task: Task, space: LabelSpace | None, sample: Sample, prediction: Any, metric: str | None = None
-) -> float | None:
-    """The metric as a split of this one image has it; None where the image cannot tell it. None = the primary one."""
-    meter = task.meter(space)
+def image_metric(fresh: Meter, sample: Sample, prediction: Any, metric: str) -> float | None:
+    """The metric as a split of this one image has it; None where the image cannot tell it.
+
+    fresh: a meter that has seen nothing, and is left so
+    """
+    meter = deepcopy(fresh)
     meter.update(prediction, sample)
-    return dict(numbers(meter.compute())).get(metric or task.primary_metric)
+    return dict(numbers(meter.compute())).get(metric)
 
 
 def ranked(values: Sequence[float | None], task: Task, metric: str | None = None) -> list[int]:

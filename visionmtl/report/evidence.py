@@ -50,6 +50,8 @@ class Evidence:
 
     tasks: Mapping[str, Task]
     spaces: Mapping[str, LabelSpace | None]
+    meters: Mapping[str, Meter] = field(default_factory=dict)
+    """Fresh ones by task, where they are not the tasks' own."""
     min_score: float = 0.4
     _kept: dict[tuple[str, str], list[_Kept]] = field(default_factory=dict)  # by task, and "best" or "worst"
     _errors: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # [2, bins]: sums of relative errors, pixels
@@ -60,7 +62,8 @@ class Evidence:
             task = self.tasks[name]
             if task.truth(sample) is None:
                 continue
-            value = image_metric(task, self.spaces[name], sample, prediction)
+            meter = self.meters.get(name) or task.meter(self.spaces[name])
+            value = image_metric(meter, sample, prediction, task.primary_metric)
             if value is not None:
                 for kind, num in (("worst", NUM_WORST), ("best", NUM_BEST)):
                     self._keep(name, kind, num, _Kept(sample, predictions, value))
