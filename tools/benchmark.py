@@ -14,10 +14,21 @@ if TYPE_CHECKING:  # each verb imports what it needs: torch and its company take
     from visionmtl.benchmark.measure import Timing
     from visionmtl.benchmark.workload import Workload
 
+MANUAL = """
+Ratios compare what took turns in one run; --clock cpu tells what the process itself computed, where the machine is
+busy with other work.
+
+examples:
+  visionmtl benchmark step --encoder resnet50 --batch 8 --size 512 512 --peers
+  visionmtl benchmark infer --size 480 640 --batches 1 8
+  visionmtl benchmark balance --rounds 5 --clock cpu
+  visionmtl benchmark gpu --json gpu.json --markdown gpu.md         everything, in at most eight minutes
+"""
+
 
 def parser() -> ToolParser:
     """The command line; every verb is a function below."""
-    p = ToolParser("benchmark", __doc__)
+    p = ToolParser("benchmark", __doc__, MANUAL)
     verbs = p.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
     made = {}
     for measure in (step, gpu, data, balance, sharing, infer):

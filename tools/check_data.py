@@ -7,15 +7,20 @@ import sys
 from visionmtl.cli import ERROR, ToolParser, at_least, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
+MANUAL = """
+exit status: 0 without errors; 1 with errors in the data; 2 where the check could not run: wrong arguments or
+settings, or no data set could be opened. FILE must not exist yet.
+
+examples:
+  visionmtl check_data mine.yaml                                   every image and label
+  visionmtl check_data mine.yaml --limit 100 --sheet sheet.jpg     the first hundred of each data set, and a picture
+  visionmtl check_data configs/coco_resnet50.yaml data.root=/data/coco --json findings.json
+"""
+
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser(
-        "check_data",
-        __doc__,
-        epilog="exit status: 0 without errors; 1 with errors in the data; 2 where the check could not run: wrong "
-        "arguments or settings, or no data set could be opened. FILE must not exist yet",
-    )
+    p = ToolParser("check_data", __doc__, MANUAL)
     p.add_argument("config", help="YAML file, of which `data` alone matters; shipped configs are found from anywhere")
     p.add_overrides()
     p.add_argument("--json", type=home_path, metavar="FILE", help="write all numbers and findings there")

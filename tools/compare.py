@@ -10,10 +10,21 @@ from typing import Any
 
 from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried_folder
 
+MANUAL = """
+Stopping loses nothing: the same command goes on where it is. DIR/report.md and report.html are written anew after
+each run.
+
+examples:
+  visionmtl compare configs/compare/scenes.yaml --output runs/compare --jobs 2
+  visionmtl compare configs/compare/scenes.yaml --output runs/compare --only upgrad tuned
+  visionmtl compare configs/compare/nyuv2.yaml --output runs/nyuv2 data.root=/data/nyuv2
+  visionmtl compare runs/compare/runs --output runs/compared        runs that are trained already
+"""
+
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("compare", __doc__)
+    p = ToolParser("compare", __doc__, MANUAL)
     p.add_argument("comparison", type=expanduser, help="YAML file (see configs/compare), or a folder of finished runs")
     p.add_overrides("settings of all runs that replace those of the file's config")
     p.add_argument(

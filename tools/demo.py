@@ -8,13 +8,15 @@ import sys
 from visionmtl.cli import ToolParser, add_device, run_tool, score
 from visionmtl.config.paths import home_path
 
-_EXAMPLES = """
+MANUAL = """
+The page needs the extra: pip install 'visionmtl[demo]'. Images are sent to this machine only, and lie in a
+temporary folder for ten minutes.
+
+examples:
   visionmtl demo runs/nyuv2                      then open http://127.0.0.1:7860
   visionmtl demo runs/nyuv2 --tasks detection,depth --score 0.3
   visionmtl demo runs/nyuv2 --host 0.0.0.0       for everyone in the network: there is no password
-
-The page needs the extra: pip install 'visionmtl[demo]'. Images are sent to this machine only, and lie in a
-temporary folder for ten minutes."""
+"""
 
 
 def port(text: str) -> int:
@@ -26,9 +28,7 @@ def port(text: str) -> int:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser(
-        "demo", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = ToolParser("demo", __doc__, MANUAL)
     p.add_argument("checkpoint", type=home_path, help="a run folder (its best checkpoint, else its last) or a .pt file")
     p.add_overrides("settings that replace those of the run")
     p.add_argument("--tasks", metavar="A,B", help="only these; default: all")

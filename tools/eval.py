@@ -21,13 +21,14 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a
     from visionmtl.metrics.base import Meter, Results
     from visionmtl.structures import Sample
 
-_EXAMPLES = """
-  visionmtl eval runs/NAME                                              a run's best checkpoint on its data.val
-  visionmtl eval best.pt --protocol nyu13_288x384 --tta flip            under a benchmark's rules
-  visionmtl eval best.pt --save-predictions DIR                         and keep the predictions as files
-  visionmtl eval best.pt|CONFIG.yaml --from-predictions DIR             files in the layout of --save-predictions
-  visionmtl eval CONFIG.yaml --from-predictions segmentation=DIR        files of one task, wherever they lie
-  visionmtl eval --from-predictions results.json --truth instances.json COCO's own files, no images needed
+MANUAL = """
+examples:
+  visionmtl eval runs/NAME                                                  a run's best checkpoint on its data.val
+  visionmtl eval best.pt --protocol nyu13_288x384 --tta flip                under a benchmark's rules
+  visionmtl eval best.pt --save-predictions DIR                             and keep the predictions as files
+  visionmtl eval best.pt --from-predictions DIR                             those files; a config serves as well
+  visionmtl eval CONFIG.yaml --from-predictions segmentation=DIR            files of one task, wherever they lie
+  visionmtl eval --from-predictions results.json --truth instances.json     COCO's own files, no images needed
 """
 _NEEDS_NETWORK = ("save_predictions", "tta", "report", "batch_size", "limit_batches")
 _NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "depth_units")
@@ -35,9 +36,7 @@ _NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "depth_un
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser(
-        "eval", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = ToolParser("eval", __doc__, MANUAL)
     p.add_argument(
         "checkpoint", nargs="?", type=expanduser, metavar="CHECKPOINT",
         help="a run folder (its best checkpoint, else its last) or a .pt file; with --from-predictions also a config",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("onnx", "torch_export", "aotinductor", "openvino", "executorch")
 ANY = "any"
-_EPILOG = """
+MANUAL = """
 The file holds the network with everything it needs: images of 0..255 go in, boxes after suppression, classes and
 metres come out, at the input's size. Names, colours, sizes, normalisation and the range of depth are in its metadata
 (docs/export.md says how to read them). After each export the file is run and compared with the network in float32.
@@ -32,7 +32,7 @@ examples:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("export", __doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ToolParser("export", __doc__, MANUAL)
     p.add_argument(
         "checkpoint", type=expanduser, metavar="CHECKPOINT",
         help="a run folder (its best checkpoint, else its last) or a .pt file",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from visionmtl.inference.predictor import Predictor
     from visionmtl.inference.pseudo_labels import ImageRef
 
-_EXAMPLES = """
+MANUAL = """
+examples:
   visionmtl predict runs/nyuv2 photos/ --output predictions/
   visionmtl predict runs/nyuv2 photos/ --output predictions/ --intrinsics 518.9,519.5,325.1,253.2
   visionmtl predict runs/nyuv2 photos/ --as-labels labelled/ --confidence detection=0.6 --confidence segmentation=0.9
@@ -40,9 +41,7 @@ def intrinsics(text: str) -> tuple[float, ...]:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser(
-        "predict", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = ToolParser("predict", __doc__, MANUAL)
     p.add_argument("checkpoint", type=home_path, help="a run folder (its best checkpoint, else its last) or a .pt file")
     p.add_argument(
         "input", type=expanduser, metavar="INPUT", help="an image, a folder with all it holds, or a config's data sets"

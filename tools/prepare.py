@@ -22,22 +22,23 @@ BOXES_RULE = (
 )
 
 
-EXAMPLES = """examples:
-  visionmtl prepare folder /data/mine              writes mine.yaml, checks the data, draws mine_sheet.png
-  visionmtl prepare folder /data/mine rooms.yaml   writes rooms.yaml and rooms_sheet.png
-  visionmtl prepare nyuv2 /downloads/nyuv2 /data/nyuv2
-
+MANUAL = """
 folder: images with labels as annotation tools write them: COCO json, YOLO txt with data.yaml, Pascal VOC xml, LabelMe
 json, label PNGs (values, palette or colours), instance PNGs, depth as PNG, TIFF, EXR or .npy, folders of classes. What
 was understood is printed and written into the YAML, where it can be corrected. Nothing in SRC is changed.
 
-exit status: 0; 1 with errors in the data; 2 where nothing was prepared. Nothing that exists is written over
+exit status: 0; 1 with errors in the data; 2 where nothing was prepared. Nothing that exists is written over.
+
+examples:
+  visionmtl prepare folder /data/mine              writes mine.yaml, checks the data, draws mine_sheet.png
+  visionmtl prepare folder /data/mine rooms.yaml   writes rooms.yaml and rooms_sheet.png
+  visionmtl prepare nyuv2 /downloads/nyuv2 /data/nyuv2
 """
 
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("prepare", __doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ToolParser("prepare", __doc__, MANUAL)
     p.add_argument("data", choices=["folder", "nyuv2"], help="what SRC is: a folder of your own, or a data set")
     p.add_argument(
         "source", type=home_path, metavar="SRC",

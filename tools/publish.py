@@ -7,7 +7,7 @@ from os.path import expanduser
 from visionmtl.cli import ToolParser, run_tool
 from visionmtl.config.paths import home_path
 
-_EPILOG = """
+MANUAL = """
 Weights are written as safetensors, settings as JSON, and a model card with tasks, classes, data and the metrics of the
 newest evaluation by protocol. `visionmtl.export.hub.from_pretrained` reads a folder or a repository.
 
@@ -18,7 +18,7 @@ examples:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("publish", __doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ToolParser("publish", __doc__, MANUAL)
     p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help="a run folder or a .pt file")
     p.add_argument("--folder", type=home_path, metavar="DIR", help="a new folder to write")
     p.add_argument("--repo", metavar="OWNER/NAME", help="upload to this repository; log in with `hf auth login` before")

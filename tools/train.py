@@ -10,6 +10,21 @@ from pathlib import Path
 
 from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried_folder
 
+MANUAL = """
+A run folder that exists is refused, never written over; it holds config.yaml, metrics.jsonl, TensorBoard files and
+checkpoints/. Any setting of the config is replaced by a.b=c, and removed by ~a.b.
+
+examples:
+  visionmtl train configs/quickstart.yaml --output runs/first
+  visionmtl train configs/nyuv2_resnet50.yaml data.root=/data/nyuv2 train.batch_size=16 optim.lr=8e-4
+  visionmtl train configs/quickstart.yaml --print-config            every setting, and where it came from
+  visionmtl train configs/quickstart.yaml --dry-run                 one step and one validation batch
+  visionmtl train configs/quickstart.yaml --overfit 8               can it learn eight images by heart?
+  visionmtl train configs/quickstart.yaml --resume                  go on exactly where it stopped
+  visionmtl train mine.yaml --init-from runs/first                  weights of another run, as far as they fit
+  visionmtl train more_tasks.yaml --extend runs/first               more tasks for a trained network
+"""
+
 
 def duration_s(text: str) -> float:
     """'90s', '45m', '2h' or plain seconds -> seconds."""
@@ -21,7 +36,7 @@ def duration_s(text: str) -> float:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("train", __doc__)
+    p = ToolParser("train", __doc__, MANUAL)
     p.add_argument("config", type=expanduser, help="YAML file; names of shipped configs work from anywhere")
     p.add_overrides()
     p.add_argument(

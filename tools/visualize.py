@@ -35,7 +35,8 @@ MAX_NAME = 200
 DEPTH_UNITS = 1000
 """Of depth PNGs: millimetres."""
 
-_EXAMPLES = """
+MANUAL = """
+examples:
   visionmtl visualize runs/quickstart photo.jpg                   panels of every task
   visionmtl visualize runs/quickstart photos/ --layout overlay    classes, boxes and metres on the photos themselves
   visionmtl visualize runs/quickstart drive.mp4 --depth-range auto
@@ -64,9 +65,7 @@ def depth_range(text: str) -> tuple[float, float] | str:
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser(
-        "visualize", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = ToolParser("visualize", __doc__, MANUAL)
     p.add_argument(
         "checkpoint", type=home_path, help="a run folder or a .pt file; with --mode data also a config"
     )  # fmt: skip

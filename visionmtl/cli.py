@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from visionmtl import __version__
 from visionmtl.config.paths import shipped_folder
@@ -79,10 +79,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The parser of `visionmtl NAME`, however it was started; an unknown option that is a setting gets a hint."""
+    """The parser of `visionmtl NAME`, however it was started; an unknown option that is a setting gets a hint.
 
-    def __init__(self, name: str, description: str | None, **options: Any) -> None:
-        super().__init__(prog=f"visionmtl {name}", description=description, **options)
+    manual: what stands below the options, as it is written: what one must know, and "examples:" with commands
+    """
+
+    def __init__(self, name: str, description: str | None, manual: str) -> None:
+        super().__init__(
+            prog=f"visionmtl {name}", description=description, epilog=manual.strip("\n"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         self.add_argument("--version", action="version", version=f"visionmtl {__version__}")
 
     def add_overrides(self, what: str = "settings that replace those of the file") -> None:

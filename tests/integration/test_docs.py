@@ -23,6 +23,7 @@ import scene_run
 import yaml
 from PIL import Image
 
+from visionmtl import cli
 from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.datasets.folder import Folder
@@ -162,6 +163,21 @@ def check_config(block: str) -> None:
         base = "" if "base" in values else "base: quickstart.yaml\n"
         path.write_text(base + block, encoding="utf-8")
         config.load(path)
+
+
+@pytest.mark.parametrize("tool", cli.verbs())
+def test_the_manual_of_each_tool_ends_in_examples_that_it_understands(tool: str):
+    parser = importlib.import_module(f"visionmtl.cli.{tool}").parser()
+    examples = parser.epilog.partition("examples:\n")[2].splitlines()
+    assert examples, f"the manual of {tool} has no examples"
+    for line in examples:
+        command = re.split(r" {3,}", line.strip())[0].rpartition(" | ")[2]
+        words = shlex.split(command)
+        assert words[:2] == ["visionmtl", tool], line
+        if tool == "benchmark":  # its verbs have parsers of their own
+            parser.parse_args(words[2:])
+        else:
+            parser.parse_intermixed_args(words[2:])
 
 
 def test_messages_are_those_of_the_code():
