@@ -2,6 +2,7 @@
 #   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
 #   make test         the test suite; TESTS=slow: what takes minutes, TESTS="": both
 #   make lint         ruff, mypy, and the layers of imports
+#   make docs         the documentation as a site: docs/_build/html/index.html
 #   make clean        remove .venv and everything built; runs/ stays
 # PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV := .venv/made-with-python$(VERSION)
 # uv installs the 5 GB of torch in seconds where pip takes minutes
 INSTALL := .venv/bin/python -m uv pip install --quiet --python .venv/bin/python
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: .venv/installed
 	@# an earlier run is kept under another name, never overwritten
@@ -33,8 +34,11 @@ lint: .venv/installed-dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+docs: .venv/installed-docs
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv docs/_build docs/configuration.md build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV):
@@ -50,4 +54,8 @@ $(VENV):
 .venv/installed-dev: setup.py pyproject.toml $(VENV)
 	@echo "installing torch, the other packages and the development tools, about 5 GB: seconds to minutes"
 	$(INSTALL) --editable '.[dev]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: setup.py pyproject.toml $(VENV)
+	$(INSTALL) --editable '.[docs]'
 	touch $@ .venv/installed

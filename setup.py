@@ -12,7 +12,10 @@ here = Path(__file__).resolve().parent
 carried = {"visionmtl._datasets": "datasets", "visionmtl._configs": "configs", "visionmtl._tools": "tools"}
 
 version = re.search(r'__version__ = "(.+)"', (here / "visionmtl/__init__.py").read_text(encoding="utf-8"))[1]
+formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of many bands
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
+demo = ["gradio>=6.0"]
+supervision = ["supervision>=0.25"]
 export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
@@ -48,7 +51,7 @@ setup(
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
     package_data={
-        "visionmtl": ["py.typed", "report/*.j2"],
+        "visionmtl": ["py.typed", "report/*.j2", "inference/*.html", "inference/*.css", "inference/*.js"],
         "visionmtl._configs": ["*.yaml", "*.json", "compare/*.yaml"],
     },
     include_package_data=False,
@@ -79,13 +82,21 @@ setup(
     ],
     extras_require={
         "prepare": prepare,
-        "export": export,
+        "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow-skinny>=2.20"],
+        "demo": demo,
         "executorch": ["executorch>=1.0"],  # pins its own versions of much
+        "export": export,
+        "formats": formats,
+        "supervision": supervision,
         "dev": [
             *prepare,
+            *demo,
             *export,
+            *formats,
+            *supervision,
+            "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
             "faster-coco-eval",
             "import-linter>=2.17",

@@ -32,7 +32,7 @@ from visionmtl.io.depth_maps import depth_from_codes
 from visionmtl.io.images import read_map, read_photo
 from visionmtl.io.label_maps import outlines
 from visionmtl.io.paths import Files, composed, is_hidden
-from visionmtl.structures import Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.structures import Boxes, Intrinsics, LabelSpace, ReadRequest, Sample
 
 Label = Literal["boxes", "segmentation", "depth_m"]
 
@@ -127,7 +127,7 @@ class CityscapesReader(PartReader):
         if self._have["instanceIds"][index] and ("boxes" in labels or ("depth_m" in labels and label_ids is None)):
             instance_ids = self._read_codes("instanceIds", index, size, np.uint16)
 
-        boxes = segmentation = depth_m = disparity_px_metre = None
+        boxes = segmentation = depth_m = disparity_px_metre = intrinsics = None
         if "boxes" in labels and instance_ids is not None:
             boxes = find_boxes(instance_ids)
         elif "boxes" in labels:
@@ -139,7 +139,7 @@ class CityscapesReader(PartReader):
         if "depth_m" in labels:
             ids = instance_ids if label_ids is None else label_ids  # the same below 1000
             codes = self._read_codes("disparity", index, size, np.uint16)
-            baseline_m, focal_px = _read_camera(self._file("camera", index))
+            baseline_m, focal_px, intrinsics = _read_camera(self._file("camera", index))
             hidden = None if ids is None else (ids >= _HIDDEN_IDS[0]) & (ids <= _HIDDEN_IDS[-1])
             depth_m = depth_from_codes(codes, baseline_m, focal_px, hidden)
             disparity_px_metre = baseline_m * focal_px
@@ -150,6 +150,7 @@ class CityscapesReader(PartReader):
             segmentation=segmentation,
             depth_m=depth_m,
             disparity_px_metre=disparity_px_metre,
+            intrinsics=intrinsics,
         )
 
     def _file(self, part: str, index: int) -> Path:
@@ -234,8 +235,8 @@ def _find_images(folder: Path) -> NDArray[np.str_]:
     return np.array(sorted(stems))
 
 
-def _read_camera(file: Path) -> tuple[float, float]:
-    """Baseline in metres and horizontal focal length in pixels."""
+def _read_camera(file: Path) -> tuple[float, float, Intrinsics | None]:
+    """Baseline in metres, horizontal focal length in pixels, and the intrinsics where the file has all four."""
     camera = read_json(file)
     parts = [camera.get(name) if isinstance(camera, dict) else None for name in ("extrinsic", "intrinsic")]
     names, limits = ("baseline", "fx"), (_MAX_BASELINE_M, _MAX_FOCAL_PX)
@@ -246,7 +247,12 @@ def _read_camera(file: Path) -> tuple[float, float]:
             f"{file} has extrinsic.baseline {values[0]} and intrinsic.fx {values[1]}; both must be numbers above 0, in "
             f"metres (below {_MAX_BASELINE_M:g}) and pixels; unpack {_PACKAGE['camera']} again"
         )
-    return sound[0], sound[1]
+    inner = camera["intrinsic"]
+    rest = [inner.get(name) for name in ("fy", "u0", "v0")]
+    if not all(_is_number(value) for value in rest):
+        return sound[0], sound[1], None
+    fy, u0, v0 = map(float, rest)
+    return sound[0], sound[1], (sound[1], fy, u0 + 0.5, v0 + 0.5)  # u0 and v0 count from the first pixel's centre
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

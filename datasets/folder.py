@@ -1,82 +1,254 @@
-"""A folder of your own images, with any of boxes (COCO json), label PNGs, depth and image labels, described in YAML.
+"""A folder of your own images, with any of boxes, label PNGs, depth and image labels, described in YAML.
 
     {type: folder, root: /data/mine, split: train, images: "images/{split}/*.jpg",
      boxes: {file: "annotations/{split}.json"},
      segmentation: {files: "labels/{split}/{stem}.png", classes: [floor, shelf, person], ignore: [255]},
      depth: {files: "depth/{split}/{stem}.png", metres_per_unit: 0.001}, image_labels: {file: "rooms/{split}.json"}}
 
+Boxes may also lie in a file an image: YOLO txt, Pascal VOC xml, LabelMe json, or a PNG that numbers the objects:
+
+    boxes: {files: "labels/{split}/{stem}.txt", classes: data.yaml}
+
 In paths, all relative to `root`, {split} stands for the field `split`, {stem} for the image's file name without
-ending, and {path} for the same with the folders that the wildcards of `images` matched. Licence: that of your images.
+ending, and {path} for the same with the folders that the wildcards of `images` matched. Where `images` itself has
+{stem}, as in "rgb/{stem}_rgb.png", it is what stands there; so with {folder}, which stands for folders. Whatever the
+format, boxes become COCO's and pass its checks, so that training, checking and scoring see one truth. Licence: that of
+your images.
 """
 
 import os
 import unicodedata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.datasets import Dataset, PartReader
-from visionmtl.io.coco.annotations import read_boxes, read_json
-from visionmtl.io.depth_maps import check_positions, read_array, to_metres, unit_notes
-from visionmtl.io.images import SUFFIXES, read_photo, read_png
-from visionmtl.io.label_maps import class_file, label_table, to_classes, undeclared_values
+from visionmtl.datasets import Dataset, PartReader, shortened
+from visionmtl.io import labelme, voc, yolo
+from visionmtl.io.channels import read_channels, to_bytes
+from visionmtl.io.coco.annotations import box_index, read_boxes, read_json
+from visionmtl.io.depth_maps import check_positions, read_depth, to_metres, unit_notes
+from visionmtl.io.images import SUFFIXES, has_alpha, has_palette, image_size, is_turned, read_photo, read_png
+from visionmtl.io.label_maps import (
+    Colors,
+    by_value,
+    class_file,
+    color_file,
+    color_table,
+    colors_to_classes,
+    instance_objects,
+    label_table,
+    pixel_range,
+    to_classes,
+    undeclared_values,
+)
+from visionmtl.io.objects import ImageObjects, left_out_notes, to_class_map, to_coco
 from visionmtl.io.paths import (
     ABSENT,
     AMBIGUOUS,
     FilePerImage,
     Files,
+    ImagePattern,
     Names,
     RelativePath,
     any_case,
     check_distinct,
     composed,
     fixed_part,
+    image_glob,
     is_hidden,
     is_unicode,
+    name_parts,
     read_list,
     without_ending,
 )
-from visionmtl.structures import IGNORE, MAX_CLASSES, Boxes, LabelSpace, ReadRequest, Sample
+from visionmtl.io.yolo import read_classes
+from visionmtl.structures import IGNORE, MAX_CLASSES, Boxes, JpegScale, LabelSpace, ReadRequest, Sample
 from visionmtl.visualization.palette import palette
 
+
+def _pixel_value(key: int | str) -> int | str:
+    values = pixel_range(key, 65535)
+    if values is None:
+        text = f"{key!r} is no pixel value; write a whole number such as 7, or a range such as 1-254; correct it"
+        raise PydanticCustomError("pixel_value", "{text}", {"text": text})
+    return values[0] if len(values) == 1 else str(key)
+
+
 Missing = Literal["error", "unlabelled"]
+BoxFormat = Literal["coco", "yolo", "voc", "labelme", "instances"]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Rgb = tuple[Byte, Byte, Byte]
+PixelValue = Annotated[int | str, AfterValidator(_pixel_value)]
+"""7, or 1-254: a pixel value, or the range with both ends."""
 MAX_SCANNED = 500
 """Label files that are searched for undeclared values once one is found."""
 
 
-class BoxFile(Spec):
-    """Boxes in COCO's instances format; classes are its categories, by id."""
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        text = f"range is {list(ends)}; the lower value comes first, and the other is larger; correct it"
+        raise PydanticCustomError("range", "{text}", {"text": text})
+    return ends
 
-    file: RelativePath
+
+ValueRange = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
+class BoxFile(Spec):
+    """Boxes: one file in COCO's instances format, or a file an image."""
+
+    file: RelativePath | None = None
+    """COCO's json; classes are its categories, by id."""
+    files: FilePerImage | None = None
+    """A file an image."""
+    format: BoxFormat | None = None
+    """Default: by the ending of the path: .json coco (of `files`: labelme), .txt yolo, .xml voc, .png instances."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)] | RelativePath | None = None
+    """yolo: names by number, or a data.yaml or text file with them. voc, labelme: names in their order; default: all
+    that occur, by name; needed where a split may lack some. instances: the one class of all objects; or leave it to
+    values."""
+    values: dict[PixelValue, str] | None = None
+    """instances: by id of an object its class, ranges such as 1000-1999 allowed."""
+    ignore: tuple[Annotated[int, Field(ge=0, le=65535)], ...] | None = None
+    """instances: ids of no object; default: 0."""
+    first_pixel: Literal[0, 1] | None = None
+    """voc: the number of the first column and row; default: 0 where a box begins there, else 1, the standard's."""
     space: str = "folder_boxes"
     """Name of the label space; different lists of classes need different names."""
-    missing: Missing = "error"
-    """What to do with images that the file does not list: stop, or count them and take them as not labelled."""
+    missing: Literal["error", "unlabelled", "empty"] = "error"
+    """What to do with images that the file does not list, or that have none: stop; count them and take them as not
+    labelled; or, where each has a file of its own, as looked at and empty, which is YOLO's convention."""
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        if (self.file is None) == (self.files is None):
+            raise ValueError(
+                "boxes need one of `file` (one COCO json for all images) and `files` (a file an image, with {stem} or "
+                f"{{path}}); {'both' if self.file else 'none'} is set; set one"
+            )
+        form, per_image = self.chosen, self.files is not None
+        if form is None or per_image == (form == "coco"):
+            raise ValueError(
+                f"boxes.format is {self.format!r} for {self.files or self.file!r}; `file` is coco, and `files` are "
+                "yolo, voc, labelme or instances, by their ending .txt, .xml, .json or .png unless `format` says so; "
+                "set "
+                "format, or correct the path"
+            )
+        effect = {"classes": per_image, "values": form == "instances", "ignore": form == "instances",
+                  "first_pixel": form == "voc"}  # fmt: skip
+        idle = [name for name, has in effect.items() if getattr(self, name) is not None and not has]
+        if idle or (self.missing == "empty" and not per_image):
+            only = "voc" if "first_pixel" in idle else "instances" if idle and idle != ["classes"] else "`files`"
+            raise ValueError(
+                f"boxes.{idle[0] if idle else 'missing: empty'} has no effect with format {form}; it is for {only}; "
+                "remove it"
+            )
+        if form == "yolo" and self.classes is None:
+            raise ValueError(
+                "boxes in YOLO files are numbers; `classes` must name them: a list, or the path of the data.yaml or "
+                "classes.txt; set boxes.classes"
+            )
+        one_class = isinstance(self.classes, tuple) and len(self.classes) == 1
+        if form == "instances" and (self.values is None) != one_class:
+            raise ValueError(
+                "boxes of instance maps need `classes` with the one class of all objects, or `values` with the class "
+                "of "
+                "each id, such as {1000-1999: car, 2000-2999: person}; set one of the two"
+            )
+        return self
+
+    @property
+    def chosen(self) -> BoxFormat | None:
+        """The format, set or by the ending; None where neither says it."""
+        endings: dict[str, BoxFormat] = {"txt": "yolo", "xml": "voc", "json": "labelme", "png": "instances"}
+        by_ending = "coco" if self.file else endings.get((self.files or "").rpartition(".")[2].lower())
+        return self.format or by_ending
 
 
 class LabelFiles(Spec):
-    """One 8-bit PNG an image, a value a pixel."""
+    """One PNG an image: 8-bit grey or with a palette, where value or index is the class; or, with `colors`, RGB.
+
+    Or one file of polygons an image, LabelMe's json or YOLO's txt: smaller objects lie above larger ones.
+    """
 
     files: FilePerImage
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=IGNORE)] | RelativePath
-    """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name."""
-    values: dict[Annotated[int, Field(ge=0, le=255)], str] | None = None
-    """By pixel value the class, several values may share one; default: a class's position in `classes`."""
+    format: Literal["png", "labelme", "yolo"] | None = None
+    """Default: by the ending of the path, .json labelme, .txt yolo, else png."""
+    outside: str | None = None
+    """Of polygons: the class, one of `classes`, of pixels in none of them; default: they are not labelled."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=IGNORE)] | RelativePath | None = None
+    """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name. With `colors`:
+    those of its names that are classes, in their order; what has another name is ignored; default: all."""
+    values: dict[PixelValue, str] | None = None
+    """By pixel value, or range such as 1-254, the class, which several may share; default: a class's position in
+    `classes`."""
+    colors: dict[str, Rgb | tuple[Rgb, ...]] | RelativePath | None = None
+    """By class its colour, or several; or a file with them: label_colors.txt, class_dict.csv, labelmap.txt."""
     ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = (IGNORE,)
     """Pixel values that are no class."""
+    ignore_colors: tuple[Rgb, ...] = ()
+    """Colours that are no class."""
     space: str = "folder_segmentation"
     missing: Missing = "error"
 
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        if self.chosen != "png":
+            return self._of_polygons()
+        if self.outside is not None:
+            raise ValueError("segmentation.outside has no effect without polygons; use `values` or `ignore`; remove it")
+        if self.classes is None and self.colors is None:
+            raise ValueError(
+                "segmentation has neither `classes` (of values in grey or palette PNGs) nor `colors` (of RGB PNGs); "
+                "one "
+                "names the classes; set it"
+            )
+        if self.colors is not None and (self.values is not None or self.ignore != (IGNORE,)):
+            raise ValueError(
+                "segmentation.values and ignore are for PNGs whose values are classes, and have no effect with "
+                "`colors`; "
+                "use ignore_colors; remove them"
+            )
+        if self.ignore_colors and self.colors is None:
+            raise ValueError("segmentation.ignore_colors has no effect without `colors`; use `ignore`; remove it")
+        return self
+
+    @property
+    def chosen(self) -> Literal["png", "labelme", "yolo"]:
+        """The format, set or by the ending."""
+        if self.format is not None:
+            return self.format
+        ending = self.files.rpartition(".")[2].lower()
+        return "labelme" if ending == "json" else "yolo" if ending == "txt" else "png"
+
+    def _of_polygons(self) -> Self:
+        listed = isinstance(self.classes, tuple) or (self.chosen == "yolo" and self.classes is not None)
+        idle = self.values is not None or self.colors is not None or self.ignore != (IGNORE,) or self.ignore_colors
+        if not listed or idle:
+            raise ValueError(
+                f"segmentation of polygons ({self.chosen}) needs `classes` (a list; for yolo also the path of a "
+                "data.yaml), "
+                "and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct it"
+            )
+        if self.outside is not None and isinstance(self.classes, tuple) and self.outside not in self.classes:
+            raise ValueError(
+                f"segmentation.outside is {self.outside!r}{did_you_mean(self.outside, self.classes)}; it is one of "
+                f"`classes` ({', '.join(self.classes)}); add it there, last for yolo, or correct it"
+            )
+        return self
+
 
 class DepthFiles(Spec):
-    """One PNG or .npy an image, along the optical axis."""
+    """One file an image, along the optical axis: PNG, TIFF, OpenEXR or .npy, by its ending."""
 
     files: FilePerImage
     metres_per_unit: Annotated[float, Field(gt=0)]
@@ -84,6 +256,14 @@ class DepthFiles(Spec):
     invalid: tuple[float, ...] = (0,)
     """Stored values that mean "not measured"; negative and non-finite ones always do."""
     missing: Missing = "error"
+
+
+class ChannelFiles(Spec):
+    """One file an image with further channels: PNG, TIFF or .npy."""
+
+    files: FilePerImage
+    range: ValueRange | None = None
+    """The stored values that become 0 and 255; what lies beyond is clipped. Needed unless the values have 8 bits."""
 
 
 class ImageLabels(Spec):
@@ -102,8 +282,9 @@ class Folder(Dataset):
 
     type: Literal["folder"] = "folder"
     root: str
-    images: RelativePath
-    """Glob pattern; ** matches any number of folders, but none that is a link."""
+    images: ImagePattern
+    """Glob pattern; ** matches any number of folders, but none that is a link. {stem} and {folder} match a part of the
+    file name and folders, for which they stand in the paths of labels: "{folder}/rgb/{stem}_rgb.png"."""
     split: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
     list_file: RelativePath | None = None
     """Text file that names the images of the split, one a line; default: all that `images` matches."""
@@ -111,11 +292,34 @@ class Folder(Dataset):
     segmentation: LabelFiles | None = None
     depth: DepthFiles | None = None
     image_labels: ImageLabels | None = None
+    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    """Of an image, with those of `more_channels`; model.encoder.in_chans must be the same. With another number than 3,
+    images may also be .npy files and TIFFs of many bands, and all their channels are read, RGB first in colour
+    files."""
+    image_range: ValueRange | None = None
+    """The values of `images` that become 0 and 255, for images that are not of 8 bits; what lies beyond is clipped."""
+    more_channels: tuple[ChannelFiles, ...] = ()
+    """Files whose channels come behind those of the image, such as depth or infrared; of the image's size."""
     upright: bool = True
     """Turn images as their EXIF orientation says, as most annotation tools show them; false: pixels as stored."""
 
     @model_validator(mode="after")
+    def _channels_add_up(self) -> Self:
+        if self.more_channels and self.channels <= len(self.more_channels):
+            text = (
+                f"channels is {self.channels}, but more_channels are {len(self.more_channels)} files of one channel "
+                "or more "
+                "beside the image's own; write the number of all channels together, 4 for RGB-D"
+            )
+            raise PydanticCustomError("channels", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
     def _split_is_used(self) -> Self:
+        paths = self.model_dump_json(exclude={"root", "images"})
+        if "{folder}" in paths and "{folder}" not in self.images:
+            text = "paths of labels have {folder}, and `images` has not; write it where the folders stand in `images`"
+            raise PydanticCustomError("folder", "{text}", {"text": text})
         used = "{split}" in self.model_dump_json(exclude={"root", "split"})
         if used != (self.split is not None):
             text = "paths have {split}, but `split` is not set; set it" if used else (
@@ -128,6 +332,13 @@ class Folder(Dataset):
         return FolderReader(self)
 
 
+def _or_error(read: Callable[[int], ImageObjects], index: int) -> "ImageObjects | ValueError":
+    try:
+        return read(index)
+    except ValueError as error:
+        return error
+
+
 class FolderReader(PartReader):
     """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
 
@@ -135,6 +346,8 @@ class FolderReader(PartReader):
         self._spec, self._root, self._files = spec, Path(spec.root), Files(Path(spec.root))
         self.notes: list[str] = []
         self.provides: dict[str, LabelSpace | None] = {}
+        self.channels = spec.channels
+        """Of an image, see `DatasetReader`."""
         images = self._find_images()
         if spec.list_file:
             chosen = read_list(self._one_file(spec.list_file), images, self._folder)
@@ -143,29 +356,23 @@ class FolderReader(PartReader):
         self._labelled: dict[str, NDArray[np.bool_]] = {}
         self._patterns: dict[str, str] = {}
         self._all_undeclared: tuple[int, ...] | None = None
+        for number, more in enumerate(spec.more_channels):
+            files = [self._partner(more.files, image) for image in images]
+            self._files.require(
+                files, f"more_channels[{number}] ({more.files})", "add what is missing, or correct the path"
+            )
+        self._note_channels()
         check_distinct([self._partner("{path}", image) for image in images], "names without ending", "rename one")
 
         if spec.boxes:
-            self._boxes = read_boxes(self._one_file(spec.boxes.file))
-            self._rows = self._match(images)
-            example = f", which lists names such as {self._boxes.name(0)!r}" if len(self._boxes) else ""
-            source = f"entry in {self._boxes.file}{example}"
-            self._count_missing("boxes", self._rows >= 0, images, spec.boxes.missing, source)
+            self._open_boxes(spec.boxes, images)
             ids = tuple(number for number, _ in self._boxes.categories)
             names = tuple(name for _, name in self._boxes.categories)
             self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)
             self.notes += self._boxes.report()
         if spec.segmentation:
             self._find_partners("segmentation", spec.segmentation, images)
-            classes, values = spec.segmentation.classes, spec.segmentation.values
-            if isinstance(classes, str):
-                file = self._one_file(classes)
-                classes, own_values = class_file(file)
-                if values is not None and own_values is not None:
-                    raise ValueError(f"{file} maps pixel values, and so does `values`; one of them may; drop the other")
-                values = own_values or values
-            self._table = label_table(classes, values, spec.segmentation.ignore)
-            self.provides["segmentation"] = LabelSpace(spec.segmentation.space, classes, palette(len(classes)))
+            self.provides["segmentation"] = self._open_segmentation(spec.segmentation)
         if spec.depth:
             self._find_partners("depth_m", spec.depth, images)
             self.provides["depth_m"] = None
@@ -183,14 +390,18 @@ class FolderReader(PartReader):
     def label_files(self, index: int) -> list[Path]:
         """The files that its labels come from."""
         files = [self._file(label, index) for label in self._patterns if self._labelled[label][index]]
-        if self._spec.segmentation and isinstance(self._spec.segmentation.classes, str):
-            files.append(self._one_file(self._spec.segmentation.classes))
-        if self._spec.image_labels and self._spec.image_labels.file:
-            files.append(self._one_file(self._spec.image_labels.file))
-        return [*files, self._boxes.file] if self._spec.boxes else files
+        boxes, segmentation, image_labels = self._spec.boxes, self._spec.segmentation, self._spec.image_labels
+        shared = [
+            *((boxes.file, boxes.classes) if boxes else ()),
+            *((segmentation.classes, segmentation.colors) if segmentation else ()),
+            *((image_labels.file,) if image_labels else ()),
+        ]
+        image = self._name(index)
+        files += [self._files.path(self._partner(more.files, image)) for more in self._spec.more_channels]
+        return [*files, *(self._one_file(path) for path in shared if isinstance(path, str))]
 
     def read_part(self, index: int, request: ReadRequest) -> Sample:
-        pixels, size, jpeg_scale = read_photo(self.file(index), request.choose_scale, self._spec.upright)
+        pixels, size, jpeg_scale = self._read_image(index, request.choose_scale)
         known = {label for label, labelled in self._labelled.items() if labelled[index] and label in request.fields}
         return Sample(
             image=pixels,
@@ -203,15 +414,83 @@ class FolderReader(PartReader):
             jpeg_scale=jpeg_scale,
         )
 
+    def _read_image(self, index: int, choose_scale: JpegScale) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
+        """As `read_photo`; with other channels than RGB at full size."""
+        spec, file = self._spec, self.file(index)
+        if self._is_photo:
+            return read_photo(file, choose_scale, spec.upright)
+        as_photo = spec.image_range is None and spec.channels - len(spec.more_channels) == 3 and file.suffix != ".npy"
+        if as_photo and file.suffix.lower() not in (".tif", ".tiff"):  # RGB beside depth or the like
+            parts = [(file, read_photo(file, upright=spec.upright)[0])]
+        else:
+            if spec.upright and file.suffix != ".npy" and is_turned(file):
+                raise ValueError(
+                    f"{file} has an EXIF orientation, and images of other channels than RGB are read as stored; set "
+                    "upright: "
+                    "false if the labels are made for that, or turn the file"
+                )
+            parts = [(file, to_bytes(read_channels(file), spec.image_range, file, "image_range"))]
+        for number, more in enumerate(spec.more_channels):
+            other = self._files.path(self._partner(more.files, self._name(index)))
+            values = to_bytes(read_channels(other), more.range, other, f"more_channels.{number}.range")
+            parts.append((other, values))
+        size = (parts[0][1].shape[0], parts[0][1].shape[1])
+        for other, part in parts[1:]:
+            self._same_size(other, part.shape[:2], index, size)
+        counts = [part.shape[2] for _, part in parts]
+        if sum(counts) != spec.channels:
+            of_each = ", ".join(f"{part.shape[2]} of {other}" for other, part in parts)
+            raise ValueError(
+                f"{file} has {sum(counts)} channels ({of_each}), and `channels` is {spec.channels}; all images have "
+                "the same "
+                "number, and none is left out; set channels, or write the file with those that you mean"
+            )
+        return np.ascontiguousarray(np.concatenate([part for _, part in parts], axis=2)), size, 1
+
+    @property
+    def _is_photo(self) -> bool:
+        spec = self._spec
+        return spec.channels == 3 and spec.image_range is None and not spec.more_channels
+
+    def _note_channels(self) -> None:
+        """What becomes of channels that are no RGB, from the first image."""
+        first = self.file(0)
+        if self._is_photo:
+            if has_alpha(first):
+                self.notes.append(
+                    f"images have an alpha channel, the first is {first}: "
+                    + ("transparency shows white" if self._spec.upright else "it is dropped")
+                    + "; if it holds something else, set channels: 4"
+                )
+            return
+        declared = (self._spec.image_range, *(more.range for more in self._spec.more_channels))
+        ranges = [f"{ends[0]:g} to {ends[1]:g}" for ends in declared if ends is not None]
+        scaled = f"; values of {' and '.join(ranges)} become 0 to 255" if ranges else ""
+        self.notes.append(f"images have {self._spec.channels} channels, at 8 bits each{scaled}")
+
     def _read_boxes(self, index: int, size: tuple[int, ...]) -> Boxes:
         row = int(self._rows[index])
         if self._boxes.size(row) != (0, 0):
-            self._same_size(self._boxes.file, self._boxes.size(row), index, size)
+            file = self._file("boxes", index) if "boxes" in self._patterns else self._boxes.file
+            self._same_size(file, self._boxes.size(row), index, size)
         return self._boxes.of(row, size)
 
-    def _read_classes(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _read_classes(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         file = self._file("segmentation", index)
-        values = read_png(file)
+        if self._polygons is not None:
+            of_yolo = self._spec.segmentation is not None and self._spec.segmentation.chosen == "yolo"
+            of_image = yolo.read_objects(file, size, self._polygons) if of_yolo else labelme.read_objects(file)
+            self._same_size(file, of_image.size, index, size)
+            space, outside = self.provides["segmentation"], self._spec.segmentation and self._spec.segmentation.outside
+            assert space is not None
+            return to_class_map(
+                of_image, size, space.classes, space.classes.index(outside) if outside else IGNORE, file
+            )
+        values = read_png(file, palette_indices=self._colors is None)
+        if self._colors is not None:
+            classes = colors_to_classes(values, self._colors, file)
+            self._same_size(file, classes.shape, index, size)
+            return classes
         others = self._undeclared() if undeclared_values(values, self._table) else ()
         classes = to_classes(values, self._table, file, others)
         self._same_size(file, classes.shape, index, size)
@@ -223,7 +502,8 @@ class FolderReader(PartReader):
             unknown: set[int] = set()
             for index in np.flatnonzero(self._labelled["segmentation"])[:MAX_SCANNED].tolist():
                 try:
-                    unknown |= undeclared_values(read_png(self._file("segmentation", index)), self._table)
+                    values = read_png(self._file("segmentation", index), palette_indices=True)
+                    unknown |= undeclared_values(values, self._table)
                 except ValueError:
                     continue  # a damaged file is an error of its own when it is read
             self._all_undeclared = tuple(sorted(unknown))
@@ -233,8 +513,7 @@ class FolderReader(PartReader):
         spec = self._spec.depth
         assert spec is not None
         file = self._file("depth_m", index)
-        stored = read_array(file) if file.suffix == ".npy" else read_png(file)
-        depth_m = to_metres(stored, spec.metres_per_unit, file, spec.invalid)
+        depth_m = to_metres(read_depth(file), spec.metres_per_unit, file, spec.invalid)
         if size is not None:
             self._same_size(file, depth_m.shape, index, size)
         return depth_m
@@ -264,19 +543,25 @@ class FolderReader(PartReader):
 
     def _partner(self, pattern: str, image: str) -> str:
         path = without_ending(image.removeprefix(self._folder))
-        return self._fill(pattern).replace("{path}", path).replace("{stem}", path.rpartition("/")[2])
+        parts = name_parts(self._pattern, image) if "{" in self._pattern else {}
+        folders, slash, stem = path.rpartition("/")
+        stem = parts.get("stem", stem)
+        text = self._fill(pattern).replace("{path}", f"{folders}{slash}{stem}").replace("{stem}", stem)
+        return text.replace("{folder}", parts.get("folder", ""))
 
     def _find_images(self) -> list[str]:
         written = self._fill(self._spec.images)
         # the names of its folders may be in another Unicode form on the disk
         forms = dict.fromkeys((written, composed(written), unicodedata.normalize("NFD", written)))
-        pattern = next((form for form in forms if next(self._root.glob(form), None)), written)
+        self._pattern = next((form for form in forms if next(self._root.glob(image_glob(form)), None)), written)
+        pattern = image_glob(self._pattern)
         self._folder = fixed_part(pattern)
-        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in SUFFIXES]
+        endings = SUFFIXES if self._spec.channels == 3 and self._spec.image_range is None else (*SUFFIXES, ".npy")
+        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in endings]
         images = sorted(file.relative_to(self._root).as_posix() for file in files if not is_hidden(file.name))
         if not images:
             raise ValueError(
-                f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(SUFFIXES)} is "
+                f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(endings)} is "
                 "needed; correct `root`, `images` or `split`"
             )
         if strange := [image for image in images if not is_unicode(image)]:
@@ -343,6 +628,115 @@ class FolderReader(PartReader):
             self.notes.append(f"{file}: {others} of its {len(content)} images are not among those read")
         return labels
 
+    def _open_boxes(self, spec: BoxFile, images: list[str]) -> None:
+        """Index the boxes, and find the row of each image among them."""
+        if spec.file is not None:
+            self._boxes = read_boxes(self._one_file(spec.file))
+            self._rows = self._match(images)
+            example = f", which lists names such as {self._boxes.name(0)!r}" if len(self._boxes) else ""
+            source = f"entry in {self._boxes.file}{example}"
+            self._count_missing("boxes", self._rows >= 0, images, spec.missing, source)
+            return
+        assert spec.files is not None
+        self._find_partners("boxes", spec, images)
+        there = self._files.present([self._partner(spec.files, image) for image in images])
+        read = self._object_reader(spec, there)
+        where = self._root / self._fill(spec.files)
+        known = np.flatnonzero(self._labelled["boxes"]).tolist()
+        threads = min(8, os.cpu_count() or 1)  # decoders and disks let others work meanwhile
+        with ThreadPoolExecutor(threads) as pool:
+            tried = list(pool.map(lambda at: _or_error(read, at) if there[at] else ImageObjects((0, 0), []), known))
+        objects = [one for one in tried if isinstance(one, ImageObjects)]
+        if errors := [one for one in tried if isinstance(one, ValueError)]:
+            more = f" (and {len(errors) - 1} more files of {where} cannot be read)" if len(errors) > 1 else ""
+            raise ValueError(f"{errors[0]}{more}") from errors[0]
+        classes = spec.classes if spec.chosen != "instances" else None
+        if isinstance(classes, str):
+            classes = read_classes(self._one_file(classes))
+        if spec.values is not None:
+            classes = tuple(dict.fromkeys(spec.values.values()))
+        content = to_coco([images[at] for at in known], objects, classes or self._one_class(spec), str(where))
+        self._boxes = box_index(content, where)
+        self._rows = np.full(len(images), -1)
+        self._rows[known] = np.arange(len(known))
+        guessed = "" if spec.format else f" (by the ending of {spec.files!r})"
+        self.notes.append(f"boxes: read as {spec.chosen}{guessed}, {len(content['annotations'])} boxes")
+        if classes is None and spec.chosen != "instances":
+            names = shortened([entry["name"] for entry in content["categories"]])
+            self.notes.append(f"boxes: classes are all that occur, by name: {names}")
+        self.notes += left_out_notes(objects, str(where))
+
+    def _one_class(self, spec: BoxFile) -> tuple[str, ...] | None:
+        return spec.classes if spec.chosen == "instances" and isinstance(spec.classes, tuple) else None
+
+    def _object_reader(self, spec: BoxFile, there: NDArray[np.bool_]) -> Callable[[int], ImageObjects]:
+        """What reads the boxes of the image at a position."""
+
+        def file(index: int) -> Path:
+            return self._file("boxes", index)
+
+        if spec.chosen == "yolo":
+            names = read_classes(self._one_file(spec.classes)) if isinstance(spec.classes, str) else spec.classes
+            assert names is not None
+            return lambda at: yolo.read_objects(file(at), image_size(self.file(at), self._spec.upright), names)
+        if spec.chosen == "voc":
+            first: int | None = spec.first_pixel
+            if first is None:
+                first = voc.counts_from([file(at) for at in np.flatnonzero(there).tolist()])
+                why = "a box begins at 0" if first == 0 else "as in the standard"
+                self.notes.append(f"boxes: corners are counted from {first}, {why} (boxes.first_pixel)")
+            begin = first
+            return lambda at: voc.read_objects(file(at), begin)
+        if spec.chosen == "labelme":
+            return lambda at: labelme.read_objects(file(at))
+        ignore = (0,) if spec.ignore is None else spec.ignore
+        name = self._one_class(spec)
+        ids = dict.fromkeys(range(65536), name[0]) if name else by_value(spec.values or {}, "boxes.values", 65535)
+        return lambda at: instance_objects(read_png(file(at), palette_indices=True), ids, ignore, file(at))
+
+    def _open_segmentation(self, spec: LabelFiles) -> LabelSpace:
+        """Read the tables of values or colours; returns the classes."""
+        self._colors: Colors | None = None
+        self._polygons: tuple[str, ...] | None = None
+        classes = spec.classes
+        if spec.chosen != "png":
+            numbered = read_classes(self._one_file(classes)) if isinstance(classes, str) else classes
+            assert numbered is not None
+            if spec.outside and spec.outside not in numbered:
+                numbered = (*numbered, spec.outside)  # behind those that files number
+            self._polygons = numbered
+            return LabelSpace(spec.space, numbered, palette(len(numbered)))
+        if spec.colors is not None:
+            if isinstance(spec.colors, str):
+                colors = color_file(self._one_file(spec.colors))
+            else:
+                several = {
+                    name: value if isinstance(value[0], tuple) else (value,) for name, value in spec.colors.items()
+                }
+                colors = {name: tuple(value) for name, value in several.items()}
+            if isinstance(classes, str):
+                classes = class_file(self._one_file(classes))[0]
+            names = classes or tuple(colors)
+            self._colors = color_table(colors, names, spec.ignore_colors)
+            if ignored := [name for name in colors if name not in names]:
+                self.notes.append(f"segmentation: {len(ignored)} colours are no class: {shortened(ignored)}")
+            return LabelSpace(spec.space, tuple(names), self._colors.shown)
+        values = by_value(spec.values, "segmentation.values") if spec.values is not None else None
+        if isinstance(classes, str):
+            file = self._one_file(classes)
+            classes, own_values = class_file(file)
+            if values is not None and own_values is not None:
+                raise ValueError(f"{file} maps pixel values, and so does `values`; one of them may; drop the other")
+            values = own_values or values
+        assert classes is not None
+        self._table = label_table(classes, values, spec.ignore)
+        first = self._file("segmentation", int(np.argmax(self._labelled["segmentation"])))
+        if has_palette(first):
+            self.notes.append(
+                f"segmentation: the PNGs have a palette, whose indices are the values; the first is {first}"
+            )
+        return LabelSpace(spec.space, classes, palette(len(classes)))
+
     def _match(self, images: list[str]) -> NDArray[np.int64]:
         """Row in the annotation file of each image; -1 where it does not list the image."""
         names, rows, others = Names(images, self._folder), np.full(len(images), -1), 0
@@ -362,15 +756,14 @@ class FolderReader(PartReader):
             self.notes.append(f"{self._boxes.file}: {others} of its {len(self._boxes)} images are not among those read")
         return rows
 
-    def _find_partners(self, label: str, spec: LabelFiles | DepthFiles, images: list[str]) -> None:
+    def _find_partners(self, label: str, spec: BoxFile | LabelFiles | DepthFiles, images: list[str]) -> None:
+        assert spec.files is not None
         files = [self._partner(spec.files, image) for image in images]
         check_distinct(files, f"files of {label}", "write {path} instead of {stem}")
         self._patterns[label] = spec.files
         self._count_missing(label, self._files.present(files), files, spec.missing, "file")
 
-    def _count_missing(
-        self, label: str, known: NDArray[np.bool_], names: list[str], missing: Missing, source: str
-    ) -> None:
+    def _count_missing(self, label: str, known: NDArray[np.bool_], names: list[str], missing: str, source: str) -> None:
         """Note the images without this label, or refuse them. source: what each of `names` should have."""
         self._labelled[label] = known
         if known.all():
@@ -382,8 +775,12 @@ class FolderReader(PartReader):
             raise ValueError(
                 f"{text}; in {self._root} every image needs its label; add what is missing, correct the path, or set "
                 "missing: unlabelled to take those images as not labelled"
+                + (", or missing: empty if nothing is to be seen there" if label == "boxes" else "")
             )
-        self.notes.append(f"{text}; they are not labelled")
+        if missing == "empty":
+            self._labelled[label] = np.ones(len(known), np.bool_)
+        meaning = "count as looked at and empty" if missing == "empty" else "are not labelled"
+        self.notes.append(f"{text}; they {meaning}")
 
     def _check_range(self) -> None:
         assert self._spec.depth is not None

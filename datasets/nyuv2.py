@@ -29,6 +29,12 @@ from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
 from visionmtl.structures import LabelSpace, ReadRequest, Sample, at_full_size
 from visionmtl.visualization.palette import palette
 
+INTRINSICS = (518.85790117450188, 519.46961112127485, 325.58244941119034 - 0.5, 253.73616633400465 - 0.5)
+"""Of the colour camera, onto which depth is projected: fx_rgb, fy_rgb, cx_rgb, cy_rgb of camera_params.m in the
+official toolbox (https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html); MATLAB's first pixel centre is 1, ours 0.5."""
+SIZE = 480, 640
+"""(H, W) of the official images, to which INTRINSICS refer."""
+
 Label = Literal["boxes", "segmentation", "depth_m", "image_labels"]
 
 # class13Mapping.mat and classMapping40.mat, spelling theirs; class id = value in the PNG - 1
@@ -155,6 +161,7 @@ class _Reader(PartReader):
             segmentation=self._read_segmentation(index, size) if "segmentation" in labels else None,
             depth_m=self._read_depth(index, size) if "depth_m" in labels else None,
             image_labels=self._scenes[index : index + 1] if "image_labels" in labels else None,
+            intrinsics=INTRINSICS if size == SIZE else None,
             full_size=size,
             jpeg_scale=jpeg_scale,
         )

@@ -49,7 +49,12 @@ def parser() -> ToolParser:
     made[gpu].add_argument("--budget", type=float, default=480, metavar="SECONDS", help="default: 480")
     add = made[balance].add_argument
     add("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
-    add("--peers", action="store_true", help="TorchJD's MGDA, a backward through the trunk for each task, too")
+    add("--tasks", type=int, nargs="+", choices=(3, 5), default=(3, 5), help="how many; default: 3 5")
+    add(
+        "--peers",
+        action="store_true",
+        help="TorchJD's ways, a backward through the trunk for each task, and ours on parameters, too",
+    )
     ways = made[sharing].add_argument
     ways("--ways", nargs="+", default=(), metavar="TYPE", help="of sharing; branching:AT sets where; default: all")
     batches = made[infer].add_argument
@@ -133,7 +138,7 @@ def balance(args: argparse.Namespace) -> "Iterator[Figure]":
     from visionmtl.benchmark.balance import measure_methods
 
     workload, timing = _setting(args)
-    return measure_methods(workload, args.methods, args.peers, timing)
+    return measure_methods(workload, args.methods, args.peers, timing, args.tasks)
 
 
 def sharing(args: argparse.Namespace) -> "Iterator[Figure]":

@@ -84,7 +84,7 @@ def _report_existing(args: argparse.Namespace) -> int:
 
 def _show(folder: Path) -> None:
     print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"written: {os.path.join(folder, 'report.md')}, results.csv, runs.csv, comparison.json, *.png")
+    print(f"written: {os.path.join(folder, 'report.html')}, report.md, results.csv, runs.csv, comparison.json, *.png")
 
 
 def _tell(text: str) -> None:

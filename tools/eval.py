@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,9 @@ from visionmtl.config.paths import home_path
 from visionmtl.engine.verify_results import Expectation
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
-    from visionmtl.api import Evaluation
     from visionmtl.engine.distributed import Ranks
     from visionmtl.metrics.base import Meter, Results
-    from visionmtl.report.report import Titled
-
-NUM_PICTURES = 8
+    from visionmtl.structures import Sample
 
 _EXAMPLES = """
   visionmtl eval runs/NAME                                              a run's best checkpoint on its data.val
@@ -108,7 +107,9 @@ def check(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when an expectation is not met, 2 for an error."""
-    return run_tool(_evaluate, parser().parse_intermixed_args(argv))
+    args = parser().parse_intermixed_args(argv)
+    args.command = sys.argv[1:] if argv is None else argv
+    return run_tool(_evaluate, args)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -129,6 +130,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
+    from visionmtl.report.evidence import Evidence, confusions
     from visionmtl.report.report import write_report
 
     opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
@@ -157,7 +159,17 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             targets.enter_context(tried_folder(args.save_predictions))
             units = args.depth_units or KITTI_UNITS
             writer = SubmissionWriter(args.save_predictions, evaluation.tasks, spaces, units)
-        results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, writer.add if writer else None)
+        evidence = None
+        if args.report and ranks.is_main_process:
+            fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
+            evidence = Evidence(evaluation.tasks, spaces, fresh)
+        seen = [one.add for one in (writer, evidence) if one is not None]
+
+        def on_image(sample: Sample, predictions: dict[str, Any]) -> None:
+            for see in seen:
+                see(sample, predictions)
+
+        results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, on_image if seen else None)
         if writer:
             writer.close()
         if not ranks.is_main_process:
@@ -168,7 +180,17 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         if args.save_predictions:
             print(f"written: {args.save_predictions}")
         if args.report:
-            write_report(args.report, opened.folder, results, _pictures(evaluation))
+            facts = {
+                "checkpoint": f"{opened.path}, step {opened.step:,}",
+                "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",
+                "evaluated on": f"{split}, {ranks.device}, {run.train.precision}",
+                "command of this page": shlex.join(["visionmtl", "eval", *args.command]),
+                "command of the training": shlex.join(
+                    ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]
+                ),
+            }
+            found = confusions(evaluation.meters)
+            write_report(args.report, opened.folder, results, evidence=evidence, confusions=found, facts=facts)
             print(f"written: {args.report}")
     return _unmet(args, results)
 
@@ -308,24 +330,6 @@ def _show_classes(name: str, result: Mapping[str, Any]) -> None:
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _pictures(evaluation: Evaluation) -> list[Titled]:
-    """The first images, predictions above the truth."""
-    from visionmtl.data.loader import val_loader
-    from visionmtl.inference.predictor import Predictor, picture
-
-    predictor, tasks = Predictor(evaluation.opened), evaluation.tasks
-    net, run = predictor.net, predictor.run
-    first = val_loader(run.data, tasks, net.spaces, evaluation.datasets, NUM_PICTURES, workers=0, limit=1)
-    pictures: list[Titled] = []
-    for batch in first:
-        results = predictor([sample.image for sample in batch.samples])
-        for i, (sample, result) in enumerate(zip(batch.samples, results, strict=True)):
-            truth = {name: task.truth(sample) for name, task in tasks.items() if batch.labelled[name][i]}
-            rows = {"prediction": result.predictions, "truth": truth}
-            pictures.append((sample.image_id, picture(run.tasks, net.spaces, sample.image, rows)))
-    return pictures
 
 
 if __name__ == "__main__":

@@ -20,8 +20,22 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """
   visionmtl predict runs/nyuv2 photos/ --output predictions/
+  visionmtl predict runs/nyuv2 photos/ --output predictions/ --intrinsics 518.9,519.5,325.1,253.2
   visionmtl predict runs/nyuv2 photos/ --as-labels labelled/ --confidence detection=0.6 --confidence segmentation=0.9
   visionmtl predict runs/nyuv2 configs/coco.yaml --as-labels labelled/ --fill --tasks depth"""
+
+
+def intrinsics(text: str) -> tuple[float, ...]:
+    """Four numbers with commas; what they may be, the predictor checks."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no camera; FX,FY,CX,CY in pixels of the image are needed, as 518.9,519.5,325.1,253.2"
+        )
+    return values
 
 
 def parser() -> ToolParser:
@@ -57,6 +71,10 @@ def parser() -> ToolParser:
         "--images", choices=["link", "copy", "refer"],
         help="a link to each image (default), copies, or one link to the folder of them all",
     )  # fmt: skip
+    p.add_argument(
+        "--intrinsics", type=intrinsics, metavar="FX,FY,CX,CY",
+        help="with --output: of the camera in pixels, for position_m of boxes; default: a data set's own, if known",
+    )  # fmt: skip
     p.add_argument("--tta", choices=["flip"], help="predict labels from each image and its mirror image together")
     p.add_argument("--depth-units", type=positive, metavar="N", help="with --output: units per metre; default: 256")
     add_device(p)
@@ -73,7 +91,7 @@ def check(args: argparse.Namespace) -> None:
             "needed; give it"
         )
     idle = [name for name in ("fill", "confidence", "unsure", "images", "tta") if args.output and getattr(args, name)]
-    idle += ["depth_units"] if args.as_labels and args.depth_units else []
+    idle += [name for name in ("depth_units", "intrinsics") if args.as_labels and getattr(args, name)]
     if idle:
         where = "--output" if args.output else "--as-labels"
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
@@ -131,11 +149,13 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     from visionmtl.structures import Sample
 
     net = predictor.net
-    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS)
+    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
     waiting = iter(sources)
     while batch := [read(source, fill=False) for source in islice(waiting, predictor.batch_size)]:
-        for one, result in zip(batch, predictor([one.image for one in batch]), strict=True):
-            writer.add(Sample(image=one.image, image_id=one.path), result.predictions)
+        results = predictor([one.image for one in batch], intrinsics=args.intrinsics)
+        for one, result in zip(batch, results, strict=True):
+            camera = args.intrinsics or one.intrinsics
+            writer.add(Sample(image=one.image, image_id=one.path, intrinsics=camera), result.predictions)
     writer.close()
     print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources)} images")
 

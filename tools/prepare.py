@@ -1,4 +1,5 @@
-"""Turn an official download into the folder that is fast to read: `visionmtl prepare nyuv2 SRC DST`."""
+"""Get data ready: write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to
+read."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import ToolParser, run_tool
+from visionmtl.cli import ToolParser, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # imported where they are used: --help and a wrong command line are answered at once
@@ -21,29 +22,91 @@ BOXES_RULE = (
 )
 
 
+EXAMPLES = """examples:
+  visionmtl prepare folder /data/mine              writes mine.yaml, checks the data, draws mine_sheet.png
+  visionmtl prepare folder /data/mine rooms.yaml   writes rooms.yaml and rooms_sheet.png
+  visionmtl prepare nyuv2 /downloads/nyuv2 /data/nyuv2
+
+folder: images with labels as annotation tools write them: COCO json, YOLO txt with data.yaml, Pascal VOC xml, LabelMe
+json, label PNGs (values, palette or colours), instance PNGs, depth as PNG, TIFF, EXR or .npy, folders of classes. What
+was understood is printed and written into the YAML, where it can be corrected. Nothing in SRC is changed.
+
+exit status: 0; 1 with errors in the data; 2 where nothing was prepared. Nothing that exists is written over
+"""
+
+
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("prepare", __doc__)
-    p.add_argument("data", choices=["nyuv2"], help="the data set")
+    p = ToolParser("prepare", __doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("data", choices=["folder", "nyuv2"], help="what SRC is: a folder of your own, or a data set")
     p.add_argument(
         "source", type=home_path, metavar="SRC",
-        help="the folder with the official files: nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat",
+        help="folder: your images and labels; nyuv2: the folder with the official files: nyu_depth_v2_labeled.mat, "
+        "splits.mat and classMapping40.mat",
     )  # fmt: skip
     p.add_argument(
-        "target", type=home_path, metavar="DST",
-        help="the folder for image, label and depth PNGs (about 1.5 GB); made if it does not exist",
+        "target", type=home_path, metavar="DST", nargs="?",
+        help="folder: the config to write, default NAME_OF_SRC.yaml here; nyuv2: the folder for image, label and depth "
+        "PNGs (about 1.5 GB), made if it does not exist",
     )  # fmt: skip
+    p.add_argument(
+        "--object", default="object", metavar="NAME", dest="object_name",
+        help="folder: the class of the objects in instance masks or masks of one class, which no file names",
+    )  # fmt: skip
+    p.add_argument(
+        "--no-check", action="store_false", dest="check", help="folder: write the config alone; no check, no sheet"
+    )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 for an error."""
+    """Run the command; returns 0, 1 when a folder's data have errors, 2 where nothing was prepared."""
     return run_tool(_prepare, parser().parse_args(argv))
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    if args.data == "folder":
+        name = args.source.resolve().name or "folder"
+        return _prepare_folder(args, args.target or Path(f"{name}.yaml"))
+    if args.target is None or not args.check or args.object_name != "object":
+        raise ValueError(
+            "prepare nyuv2 takes SRC and DST, the folder to write into, and no options; those are for a folder; write "
+            "visionmtl prepare nyuv2 SRC DST"
+        )
     _prepare_nyuv2(args.source, args.target)
     return 0
+
+
+def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
+    """Say what the folder holds, write the config, check the data by it and draw a sheet."""
+    from visionmtl.cli.check_data import main as check_data
+    from visionmtl.data.folder_layout import config_text, understand
+    from visionmtl.run import load
+
+    if target.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{target} is no name of a config; DST ends with .yaml; write {target}.yaml")
+    sheet = target.with_name(f"{target.stem}_sheet.png")
+    with tried(target, sheet if args.check else None):
+        layout = understand(args.source, args.object_name)
+        print(f"understood {args.source}:")
+        for sentence in layout.said:
+            print(f"  {sentence}")
+        head = [
+            f"# Written by `visionmtl prepare folder {args.source}`; correct here what was guessed wrong.",
+            f"#   visionmtl check_data {target} --sheet FILE.png",
+            f"#   visionmtl train {target}",
+            *(f"# {sentence}" for sentence in layout.said),
+        ]
+        target.write_text("\n".join(head) + "\n" + config_text(layout), encoding="utf-8")
+    run = load(target)
+    size, train = run.data.size, run.train
+    print(f"written: {target}, on the recipe configs/folder.yaml; chosen:")
+    print(f"  tasks {', '.join(run.tasks)}; encoder {run.model.encoder.name}, pretrained; {size[0]}x{size[1]} px")
+    pace = f"{train.epochs} epochs of batches of {train.batch_size}, {train.precision}"
+    print(f"  {pace}, warm-up of {run.optim.warmup_steps} steps, learning rate {run.optim.lr:g}")
+    status = check_data([str(target), "--sheet", str(sheet)]) if args.check else 0
+    print(f"next: look at {sheet}, then visionmtl train {target}" if args.check else f"next: visionmtl train {target}")
+    return status
 
 
 def _prepare_nyuv2(source: Path, target: Path) -> None:

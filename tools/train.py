@@ -29,8 +29,9 @@ def parser() -> ToolParser:
         help="continue the run's last or a given checkpoint",
     )  # fmt: skip
     p.add_argument(
-        "--init-from", type=expanduser, metavar="PATH", help="start from a checkpoint's weights, as a new run"
-    )
+        "--init-from", type=expanduser, metavar="PATH",
+        help="a new run that starts from what fits of a checkpoint, a run, or an encoder's weights; says what is taken",
+    )  # fmt: skip
     p.add_argument(
         "--extend", type=expanduser, metavar="CHECKPOINT",
         help="add the config's tasks to a trained network, as its `extend:` says; without one, old parts stay frozen",

@@ -5,56 +5,75 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from os.path import expanduser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, score, tried, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
     from visionmtl.datasets import NamedDataset
-    from visionmtl.inference.predictor import Predictor
+    from visionmtl.inference.predictor import Predictor, Result
     from visionmtl.run import Run
-    from visionmtl.visualization.draw import Picture
+    from visionmtl.visualization.draw import DrawOptions, Picture
 
 MAX_SHEET = 16
 """Pictures on the contact sheet."""
+MAX_SHEET_PX = 2400
+"""Width of the contact sheet."""
 MAX_NAME = 200
 """Bytes of a file name; most file systems allow 255."""
+
+DEPTH_UNITS = 1000
+"""Of depth PNGs: millimetres."""
+
+_EXAMPLES = """
+  visionmtl visualize runs/quickstart photo.jpg                   panels of every task
+  visionmtl visualize runs/quickstart photos/ --layout overlay    classes, boxes and metres on the photos themselves
+  visionmtl visualize runs/quickstart drive.mp4 --depth-range auto
+  visionmtl visualize runs/quickstart photos/ --json --maps       and as files for programs
+  find . -name '*.jpg' | visionmtl visualize runs/quickstart -    files from a list
+  visionmtl visualize runs/quickstart                             validation images: prediction, truth and errors
+  visionmtl visualize runs/quickstart --worst 8 --by depth        the images with the worst depth
+  visionmtl visualize configs/nyuv2.yaml --mode data              what training sees after augmentation
+"""
 
 Named = tuple[str, "Picture"]
 Item = TypeVar("Item")
 
 
-def score(text: str) -> float:
-    """A number from 0 to 1."""
+def depth_range(text: str) -> tuple[float, float] | str:
+    """Two distances in metres, written 0.5:10, or "auto"."""
+    low, _, high = text.partition(":")
     try:
-        value = float(text)
+        values = float(low), float(high)
     except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is no score; scores are 0 to 1{hint}")
-    return value
+        values = 0.0, 0.0
+    if text != "auto" and not 0 < values[0] < values[1] < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range; auto or metres such as 0.5:10 are")
+    return "auto" if text == "auto" else values
 
 
 def parser() -> ToolParser:
     """The command line."""
-    p = ToolParser("visualize", __doc__)
+    p = ToolParser(
+        "visualize", __doc__, epilog=f"examples:{_EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument(
         "checkpoint", type=home_path, help="a run folder or a .pt file; with --mode data also a config"
     )  # fmt: skip
     p.add_argument(
         "inputs", nargs="*", default=[], type=expanduser, metavar="INPUT",
-        help="image, folder, glob, video or camera:0; without any: the run's validation images; "
-        "a.b=c replaces a setting of the run",
+        help="image, folder, glob, video or camera:0, or - for a list of them on standard input; without any: the "
+        "run's validation images; a.b=c replaces a setting of the run",
     )  # fmt: skip
     p.add_argument(
         "--output", type=home_path, metavar="DIR",
@@ -63,14 +82,56 @@ def parser() -> ToolParser:
     )  # fmt: skip
     p.add_argument(
         "--mode", choices=["predict", "compare", "data"],
-        help="predict: predictions on INPUT; compare: validation images, predictions above the truth; data: training "
+        help="predict: predictions on INPUT; compare: validation images, predictions, truth and errors; data: training "
         "images and labels after augmentation; default: predict with an INPUT, else compare",
     )  # fmt: skip
     p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
     p.add_argument("--score", type=score, default=0.4, help="boxes below this score are left out (default: 0.4)")
+    p.add_argument(
+        "--layout", choices=["panels", "overlay"],
+        help="panels: a drawing for each task (default); overlay: all on the image, at its own size",
+    )  # fmt: skip
+    p.add_argument(
+        "--depth-range", type=depth_range, metavar="MIN:MAX",
+        help="metres at the ends of the colours of depth, or auto: those of each picture, followed slowly in videos "
+        "(default: the limits of the run's depth task)",
+    )  # fmt: skip
+    p.add_argument("--json", action="store_true", help="also write each prediction as NAME.json; of videos NAME.jsonl")
+    p.add_argument(
+        "--maps", action="store_true",
+        help="also write NAME_TASK.png: class ids of 8 bits, depth of 16 bits in millimetres, normals of 16 bits",
+    )  # fmt: skip
+    p.add_argument("--no-pictures", action="store_true", help="with --json or --maps: only these")
+    p.add_argument("--worst", type=positive, metavar="N", help="compare: the N images with the worst metric, in order")
+    p.add_argument("--best", type=positive, metavar="N", help="compare: the N images with the best metric, in order")
+    p.add_argument(
+        "--by", metavar="TASK[/METRIC]", help="metric of --worst and --best (default: the first task's primary one)"
+    )
     add_device(p)
-    p.add_argument("--num", type=positive, metavar="N", help="pictures (default: 16, or every INPUT), or video frames")
+    p.add_argument(
+        "--num", type=positive, metavar="N",
+        help="pictures (default: 16, or every INPUT), or video frames; with --worst or --best: the images to choose "
+        "from (default: all)",
+    )  # fmt: skip
     return p
+
+
+def check(args: argparse.Namespace, mode: str) -> None:
+    """Raises ValueError for what would have no effect."""
+    idle = [name for name in ("worst", "best", "by") if getattr(args, name) and mode != "compare"]
+    idle += [name for name in ("json", "maps", "no_pictures", "layout") if getattr(args, name) and mode != "predict"]
+    idle += ["depth_range"] if args.depth_range and args.no_pictures else []
+    if idle:
+        raise ValueError(
+            f"--{idle[0].replace('_', '-')} would have no effect with mode {mode}"
+            f"{' without pictures' if args.no_pictures else ''}; leave it out, or see --mode"
+        )
+    if args.no_pictures and not (args.json or args.maps):
+        raise ValueError("--no-pictures alone would write nothing; --json or --maps is needed with it; add one")
+    if args.by and not (args.worst or args.best):
+        raise ValueError("--by would have no effect without --worst N or --best N; add one of them, or leave it out")
+    if args.worst and args.best:
+        raise ValueError("--worst and --best are two orders; one call draws one of them; run it twice")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,29 +150,39 @@ def _visualize(args: argparse.Namespace) -> int:
             "run's own; " + ("name an image, a folder or a glob" if mode == "predict" else "leave the inputs out")
         )
 
+    check(args, mode)
+    from visionmtl.visualization.draw import DrawOptions
+
+    options = DrawOptions(args.score, args.depth_range)
     if mode == "data":
         run, folder = _read_run(args.checkpoint, overrides)
         with _open_output(args.output, folder / "samples" / mode, args.num or MAX_SHEET) as output:
-            output.add_all(_augmented(run, args))
+            output.add_all(_augmented(run, args, options))
         return 0
 
     from visionmtl.engine import checkpoint
     from visionmtl.io.video import is_video
 
+    inputs = [text for given in inputs for text in (_listed() if given == "-" else [given])]
     videos = [text for text in inputs if is_video(text)]
     images = _images([text for text in inputs if not is_video(text)])[: args.num]
+    if args.maps and videos:
+        raise ValueError(f"--maps writes files for each image, and {videos[0]} is a video; leave it out, or use --json")
     path = checkpoint.find(args.checkpoint)
-    num_results = len(videos) + len(images) if mode == "predict" else args.num or MAX_SHEET
+    num_results = len(videos) + len(images) if mode == "predict" else args.worst or args.best or args.num or MAX_SHEET
     default = checkpoint.run_folder(path) / "samples" / mode
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
         predictor = _open_predictor(path, overrides, args)
         if mode == "compare":
-            output.add_all(_compared(predictor, args.num or MAX_SHEET, args.score))
+            output.add_all(_compared(predictor, args, options))
             return 0
-        output.add_all(_predicted(predictor, _readable(images, output), args.score))
+        if output.is_file and (args.json or args.maps):
+            raise ValueError(f"--json and --maps write several files; {args.output} is one; name a folder")
+        output.add_all(_predicted(predictor, _readable(images, output), args, options, output))
         for video in videos:
-            output.add_video(video, predictor, args.num, args.score)
-        return ERROR if output.num_failed else 0
+            output.add_video(video, predictor, args, options)
+        output.tell_failed()
+        return ERROR if output.failed else 0
 
 
 # ---- what is drawn ----
@@ -136,6 +207,14 @@ def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
         return restore(checkpoint.load(path)["run"], str(path), overrides), checkpoint.run_folder(path)
     run = load(path, overrides)
     return run, Path(run.output or f"runs/{path.stem}")
+
+
+def _listed() -> list[str]:
+    """The inputs named on standard input, one a line."""
+    inputs = [expanduser(line) for line in map(str.strip, sys.stdin) if line]
+    if not inputs:
+        raise ValueError("- stands for a list of inputs on standard input, which is empty; one a line is needed")
+    return inputs
 
 
 def _images(inputs: Sequence[str]) -> list[Path]:
@@ -166,9 +245,9 @@ def _readable(files: Iterable[Path], output: _Output) -> Iterator[Named]:
 
     for file in files:
         try:
-            yield file.stem, read_image(file)
+            yield str(file), read_image(file)
         except ValueError as error:
-            output.fail(str(error))
+            output.fail(str(file), str(error))
 
 
 def _in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -177,33 +256,70 @@ def _in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _predicted(predictor: Predictor, images: Iterable[Named], min_score: float, batch_size: int = 0) -> Iterator[Named]:
+def _results(predictor: Predictor, images: Iterable[Named], batch_size: int = 0) -> Iterator[tuple[str, Result]]:
     for batch in _in_batches(images, batch_size or predictor.batch_size):
         results = predictor([image for _, image in batch])
-        for (name, image), result in zip(batch, results, strict=True):
-            yield name, _picture(predictor, image, {"prediction": result.predictions}, min_score)
+        for (name, _), result in zip(batch, results, strict=True):
+            yield name, replace(result, source=name)
 
 
-def _picture(predictor: Predictor, image: Picture, rows: Mapping[str, Mapping[str, Any]], min_score: float) -> Picture:
-    from visionmtl.inference.predictor import picture
+def _predicted(
+    predictor: Predictor, images: Iterable[Named], args: argparse.Namespace, options: DrawOptions, output: _Output
+) -> Iterator[Named]:
+    """Pictures of image files; other files of the same name are written on the way."""
+    for file, result in _results(predictor, images):
+        name = Path(file).stem
+        output.add_files(name, result, args)
+        if not args.no_pictures:
+            yield name, _draw(result, args, options)
+        else:
+            output.num_pictures += 1
 
-    return picture(predictor.net.tasks, predictor.net.spaces, image, rows, min_score)
+
+def _draw(result: Result, args: argparse.Namespace, options: DrawOptions) -> Picture:
+    from visionmtl.visualization.panels import draw_overlay, draw_panels
+
+    if args.layout == "overlay":
+        return draw_overlay(result.spaces, result.image, result.predictions, options)
+    return draw_panels(result.tasks, result.spaces, result.image, {"prediction": result.predictions}, options)
 
 
 def _places(datasets: Sequence[NamedDataset]) -> list[tuple[NamedDataset, int]]:
     return [(dataset, index) for dataset in datasets for index in range(len(dataset))]
 
 
-def _compared(predictor: Predictor, num: int, min_score: float) -> Iterator[Named]:
-    """Validation images spread evenly over the data sets: neighbours tend to show one scene."""
+def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptions) -> Iterator[Named]:
+    """Validation images spread evenly over the data sets (neighbours tend to show one scene), or the worst or best."""
     import numpy as np
 
     from visionmtl.data.label_spaces import align, supervises
     from visionmtl.datasets import open_datasets
+    from visionmtl.inference.ranking import choose_metric, image_metric, ranked
+    from visionmtl.visualization.panels import draw_panels
 
     net = predictor.net
     places = _places(align(open_datasets(predictor.run.data.val), predictor.run.tasks, net.spaces))
+    wanted = args.worst or args.best
+    num = args.num or (len(places) if wanted else MAX_SHEET)
     chosen = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int))]
+    titles = ["image"] * len(chosen)
+    if wanted:
+        name, metric = choose_metric(net.tasks, args.by)
+        task, space = net.tasks[name], net.spaces[name]
+        meter, values = task.meter(space), []
+        for batch in _in_batches(_told(chosen, f"{name}/{metric} of each image"), predictor.batch_size):
+            samples = [dataset.read(index) for dataset, index in batch]
+            results = predictor([sample.image for sample in samples], tasks=[name])
+            for (dataset, _), sample, result in zip(batch, samples, results, strict=True):
+                can_judge = supervises(dataset, task, space)
+                values.append(image_metric(meter, sample, result.predictions[name], metric) if can_judge else None)
+        order = ranked(values, task, metric)
+        order = order[:wanted] if args.worst else order[::-1][:wanted]
+        if not order:
+            raise ValueError(f"no validation image tells {name}/{metric}; labels of {name} are needed; choose --by")
+        titles = [f"image, {metric} {values[at]:.4g}" for at in order]
+        chosen = [chosen[at] for at in order]
+    waiting = iter(titles)
     for batch in _in_batches(chosen, predictor.batch_size):
         samples = [dataset.read(index) for dataset, index in batch]
         results = predictor([sample.image for sample in samples])
@@ -211,18 +327,28 @@ def _compared(predictor: Predictor, num: int, min_score: float) -> Iterator[Name
             tasks = {name: task for name, task in net.tasks.items() if supervises(dataset, task, net.spaces[name])}
             truth = {name: task.truth(sample) for name, task in tasks.items()}
             rows = {"prediction": result.predictions, "truth": truth}
-            yield sample.image_id, _picture(predictor, sample.image, rows, min_score)
+            yield sample.image_id, draw_panels(net.tasks, net.spaces, sample.image, rows, options, next(waiting))
 
 
-def _augmented(run: Run, args: argparse.Namespace) -> Iterator[Named]:
+def _told(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return iter(track(items, what, total=total, console=console, disable=not console.is_terminal))
+
+
+def _augmented(run: Run, args: argparse.Namespace, options: DrawOptions) -> Iterator[Named]:
     """The first images of the first epoch, out of the very data set that training reads."""
     import torch
 
     from visionmtl.data.label_spaces import align, resolve_spaces
     from visionmtl.data.loader import train_loader
     from visionmtl.datasets import open_datasets
-    from visionmtl.inference.predictor import choose_tasks, picture
+    from visionmtl.inference.predictor import choose_tasks
     from visionmtl.ops.color import apply_matrices
+    from visionmtl.visualization.panels import draw_panels
 
     datasets = open_datasets(run.data.train)
     spaces = resolve_spaces(run.tasks, datasets)
@@ -239,7 +365,7 @@ def _augmented(run: Run, args: argparse.Namespace) -> Iterator[Named]:
             colored = apply_matrices(pixels, torch.from_numpy(example.color)[None])
             image = colored[0].permute(1, 2, 0).round().byte().numpy()
         truth = {name: task.truth(example.sample) for name, task in tasks.items() if name in example.tasks}
-        yield example.sample.image_id, picture(tasks, spaces, image, {"label": truth}, args.score)
+        yield example.sample.image_id, draw_panels(tasks, spaces, image, {"label": truth}, options)
 
 
 # ---- where it goes ----
@@ -253,46 +379,101 @@ class _Output:
     is_file: bool
     sheet: list[Picture] = field(default_factory=list)
     num_pictures: int = 0
-    num_failed: int = 0
+    failed: list[str] = field(default_factory=list)
 
     def add_all(self, pictures: Iterable[Named]) -> None:
-        """Save each picture as it comes; in a folder the first of them also on contact_sheet.png."""
-        from visionmtl.visualization.draw import contact_sheet
+        """Save each picture as it comes; in a folder the first of them also on contact_sheet.jpg."""
+        from visionmtl.visualization.draw import to_cell
+        from visionmtl.visualization.panels import contact_sheet
 
         for name, drawn in pictures:
             self._save(self._name(f"{self.num_pictures:03d}_", name, ".png"), drawn)
             self.num_pictures += 1
             if len(self.sheet) < MAX_SHEET:
-                self.sheet.append(drawn)
+                self.sheet.append(to_cell(drawn, MAX_SHEET_PX))
         if len(self.sheet) > 1:
-            columns = 1 if self.sheet[0].shape[1] > 3 * self.sheet[0].shape[0] else 2
-            self._save(self.path / "contact_sheet.png", contact_sheet(self.sheet, columns, width_px=3600))
+            self._save(self.path / "contact_sheet.jpg", contact_sheet(self.sheet, MAX_SHEET_PX))
 
-    def add_video(self, source: str, predictor: Predictor, num_frames: int | None, min_score: float) -> None:
-        """Save a video of the drawings of a video's frames."""
-        from visionmtl.io.video import read_frames, write_video
+    def add_files(self, name: str, result: Result, args: argparse.Namespace) -> None:
+        """The prediction of the next picture as JSON and maps."""
+        import cv2
+
+        from visionmtl.inference.results_io import encode_map
+
+        start = f"{self.num_pictures:03d}_"
+        if args.json:
+            file = self._name(start, name, ".json")
+            text = json.dumps(result.to_dict(args.score), indent=1, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+            print(f"written: {file}", flush=True)
+        for task_name, task in result.tasks.items() if args.maps else ():
+            pixels = encode_map(task, result.predictions[task_name], result.spaces[task_name], DEPTH_UNITS)
+            if pixels is None:
+                continue
+            file = self._name(start, name, f"_{task_name}.png")
+            written, png = cv2.imencode(".png", pixels)
+            assert written
+            file.write_bytes(png.tobytes())
+            print(f"written: {file}", flush=True)
+
+    def add_video(self, source: str, predictor: Predictor, args: argparse.Namespace, options: DrawOptions) -> None:
+        """Save a video of the drawings of a video's frames, at its frame rate."""
+        from visionmtl.io.video import count_frames, read_frames, write_video
+        from visionmtl.visualization.panels import SteadyRange, is_depth
 
         is_camera = source.startswith("camera:")
         try:
             frames_per_s, frames = read_frames(source)
         except ValueError as error:
-            self.fail(str(error))
+            self.fail(source, str(error))
             return
-        images = (("", frame) for frame in islice(frames, num_frames))
-        drawn = (picture for _, picture in _predicted(predictor, images, min_score, batch_size=int(is_camera)))
+        total = min((n for n in (count_frames(source), args.num) if n), default=None)
+        images = ((f"{source}#{number}", frame) for number, frame in enumerate(islice(frames, args.num)))
+        results = _results(predictor, _told(images, Path(source).name, total), batch_size=int(is_camera))
+        steady = SteadyRange(frames_per_s)
         stem = source.replace(":", "") if is_camera else Path(source).stem
-        names = (self._name("", stem, f"{end}.mp4") for end in ("", *(f"-{number}" for number in range(2, 10_000))))
-        file = next(name for name in names if self.is_file or not name.exists())
-        num_written = write_video(file, drawn, frames_per_s)
-        if num_written:
-            print(f"written: {file} ({num_written} frames of {source})", flush=True)
-        else:
-            self.fail(f"{source} has no frame that can be read; convert it with ffmpeg")
+        numbers = ("", *(f"-{number}" for number in range(2, 10_000)))
+        end = next(
+            end for end in numbers
+            if self.is_file or not any(self._name("", stem, f"{end}{kind}").exists() for kind in (".mp4", ".jsonl"))
+        )  # fmt: skip
 
-    def fail(self, message: str) -> None:
+        def drawn(lines: TextIO | None) -> Iterator[Picture]:
+            for _, result in results:
+                if lines:
+                    lines.write(json.dumps(result.to_dict(args.score), ensure_ascii=False) + "\n")
+                depth = [value for value in result.predictions.values() if is_depth(value)]
+                of_frame = replace(options, all_classes=True)
+                if options.depth_range_m == "auto" and depth:
+                    of_frame = replace(of_frame, depth_range_m=steady.update(depth[0]))
+                yield result.image if args.no_pictures else _draw(result, args, of_frame)
+
+        with ExitStack() as files:
+            lines = None
+            if args.json:
+                path = self._name("", stem, f"{end}.jsonl")
+                lines = files.enter_context(path.open("x", encoding="utf-8"))
+                print(f"written: {path}", flush=True)
+            if args.no_pictures:
+                for _ in drawn(lines):
+                    pass
+                return
+            file = self._name("", stem, f"{end}.mp4")
+            num_written = write_video(file, drawn(lines), frames_per_s)
+        if num_written:
+            print(f"written: {file} ({num_written} frames of {source}, {frames_per_s:g} a second)", flush=True)
+        else:
+            self.fail(source, f"{source} has no frame that can be read; convert it with ffmpeg")
+
+    def fail(self, name: str, message: str) -> None:
         """Tell of an input that could not be drawn; the others still are."""
         print(f"error: {message}", file=sys.stderr)
-        self.num_failed += 1
+        self.failed.append(name)
+
+    def tell_failed(self) -> None:
+        """List at the end what could not be drawn: the first lines may have scrolled away."""
+        if self.failed:
+            print("\n  ".join([f"not drawn, {len(self.failed)} of the inputs:", *self.failed]), file=sys.stderr)
 
     def _save(self, file: Path, drawn: Picture) -> None:
         from PIL import Image

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from visionmtl import run as config
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, tasks_of
 from visionmtl.data.loader import val_loader
-from visionmtl.datasets import NamedDataset, open_datasets
+from visionmtl.datasets import NamedDataset, check_channels, open_datasets
 from visionmtl.engine import distributed, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
@@ -19,6 +19,7 @@ from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.protocols import find_protocol
 from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.metrics.base import Meter, Results
+from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.network import MultiTaskNet
 from visionmtl.network import build_model as build_network
 from visionmtl.run import Run
@@ -89,9 +90,12 @@ class Evaluation:
         self.opened, self.ranks, self.protocol = opened, ranks, protocol
         run, spaces = opened.run, opened.net.spaces
         datasets = choose_datasets(run, data)
+        check_channels(datasets, run.model.encoder.in_chans)
         self.notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
         self.meters, self.datasets = choose_meters(run.tasks, spaces, datasets, protocol, only_evaluated=bool(data))
-        self.tasks = {name: run.tasks[name] for name in map(task_of, self.meters)}
+        self.tasks = {task: run.tasks[task] for name in self.meters for task in tasks_of(name)}
+        if protocol is None:
+            self.meters |= distance_meters(self.tasks, spaces, self.datasets)
 
     def measure(
         self,
@@ -152,3 +156,19 @@ def choose_meters(
         makers, datasets = rules.makers(tasks, spaces), rules.sources(datasets)
     names_of_results = eval_names({name: tasks[name] for name in makers}, spaces, datasets)
     return {name: makers[task]() for name, task in names_of_results.items()}, datasets
+
+
+def distance_meters(tasks: Mapping[str, Task], spaces: Spaces, datasets: list[NamedDataset]) -> dict[str, Meter]:
+    """What measures distances of boxes where boxes and depth are predicted and labelled, by names as "detection+depth".
+
+    One meter for each data set that labels both, with @data set in its name where there are several.
+    """
+    first = {task.result_field: name for name, task in reversed(list(tasks.items()))}
+    if "boxes" not in first or "depth_m" not in first:
+        return {}
+    pair = first["boxes"], first["depth_m"]
+    space = spaces[pair[0]]
+    assert space is not None
+    judges = [one.name for one in datasets if all(supervises(one, tasks[name], spaces[name]) for name in pair)]
+    name = "+".join(pair)
+    return {name if len(judges) == 1 else f"{name}@{judge}": DistanceMeter(space) for judge in judges}

@@ -114,6 +114,18 @@ def at_least(least: int) -> Callable[[str], int]:
 positive = at_least(1)
 
 
+def score(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is no score; scores are 0 to 1{hint}")
+    return value
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")

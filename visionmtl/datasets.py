@@ -22,9 +22,10 @@ __path__ = [str(shipped_folder("datasets"))]
 class DatasetReader(Protocol):
     """An opened data set: cheap to hold, safe to send to worker processes.
 
-    Optional members: `notes` (sentences about its labels), `file(index)` and `label_files(index)` (the paths that a
-    sample comes from), and `read_part(index, request)`, through which training reads: as `read`, but labels that are
-    not requested may be None, and the image may be reduced (with `full_size`); see `PartReader`.
+    Optional members: `channels` (of its images, where not 3), `notes` (sentences about its labels), `file(index)` and
+    `label_files(index)` (the paths that a sample comes from), and `read_part(index, request)`, through which training
+    reads: as `read`, but labels that are not requested may be None, and the image may be reduced (with `full_size`);
+    see `PartReader`.
     """
 
     @property
@@ -108,6 +109,27 @@ class NamedDataset:
     def read_part(self, index: int, request: ReadRequest) -> Sample:
         """See `read_part`."""
         return read_part(self.reader, index, request)
+
+
+def num_channels(reader: DatasetReader) -> int:
+    """Channels of the images of a reader, or of the one that it holds; 3 where none says so."""
+    inner: Any = reader
+    while inner is not None:
+        if (channels := getattr(inner, "channels", None)) is not None:
+            return int(channels)
+        inner = getattr(inner, "reader", None)
+    return 3
+
+
+def check_channels(datasets: "Sequence[NamedDataset]", in_chans: int) -> None:
+    """Raises ValueError for a data set whose images have other channels than the encoder takes."""
+    for dataset in datasets:
+        if (channels := num_channels(dataset.reader)) != in_chans:
+            raise ValueError(
+                f"images of {dataset.name} have {channels} channels, but model.encoder.in_chans is {in_chans}; "
+                "both are one number, for no channel is left out or mixed in silence; set in_chans (with mean and "
+                "std), or `channels` of the data set"
+            )
 
 
 def open_datasets(datasets: Sequence[Dataset]) -> list[NamedDataset]:

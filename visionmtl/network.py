@@ -1,6 +1,7 @@
 """The multi-task network: encoder and pyramid (the trunk), one decoder per task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Spec
+from visionmtl.config.suggest import did_you_mean
 from visionmtl.modeling.decoders.base import Decoder, DenseMap
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.modeling.heads.base import Head
@@ -33,10 +35,13 @@ class Model(Spec, frozen=True):
     encoder: Encoder
     pyramid: Pyramid = FPN()
     sharing: Sharing = Hard()
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn: names of modules or parameters of the network, such as `trunk.encoder.body.layer1` or
+    `decoders.depth`, or patterns such as `trunk.encoder.*.bn?.*`. Frozen modules stay in evaluation mode."""
 
 
 class MultiTaskNet(nn.Module):
-    """uint8 or float images of 0..255 in, raw outputs of every task out."""
+    """uint8 or float images of 0..255 in, [B, in_chans, H, W], raw outputs of every task out."""
 
     mean: Tensor
     std: Tensor
@@ -57,9 +62,39 @@ class MultiTaskNet(nn.Module):
         self._encoder_name = spec.encoder.name
         self._check_multiple(size, "data.size")
         self.encoder_origin: str = encoder.origin
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.in_chans = spec.encoder.in_chans
+        """Channels of the images."""
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1) * 255, persistent=False)
         self.decoders = nn.ModuleDict({name: self.trunk.decoder(name, parts) for name in tasks})
+
+        if spec.freeze:
+            self._freeze(spec.freeze)
+
+    def _freeze(self, patterns: Sequence[str]) -> None:
+        """Stop what these names mean from learning. Raises ValueError for one that means nothing, or all."""
+        for pattern in patterns:
+            matched = [
+                parameter
+                for name, parameter in self.named_parameters()
+                if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+            ]
+            if not matched:
+                known = [name for name, _ in self.named_modules() if name]
+                raise ValueError(
+                    f"model.freeze names {pattern!r}{did_you_mean(pattern, known)}, which matches no parameter; "
+                    "allowed are "
+                    f"names of modules and parameters such as {', '.join(known[1:4])}, and patterns with * and ?; "
+                    "correct it"
+                )
+            for parameter in matched:
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"model.freeze {', '.join(patterns)} matches every parameter, so nothing would learn; some must; name "
+                "fewer"
+            )
+        self.freeze_modules()
 
     def freeze_modules(self) -> None:
         """Let modules stay in evaluation mode from now on, all of whose parameters are frozen, with what is in them."""
@@ -103,14 +138,18 @@ class MultiTaskNet(nn.Module):
         """
         return self.trunk(normalise(image, self.mean, self.std, color))
 
-    def decode(self, shared: Any) -> dict[str, Raw]:
-        """Shared maps -> raw output by task."""
+    def decode(self, shared: Any, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
+        """Shared maps -> raw output by task; tasks: the decoders that run, None = all."""
         of_task = self.trunk.split(shared)
-        return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}
+        names = [name for name in self.decoders if tasks is None or name in tasks]
+        return {name: self.decoders[name](of_task[name]) for name in names}
 
-    def forward(self, image: Tensor) -> dict[str, Raw]:
-        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task."""
-        return self.decode(self.shared(image))
+    def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
+        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task.
+
+        tasks: the decoders that run; None = all. `keep` also leaves out what the trunk computes for the others.
+        """
+        return self.decode(self.shared(image), tasks)
 
     def with_initial(self, image: Tensor) -> tuple[dict[str, Raw], Mapping[str, Sequence[Raw]]]:
         """As `forward`, and the initial predictions: all that a training step takes losses of."""

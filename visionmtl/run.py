@@ -298,6 +298,14 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        channels, augment = self.model.encoder.in_chans, self.data.augment
+        if channels != 3 and (augment.colors or augment.pipeline):
+            text = (
+                "changes colours of RGB (brightness, contrast, saturation, hue_turns or pipeline), and images have "
+                f"{channels} "
+                "channels, whose colours nobody knows; set those to 0 and leave `pipeline` out"
+            )
+            raise _problem_at(("data", "augment"), text)
         curriculum = self.train.curriculum
         if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
             raise _problem_at(("train", "curriculum"), problem)

@@ -20,6 +20,11 @@ MAX_CLASSES = 255
 Maps = dict[int, Tensor]
 """Feature maps by level: {3: float [B, C, H/8, W/8], ...}."""
 
+Intrinsics = tuple[float, float, float, float]
+"""Pinhole camera (fx, fy, cx, cy): focal lengths and principal point in pixels, in the coordinates of boxes, where the
+top left corner of the image is (0, 0) and the centre of its first pixel (0.5, 0.5). OpenCV counts from that centre:
+add 0.5 to its cx and cy."""
+
 
 @dataclass(frozen=True)
 class LabelSpace:
@@ -72,7 +77,7 @@ class Boxes:
 class Sample:
     """One image and what is known about it. A field that is None was not labelled."""
 
-    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    image: NDArray[np.uint8]  # [H, W, 3] RGB; where a data set says so, [H, W, C] of other channels
     image_id: str
     boxes: Boxes | None = None
     segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids, IGNORE = not labelled
@@ -81,6 +86,7 @@ class Sample:
     image_labels: NDArray[np.int64] | None = None  # [N] class ids of the image as a whole, each once; N = 0: none fits
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
+    intrinsics: Intrinsics | None = None  # of the camera, for the whole image
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
     jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
     annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
@@ -90,6 +96,21 @@ class Sample:
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels, to which boxes and maps refer."""
         return self.full_size or (self.image.shape[0], self.image.shape[1])
+
+
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] to look at, of [H, W, C]: the first three channels, or the first one as grey where there are fewer."""
+    if image.shape[2] == 3:
+        return image
+    chosen = image[..., :3] if image.shape[2] > 3 else np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(chosen)
+
+
+def channels_shown(num_channels: int) -> str:
+    """What `as_rgb` shows of an image of so many channels, for captions; "" for RGB."""
+    if num_channels == 3:
+        return ""
+    return f"channel{'s 1 to 3' if num_channels > 3 else ' 1'} of {num_channels}"
 
 
 LABEL_FIELDS = ("boxes", "segmentation", "depth_m", "normals", "image_labels")
@@ -136,6 +157,8 @@ class Detections:
     xyxy: NDArray[np.float32]  # [D, 4] pixels of the original image
     scores: NDArray[np.float32]  # [D] 0..1
     labels: NDArray[np.int64]  # [D] class ids
+    distance_m: NDArray[np.float32] | None = None  # [D] metres, NaN = not measured; filled for drawing only
+    crowd: NDArray[np.bool_] | None = None  # [D] of truth for drawing: regions of many objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +173,7 @@ class ImageClasses:
 class Batch:
     """Padded tensors of a shape fixed by the config."""
 
-    image: Tensor  # uint8 [B, 3, H, W], RGB
+    image: Tensor  # uint8 [B, C, H, W], RGB unless the encoder has other `in_chans`
     targets: dict[str, dict[str, Tensor]]  # by task, then by the names its `collate` gives
     labelled: dict[str, Tensor]  # by task: bool [B]
     counts: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by task, as its `count` gives: float32 scalars

@@ -109,8 +109,10 @@ class SceneReader:
             "boxes": visible_boxes(picture.instances, scene.solids),
             "image_labels": np.array([floor], np.int64),
         }
+        (height, width), focal_px = scene.camera.size, scene.camera.focal_px
         return Sample(
             image=picture.image,
+            intrinsics=(focal_px, focal_px, width / 2, height / 2),
             image_id=f"scenes_{spec.split}_{spec.seed}_{index:06d}",
             **{name: known[name] for name in spec.labels},
         )

@@ -85,6 +85,13 @@ def test_every_figure_comes(root, tmp_path):
     assert "8 images to 48x64" in next(figure.text for figure in figures if isinstance(figure, Note))
 
 
+def test_classes_chosen_by_name_are_loaded(root, tmp_path):
+    config = config_of(tmp_path)
+    chosen = ("tasks.detection.classes=[chair,bed]", "tasks.segmentation.classes=[chair,bed]")
+    figures = list(measure_loading(config, chosen, batch=2, rounds=1))
+    assert "8 images to 48x64" in next(figure.text for figure in figures if isinstance(figure, Note))
+
+
 def test_what_cannot_be_compared_is_an_error(root, tmp_path):
     scenes = {"type": "scenes", "num_images": 8, "size": list(SIZE)}
     with pytest.raises(ValueError, match=r"scenes is of type scenes; .* reads nyuv2, and coco with boxes; choose"):

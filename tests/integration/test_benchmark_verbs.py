@@ -119,10 +119,12 @@ def test_with_time_left_one_go_measures_predictions_and_steps():
 
 def test_each_balancing_method_is_compared_with_fixed_weights(tmp_path):
     _, content = measure(tmp_path, "balance", *SMALL, *BATCH, *TURNS, "--methods", "upgrad", "--peers")
-    factors = column(content, 0, "x fixed weights")
     peers = [f"TorchJD, {name}" for name in ("MGDA", "ConFIG", "PCGrad")]
-    assert list(factors) == ["fixed", "upgrad", "upgrad, on parameters", *peers]
-    assert factors["fixed"] == 1 and factors["TorchJD, MGDA"] > 0
+    assert [table["title"] for table in content["tables"]] == [f"Balancing methods, {n} tasks" for n in (3, 5)]
+    for number in (0, 1):
+        factors = column(content, number, "x fixed weights")
+        assert list(factors) == ["fixed", "upgrad", "upgrad, on parameters", *peers]
+        assert factors["fixed"] == 1 and factors["TorchJD, MGDA"] > 0
 
 
 def test_each_way_of_sharing_stands_beside_one_network_a_task(tmp_path):

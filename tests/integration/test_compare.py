@@ -76,6 +76,8 @@ def test_every_run_and_seed_is_reported_with_both_conventions(compared: Path):
     text = (compared / "report.md").read_text()
     assert "14 of 14 runs are finished" in text and "Δm per task" in text and "Δm over metrics" in text
     assert (compared / "delta_m.png").is_file() and (compared / "transfer_depth.png").is_file()
+    page = (compared / "report.html").read_text()
+    assert page.count("data-chart") >= 3 and page.count('class="sortable"') == text.count("\n|--")
     lines = list(csv.DictReader((compared / "results.csv").open()))
     assert {line["figure"] for line in lines} >= {"depth/abs_rel", "transfer/depth", "delta_m/per_task"}
 
@@ -150,6 +152,7 @@ def test_stopping_loses_nothing(tmp_path: Path):
     stopped = torch.load(rows.parent / "checkpoints/last.pt", weights_only=True)["step"]
     assert 2 <= stopped < 24
 
+    assert main([*arguments, "optim.lr=0.5", "--output", str(tmp_path / "cut")]) == 2, "it goes on as what it began"
     assert main([*arguments, "--output", str(tmp_path / "cut")]) == 0
     cut, whole = (tmp_path / name / "runs/equal/0" for name in ("cut", "whole"))
     ends = [torch.load(folder / "checkpoints/last.pt", weights_only=True)["net"] for folder in (cut, whole)]

@@ -10,6 +10,7 @@ import pytest
 import scene_run
 import torch
 
+from visionmtl.api import distance_meters
 from visionmtl.data.label_spaces import eval_names, resolve_spaces
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
@@ -42,6 +43,7 @@ def measured(run: Run, ranks: Ranks) -> dict[str, Any]:
     data = loader(run, ranks)
     names = eval_names(run.tasks, net.spaces, open_datasets(run.data.val))
     meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in names.items()}
+    meters |= distance_meters(run.tasks, net.spaces, open_datasets(run.data.val))
     each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, _: images.append(name_of(sample)))
     pooled = evaluate(net, data, "cpu")
     return {"results": {f"{name}, pooled": pooled[name] for name in pooled} | each, "images": images}

@@ -42,6 +42,7 @@ def test_results_are_printed_by_protocol_and_kept_in_the_run_folder(saved, capsy
         "detection": 3,
         "segmentation": 3,
         "depth": 3,
+        "detection+depth": 3,
     }
     assert 0 <= written["results"]["segmentation"]["miou"] <= 1
 
@@ -181,8 +182,10 @@ def test_the_report_shows_pictures(saved, tmp_path):
     page = tmp_path / "page.html"
 
     assert evaluated(saved, "--json", str(tmp_path / "r.json"), "--report", str(page)) == 0
-    assert page.read_text().count("data:image/jpeg") == 3
-    assert "detection: precision over recall" in page.read_text()
+    text = page.read_text()
+    assert text.count('class="slider"') % 3 == 0 and text.count("data:image/webp") >= 10
+    assert "detection: precision over recall" in text and "depth: error by true distance" in text
+    assert "worst depth: rmse_m" in text and "taken for" in text and "command of this page" in text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from write_cityscapes import write_cityscapes
 from write_coco import write_coco
+from write_folder import write_standard_folder
 from write_nyuv2 import drawn_frames, write_prepared
 
 import visionmtl.cli.train as tool
@@ -26,6 +27,7 @@ RECIPES = [name for name, values in TREES.items() if {"model", "data"} <= values
 BASES = [name for name in TREES if name not in RECIPES]
 
 TRAINING_IMAGES = {"coco": 118_287, "cityscapes": 2975, "nyuv2": 795}  # of the official splits
+TRAINING_IMAGES["folder"] = 1000  # as its header assumes
 SMALL = [
     *("data.size=[64,128]", "data.workers=0", "train.batch_size=2", "train.precision=fp32", "train.compile=false"),
     "model.encoder.pretrained=false",
@@ -39,6 +41,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(root / "coco", num_train=2, num_val=2)
     write_cityscapes(root / "cityscapes", num_train=2, num_val=2)
     (root / "nyuv2").mkdir()
+    write_standard_folder(root / "folder")
     metas = drawn_frames(2, (480, 640))
     for split in ("train", "test"):
         write_prepared(root / "nyuv2", metas, split)

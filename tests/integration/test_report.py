@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from visionmtl import run as config
+from visionmtl.inference.ranking import choose_metric, ranked
 from visionmtl.report.charts import MAX_POINTS, line_chart
+from visionmtl.report.evidence import Confusion, Evidence
 from visionmtl.report.report import read_rows, write_report
+from visionmtl.structures import Sample
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.segmentation import Segmentation
 
 RESULTS = {
     "segmentation": {
@@ -23,7 +28,7 @@ RESULTS = {
     },
     "depth": {"images": 3, "abs_rel": 0.1, "rmse_m": 0.6123, "protocol": "eigen"},
 }
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 @pytest.fixture
@@ -71,14 +76,20 @@ def test_the_page_is_well_formed_and_loads_nothing(run_dir):
     parser = Balanced()
     parser.feed(page)
     assert not parser.open
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "@import" not in page
+    assert re.findall(r"https?://[^\s\"']+", page) == ["http://www.w3.org/2000/svg"], "the name of SVG, not an address"
 
 
 def test_the_head_says_what_was_trained_on_what(run_dir):
     head = written(run_dir).partition("</header>")[0]
 
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", head))
-    expected = {"encoder": "resnet10t", "trained on": "scenes", "input": "128 x 160 px", "device": "NVIDIA &lt;GPU&gt;"}
+    expected = {
+        "encoder": "resnet10t",
+        "trained on": "scenes",
+        "input": "128 x 160 px",
+        "device of the training": "NVIDIA &lt;GPU&gt;",
+    }
     assert {key: facts[key] for key in expected} == expected
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", facts["written"]) and facts["step"] == "1,000"
 
@@ -94,7 +105,7 @@ def test_curves_settings_and_pictures_are_inside(run_dir):
 
     assert "depth: training loss" in page and "depth: validation" in page and "learning rate" in page
     assert "type: scenes" in page and "&#34;torch&#34;: &#34;2.11&#34;" in page
-    assert "val/0001" in page and "data:image/jpeg;base64," in page
+    assert "val/0001" in page and "data:image/webp;base64," in page
 
 
 def test_a_folder_without_a_run_still_gives_its_results(tmp_path):
@@ -124,7 +135,7 @@ def test_long_curves_are_thinned_and_keep_their_last_value():
 
     assert chart
     (line,) = chart.lines
-    assert len(line.points.split()) <= MAX_POINTS and line.dots[-1].tip == "a: 1000 at 1000" and line.last == 1000
+    assert len(line.points) <= MAX_POINTS and line.points[-1] == (1000, 1000)
 
 
 def test_values_that_are_not_finite_and_lone_points_can_be_drawn():
@@ -136,4 +147,53 @@ def test_a_folder_named_like_a_placeholder_does_no_harm(run_dir):
     odd = run_dir.parent / "run {body}"
     shutil.copytree(run_dir, odd)
 
-    assert written(odd).count("<section>") == written(run_dir).count("<section>")
+    assert written(odd).count("<section") == written(run_dir).count("<section")
+
+
+def looked_at(*errors):
+    """Evidence of one image for each relative error of depth; true depth is 2 m left, 20 m right."""
+    evidence = Evidence({"depth": Depth(max_depth_m=80)}, {"depth": None})
+    true_m = np.repeat(np.asarray([[2, 2, 2, 20]], np.float32), 4, axis=0)
+    for number, error in enumerate(errors):
+        sample = Sample(image=np.zeros((4, 4, 3), np.uint8), image_id=f"image {number}", depth_m=true_m)
+        evidence.add(sample, {"depth": true_m * (1 + np.float32(error))})
+    return evidence
+
+
+def test_the_worst_and_the_best_images_are_kept():
+    titles = [of.title for of in looked_at(0.2, 0.1, 0.5, 0.4).images()]
+
+    assert [re.findall(r"(worst|best) depth: rmse_m .* \(image (image \d)\)", title)[0] for title in titles] == [
+        ("worst", "image 2"), ("worst", "image 3"), ("best", "image 1"),
+    ]  # fmt: skip
+
+
+def test_depth_errors_are_collected_by_true_distance():
+    ((near, error, share), (far, *_)) = looked_at(0.1, 0.3).depth_by_distance()["depth"]
+
+    assert near == pytest.approx(2 * 2**0.25) and error == pytest.approx(0.2, rel=1e-5) and share == 0.75
+    assert 16 < far < 22.7
+
+
+def test_the_largest_confusions_are_named_and_the_diagonal_is_none():
+    table = np.asarray([[0.6, 0.4, 0], [0.1, 0.9, 0], [np.nan] * 3])
+    assert Confusion(("a", "b", "c"), table).largest(5) == [("a", "b", 0.4), ("b", "a", 0.1)]
+
+
+def test_the_summary_says_what_is_weak(run_dir):
+    confusion = Confusion(("wall", "door"), np.asarray([[0.9, 0.1], [0.7, 0.3]]))
+    write_report(run_dir / "report.html", run_dir, RESULTS, confusions={"segmentation": confusion})
+    summary = re.search(r'<ul class="summary">(.*?)</ul>', (run_dir / "report.html").read_text(), re.S)[1]
+
+    assert "mean intersection over union is 0.4921 (higher is better) on 3 images" in summary
+    assert "takes door for wall (70% of its pixels), wall for door (10% of its pixels)" in summary
+
+
+def test_images_are_ranked_by_any_metric_that_is_better_or_worse():
+    tasks = {"depth": Depth(), "segmentation": Segmentation()}
+
+    assert choose_metric(tasks, None) == ("depth", "rmse_m") and choose_metric(tasks, "depth/delta1")[1] == "delta1"
+    assert ranked([0.3, None, 0.1, 0.2], tasks["depth"]) == [0, 3, 2]
+    assert ranked([0.3, None, 0.1, 0.2], tasks["depth"], "delta1") == [2, 3, 0]
+    with pytest.raises(ValueError, match=r"'pixels' is no metric of depth .*; allowed are abs_rel"):
+        choose_metric(tasks, "depth/pixels")

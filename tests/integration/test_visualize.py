@@ -1,5 +1,7 @@
 """tools/visualize.py: pictures of predictions, of truth and of training data, which are never written over others."""
 
+import io
+import json
 import re
 
 import cv2
@@ -17,6 +19,7 @@ from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import Predictor, picture
 from visionmtl.io.images import read_image
 from visionmtl.io.video import read_frames
+from visionmtl.visualization import panels
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",
@@ -44,8 +47,8 @@ def test_a_task_without_a_value_leaves_its_place_empty(opened):
     run, net = opened.run, opened.net
     prediction = Predictor(opened)(NOISE).predictions
 
-    one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction})
-    two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "truth": {"depth": None}})
+    one = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "label": {}})
+    two = picture(run.tasks, net.spaces, NOISE, {"prediction": prediction, "label": {"depth": prediction["depth"]}})
 
     assert two.shape[1] == one.shape[1] and two.shape[0] > one.shape[0]
 
@@ -58,7 +61,7 @@ def test_a_folder_a_glob_and_a_file_are_drawn_in_their_own_numbers(saved, tmp_pa
     assert drawn(saved, tmp_path, tmp_path / "*.jpg", tmp_path / "a.png", "--output", tmp_path / "out") == 0
 
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert names == ["000_a.png", "001_b.png", "002_b.png", "003_a.png", "contact_sheet.png"]
+    assert names == ["000_a.png", "001_b.png", "002_b.png", "003_a.png", "contact_sheet.jpg"]
     assert capsys.readouterr().out.count("written: ") == 5
 
 
@@ -210,3 +213,67 @@ def test_mistakes_are_explained_and_leave_no_folder(saved, tmp_path, capfd, argu
     printed = " ".join(line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
     assert re.search(said, printed)
     assert not (tmp_path / "out").exists()
+
+
+def test_predictions_on_photos_come_as_json_and_maps_too(saved, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    options = ["--json", "--maps", "--no-pictures", "--score", 0]
+
+    assert drawn(saved, tmp_path / "a.png", *options, "--output", tmp_path / "out") == 0
+
+    result = Predictor(open_model(saved))(NOISE)
+    plain = json.loads((tmp_path / "out" / "000_a.json").read_text())
+    assert plain["size"] == [50, 70] and len(plain["boxes"]) == len(result.boxes)
+    classes = cv2.imread(str(tmp_path / "out" / "000_a_segmentation.png"), cv2.IMREAD_UNCHANGED)
+    depth = cv2.imread(str(tmp_path / "out" / "000_a_depth.png"), cv2.IMREAD_UNCHANGED)
+    assert (classes == result.segmentation).all()
+    assert depth.dtype == np.uint16 and np.abs(depth / 1000 - result.depth_m).max() <= 0.0005 + 1e-6
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_an_overlay_has_the_size_of_the_photo_above_its_legend(saved, tmp_path, monkeypatch):
+    Image.fromarray(np.tile(NOISE, (8, 8, 1))).save(tmp_path / "a.png")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path / 'a.png'}\n\n"))
+
+    assert drawn(saved, "-", "--layout", "overlay", "--output", tmp_path / "out.png") == 0
+
+    picture = read_image(tmp_path / "out.png")
+    assert picture.shape[1] == 560 and 400 < picture.shape[0] < 600
+
+
+def test_the_worst_images_come_first_and_say_how_bad_they_are(saved, tmp_path, capsys, monkeypatch):
+    titles = []
+    monkeypatch.setattr(panels.draw, "compare", lambda rows, cell_px: titles.append(rows[0][0][0]) or NOISE)
+
+    assert drawn(saved, "--worst", 2, "--by", "depth/mae_m", "--output", tmp_path / "worst") == 0
+    assert drawn(saved, "--best", 3, "--by", "depth/mae_m", "--output", tmp_path / "best") == 0
+
+    values = [float(title.removeprefix("image, mae_m ")) for title in titles if title.startswith("image, ")]
+    assert values[0] > values[1] and values[2:] == [*sorted(values[2:])] and values[2:][::-1][:2] == values[:2]
+
+
+def test_damaged_files_are_listed_at_the_end(saved, tmp_path, capsys):
+    names = ["bad.png", "good.png", "worse.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"no picture")
+    Image.fromarray(NOISE).save(tmp_path / "good.png")
+
+    assert drawn(saved, tmp_path, "--tasks", "depth", "--output", tmp_path / "out") == 2
+
+    ends = capsys.readouterr().err.splitlines()[-3:]
+    assert ends == ["not drawn, 2 of the inputs:", f"  {tmp_path / 'bad.png'}", f"  {tmp_path / 'worse.jpg'}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["a.png", "--worst", "3"], "--worst would have no effect with mode predict"),
+        (["a.png", "--no-pictures"], "--no-pictures alone would write nothing"),
+        (["--by", "depth"], "--by would have no effect without --worst N or --best N"),
+        (["--worst", "2", "--by", "depth/images"], "'images' is no metric of depth .* allowed are abs_rel"),
+        (["a.mp4", "--maps"], "--maps writes files for each image, and a.mp4 is a video"),
+    ],
+)
+def test_options_without_effect_are_refused(saved, tmp_path, capsys, options, said):
+    assert drawn(saved, *options, "--output", tmp_path / "out") == 2
+    assert re.search(said, capsys.readouterr().err)

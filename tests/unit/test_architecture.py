@@ -41,7 +41,7 @@ PUBLIC: dict[str, list[str]] = {
     "evaluate": [
         "checkpoint", "*overrides", "split", "data", "protocol", "tta", "batch_size", "limit_batches", "device",
     ],
-    "load": ["path", "device", "tasks", "precision"],
+    "load": ["path", "device", "tasks", "precision", "batch_size", "threads", "compile"],
     "train": ["config_or_run", "*overrides", "output", "**options"],
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
 from visionmtl.balance.fixed import Fixed
+from visionmtl.balance.graddrop import GradDrop
 from visionmtl.balance.uncertainty import Uncertainty
 from visionmtl.balance.upgrad import UPGrad
 
@@ -300,3 +301,28 @@ def test_a_task_nobody_labelled_keeps_its_uncertainty():
     labelled = {task: torch.tensor(task != "b") for task in losses}
     balancer.backward(replace(step, losses=losses, labelled=labelled))
     assert (gradients(balancer)["log_variances"] != 0).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+def test_graddrop_keeps_one_sign_at_each_place_as_the_paper_writes_it(leak: float):
+    """Two tasks and one map [B, C]: the masked gradients arrive at the map; against a loop over places."""
+    torch.manual_seed(3)
+    balancer = GradDrop(leak=leak).build({"a": 1.0, "b": 2.0})
+    image = torch.randn(3, 50, requires_grad=True)
+    shared = image * 1
+    leaf = shared.detach().requires_grad_()
+    slopes = {"a": torch.randn(3, 50), "b": torch.randn(3, 50)}
+    slopes["b"][:, 0] = slopes["a"][:, 0].abs() * leaf[:, 0].detach().sign()  # both signs agree: nothing is dropped
+    slopes["a"][:, 0] = slopes["b"][:, 0]
+    chance = (balancer.draws.signed(50) + 1) / 2
+    balancer.backward(Step({task: (slope * leaf).sum() for task, slope in slopes.items()}, [shared], [leaf]))
+
+    expected = torch.zeros(3, 50)
+    gradients = [slopes["a"], 2 * slopes["b"]]
+    for place in range(50):
+        sums = [float((leaf[:, place].sign() * gradient[:, place]).sum()) for gradient in gradients]
+        positive = 0.5 * (1 + sum(sums) / sum(map(abs, sums))) > float(chance[place])
+        for value, gradient in zip(sums, gradients, strict=True):
+            expected[:, place] += gradient[:, place] * (1.0 if (value > 0) == positive else leak)
+    torch.testing.assert_close(image.grad, expected)
+    torch.testing.assert_close(image.grad[:, 0], 3 * slopes["a"][:, 0])

@@ -203,6 +203,13 @@ def test_draws_are_uniform_independent_and_come_back():
     assert torch.equal(draws.uniform(5), second[:5]), "the first numbers do not depend on how many are drawn"
     draws.load_state_dict(state)
     assert torch.equal(draws.uniform(20_000), first)
+    signed = draws.signed(20_000)
+    assert signed.min() >= -1 and signed.max() < 1 and signed.mean() == pytest.approx(0, abs=0.02)
+    assert signed.var() == pytest.approx(1 / 3, abs=0.01)
+    draws.next()
+    pairs = torch.stack([signed, draws.signed(20_000), signed.roll(1), signed.roll(2)])
+    assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.03
+    draws.load_state_dict(state)
     normal = draws.normal(20_000)
     assert normal.mean() == pytest.approx(0, abs=0.03) and normal.var() == pytest.approx(1, abs=0.03)
     torch.manual_seed(8)

@@ -121,6 +121,13 @@ def test_depth_is_metric_by_the_camera_of_the_image(root):
     assert sample.disparity_px_metre / depth[1, 0] == 10  # px, as stored
     assert depth[0, :4].tolist() == [0, 0, 128_000, np.float32(500 / (65_534 / 256))]
     assert (depth[1:] == 50).all()
+    assert sample.intrinsics is None, "the file has no more than a focal length"
+
+
+def test_intrinsics_are_those_of_the_camera_file_in_coordinates_of_boxes(root):
+    camera = {"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": 2262.5, "fy": 2265.25, "u0": 1096.5, "v0": 513}}
+    first(root, "camera").write_text(json.dumps(camera))
+    assert opened(root).read(0).intrinsics == (2262.5, 2265.25, 1097, 513.5)
 
 
 @pytest.mark.parametrize("marked_by", ["labelIds", "instanceIds"])

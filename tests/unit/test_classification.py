@@ -23,6 +23,7 @@ from visionmtl.metrics.classification import ClassificationMeter, average_precis
 from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import ImageClasses, ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.classification import Classification
+from visionmtl.visualization.draw import DrawOptions
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 META = ImageMeta(size=(8, 8), content_size=(8, 8))
@@ -291,7 +292,7 @@ def test_labels_stay_through_augmentation_cache_and_renaming(tmp_path: Path):
 
 def test_the_best_class_is_written_under_the_image_and_truth_without_scores():
     task, image = Classification(), np.full((64, 64, 3), 90, np.uint8)
-    weak = task.draw(image, scores(0.2, 0.5, 0.3), space(3), 0.9)
-    none = task.draw(image, ImageClasses(np.zeros(0, np.int64), np.zeros(0, np.float32)), space(3), 0.9)
+    weak = task.draw(image, scores(0.2, 0.5, 0.3), space(3), DrawOptions(0.9))
+    none = task.draw(image, ImageClasses(np.zeros(0, np.int64), np.zeros(0, np.float32)), space(3), DrawOptions(0.9))
     assert weak.shape[0] > weak.shape[1] and weak.shape[1] == 320 and none.shape[1] == 320
-    assert (weak != task.draw(image, task.truth(sample(1)), space(3), 0.9)).any()
+    assert (weak != task.draw(image, task.truth(sample(1)), space(3), DrawOptions(0.9))).any()

@@ -165,6 +165,18 @@ def test_smaller_images_show_the_same_scene_farther_away():
     torch.testing.assert_close(2 * boxes[0], boxes[1], rtol=0, atol=1e-3)
 
 
+def test_resuming_in_the_middle_of_an_epoch_of_smaller_images_changes_nothing(tmp_path):
+    def run(name: str):
+        smaller = {"smaller_first": [{"epochs": 1, "size": [32, 32]}]}
+        return curriculum_run(smaller, 2, tmp_path / name, names=("segmentation", "depth"))
+
+    train(run("whole"))
+    train(run("cut"), TrainOptions(max_steps=2))
+    train(run("cut"), TrainOptions(resume="auto"))
+    whole, cut = (scene_run.last_state(tmp_path / name) for name in ("whole", "cut"))
+    assert whole["step"] == 8 and not scene_run.differences(whole, cut)
+
+
 def test_a_run_begins_small_and_ends_at_full_size(tmp_path):
     run = curriculum_run({"smaller_first": [{"epochs": 2, "size": [32, 32]}]}, 3, tmp_path)
     results = train(run)

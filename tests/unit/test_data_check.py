@@ -19,6 +19,7 @@ from visionmtl.data.check.terminal import progress
 from visionmtl.data.check.verdict import judge
 from visionmtl.datasets import NamedDataset
 from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
+from visionmtl.visualization.palette import colours_by_name
 
 SPACE = LabelSpace("toy", ("cup", "floor"), ((255, 0, 0), (0, 255, 0)))
 PROVIDES = {"boxes": SPACE, "segmentation": SPACE, "depth_m": None, "normals": None}
@@ -295,14 +296,25 @@ def test_the_sheet_shows_the_photographs_the_labels_and_the_charts():
     sample = Sample(image=photo(), image_id="a", boxes=boxes((8, 8, 40, 40)), segmentation=classes(0, first=IGNORE))
     one = read(sample, Sample(image=photo(1), image_id="b", depth_m=depth()))
     sheet = draw_sheet([one], [])
-    assert sheet.shape[1] == 4 * (640 + 18) + 18, "the photograph and three maps"
+    assert sheet.shape[1] == 4 * (640 + 20) + 20, "the photograph and three maps"
     expected = cv2.resize(photo(), (640, 480), interpolation=cv2.INTER_CUBIC)[300:380, 450:600]  # beside the box
     match = cv2.matchTemplate(sheet, expected, cv2.TM_SQDIFF_NORMED)
     assert match.min() < 1e-3, "the photograph is there"
-    red = (sheet == SPACE.colours[0]).all(axis=2)
+    colours = colours_by_name(SPACE.classes)
+    red = (sheet == colours[SPACE.classes[0]]).all(axis=2)
     assert red[: sheet.shape[0] // 3].sum() > 1000, "a bar of the class in its colour"
     assert red[sheet.shape[0] // 3 :].sum() > 1000, "the outline of its box"
-    assert not (sheet == SPACE.colours[1]).all(axis=2).any(), "nothing of the class that is absent"
+    assert not (sheet == colours[SPACE.classes[1]]).all(axis=2).any(), "nothing of the class that is absent"
+
+
+def test_the_right_end_of_a_wide_image_is_on_the_sheet():
+    wide = np.full((30, 120, 3), 90, np.uint8)
+    wide[:, 110:] = (250, 0, 0)
+    one = read(Sample(image=wide, image_id="a", segmentation=np.zeros((30, 120), np.uint8)))
+
+    sheet = draw_sheet([one], [])
+
+    assert ((sheet[..., 0] > 240) & (sheet[..., 1:] < 10).all(axis=2)).sum() > 0.07 * 640 * 160
 
 
 def test_progress_is_a_bar_on_a_terminal_and_a_line_elsewhere():

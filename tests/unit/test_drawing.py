@@ -1,10 +1,15 @@
 """Claims about `visionmtl.visualization.draw`: what a picture shows, and that no label can break it."""
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 
 from visionmtl.structures import IGNORE, Detections, LabelSpace
-from visionmtl.visualization import canvas, draw
+from visionmtl.tasks.depth import Depth
+from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.visualization import canvas, draw, palette, panels
 
 SPACE = LabelSpace("three", ("red thing", "green thing", "blue thing"), ((230, 20, 20), (20, 230, 20), (20, 20, 230)))
 GREY = np.full((320, 400, 3), 128, np.uint8)
@@ -36,18 +41,19 @@ def test_the_threshold_hides_boxes_but_never_truth():
     assert not has(picture, SPACE.colours[0]) and has(picture, SPACE.colours[1])
 
 
-def test_no_boxes_leave_the_image_as_it_is_and_untouched():
+def test_the_image_is_not_drawn_on_and_no_box_is_said_in_its_corner():
     image = GREY.copy()
 
     draw.draw_boxes(image, detections((10, 10, 90, 90, 0.9, 0)), SPACE)
+    empty, low = (draw.draw_boxes(image, of, SPACE, 0.5) for of in (detections(), detections((9, 9, 90, 90, 0.4, 0))))
 
-    assert (image == GREY).all()
-    assert (draw.draw_boxes(image, detections(), SPACE) == GREY).all()
+    assert (image == GREY).all() and (empty[50:] == GREY[50:]).all() and (empty[:20] != GREY[:20]).any()
+    assert (empty != low).any(), "nothing found at all, and nothing above the threshold, differ"
 
 
 @pytest.mark.parametrize("box", [(-50, -50, 900, 900), (390, 310, 400, 320), (0, 0, 1, 1), (50, 60, 50, 60)])
 def test_boxes_at_and_beyond_the_border_can_be_drawn(box):
-    picture = draw.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE, crowd=np.asarray([False]))
+    picture = draw.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE)
 
     assert picture.shape == GREY.shape and has(picture, SPACE.colours[0])
 
@@ -56,7 +62,7 @@ def test_a_crowd_is_hatched():
     box = detections((100, 100, 300, 300, np.nan, 0))
 
     plain = draw.draw_boxes(GREY, box, SPACE)
-    crowd = draw.draw_boxes(GREY, box, SPACE, crowd=np.asarray([True]))
+    crowd = draw.draw_boxes(GREY, replace(box, crowd=np.asarray([True])), SPACE)
 
     assert (plain[150:250, 150:250] == 128).all() and not (crowd[150:250, 150:250] == 128).all()
 
@@ -144,7 +150,7 @@ def no_system_fonts(monkeypatch):
     """A machine whose only font is Pillow's, which has ASCII and little else."""
     monkeypatch.setattr(canvas, "_system_fonts", tuple)
     canvas._line.cache_clear()
-    canvas._tell_missing.cache_clear()
+    monkeypatch.setattr(canvas, "_told_scripts", set())
     yield
     canvas._line.cache_clear()
 
@@ -166,3 +172,103 @@ def test_two_class_names_never_look_alike_whatever_the_script(no_system_fonts, p
 
 def test_control_characters_break_no_line():
     assert canvas.text_width("two\nlines", 20) == canvas.text_width("two lines", 20)
+
+
+# ---- colours, sizes, errors ----
+
+
+def test_a_class_has_one_colour_in_all_spaces_and_background_is_grey():
+    boxes, maps = named("person", "dog"), named("background", "wall", "person", "sky")
+
+    both = palette.recolour({"a": boxes, "b": maps, "c": None})
+
+    assert both["a"].colours[0] == both["b"].colours[2] != boxes.colours[0] and both["c"] is None
+    assert both["b"].colours[0] == palette.BACKGROUND and palette.BACKGROUND not in both["b"].colours[1:]
+    assert palette.colours_by_name(["wall", "lamp"])["wall"] == both["b"].colours[1]
+
+
+@pytest.mark.parametrize("count", [1, 40, 64, 65, 255])
+def test_all_classes_of_a_set_differ(count):
+    colours = palette.colours_by_name(f"class {k}" for k in range(count))
+    assert len(set(colours.values())) == count
+
+
+def test_colours_differ_for_colour_blind_eyes():
+    """Least CIELAB distance as seen with protanopia and deuteranopia (Machado et al. 2009); 2.3 is just noticeable."""
+    encoded = np.asarray(palette._TABLE) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    for seen in (linear, linear @ np.transpose(protan), linear @ np.transpose(deutan)):
+        seen = np.clip(seen, 0, 1)
+        rgb = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055).astype(np.float32)[None]
+        lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1e3 * np.eye(len(lab))
+        assert apart[:7, :7].min() > 15 and apart[:32, :32].min() > 12 and apart.min() > 7
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (20, 30), (375, 1242), (2000, 3000)])
+def test_text_is_legible_and_memory_small_whatever_the_size(size):
+    image, classes = np.full((*size, 3), 90, np.uint8), np.zeros(size, np.uint8)
+    tasks = {"segmentation": Segmentation(), "depth": Depth()}
+    rows = {"prediction": {"segmentation": classes, "depth": np.ones(size, np.float32)}}
+
+    picture = panels.draw_panels(tasks, {"segmentation": SPACE, "depth": None}, image, rows)
+
+    assert picture.nbytes < 60e6 and canvas.text_px(panels.at_cell_size(image, 960).shape[:2]) >= 12
+    assert picture.shape[1] <= 3400 and picture.shape[1] / canvas.text_px((960, 720)) < 130
+
+
+def test_hits_false_positives_and_misses_have_their_colours():
+    found = detections((10, 10, 100, 100, 0.9, 0), (200, 10, 300, 100, 0.8, 0), (10, 200, 60, 250, 0.7, 1))
+    truth = detections((12, 10, 100, 100, 1.0, 0), (300, 200, 380, 300, 1.0, 2), (0, 190, 200, 310, 1.0, 1))
+    truth = replace(truth, crowd=np.asarray([False, False, True]))
+
+    picture = draw.draw_box_errors(GREY, found, truth, SPACE, 0.5)
+
+    assert (picture[50, 10] == draw.RIGHT).all() and (picture[50, 200] == draw.WRONG).all()
+    assert (picture[250, 300] == draw.MISSED).all()
+    assert (picture[225, 10] == 128).all(), "a box on a crowd is neither right nor wrong"
+
+
+def test_errors_of_maps_are_where_they_are():
+    classes, truth = np.zeros((320, 400), np.uint8), np.zeros((320, 400), np.uint8)
+    classes[:, 200:], truth[:100] = 1, IGNORE
+
+    picture = draw.draw_segmentation_errors(GREY, classes, truth).astype(int)
+    depth = draw.draw_depth_errors(GREY, np.where(truth == 0, 1.0, 2.0).astype(np.float32), np.ones((320, 400)))
+
+    assert picture[200, 300, 0] > picture[200, 300, 2] and picture[200, 100, 2] > picture[200, 100, 0]
+    assert picture[50].max() < 128 and (depth[200, 200] == 247).all() and depth[90, 390, 0] > 150 > depth[90, 390, 1]
+
+
+def test_a_tag_tells_class_score_and_metres(monkeypatch):
+    texts = []
+    monkeypatch.setattr(canvas, "write", lambda draw, at, text, *rest, **more: texts.append(text))
+    boxes = detections((10, 10, 100, 100, 0.834, 0), (10, 200, 90, 300, 0.5, 1))
+
+    draw.draw_boxes(GREY, boxes, SPACE, 0.4, np.asarray([2.4444, np.nan], np.float32))
+
+    assert texts == ["red thing 0.83  2.4 m", "green thing 0.50"]
+    assert [draw.metres(value) for value in (0.854, 2.44, 31.4)] == ["0.85 m", "2.4 m", "31 m"]
+
+
+def test_the_range_of_a_video_follows_without_flicker():
+    steady, near, far = panels.SteadyRange(25), np.full((9, 9), 2, np.float32), np.full((9, 9), 8, np.float32)
+    first = steady.update(near)
+
+    ends = [steady.update(far if number % 2 else near)[1] for number in range(50)]
+
+    assert first[0] < 2 < first[1] and max(np.abs(np.diff(np.log(ends)))) < 0.04
+    for _ in range(200):
+        last = steady.update(far)
+    assert last[0] == pytest.approx(8 / 1.1, rel=0.05)
+
+
+def test_the_characters_that_no_font_has_are_named(no_system_fonts, caplog):
+    canvas.text_width("椅木", 20)
+    assert "椅" in caplog.text and "'椅木'" in caplog.text and "fonts-noto-cjk" in caplog.text
+
+
+def test_lone_marks_count_as_missing(no_system_fonts):
+    assert canvas._line("कुर्सी").text.isascii()

@@ -163,7 +163,8 @@ def test_arrays_hold_depth_in_any_number_type(root):
     ("file", "pixels", "message"),
     [
         ("labels/a.png", np.zeros((H, W), np.uint16), "labels/a.png is uint16 with 1 channel.*labels are 8-bit grey"),
-        ("labels/a.png", np.zeros((H, W, 3), np.uint8), "uint8 with 3 channel.*of a palette PNG write the indices"),
+        ("labels/a.png", np.zeros((H, W, 3), np.uint8),
+         r"uint8 with 3 channels, its colours \(RGB\) are \[0, 0, 0\];.*one of the equal channels"),
         ("labels/a.png", np.full((H, W), 3, np.uint8), r"labels/a.png holds \[3\], which are neither classes nor"),
         ("labels/a.png", np.zeros((H, W + 1), np.uint8), "labels/a.png is made for 6x9 px, but .*a.png is 6x8"),
         ("labels/a.png", np.zeros((W, H), np.uint8), "change `upright` if the image has an EXIF orientation"),
@@ -177,12 +178,15 @@ def test_a_map_that_is_none_is_named(root, file, pixels, message):
         spec(root).build().read(0)
 
 
-def test_a_palette_picture_is_no_label_map(root):
-    picture = Image.fromarray(np.zeros((H, W), np.uint8)).convert("P")
-    picture.putpalette([10, 20, 30] * 256)
-    picture.save(root / "labels/a.png")
-    with pytest.raises(ValueError, match=r"labels/a.png is uint8 with 3 channel\(s\).*palette"):
-        spec(root).build().read(0)
+def test_a_palette_picture_gives_its_indices_and_says_so(root):
+    for name in ("a", "b"):
+        picture = Image.fromarray(np.full((H, W), 7, np.uint8)).convert("P")
+        picture.putpalette([10, 20, 30] * 256)
+        picture.putdata([8] * W + [7] * (H - 1) * W)
+        picture.save(root / f"labels/{name}.png")
+    reader = spec(root).build()
+    assert reader.read(0).segmentation[:2, 0].tolist() == [1, 0]
+    assert any("have a palette, whose indices are the values" in note for note in reader.notes)
 
 
 @pytest.mark.parametrize("file", ["images/train/a.png", "labels/a.png", "depth/b.png"])
@@ -250,7 +254,10 @@ def test_classes_that_contradict_themselves_are_refused(root, change, message):
     ("change", "message"),
     [
         ({"images": "../elsewhere/{split}/*.png"}, "leads out of `root`; allowed are paths relative"),
-        ({"segmentation": {"files": "labels/{name}.png"}}, r"has {name}; allowed are .*{split}, {stem} and {path}"),
+        (
+            {"segmentation": {"files": "labels/{name}.png"}},
+            r"has {name}; allowed are .*{split}, {folder}, {stem} and {path}",
+        ),
         ({"depth": {"files": "depth/all.png"}}, "is one file for all images"),
         ({"split": None}, "paths have {split}, but `split` is not set"),
         ({"split": "../x"}, "should match pattern"),

@@ -12,6 +12,7 @@ from visionmtl.metrics.base import declared, numbers
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
+from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
@@ -27,6 +28,7 @@ METERS = {
     "depth batch mean": lambda: DepthMeter("batch_mean", group_images=3),
     "depth as disparity": lambda: DisparityMeter(1e-3, 10.0),
     "normals": NormalsMeter,
+    "distance": lambda: DistanceMeter(SPACE),
 }
 
 
@@ -45,8 +47,10 @@ def labelled(number, rng):
         normals=rng.normal(size=(9, 11, 3)).astype(np.float32),
         disparity_px_metre=400 + number,
     )
+    detections = Detections(xyxy + rng.normal(0, 3, xyxy.shape).astype(np.float32), scores, classes)
     return sample, {
-        "detection": Detections(xyxy + rng.normal(0, 3, xyxy.shape).astype(np.float32), scores, classes),
+        "detection": detections,
+        "distance": (detections, rng.uniform(0.01, 11, (9, 11)).astype(np.float32)),
         "segmentation": rng.integers(0, 4, (9, 11)).astype(np.uint8),
         "depth": rng.uniform(0.01, 11, (9, 11)).astype(np.float32),
         "normals": rng.normal(size=(9, 11, 3)).astype(np.float32),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from write_nyuv2 import write_pixels
 
-from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.datasets.nyuv2 import INTRINSICS, NYUv2
 from visionmtl.structures import IGNORE
 
 H, W = 12, 16
@@ -175,7 +175,7 @@ def test_the_real_data_set_reads(real_data, split, classes):
 
     for index in range(0, len(reader), 20):
         sample = reader.read(index)
-        assert sample.image.shape == (480, 640, 3)
+        assert sample.image.shape == (480, 640, 3) and sample.intrinsics == INTRINSICS
         assert sample.segmentation[sample.segmentation != IGNORE].max() < classes
         assert sample.depth_m.min() > 0.7 and sample.depth_m.max() <= 10
         corners = sample.boxes.xyxy

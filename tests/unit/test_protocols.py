@@ -32,6 +32,7 @@ def street(height=4, width=6):
         segmentation=np.tile(np.array([0, 1, 13, 14, 2, 255], np.uint8), (height, width // 6)),
         depth_m=np.full((height, width), 4, np.float32),
         disparity_px_metre=400.0,
+        intrinsics=(500.0, 600.0, width / 2, height / 2),
     )
 
 
@@ -130,6 +131,7 @@ def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labe
     assert one.segmentation.shape == one.depth_m.shape == (128, 256)
     assert set(np.unique(one.segmentation)) <= {0, 1, 2, 13, 14, 255}
     assert one.boxes is None
+    assert one.intrinsics == (500 * 256 / 516, 300, 128, 64), "the middle stays the middle"
     assert one.disparity_px_metre == 400, "disparity stays that of the whole image"
     assert set(resized.provides) == {"segmentation", "depth_m"}
     assert find_protocol("nyu40").sources([NamedDataset("streets", Reader())])[0].provides is Reader.provides

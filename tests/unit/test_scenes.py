@@ -206,6 +206,16 @@ def test_normals_agree_with_the_slope_of_the_depth(scene_and_picture):
     assert (cosine > math.cos(math.radians(10))).mean() > 0.85
 
 
+def test_the_floor_seen_through_the_camera_is_a_plane_with_its_normal():
+    sample = Scenes(num_images=1).build().read(0)
+    fx, fy, cx, cy = sample.intrinsics
+    rows, columns = np.nonzero(sample.segmentation == SCENES.classes.index("floor"))
+    z = sample.depth_m[rows, columns].astype(np.float64)
+    points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
+    across = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)[2][2]
+    assert len(points) > 100 and abs(across @ sample.normals[rows[0], columns[0]]) == pytest.approx(1, abs=1e-5)
+
+
 def test_every_class_and_shape_turns_up():
     reader = Scenes(num_images=12, size=(48, 60)).build()
     samples = [reader.read(index) for index in range(len(reader))]

@@ -1,5 +1,6 @@
 """Comparisons: changes, intervals and delta_m by hand; subsets of data sets; comparison files and what they refuse."""
 
+import json
 import math
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
 from visionmtl.study.affinity import agreement, lookahead
 from visionmtl.study.charts import draw_curves, draw_intervals
-from visionmtl.study.comparison import WeightSearch, key_of
+from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
+from visionmtl.study.worker import differences
 
 METRICS = {"segmentation": {"miou": "max", "pixel_accuracy": "max"}, "depth": {"rmse_m": "min"}}
 ALONE = {
@@ -254,6 +256,22 @@ def test_the_number_of_workers_does_not_make_another_run(tmp_path: Path):
     first, second = (plan(tmp_path, (f"data.workers={n}",)).variants["equal"].run for n in (0, 3))
     other = plan(tmp_path, ("optim.lr=0.1",)).variants["equal"].run
     assert key_of(first) == key_of(second) != key_of(other)
+
+
+def test_a_setting_that_a_later_version_added_makes_no_other_run(tmp_path: Path):
+    run = plan(tmp_path).variants["equal"].run
+    before = settings_of(run)
+    del before["train"]["curriculum"], before["data"]["eval_size"], before["tasks"]["depth"]["weight"]
+    assert differences(before, run) == [] and renewed_key(json.dumps(before)) == key_of(run)
+
+
+def test_a_default_that_a_later_version_changed_makes_another_run(tmp_path: Path):
+    run = plan(tmp_path).variants["equal"].run
+    before = settings_of(run)
+    before["train"]["batch_size"] = 3  # what the default may have been
+    assert differences(before, run) == [f"train.batch_size 3 (now {run.train.batch_size})"]
+    assert renewed_key(json.dumps(before)) != key_of(run)
+    assert renewed_key(json.dumps({**before, "no_such": 1})) != key_of(run), "what is no longer known fits no run"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.visualization.draw import DrawOptions
 
 CHOICES = {
     "detection with fcos": Detection(head=FCOS(num_convs=1)),
@@ -109,7 +110,7 @@ def test_predictions_are_in_user_units_at_the_original_size_and_can_be_judged_an
         truth = sample(seed, size=meta.size)
         check_prediction(prediction, meta.size)
         meter.update(prediction, truth)
-        picture = task.draw(truth.image, prediction, SPACE, 0.0)
+        picture = task.draw(truth.image, prediction, SPACE, DrawOptions(0.0))
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     metric = meter.compute()[task.primary_metric]
     assert isinstance(metric, float) and np.isfinite(metric)
@@ -121,7 +122,10 @@ def test_the_truth_is_a_perfect_prediction_and_draws_like_one(task: Task):
     for meter, seed in ((one, 0), (other, 1)):
         known = sample(seed)
         meter.update(task.truth(known), known)
-        assert task.draw(known.image, task.truth(known), SPACE, 0.5).dtype == np.uint8
+        true = task.truth(known)
+        assert task.draw(known.image, true, SPACE, DrawOptions(0.5)).dtype == np.uint8
+        wrong = task.draw_errors(known.image, true, true, SPACE, DrawOptions(0.5))
+        assert wrong is None or wrong.dtype == np.uint8
     one.merge(other.state())
 
     best = {"max": 1, "min": 0}[task.meter_type.metrics[task.primary_metric]]

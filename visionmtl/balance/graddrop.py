@@ -51,7 +51,7 @@ class _GradDrop(Balancer):
             for leaf in leaves:
                 leaf.grad = None
         sizes = [leaf[0].numel() for leaf in leaves]
-        chances = self.draws.uniform(sum(sizes)).split(sizes)
+        chances = self.draws.signed(sum(sizes)).split(sizes)
         combined = [
             self._drop(leaf, [g for g in of_leaf if g is not None], chance)
             for leaf, of_leaf, chance in zip(leaves, zip(*gradients, strict=True), chances, strict=True)
@@ -67,14 +67,27 @@ class _GradDrop(Balancer):
         order = memory_order(leaf)  # strides that differ would take most of the time on a CPU
         gradients = [gradient.permute(order) for gradient in gradients]
         sign = leaf.detach().permute(order).sign()
-        sums = sum_over_ranks(torch.stack([(sign * gradient).float().sum(dim=0) for gradient in gradients]))
-        size = sums.abs().sum(dim=0)
-        balance = sums.sum(dim=0) / torch.where(size > 0, size, 1.0)
-        positive = (1 + balance) / 2 > chance.float().view_as(size)
-        # a value that is not finite stays, so that the gradient's norm shows it
-        factors = torch.where(torch.where(positive, sums > 0, sums < 0), 1.0, self.leak) + 0 * sums
+        sums = sum_over_ranks(torch.stack([_sum_of_products(sign, gradient) for gradient in gradients]))
+        # 2 P - 1, which is exactly 1 where all signs agree, against what is never 1
+        balance = sums.sum(dim=0).div_(sums.abs().sum(dim=0).clamp_(min=torch.finfo(sums.dtype).tiny))
+        # -1 where negative gradients stay, equality included
+        direction = torch.copysign(torch.ones((), device=leaf.device), chance.view_as(balance) - balance).neg_()
+        # 1 where a gradient stays, else 0; one that is not finite stays so times 0
+        factors = sums.mul_(direction).sign_().clamp_(min=0).to(leaf.dtype)
+        if self.leak:
+            factors.mul_(1 - self.leak).add_(self.leak)
         total: Tensor | None = None
-        for gradient, factor in zip(gradients, factors.to(leaf.dtype), strict=True):
+        for gradient, factor in zip(gradients, factors, strict=True):
             total = gradient * factor if total is None else total.addcmul_(gradient, factor)
         assert total is not None
         return total.permute([order.index(axis) for axis in range(leaf.dim())])
+
+
+def _sum_of_products(one: Tensor, other: Tensor) -> Tensor:
+    """[B, ...] twice -> float32 [...]. Few images are added one by one, which needs no product of all of them."""
+    if len(one) > 8 or one.dtype != torch.float32:
+        return (one * other).float().sum(dim=0)
+    total = one[0] * other[0]
+    for number in range(1, len(one)):
+        total.addcmul_(one[number], other[number])
+    return total

@@ -51,7 +51,8 @@ class SoftOptimalUncertainty(LossWeighting, frozen=True):
 class STCH(LossWeighting, frozen=True):
     """STCH: T mu log sum_t exp(log(L_t / L_t(0)) / mu), the smooth maximum (Lin et al. 2024, arXiv:2402.19078, eq. 12).
 
-    The task that has improved least gets most of the weight; mu = 1 makes it the plain sum of relative losses' logs.
+    The task that has improved least gets most of the weight; mu = 1 makes it the log of the sum of relative losses,
+    and large mu the sum of their logs, as `scale_invariant`.
     State: L(0). Deviation: each loss is compared with its value in the first step, the paper's with an average over
     the first epochs.
     """

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchjd import aggregation
@@ -10,18 +11,28 @@ from torchjd.autojac import backward, jac_to_grad
 
 from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
 from visionmtl.balance.fixed import Fixed
-from visionmtl.benchmark.figures import Cell, Figure, Note, Table
-from visionmtl.benchmark.measure import Timing, Work, alternate, build, median, ratio
-from visionmtl.benchmark.workload import Workload, joint_step
+from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
+from visionmtl.benchmark.measure import Timing, Work, alternate, build, median
+from visionmtl.benchmark.workload import FIVE_TASKS, Workload, joint_step
 from visionmtl.config.registry import did_you_mean
+from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Batch
 
+GRAMIAN_LIMIT, LOSSES_LIMIT = 1.05, 1.01
+"""The most that a step may take, in multiples of fixed weights, of methods that see gradients on maps, and losses.
 
-def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timing: Timing) -> Iterator[Figure]:
+A limit counts as missed where the lower quartile of the rounds is above it: their median scatters by some per cent.
+"""
+
+
+def measure_methods(
+    workload: Workload, names: Sequence[str], peers: bool, timing: Timing, num_tasks: Sequence[int] = (3, 5)
+) -> Iterator[Figure]:
     """Milliseconds a step and multiples of fixed weights; ValueError for an unknown method.
 
     names: of methods, each with its default settings; none: all.
     peers: methods by TorchJD, and ours on parameters, too.
+    num_tasks: 3, 5 or both; each has a table.
     """
     timing.check(workload.on)
     known = Balance.members()
@@ -40,26 +51,47 @@ def measure_methods(workload: Workload, names: Sequence[str], peers: bool, timin
         }
         methods |= {f"TorchJD, {name}": _TorchJD(aggregator=name) for name in ("MGDA", "ConFIG", "PCGrad")}
     yield Note(
-        f"Whole training steps on {workload.text}, batch {workload.batch}; each method in turns with fixed weights. "
-        f"Clock: {timing.clock}."
+        f"Whole training steps on {workload.text}, batch {workload.batch}; each method in turns with fixed weights, "
+        f"{timing.rounds} rounds. Clock: {timing.clock}."
     )
+    for count in num_tasks:
+        yield from _measure(workload, FIVE_TASKS[:count], methods, timing)
 
-    batch = workload.batch_of(workload.samples())
-    fixed = build(partial(_step, workload, Fixed(), batch), workload.on, count=False)
+
+def _measure(
+    workload: Workload, tasks: Sequence[str], methods: Mapping[str, Balance], timing: Timing
+) -> Iterator[Figure]:
+    batch = workload.batch_of(workload.samples(), tasks)
+    fixed = build(partial(_step, workload, tasks, Fixed(), batch), workload.on, count=False)
     rows: list[Sequence[Cell]] = []
+    limits = []
     for name, method in methods.items():  # one at a time: many networks would not fit into memory together
-        built = build(partial(_step, workload, method, batch), workload.on, count=False)
+        built = build(partial(_step, workload, tasks, method, batch), workload.on, count=False)
         times = alternate({"fixed": fixed.work, name: built.work}, workload.on, timing)
+        compared = np.divide(times[name], times["fixed"])
+        low, middle, high = (float(value) for value in np.percentile(compared, (25, 50, 75)))
         if not rows:
-            rows.append(("fixed", median(times["fixed"]), 1.0, fixed.peak_mib))
-        rows.append((name, median(times[name]), ratio(times[name], times["fixed"]), built.peak_mib))
-    yield Table("Balancing methods", ("method", "ms a step", "x fixed weights", "peak MiB"), rows)
+            rows.append(("fixed", median(times["fixed"]), 1.0, None, None, fixed.peak_mib))
+        rows.append((name, median(times[name]), middle, low, high, built.peak_mib))
+        if (limit := _limit(method)) is not None:
+            limits.append(Row(f"{name}, {len(tasks)} tasks, lower quartile", low, "x fixed weights", limit=limit))
+    columns = ("method", "ms a step", "x fixed weights", "lower quartile", "upper quartile", "peak MiB")
+    yield Table(f"Balancing methods, {len(tasks)} tasks", columns, rows)
+    yield from (row for row in limits if not row.kept)
 
 
-def _step(workload: Workload, method: Balance, batch: Batch) -> Work:
-    trainer = workload.trainer(balance=method)
+def _limit(method: Balance) -> float | None:
+    if isinstance(method, _TorchJD):
+        return None
+    if isinstance(method, GramianBalance):
+        return GRAMIAN_LIMIT if method.level == "maps" else None
+    return GRAMIAN_LIMIT if method.build({"a": 1.0}).needs_cut else LOSSES_LIMIT
+
+
+def _step(workload: Workload, tasks: Sequence[str], method: Balance, batch: Batch) -> Work:
+    trainer = workload.trainer(tasks, balance=method)
     if isinstance(trainer.balancer, _JacobianDescent):
-        trainer.balancer.trunk = list(trainer.net.trunk.parameters())
+        trainer.balancer.watch(trainer.net)
     return joint_step(trainer, batch)
 
 
@@ -73,7 +105,11 @@ class _TorchJD(Balance):
 
 
 class _JacobianDescent(Balancer):
-    """Each task's gradient on the maps as our methods get it; from there on TorchJD's, with a row a task."""
+    """Each task's gradient on the maps as our methods get it; from there on TorchJD's, with a row a task.
+
+    That is what its `mtl_backward` does. The function itself takes features of one graph that do not depend on each
+    other; those of a feature pyramid do, so it would follow a path from one map through the next twice.
+    """
 
     needs_cut = True
 
@@ -81,6 +117,10 @@ class _JacobianDescent(Balancer):
         super().__init__()
         self.aggregator = getattr(aggregation, aggregator)()
         self.trunk: list[nn.Parameter] = []
+
+    def watch(self, net: MultiTaskNet) -> None:
+        """Take note of the shared parameters."""
+        self.trunk = [parameter for parameter in net.trunk.parameters() if parameter.requires_grad]
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         leaves = list(step.leaves)

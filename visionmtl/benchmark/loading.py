@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 from visionmtl.benchmark.figures import Figure, Note, Row
 from visionmtl.benchmark.measure import Clock, Timing, Work, alternate, median, ratio
 from visionmtl.data.cache.decoded import with_cache
-from visionmtl.data.label_spaces import resolve_spaces
+from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import Data, train_loader
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.transforms.crop_resize import CropResize, Size
@@ -72,7 +72,8 @@ def _measure(run: Run, folder: Path, batch: int, timing: Timing) -> Iterator[Fig
     def ours(dataset: NamedDataset) -> Work:
         """One epoch a call, another each time."""
         here = Data.model_validate({**data.model_dump(), "workers": 0, "cache": None})
-        loader: Any = train_loader(here, run.tasks, resolve_spaces(run.tasks, [dataset]), [dataset], batch, run.seed)
+        spaces = resolve_spaces(run.tasks, [dataset])
+        loader: Any = train_loader(here, run.tasks, spaces, align([dataset], run.tasks, spaces), batch, run.seed)
 
         def work() -> None:
             loader.batch_sampler.set_epoch(next(epochs))

@@ -1,4 +1,4 @@
-"""What is measured: the joint network with three tasks as a run would train it, and random labelled images for it."""
+"""What is measured: the joint network as a run would train it, and random labelled images for it."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -26,14 +26,20 @@ from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 
 FIXED = Fixed()
 TASKS = ("detection", "segmentation", "depth")
-SPACES: dict[str, LabelSpace | None] = {"detection": COCO80, "segmentation": CITYSCAPES19, "depth": None}
+FIVE_TASKS = (*TASKS, "normals", "classification")
+SPACES: dict[str, LabelSpace | None] = {
+    "detection": COCO80, "segmentation": CITYSCAPES19, "depth": None, "normals": None, "classification": CITYSCAPES19,
+}  # fmt: skip
 Mode = Literal["eager", "compiled", "cuda_graph"]
 COMPILE = {"eager": False, "compiled": True, "cuda_graph": "cuda_graph"}  # the values of train.compile
 
 
 @dataclass(frozen=True)
 class Workload:
-    """80 detection classes, 19 segmentation classes and depth, with the settings that a config has by default."""
+    """80 detection classes, 19 segmentation classes and depth, with the settings that a config has by default.
+
+    Balancing is also measured with five tasks: normals and 19 classes of whole images beside them.
+    """
 
     encoder: str = "resnet50"
     batch: int = 16
@@ -70,7 +76,7 @@ class Workload:
         """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
         defaults = Run.model_validate({
             "model": {"encoder": {"name": "resnet50"}},
-            "tasks": {name: {"type": name} for name in TASKS},
+            "tasks": {name: {"type": name} for name in FIVE_TASKS},
             "data": {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": list(self.size)},  # not read
             "optim": {"clip_norm": 10.0, "ema_decay": 0.998},
             "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
@@ -172,10 +178,13 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], num_boxes: int) -> 
         return values.repeat(16, axis=0).repeat(16, axis=1)[: size[0], : size[1]]
 
     shape = -(-size[0] // 16), -(-size[1] // 16)
+    normals = rng.normal(size=(*size, 3))
     return Sample(
         image=rng.integers(0, 256, (*size, 3), dtype=np.uint8),
         image_id="random",
         boxes=boxes,
         segmentation=patches(rng.integers(0, len(CITYSCAPES19.classes), shape), IGNORE).astype(np.uint8),
         depth_m=patches(rng.uniform(0.5, 9.5, shape), 0).astype(np.float32),
+        normals=(normals / np.linalg.norm(normals, axis=2, keepdims=True)).astype(np.float32),
+        image_labels=rng.integers(0, len(CITYSCAPES19.classes), 1),
     )

@@ -30,7 +30,9 @@ class Spec(BaseModel):
     A text that begins with ~ is a path in the home folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     former: ClassVar[Mapping[str, Any]] = {}
     """Settings of earlier versions and their default, with which saved configs still hold them; it is passed over."""
 

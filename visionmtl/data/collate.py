@@ -13,8 +13,8 @@ from visionmtl.tasks.base import Task
 
 
 def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
-    """[h, w, 3] arrays at the top left of uint8 [B, 3, H, W], 0 elsewhere; channels last in memory."""
-    canvas = np.zeros((len(images), *size, 3), np.uint8)
+    """[h, w, C] arrays at the top left of uint8 [B, C, H, W], 0 elsewhere; channels last in memory."""
+    canvas = np.zeros((len(images), *size, images[0].shape[2]), np.uint8)
     for padded, image in zip(canvas, images, strict=True):
         padded[: image.shape[0], : image.shape[1]] = image
     return torch.from_numpy(canvas).permute(0, 3, 1, 2)

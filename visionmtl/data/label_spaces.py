@@ -279,6 +279,11 @@ def task_of(name: str) -> str:
     return name.partition("@")[0]
 
 
+def tasks_of(name: str) -> tuple[str, ...]:
+    """The tasks behind a name of results: one, or those of "task+task", whose predictions are measured together."""
+    return tuple(task_of(name).split("+"))
+
+
 def _offers(task: Task, sources: Sequence[NamedDataset]) -> list[LabelSpace | None]:
     fitting = [source for source in sources if task.field in source.provides and _may_teach(source, task)]
     return [source.provides[task.field] for source in fitting]

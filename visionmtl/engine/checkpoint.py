@@ -34,7 +34,7 @@ _PARTS: dict[str, tuple[type, ...]] = {
     "optimizer": (dict,), "optimizer/state": (dict,), "optimizer/param_groups": (list,),
 }  # fmt: skip
 """What every checkpoint holds, by path. Newer ones also have "world", the number of processes that trained it."""
-_READING_FAILS = (
+READING_FAILS = (
     RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error,
     UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
@@ -112,7 +112,7 @@ def load(path: Path) -> dict[str, Any]:
     try:  # a zip archive has its table of contents at the end: a file that was cut short has none
         whole = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except _READING_FAILS as error:
+    except READING_FAILS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is damaged or no checkpoint of visionmtl ({reason}); tensors and plain data are all that is "

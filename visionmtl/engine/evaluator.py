@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from visionmtl.data.label_spaces import Spaces, supervises, task_of
+from visionmtl.data.label_spaces import Spaces, supervises, tasks_of
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.distributed import gather_objects
@@ -32,10 +32,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def forward(net: MultiTaskNet, image: Tensor, precision: Precision) -> dict[str, Raw]:
-    """Raw outputs of padded images [B, 3, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows."""
+def forward(
+    net: Callable[..., Any], image: Tensor, precision: Precision, tasks: Sequence[str] | None = None
+) -> dict[str, Raw]:
+    """Raw outputs of padded images [B, 3, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows.
+
+    net: a `MultiTaskNet`, or its compiled `forward`; tasks: the decoders that run, None = all
+    """
     with autocast(image.device, precision):
-        raw: dict[str, Raw] = net(image)
+        raw: dict[str, Raw] = net(image) if tasks is None else net(image, tasks)
     return raw
 
 
@@ -53,14 +58,15 @@ def evaluate(
 
     loader: each image once over all ranks; `labelled` decides whether a task's meter sees it.
     meters: fresh, by task or by "task@data set" (see `label_spaces.eval_names`); only these are measured. None: every
-    task with its own meter, over all data sets.
+    task with its own meter, over all data sets. A meter named "task+task" gets the predictions of both as a tuple, of
+    images that are labelled for both.
     flip: predict from each image and its mirror image together; the protocol says so.
     on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
     """
     device = torch.device(device)
     pooled = not meters
     meters = meters or {name: task.meter(net.spaces[name]) for name, task in net.tasks.items()}
-    measured = {name: net.tasks[name] for name in dict.fromkeys(map(task_of, meters))}
+    measured = {task: net.tasks[task] for name in meters for task in tasks_of(name)}
     counts = dict.fromkeys(meters, 0)
     prefetcher = Prefetcher(device, _image_to)
 
@@ -79,14 +85,13 @@ def evaluate(
             }
             for i, sample in enumerate(batch.samples):
                 dataset = batch.datasets[i] if batch.datasets else ""
-                for task_name, of_batch in predictions.items():
-                    name = task_name if task_name in meters else f"{task_name}@{dataset}"
-                    if labelled[task_name][i] and name in meters:
-                        # two data sets may call an image alike
-                        known = (
-                            replace(sample, image_id=f"{dataset}/{sample.image_id}") if pooled and dataset else sample
-                        )
-                        meters[name].update(of_batch[i], known)
+                # two data sets may call an image alike
+                known = replace(sample, image_id=f"{dataset}/{sample.image_id}") if pooled and dataset else sample
+                for name, meter in meters.items():
+                    tasks, judge = tasks_of(name), name.partition("@")[2]
+                    if judge in ("", dataset) and all(labelled[task][i] for task in tasks):
+                        of_tasks = tuple(predictions[task][i] for task in tasks)
+                        meter.update(of_tasks if len(tasks) > 1 else of_tasks[0], known)
                         counts[name] += 1
                 if on_image is not None:
                     on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()})

@@ -116,6 +116,10 @@ class Resized:
         interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         image = cv2.resize(sample.image, (width, height), interpolation=interpolation)
         labels: dict[str, Any] = {"boxes": None}
+        if sample.intrinsics is not None:
+            fx, fy, cx, cy = sample.intrinsics
+            across, down = width / sample.size[1], height / sample.size[0]
+            labels["intrinsics"] = fx * across, fy * down, cx * across, cy * down
         for name in ("segmentation", "depth_m", "normals"):
             if getattr(sample, name) is not None:
                 labels[name] = _nearest(getattr(sample, name), self.size)

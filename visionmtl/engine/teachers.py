@@ -45,7 +45,7 @@ def open_teachers(
     name = None if features is None else features[1]
     flip = distill is not None and distill.flip
     teachers = Teachers([of.net for of in opened], lessons, net.tasks, settings, net.size, flip, name)
-    teachers(torch.full((1, 3, *net.size), 128, dtype=torch.uint8, device=device), None)
+    teachers(torch.full((1, net.in_chans, *net.size), 128, dtype=torch.uint8, device=device), None)
     return teachers
 
 
@@ -182,6 +182,12 @@ def _order(teacher: LabelSpace | None, student: LabelSpace | None, where: str, d
 
 def _check_size(opened: Opened, net: MultiTaskNet) -> None:
     (height, width), own = net.size, opened.net.size
+    if opened.net.in_chans != net.in_chans:
+        raise ValueError(
+            f"teacher {opened.path} takes images of {opened.net.in_chans} channels, and the student of "
+            f"{net.in_chans}; both "
+            "see the same images; choose another teacher, or another model.encoder.in_chans"
+        )
     opened.net.check_size(net.size, f"{opened.path} is a teacher, and the student's data.size")
     if height * own[1] != width * own[0]:
         raise ValueError(

@@ -27,7 +27,7 @@ from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
-from visionmtl.datasets import NamedDataset, Subset, open_datasets
+from visionmtl.datasets import NamedDataset, Subset, check_channels, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
@@ -44,6 +44,7 @@ from visionmtl.engine.fsdp import (
     load_full_moments,
     load_full_weights,
 )
+from visionmtl.engine.initial_weights import load_initial
 from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
@@ -52,12 +53,14 @@ from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
-from visionmtl.modeling.weights import check_fits, load_strictly
+from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
-from visionmtl.structures import Batch, Sample
+from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
+from visionmtl.visualization.draw import DEFAULTS
+from visionmtl.visualization.palette import recolour
 
 
 class NotFinite(FloatingPointError):
@@ -85,6 +88,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         run = run.model_copy(update={"data": run.data.model_copy(update={"augment": Augment()})})
 
     datasets, val_datasets = open_run_datasets(run, options.overfit)
+    check_channels([*datasets, *val_datasets], run.model.encoder.in_chans)
     spaces = teachers.resolve_taught_spaces(run, datasets, val_datasets, extending.old_spaces(run))
     datasets, val_datasets = (align(each, run.tasks, spaces) for each in (datasets, val_datasets))
     names = eval_names(run.tasks, spaces, val_datasets)
@@ -114,15 +118,11 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             f"--init-from {options.init_from} and extend.checkpoint {run.extend.checkpoint} are both set, and weights "
             "come from one of them; leave one out"
         )
+    initial: list[str] = []
     if options.init_from:
-        path = Path(options.init_from)
-        saved = checkpoint.load(path)
-        checkpoint.check_classes(
-            saved["spaces"], {name: space and space.plain() for name, space in spaces.items()}, path
-        )
-        load_strictly(net, checkpoint.best_weights(saved), path)
+        initial = load_initial(net, run, Path(options.init_from))
     loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
-    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders)
+    data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders, initial)
     return Trainer(run, net.to(ranks.device), ranks, data, options)
 
 
@@ -171,6 +171,8 @@ class LoopData:
     monitor: Monitor
     smaller: Mapping[tuple[int, int], "DataLoader[Batch]"] = field(default_factory=dict)
     """The training data of epochs with smaller images, by size (H, W)."""
+    initial: Sequence[str] = ()
+    """What was taken of the weights to start from, see `engine.initial_weights`."""
 
 
 @dataclass
@@ -191,6 +193,18 @@ class StepOutput:
     labelled: dict[str, Tensor]  # by task: bool scalar, whether the step has a label of it on any rank
     weights: Mapping[str, Tensor]  # by task: as the balancing method gave it
     grad_norm: Tensor
+
+
+def _recipe(run: Run) -> str:
+    """The settings that decide how well a run learns, chosen or by default, on one line."""
+    (height, width), augment, optim, train = run.data.size, run.data.augment, run.optim, run.train
+    defaults = type(augment)()
+    drawn = [f"{name} {value}" for name, value in augment if value != getattr(defaults, name)]
+    warmup = f"{optim.warmup_epochs} epochs" if optim.warmup_epochs else f"{optim.warmup_steps or 0} steps"
+    return (
+        f"{height}x{width} px, {', '.join(drawn) or 'no augmentation'}; {optim.name} {optim.lr:g}, {optim.schedule}, "
+        f"warm-up {warmup}; {train.epochs} epochs of batches of {train.batch_size}"
+    )
 
 
 def _joined(one: Counts, other: Counts) -> Counts:
@@ -239,7 +253,7 @@ class Trainer:
         if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
             raise ValueError(
                 f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
-                "would have no effect; set balance=fixed, or choose another extend.type"
+                "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
             )
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
@@ -624,9 +638,10 @@ class Trainer:
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
             return
+        spaces = recolour(net.spaces)
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
-                picture = run.tasks[name].draw(sample.image, prediction, net.spaces[name], 0.4)
+                picture = run.tasks[name].draw(as_rgb(sample.image), prediction, spaces[name], DEFAULTS)
                 self.log.picture(f"{name}/{number}", picture, step)
 
         value = self.data.monitor.value(results)
@@ -804,6 +819,7 @@ class Trainer:
         yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
         if self.unused:
             yield f"frozen    {len(self.unused)} parameters that no output depends on, from {self.unused[0]} on"
+        yield from (f"init      {line}" for line in data.initial)
         for name, task in run.tasks.items():
             space = net.spaces[name]
             yield f"task      {name}: {task.type}" + (
@@ -818,6 +834,7 @@ class Trainer:
             f"data      {len(data.train_loader)} batches of {run.train.batch_size} a rank, {len(data.val_loader)} to "
             f"validate, {run.data.size}"
         )
+        yield f"recipe    {_recipe(run)}"
         counts = data.train_loader.batch_sampler.mixture.counts  # type: ignore[union-attr]
         for dataset, count in zip(data.train_datasets, counts, strict=True):
             learning = extending.train_tasks(run)

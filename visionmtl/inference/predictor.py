@@ -1,10 +1,14 @@
 """A trained network at work: images in, results at their own size out, with the numbers of `tools/eval.py`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -19,14 +23,17 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, forward
+from visionmtl.io.atomic import plain_json
+from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import list_images, read_image
-from visionmtl.io.video import is_video, read_frames
+from visionmtl.io.video import count_frames, is_video, read_frames
+from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Detections, ImageClasses, LabelSpace
+from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.visualization import draw
+from visionmtl.visualization.draw import DrawOptions
+from visionmtl.visualization.panels import draw_panels
 
-MAX_PICTURE_PX = 3200
 MIN_SCORE = 0.4
 """Boxes below are left out of pictures; results hold all that `tools/eval.py` scores."""
 
@@ -44,19 +51,48 @@ class ResultBoxes:
     labels: NDArray[np.int64] = field(repr=False)  # [D] class ids
     names: list[str]  # [D] class names
     depth_m: NDArray[np.float32] | None = field(default=None, repr=False)  # of the image, where a task predicts it
+    intrinsics: Intrinsics | None = field(default=None, repr=False)  # of the camera, where it is known
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @cached_property
+    def _columns(self) -> Mapping[str, NDArray[np.float32]]:
+        return {} if self.depth_m is None else box_columns(self.depth_m, self.xyxy, self.intrinsics)
+
+    @property
     def distance_m(self) -> NDArray[np.float32] | None:
         """[D] metres: the median of predicted depth over the inner half of each box (half its width and height).
 
         The rim of a box shows what lies behind the object. None where no task predicts depth.
         """
-        if self.depth_m is None:
-            return None
-        return np.array([_inner_median(self.depth_m, box) for box in self.xyxy], np.float32)
+        return self._columns.get("distance_m")
+
+    @property
+    def distance_spread_m(self) -> NDArray[np.float32] | None:
+        """[D] metres: half the range from the 16th to the 84th percentile of the depths that `distance_m` is of."""
+        return self._columns.get("distance_spread_m")
+
+    @property
+    def positions_m(self) -> NDArray[np.float32] | None:
+        """[D, 3] metres in camera coordinates (x right, y down, z forward): the middle of each box at `distance_m`.
+
+        None where no task predicts depth or the camera's intrinsics are not known.
+        """
+        return self._columns.get("position_m")
+
+    def above(self, min_score: float) -> "ResultBoxes":
+        """The boxes with a score of at least min_score."""
+        kept = self.scores >= min_score
+        names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
+        columns = self.xyxy[kept], self.scores[kept], self.labels[kept]
+        return ResultBoxes(*columns, names, self.depth_m, self.intrinsics)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
+        columns = {"label": self.labels, "score": self.scores, "xyxy": self.xyxy, **self._columns}
+        lists = plain_json({"name": self.names, **columns})
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +111,6 @@ class ResultClasses:
     def score(self) -> float:
         """The highest score."""
         return float(self.scores[0])
-
-
-def _inner_median(depth_m: NDArray[np.float32], box: NDArray[np.float32]) -> float:
-    """Of the pixels whose centres lie in the inner half; of the middle pixel where that holds none."""
-    spans = []
-    for low, high, size in ((box[1], box[3], depth_m.shape[0]), (box[0], box[2], depth_m.shape[1])):
-        middle, quarter = (low + high) / 2, (high - low) / 4
-        first, last = int(np.ceil(middle - quarter - 0.5)), int(np.floor(middle + quarter - 0.5))
-        if first > last:
-            first = last = int(middle)
-        spans.append(slice(min(max(first, 0), size - 1), min(max(last, 0), size - 1) + 1))
-    return float(np.median(depth_m[spans[0], spans[1]]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +138,7 @@ class Result:
         predictions: dict[str, Any],
         tasks: Mapping[str, Task],
         spaces: Mapping[str, LabelSpace | None],
+        intrinsics: Intrinsics | None = None,
     ) -> "Result":
         """Each field is filled by the first task whose `result_field` names it."""
         fields: dict[str, Any] = {}
@@ -127,7 +152,7 @@ class Result:
                     names[task.result_field] = [space.classes[label] for label in found.labels]
         if isinstance(found := fields.get("boxes"), Detections):
             boxes = found.xyxy, found.scores, found.labels, names["boxes"]
-            fields["boxes"] = ResultBoxes(*boxes, fields.get("depth_m"))
+            fields["boxes"] = ResultBoxes(*boxes, fields.get("depth_m"), intrinsics)
         if isinstance(found := fields.get("classification"), ImageClasses):
             fields["classification"] = ResultClasses(names["classification"], found.scores)
         return Result(image, source, predictions, tasks, spaces, **fields)
@@ -140,6 +165,87 @@ class Result:
     def save(self, path: str | Path, min_score: float = MIN_SCORE) -> Path:
         """Write `plot` as an image file, whose ending names the format. Raises ValueError where the file exists."""
         return save_picture(Path(path), self.plot(min_score))
+
+    def _repr_png_(self) -> bytes:
+        """The picture that a notebook shows."""
+        buffer = io.BytesIO()
+        self.plot().save(buffer, format="png")
+        return buffer.getvalue()
+
+    def to_dict(self, min_score: float = 0.0) -> dict[str, Any]:
+        """As plain data for JSON: source, size [H, W], and what was predicted; boxes below min_score are left out.
+
+        boxes: a list, see `ResultBoxes.rows`; segmentation: the share of pixels of each class, largest first; depth_m:
+        min, median and max; classification: names and scores, best first. The maps themselves are arrays of this
+        object: `tools/predict.py` writes them as files.
+        """
+        plain: dict[str, Any] = {"source": self.source, "size": list(self.image.shape[:2])}
+        if self.boxes is not None:
+            plain["boxes"] = self.boxes.above(min_score).rows()
+        if self.segmentation is not None:
+            plain["segmentation"] = self._shares(self.segmentation)
+        if self.depth_m is not None:
+            low, middle, high = np.percentile(self.depth_m, (0, 50, 100)).tolist()
+            plain["depth_m"] = {"min": low, "median": middle, "max": high}
+        if self.classification is not None:
+            scores = self.classification.scores.tolist()
+            names = self.classification.names
+            plain["classification"] = [{"name": n, "score": s} for n, s in zip(names, scores, strict=True)]
+        return plain
+
+    def _shares(self, segmentation: NDArray[np.uint8]) -> dict[str, float]:
+        labels, counts = np.unique(segmentation, return_counts=True)
+        classes = self.space("segmentation").classes
+        order = np.argsort(-counts, kind="stable")
+        return {classes[labels[i]]: float(counts[i] / segmentation.size) for i in order if labels[i] < len(classes)}
+
+    def space(self, result_field: str) -> LabelSpace:
+        """The classes of the task that filled a field, as "boxes" or "segmentation"."""
+        name = next(name for name, task in self.tasks.items() if task.result_field == result_field)
+        space = self.spaces[name]
+        assert space is not None
+        return space
+
+    def to_coco(self, image_id: str | None = None) -> list[dict[str, Any]]:
+        """The boxes as entries of a COCO results file: image_id, category_id, bbox [x, y, width, height], score.
+
+        Category ids are the official ones where the label space has them. Distances stand beside, as in `to_dict`;
+        readers of COCO results pass over them. image_id: None = the name of the source without folder and ending.
+        """
+        boxes = self._boxes("to_coco")
+        if image_id is None and self.source is None:
+            raise ValueError(
+                "the image came from memory, so its entries have no image_id; COCO results need one; give it as "
+                "to_coco(image_id)"
+            )
+        found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
+        return rows_of(image_id or Path(str(self.source)).stem, found, self.space("boxes"), boxes._columns)
+
+    def to_supervision(self, min_score: float = 0.0) -> Any:
+        """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
+
+        `data` holds class_name, and distance_m, distance_spread_m, position_m where known.
+        """
+        boxes = self._boxes("to_supervision").above(min_score)
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(
+                "the package supervision is not installed; to_supervision needs it; install it with "
+                "pip install 'visionmtl[supervision]'"
+            ) from error
+        data: dict[str, Any] = {"class_name": np.array(boxes.names, dtype=np.str_), **boxes._columns}
+        return supervision.Detections(
+            xyxy=boxes.xyxy, confidence=boxes.scores, class_id=boxes.labels.astype(int), data=data
+        )
+
+    def _boxes(self, what: str) -> ResultBoxes:
+        if self.boxes is None:
+            raise ValueError(
+                f"{what} gives boxes, but the tasks predicted are {', '.join(self.tasks)}; a task that predicts boxes "
+                "is needed; load the network with it"
+            )
+        return self.boxes
 
 
 def save_picture(path: Path, drawn: Image.Image) -> Path:
@@ -163,17 +269,43 @@ class Predictor:
     """A trained network, ready for images of any size: `predictor("photo.jpg")` is a `Result`.
 
     Images are resized, padded and batched as in evaluation, in the run's precision. The numbers are those of
-    `tools/eval.py` bit for bit where the batches are the same (`batch_size` images in their order); another size of
-    batch may take another convolution algorithm, which moves the last bits.
+    `tools/eval.py` bit for bit where the batches are the same (`batch_size` images in their order), single images
+    those of an evaluation with --batch-size 1. Another size of batch may take another convolution or matrix algorithm,
+    which moves the last bits; so may `compile`. The size of an image never matters to another one in its batch.
     A task with `classes` chooses among all of them, where evaluation chooses among those its data set annotates.
+
+    Several threads may use one predictor at the same time and get what they would get in turn.
     """
 
-    def __init__(self, opened: Opened, tasks: Sequence[str] | None = None, precision: Precision | None = None) -> None:
-        """tasks: only these are computed; precision: None = the run's."""
+    def __init__(
+        self,
+        opened: Opened,
+        tasks: Sequence[str] | None = None,
+        precision: Precision | None = None,
+        *,
+        batch_size: int | None = None,
+        threads: int = 1,
+        compile: bool = False,
+    ) -> None:
+        """opened: as `engine.checkpoint.open_model` gives it; `visionmtl.load` does both.
+
+        tasks: only these are computed, and nothing that serves the others alone is kept; None = all of the run
+        precision: "fp32", or half precision "bf16" or "fp16" (autocast); None = the run's, as in `tools/eval.py`
+        batch_size: images computed together, of lists, folders and videos; None = the run's train.batch_size
+        threads: decode image files ahead in so many threads; 0 = each when it is needed
+        compile: compile the network at its first call, for one image and for `batch_size` images; smaller batches are
+            filled up, so that no other graph is needed
+        """
+        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; {least} or more is allowed; correct it")
         self.net, self.run = opened.net, opened.run
         self.precision: Precision = precision or opened.run.train.precision
-        self.batch_size = opened.run.train.batch_size
+        self.batch_size = batch_size or opened.run.train.batch_size
+        self.threads = threads
         self.net.keep(list(choose_tasks(self.net.tasks, tasks)))
+        self._compiled = torch.compile(self.net, fullgraph=True, dynamic=False) if compile else None
+        self._compiling = Lock()  # the compiler makes one graph at a time
 
     @property
     def device(self) -> torch.device:
@@ -181,38 +313,104 @@ class Predictor:
         return self.net.mean.device
 
     @overload
-    def __call__(self, source: PixelInput) -> Result: ...
+    def __call__(
+        self,
+        source: PixelInput | Sample,
+        *,
+        tasks: Sequence[str] | None = None,
+        intrinsics: Intrinsics | None = None,
+        progress: bool = False,
+    ) -> Result: ...
     @overload
-    def __call__(self, source: Sequence[PixelInput | str | Path]) -> list[Result]: ...
+    def __call__(
+        self,
+        source: Sequence[PixelInput | Sample | str | Path],
+        *,
+        tasks: Sequence[str] | None = None,
+        intrinsics: Intrinsics | None = None,
+        progress: bool = False,
+    ) -> list[Result]: ...
     @overload
-    def __call__(self, source: str | Path) -> Any: ...
+    def __call__(
+        self,
+        source: str | Path | Iterator[PixelInput | Sample | str | Path],
+        *,
+        tasks: Sequence[str] | None = None,
+        intrinsics: Intrinsics | None = None,
+        progress: bool = False,
+    ) -> Any: ...
 
-    def __call__(self, source: Any) -> Any:
-        """The result of an image (a file, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W] or Pillow's).
+    def __call__(
+        self,
+        source: Any,
+        *,
+        tasks: Sequence[str] | None = None,
+        intrinsics: Intrinsics | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """The result of an image: a file, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W], Pillow's, or a `Sample`.
 
-        A list of these gives a list; a folder, a video file or camera:0 an iterator, which reads as it goes.
+        A list of these, of any sizes, gives a list; a folder, a video file, camera:0 or an iterator of images gives an
+        iterator, which reads as it goes.
+
+        tasks: only these decoders run in this call; None = all of the predictor
+        intrinsics: (fx, fy, cx, cy) of the camera in pixels of the image, see `structures.Intrinsics`, for positions
+            of boxes in space; None = a sample's own, where its data set knows them
+        progress: show a bar on stderr
         """
+        chosen = choose_tasks(self.net.tasks, tasks)
+        if intrinsics is not None:
+            _check_intrinsics(intrinsics, chosen)
+        stream = partial(self._stream, tasks=chosen, intrinsics=intrinsics)
         if isinstance(source, str | Path):
             if is_video(str(source)):
                 frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
                 # a camera's frame should not wait for the next ones
-                return self._stream(frames, 1 if str(source).startswith("camera:") else self.batch_size)
+                size = 1 if str(source).startswith("camera:") else self.batch_size
+                total = count_frames(str(source)) if progress else None
+                return _with_progress(stream(((*frame, None) for frame in frames), size), total, progress)
             if Path(source).is_dir():
                 files = list_images(Path(source))
                 if not files:
                     raise ValueError(f"{source} is a folder without images; one or more are needed; correct the path")
-                return self._stream(map(_pixels, files), self.batch_size)
+                return _with_progress(stream(self._read_ahead(files), self.batch_size), len(files), progress)
         elif isinstance(source, list | tuple):
-            return list(self._stream(map(_pixels, source), self.batch_size))
-        return next(self._stream([_pixels(source)], 1))
+            return list(_with_progress(stream(self._read_ahead(source), self.batch_size), len(source), progress))
+        elif isinstance(source, Iterator):
+            return _with_progress(stream(map(_pixels, source), self.batch_size), None, progress)
+        return next(stream([_pixels(source)], 1))
 
-    def _stream(self, images: Iterable[tuple[Pixels, str | None]], batch_size: int) -> Iterator[Result]:
-        images = iter(images)
+    def _read_ahead(self, sources: Sequence[Any]) -> Iterator["_Image"]:
+        """Each image, in order; files are decoded by threads while the network computes."""
+        if not self.threads or not any(isinstance(source, str | Path) for source in sources):
+            yield from map(_pixels, sources)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[Future[_Image]] = deque()
+            for source in sources:
+                waiting.append(pool.submit(_pixels, source))
+                if len(waiting) > 2 * self.batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _stream(
+        self, images: Iterable["_Image"], batch_size: int, tasks: Mapping[str, Task], intrinsics: Intrinsics | None
+    ) -> Iterator[Result]:
+        images, size = iter(images), self.run.data.input_size
         while batch := list(islice(images, batch_size)):
-            size = self.run.data.input_size
-            predictions = predict(self.net, [image for image, _ in batch], size, self.precision, batch_size)
-            for (image, source), of_image in zip(batch, predictions, strict=True):
-                yield Result.of(image, source, of_image, self.net.tasks, self.net.spaces)
+            pixels = [image for image, _, _ in batch]
+            if self._compiled is None:
+                predictions = predict(self.net, pixels, size, self.precision, batch_size, list(tasks))
+            else:
+                _check_pixels(pixels, self.net.in_chans)
+                filled = [*pixels, *pixels[-1:] * (batch_size - len(pixels))]
+                with self._compiling:
+                    predictions = _predict_batch(
+                        self.net, filled, size, self.precision, list(tasks), forward_with=self._compiled
+                    )
+            for (image, source, own), of_image in zip(batch, predictions, strict=False):
+                yield Result.of(image, source, of_image, tasks, self.net.spaces, intrinsics or own)
 
 
 def load(
@@ -220,15 +418,43 @@ def load(
     device: str | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     precision: Precision | None = None,
+    *,
+    batch_size: int | None = None,
+    threads: int = 1,
+    compile: bool = False,
 ) -> Predictor:
     """The network of a checkpoint, or of a run folder (its best checkpoint, else its last).
 
     device: None = CUDA where there is one, else the CPU
     tasks: only these are computed; None = all of the run
     precision: "fp32", "bf16" or "fp16"; None = the run's, so that the numbers are those of `tools/eval.py`
+    batch_size, threads, compile: see `Predictor`
     """
     chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
-    return Predictor(open_model(path, chosen), tasks, precision)
+    opened = open_model(path, chosen)
+    return Predictor(opened, tasks, precision, batch_size=batch_size, threads=threads, compile=compile)
+
+
+def _check_intrinsics(intrinsics: Intrinsics, tasks: Mapping[str, Task]) -> None:
+    values = tuple(intrinsics)
+    if len(values) != 4 or not np.isfinite(values).all() or min(values[:2]) <= 0:
+        raise ValueError(
+            f"intrinsics are {values}; (fx, fy, cx, cy) in pixels with focal lengths above 0 are needed; correct them"
+        )
+    if missing := {"boxes", "depth_m"} - {task.result_field for task in tasks.values()}:
+        raise ValueError(
+            f"intrinsics would have no effect: they place boxes in space, which needs boxes and depth, and the tasks "
+            f"{', '.join(tasks)} do not predict {' and '.join(sorted(missing))}; leave them out, or predict both"
+        )
+
+
+def _with_progress(results: Iterator[Result], total: int | None, progress: bool) -> Iterator[Result]:
+    if not progress:
+        return results
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(results, "images", total=total, console=Console(stderr=True)))
 
 
 def choose_tasks(tasks: Mapping[str, Task], names: Sequence[str] | None) -> dict[str, Task]:
@@ -242,49 +468,74 @@ def choose_tasks(tasks: Mapping[str, Task], names: Sequence[str] | None) -> dict
 
 
 def predict(
-    net: MultiTaskNet, images: Sequence[Pixels], size: tuple[int, int], precision: Precision, batch_size: int
+    net: MultiTaskNet,
+    images: Sequence[Pixels],
+    size: tuple[int, int],
+    precision: Precision,
+    batch_size: int,
+    tasks: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Each image's predictions by task, at the image's own resolution.
 
-    images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`).
-    Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
+    images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`); tasks: None =
+    all. Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
     """
-    for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"image {number} is {image.dtype} {list(image.shape)}; uint8 [H, W, 3] RGB is needed; "
-                "read files with visionmtl.io.images.read_image, or convert the array"
-            )
+    _check_pixels(images, net.in_chans)
     was_training = net.training
-    net.eval()
+    if was_training:  # threads may share a network that is in evaluation mode
+        net.eval()
     try:
         batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
-        return [prediction for batch in batches for prediction in _predict_batch(net, batch, size, precision)]
+        return [prediction for batch in batches for prediction in _predict_batch(net, batch, size, precision, tasks)]
     finally:
-        net.train(was_training)
+        if was_training:
+            net.train()
+
+
+def _check_pixels(images: Sequence[Pixels], in_chans: int) -> None:
+    for number, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans:
+            kind = "[H, W, 3] RGB" if in_chans == 3 else f"[H, W, {in_chans}], as training read it,"
+            raise ValueError(
+                f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
+                "read files with visionmtl.io.images.read_image, or convert the array"
+            )
 
 
 @torch.inference_mode()
 def _predict_batch(
-    net: MultiTaskNet, images: Sequence[Pixels], size: tuple[int, int], precision: Precision
+    net: MultiTaskNet,
+    images: Sequence[Pixels],
+    size: tuple[int, int],
+    precision: Precision,
+    tasks: Sequence[str] | None = None,
+    forward_with: Callable[..., Any] | None = None,
 ) -> list[dict[str, Any]]:
+    """forward_with: the compiled network; None: the network."""
     resized, metas = zip(*(fit(image, size, net.size) for image in images), strict=True)
-    raw = forward(net, pad(resized, size).to(net.mean.device), precision)
-    by_task = {name: task.predict(raw[name], metas, size) for name, task in net.tasks.items()}
+    batch = pad(resized, size).to(net.mean.device)
+    raw = forward(net if forward_with is None else forward_with, batch, precision, tasks)
+    by_task = {name: task.predict(raw[name], metas, size) for name, task in net.tasks.items() if name in raw}
     return [{name: of_task[i] for name, of_task in by_task.items()} for i in range(len(images))]
 
 
-def _pixels(source: PixelInput | str | Path) -> tuple[Pixels, str | None]:
-    """uint8 [H, W, 3] RGB, and the file it was read from."""
+_Image = tuple[Pixels, str | None, Intrinsics | None]
+"""An image with the file it was read from and its camera, where they are known."""
+
+
+def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
+    """uint8 [H, W, 3] RGB with what is known of it."""
+    if isinstance(source, Sample):
+        return source.image, source.image_id, source.intrinsics
     if isinstance(source, str | Path):
-        return read_image(source), str(source)
+        return read_image(source), str(source), None
     if isinstance(source, Tensor):
         if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3:
             raise ValueError(
                 f"the image is a {source.dtype} tensor {list(source.shape)}; uint8 [3, H, W] RGB of 0..255 is needed; "
                 "convert it, a batch image by image"
             )
-        return source.permute(1, 2, 0).cpu().numpy(), None
+        return source.permute(1, 2, 0).cpu().numpy(), None, None
     if isinstance(source, Image.Image):
         if source.mode.startswith(("I", "F")):
             raise ValueError(
@@ -294,9 +545,9 @@ def _pixels(source: PixelInput | str | Path) -> tuple[Pixels, str | None]:
         upright = ImageOps.exif_transpose(source)
         if upright.has_transparency_data:
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return np.array(upright.convert("RGB")), None
+        return np.array(upright.convert("RGB")), None, None
     if isinstance(source, np.ndarray):
-        return source, None
+        return source, None, None
     raise ValueError(
         f"{type(source).__name__} is no image; a path, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W], a Pillow "
         "image or a list of these is needed; convert it"
@@ -310,19 +561,5 @@ def picture(
     rows: Mapping[str, Mapping[str, Any]],
     min_score: float = MIN_SCORE,
 ) -> Pixels:
-    """The image, and beside it a row of drawings for each of `rows`, one column a task.
-
-    rows: by a title such as "prediction" or "truth": values by task in the form of a prediction; None or a missing
-    task leaves the place empty.
-    """
-    table: list[list[draw.Titled | None]] = []
-    for title, values in rows.items():
-        cells: list[draw.Titled | None] = [None if table else ("image", image)]
-        for name, task in tasks.items():
-            value = values.get(name)
-            drawn = None if value is None else task.draw(image, value, spaces[name], min_score)
-            cells.append(None if drawn is None else (f"{name}: {title}", drawn))
-        table.append(cells)
-
-    widest = max(cell[1].shape[1] for row in table for cell in row if cell is not None)
-    return draw.compare(table, min(widest, MAX_PICTURE_PX // (1 + len(tasks))))
+    """As `visualization.panels.draw_panels`; boxes below min_score are left out."""
+    return draw_panels(tasks, spaces, image, rows, DrawOptions(min_score))

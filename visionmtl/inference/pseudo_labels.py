@@ -32,7 +32,7 @@ from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.images import SUFFIXES, read_image
 from visionmtl.io.paths import is_hidden, stays_inside, without_ending
 from visionmtl.network import MultiTaskNet
-from visionmtl.structures import Boxes, LabelSpace
+from visionmtl.structures import Boxes, Intrinsics, LabelSpace
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
 
@@ -63,6 +63,7 @@ class Labelled:
     labels: dict[str, Any] = field(default_factory=dict)
     kept: tuple[str, ...] = ()  # the fields that were labelled before
     as_stored: bool = True  # whether `image` is what an image viewer makes of the file
+    intrinsics: Intrinsics | None = None  # of the camera, where the data set knows it
 
 
 def folder_sources(folder: Path) -> list[ImageRef]:
@@ -169,7 +170,8 @@ def read(source: ImageRef, fill: bool) -> Labelled:
     file = source.file
     # a reader may have turned or cut the image, or taken it out of an archive
     as_stored = file is not None and file.suffix.lower() in SUFFIXES and np.array_equal(read_image(file), sample.image)
-    return Labelled(source.path + sample.image_id, file, sample.image, known, tuple(known), as_stored)
+    path = source.path + sample.image_id
+    return Labelled(path, file, sample.image, known, tuple(known), as_stored, sample.intrinsics)
 
 
 def _check_spaces(dataset: NamedDataset, tasks: Mapping[str, Task], spaces: Spaces) -> None:

@@ -1,6 +1,7 @@
 """Predictions as files in the official submission formats, written and read back.
 
-DIR/TASK.json                       boxes: COCO results (image_id, official category_id, bbox xywh, score)
+DIR/TASK.json                       boxes: COCO results (image_id, official category_id, bbox xywh, score), where asked
+                                    for with distance_m, distance_spread_m and position_m
 DIR/TASK.json                       image labels: [{"image_id": ..., "scores": {class name: score, ...}}, ...]
 DIR/TASK/IMAGE.png                  segmentation: official ids where the label space has them, else class ids; 8 bit
 DIR/TASK/IMAGE_pred_labelIds.png    the same for Cityscapes, as its evaluation looks for it
@@ -34,6 +35,7 @@ from visionmtl.io.coco.annotations import canonical, read_json
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
 from visionmtl.io.paths import Files, composed, is_hidden
+from visionmtl.metrics.distance import box_columns
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
 
@@ -59,10 +61,16 @@ def check_empty(folder: Path) -> None:
 class SubmissionWriter:
     """Writes each prediction as it comes; `close` writes what belongs to the whole split, once over all ranks."""
 
-    def __init__(self, folder: Path, tasks: Mapping[str, Task], spaces: Spaces, units_per_metre: int = KITTI_UNITS):
+    def __init__(
+        self, folder: Path, tasks: Mapping[str, Task], spaces: Spaces, units_per_metre: int = KITTI_UNITS,
+        distances: bool = False,
+    ) -> None:  # fmt: skip
+        """distances: write those of boxes beside them where depth is predicted, see `metrics.distance.box_columns`."""
         for task in tasks.values():
             _check_field(task)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
+        depth_tasks = [name for name, task in tasks.items() if task.field == "depth_m"]
+        self._depth_task = depth_tasks[0] if depth_tasks and distances else None
         self._seen: dict[str, str] = {}  # image ids, by what they mean in a results file
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name, t in tasks.items() if t.field in _JSON_FIELDS}
         for name in tasks.keys() - self._rows.keys():
@@ -78,8 +86,12 @@ class SubmissionWriter:
             space = self._spaces[name]
             if name in self._rows:
                 assert space is not None
-                as_rows = rows_of if self._tasks[name].field == "boxes" else _score_rows
-                self._rows[name] += as_rows(sample.image_id, prediction, space)
+                if self._tasks[name].field == "boxes":
+                    depth_m = predictions.get(self._depth_task) if self._depth_task else None
+                    columns = None if depth_m is None else box_columns(depth_m, prediction.xyxy, sample.intrinsics)
+                    self._rows[name] += rows_of(sample.image_id, prediction, space, columns)
+                else:
+                    self._rows[name] += _score_rows(sample.image_id, prediction, space)
                 continue
             file = self.folder / self._png(name, sample.image_id)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -346,6 +358,14 @@ def _by_image(row: Mapping[str, Any]) -> tuple[bool, int, str]:
 def _key(image_id: str) -> str:
     """What the id means in a results file, where "007" and 7 are one image."""
     return canonical(image_id) or image_id
+
+
+def encode_map(
+    task: Task, prediction: Any, space: LabelSpace | None, units_per_metre: int = KITTI_UNITS
+) -> NDArray[Any] | None:
+    """The prediction of a map as the pixels of its PNG (BGR where there are three channels); None: it is no map."""
+    form = _PNG.get(task.field)
+    return None if form is None else form.encode(prediction, space, units_per_metre)
 
 
 def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:

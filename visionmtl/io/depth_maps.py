@@ -8,6 +8,8 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.io.images import read_png, read_stored
+
 PLAUSIBLE_M = (0.1, 300.0)
 """Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
 
@@ -46,6 +48,48 @@ def read_array(file: Path) -> NDArray:
             f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
         ) from error
     return array
+
+
+def read_depth(file: Path) -> NDArray:
+    """The values of a depth file as stored, [H, W] where it is sound: .npy, PNG, TIFF or OpenEXR, by its ending.
+
+    Of an EXR the channel Z, or V or Y, is read, or the only one there is; or R where R, G and B are equal.
+    """
+    ending = file.suffix.lower()
+    if ending == ".npy":
+        return read_array(file)
+    if ending in (".tif", ".tiff"):
+        return read_stored(file)
+    return _read_exr(file) if ending == ".exr" else read_png(file)
+
+
+def _read_exr(file: Path) -> NDArray:
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise ValueError(
+            f"{file} is an OpenEXR file, and the package OpenEXR is not installed; .npy, PNG and TIFF need none; pip "
+            "install 'visionmtl[formats]'"
+        ) from error
+    try:
+        with OpenEXR.File(str(file), separate_channels=True) as opened:
+            channels = {name: channel.pixels for name, channel in opened.channels().items()}
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read as OpenEXR: {str(error) or type(error).__name__}; a complete file is needed; write "
+            "it again"
+        ) from error
+    for name in ("Z", "V", "Y"):
+        if name in channels:
+            return np.asarray(channels[name])
+    values = list(channels.values())
+    if len(values) > 1 and not all(np.array_equal(values[0], other, equal_nan=True) for other in values[1:]):
+        raise ValueError(
+            f"{file} has the channels {', '.join(channels)}, which differ; depth is one channel, called Z, V or Y; "
+            "write "
+            "it alone"
+        )
+    return np.asarray(values[0])
 
 
 def check_positions(total: int) -> NDArray[np.int64]:

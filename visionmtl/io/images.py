@@ -15,8 +15,10 @@ from visionmtl.structures import JpegScale, at_full_size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SAMPLES_PER_PIXEL = 277  # TIFF tag
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY = 0  # colour type in the header
+_PNG_GREY, _PNG_PALETTE = 0, 3  # colour types in the header
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _TURNS = {  # by EXIF orientation: whether rows and columns change places first, then which axes are reversed
     2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,)),
@@ -50,11 +52,50 @@ def read_photo(
     content = _content(file)
     if content[:2].tobytes() == _JPEG_START:
         return _decode_jpeg(file, content, choose_scale, upright)
+    if content[:4].tobytes() in _TIFF_STARTS:
+        _check_colors(file, content)
     if upright:
         pixels = _decode_as_shown(file, content)
     else:
         pixels = np.asarray(_decode(file, content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
     return pixels, (pixels.shape[0], pixels.shape[1]), 1
+
+
+def _check_colors(file: Path, content: Pixels) -> None:
+    """Raise ValueError for a TIFF that is neither grey nor RGB, of which decoders would take a part in silence."""
+    found = ""
+    try:
+        with Image.open(io.BytesIO(content.data)) as opened:
+            samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1)  # type: ignore[attr-defined]
+            if opened.mode not in ("RGBA", "LA", "PA", "CMYK") and samples not in (1, 3):
+                found = f"has {samples} channels"
+            size = opened.size
+            if (pages := getattr(opened, "n_frames", 1)) > 1:
+                opened.seek(1)
+                found = found or (f"has {pages} pages of one size" if opened.size == size else "")
+    except _PILLOW_ERRORS:
+        try:
+            decoded = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            decoded = None
+        if decoded is None or (decoded.ndim == 3 and decoded.shape[2] != 3):
+            found = "is no TIFF of grey or RGB"
+    if found:
+        raise ValueError(
+            f"{file} {found}; a photograph has one channel or three, and none is left out or mixed in silence; in a "
+            "`folder`, set `channels` to their number (and model.encoder.in_chans), or write the three that you mean"
+        )
+
+
+def image_size(file: Path, upright: bool) -> tuple[int, int]:
+    """(H, W) of an image as `read_photo` gives it, from its header alone."""
+    try:
+        with Image.open(file) as opened:
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+            size = opened.height, opened.width
+    except _PILLOW_ERRORS as error:
+        raise _unreadable(file, error) from error
+    return size[::-1] if orientation in _TURNS and orientation >= 5 else size
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -73,8 +114,10 @@ def read_map(file: Path, size: tuple[int, ...]) -> NDArray:
     return values
 
 
-def read_png(file: Path) -> NDArray:
+def read_png(file: Path, palette_indices: bool = False) -> NDArray:
     """A PNG as stored: [H, W] or [H, W, 3 or 4] (BGR, BGRA), uint8 or uint16; palettes come out as colours.
+
+    palette_indices: palettes come out as their indices, uint8 [H, W], as PNGs of VOC mean them.
 
     Raises ValueError naming a file that is missing, damaged, of another format (a JPEG changes labels along their
     edges, whatever it is called), or grey with fewer than 8 bits (decoders stretch those: of 4 bits 1 becomes 17).
@@ -88,12 +131,48 @@ def read_png(file: Path) -> NDArray:
             "from the source"
         )
     bits, colour = start[24], start[25]  # of the header, which comes first
+    if palette_indices and colour == _PNG_PALETTE:
+        with Image.open(io.BytesIO(content.data)) as opened:
+            return np.array(opened, np.uint8)
     if colour == _PNG_GREY and bits < 8:
         raise ValueError(
             f"{file} stores {bits} bit(s) a pixel, which decoders stretch to 0..255, so that other values come out; 8 "
             "or 16 bits are needed; write it anew without optimising the bit depth"
         )
     return values
+
+
+def read_stored(file: Path) -> NDArray:
+    """The values of a TIFF (or another image) with one channel as stored, whatever their type; [H, W] or [H, W, C]."""
+    return _decode(file, _content(file), cv2.IMREAD_UNCHANGED)
+
+
+def is_turned(file: Path) -> bool:
+    """Whether an EXIF orientation turns or mirrors the image; False for what cannot be opened."""
+    try:
+        with Image.open(file) as opened:
+            return opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
+    except _PILLOW_ERRORS:
+        return False
+
+
+def has_alpha(file: Path) -> bool:
+    """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
+    try:
+        with Image.open(file) as opened:
+            return opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    except _PILLOW_ERRORS:
+        return False
+
+
+def has_palette(file: Path) -> bool:
+    """Whether a PNG stores indices into a palette; False for what is no PNG, or cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(26)
+    except OSError:
+        return False
+    return start.startswith(_PNG_START) and len(start) == 26 and start[25] == _PNG_PALETTE
 
 
 def _decode_jpeg(

@@ -1,16 +1,26 @@
 """Label maps: pixel values to class ids, where an undeclared value is an error; and the outline of each instance."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from visionmtl.config.suggest import did_you_mean
+from visionmtl.io.objects import ImageObjects, LabelledObject
+from visionmtl.io.paths import read_lines
 from visionmtl.structures import IGNORE
 
+Color = tuple[int, int, int]
+"""RGB, 0 to 255."""
+
 _UNKNOWN = -1
+_NUMBERS = r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})"
+_COLOR_FIRST = re.compile(rf"{_NUMBERS}[\s,;:]+(.*\S)")
+_COLOR_LAST = re.compile(rf"(.*?\S)\s*[,;:\t ]\s*{_NUMBERS}(?:\s*[:;,].*)?")
 
 
 def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
@@ -27,8 +37,9 @@ def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     if isinstance(content, dict) and isinstance(node, yaml.MappingNode):
         if len(node.value) > len(content):  # YAML would take the last
             raise ValueError(f"{file} names a pixel value twice; each has one class; correct it")
-        values = {int(key): name for key, name in content.items() if _is_value(key) and isinstance(name, str)}
-        if content and len(values) == len(content):
+        named = {key: name for key, name in content.items() if pixel_range(key) and isinstance(name, str)}
+        if content and len(named) == len(content):
+            values = by_value(named, str(file))
             return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
     if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
         return tuple(content), None
@@ -38,10 +49,27 @@ def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     )
 
 
-def _is_value(key: object) -> bool:
-    """Whether a key is a pixel value of 8 bits, as a number or (in JSON) as text."""
-    digits = str(key) if type(key) is int or isinstance(key, str) else ""
-    return digits.isascii() and digits.isdigit() and len(digits) < 4 and int(digits) <= 255
+def pixel_range(key: object, highest: int = 255) -> range | None:
+    """The pixel values that 7, "7" or "1-254" stands for, the last included; None for what is no such text."""
+    ends = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", str(key)) if type(key) is int or isinstance(key, str) else None
+    if ends is None:
+        return None
+    first, last = int(ends[1]), int(ends[2] or ends[1])
+    return range(first, last + 1) if first <= last <= highest else None
+
+
+def by_value(named: Mapping[int | str, str], where: str, highest: int = 255) -> dict[int, str]:
+    """By pixel value its name, ranges such as "1-254" written out. Raises ValueError for a value with two names."""
+    values: dict[int, str] = {}
+    for key, name in named.items():
+        for value in pixel_range(key, highest) or ():
+            if value in values:
+                raise ValueError(
+                    f"{where}: pixel value {value} is {values[value]!r} and, by {key!r}, {name!r} as well; each value "
+                    "has one class; make the ranges end before the next begins"
+                )
+            values[value] = name
+    return values
 
 
 def label_table(classes: Sequence[str], values: Mapping[int, str] | None, ignore: Iterable[int]) -> NDArray[np.int16]:
@@ -87,11 +115,19 @@ def to_classes(
 
     undeclared_elsewhere: what other files of the data set hold, to be told with what this one does
     """
+    if values.ndim == 3 and values.dtype == np.uint8:
+        seen = [tuple(color) for color in np.unique(values[..., 2::-1].reshape(-1, 3), axis=0)[:9].tolist()]
+        grey = all(r == g == b for r, g, b in seen)
+        raise ValueError(
+            f"{file} is uint8 with {values.shape[2]} channels, its colours (RGB) are {_shown(seen)}; without `colors`, "
+            "labels are 8-bit grey or palette PNGs, whose value or index is the class; "
+            + ("write one of the equal channels alone" if grey else "set colors: {NAME: [r, g, b], ...}, or to a file")
+        )
     if values.ndim != 2 or values.dtype != np.uint8:
         raise ValueError(
             f"{file} is {values.dtype} with {values.shape[2] if values.ndim == 3 else 1} channel(s); labels are 8-bit "
-            "grey PNG, the value is the class; of a palette PNG write the indices, "
-            "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(file))); map 16-bit values to 0 to 255 first"
+            "grey or palette PNGs, whose value or index is the class; map 16-bit values to 0 to 255 first, or, if they "
+            "count objects, read them as boxes (format: instances)"
         )
     classes = table[values]
     if classes.min() < 0:
@@ -103,6 +139,146 @@ def to_classes(
             "these values in `values` or `ignore`"
         )
     return classes.astype(np.uint8)
+
+
+class Colors(NamedTuple):
+    """Which class a colour of label pictures means."""
+
+    codes: NDArray[np.int32]  # [N] ascending, r * 65536 + g * 256 + b
+    ids: NDArray[np.uint8]  # [N] class ids, IGNORE for no class
+    shown: tuple[Color, ...]  # of each class, for pictures
+
+
+def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
+    """Colours by class name: YAML or JSON {name: [r, g, b]}; or text with a line a class.
+
+    Lines are `r g b name` (CamVid's label_colors.txt), `name,r,g,b` (class_dict.csv) or `name:r,g,b::` (CVAT's
+    labelmap.txt); a first line without numbers is a heading, # begins a comment.
+    """
+    if file.suffix.lower() in (".yaml", ".yml", ".json"):
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{file} cannot be read: {error}; a mapping NAME: [r, g, b] is needed; write it"
+            ) from error
+        if isinstance(content, dict) and content and all(_colors_of(value) for value in content.values()):
+            return {str(name): _colors_of(value) for name, value in content.items()}
+        raise ValueError(
+            f"{file} holds no mapping from names to colours; NAME: [r, g, b], 0 to 255, is needed; write it"
+        )
+    colors: dict[str, tuple[Color, ...]] = {}
+    for number, line in enumerate(read_lines(file), start=1):
+        text = line.partition("#")[0].strip()
+        if not text or (not colors and not re.search(r"\d", text)):
+            continue
+        first, last = _COLOR_FIRST.fullmatch(text), _COLOR_LAST.fullmatch(text)
+        name, rgb = (first[4], first.groups()[:3]) if first else (last[1], last.groups()[1:4]) if last else ("", ())
+        color = tuple(map(int, rgb))
+        if not name or max(color) > 255:
+            raise ValueError(
+                f"{file}: line {number} is {line[:80]!r}; `r g b name`, `name,r,g,b` or `name:r,g,b` is needed, with "
+                "numbers 0 to 255; correct it"
+            )
+        colors[name.strip()] = (*colors.get(name.strip(), ()), color)  # type: ignore[arg-type]
+    if not colors:
+        raise ValueError(f"{file} names no colour; a line `r g b name` a class is needed; write them")
+    return colors
+
+
+def color_table(colors: Mapping[str, Sequence[Color]], classes: Sequence[str], ignore: Iterable[Color]) -> Colors:
+    """What `colors_to_classes` needs. colors: by name; those of names that are no class, and `ignore`, are IGNORE.
+
+    Raises ValueError for a class without a colour and for a colour with two meanings.
+    """
+    if lacking := [name for name in classes if name not in colors]:
+        raise ValueError(
+            f"classes names {lacking[0]!r}{did_you_mean(lacking[0], colors)}, which has no colour; colours are given "
+            "for "
+            f"{', '.join(colors)}; add one to `colors`, or correct the name"
+        )
+    meaning: dict[Color, str | None] = dict.fromkeys(map(_color, ignore))
+    for name, of_name in colors.items():
+        for color in map(_color, of_name):
+            if meaning.get(color, name) != name or (color in meaning and meaning[color] is None):
+                raise ValueError(
+                    f"colour {list(color)} is {meaning[color] or 'ignored'} and {name} as well; each colour has one "
+                    "meaning; correct `colors` or `ignore_colors`"
+                )
+            meaning[color] = name
+    ordered = sorted(meaning)
+    numbers = [classes.index(name) if name in classes else IGNORE for name in (meaning[color] for color in ordered)]
+    codes = np.array([(r << 16) + (g << 8) + b for r, g, b in ordered], np.int32)
+    return Colors(codes, np.array(numbers, np.uint8), tuple(_color(colors[name][0]) for name in classes))
+
+
+def colors_to_classes(pixels: NDArray, table: Colors, file: Path) -> NDArray[np.uint8]:
+    """Class ids [H, W] of a label picture, uint8 [H, W, 3 or 4] BGR as `read_png` gives it."""
+    if pixels.ndim != 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{file} is {pixels.dtype} {list(pixels.shape)}; with `colors`, labels are 8-bit RGB PNGs; drop `colors` "
+            "and "
+            "set `classes` and `values`, if its values are the classes"
+        )
+    if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any():
+        raise ValueError(f"{file} is transparent in places; label colours are opaque; write it anew without alpha")
+    wide = pixels.astype(np.int32)
+    codes = (wide[..., 2] << 16) + (wide[..., 1] << 8) + wide[..., 0]
+    at = np.searchsorted(table.codes, codes).clip(max=len(table.codes) - 1)
+    unknown = table.codes[at] != codes
+    if unknown.any():
+        strange = np.unique(codes[unknown]).tolist()
+        seen = [(code >> 16, code >> 8 & 255, code & 255) for code in strange]
+        raise ValueError(
+            f"{file} holds {len(seen)} colours (RGB) that mean nothing, {_shown(seen)}, in {unknown.mean():.2%} of its "
+            "pixels; every colour needs a class; name them in `colors` or `ignore_colors` (mixed colours along edges "
+            "come from smoothing or JPEG: write the labels anew without it)"
+        )
+    return table.ids[at]
+
+
+def _shown(colors: Sequence[Color]) -> str:
+    return " ".join(str(list(color)) for color in colors[:8]) + (" ..." if len(colors) > 8 else "")
+
+
+def _color(value: Sequence[Any]) -> Color:
+    r, g, b = value
+    return r, g, b
+
+
+def _colors_of(value: object) -> tuple[Color, ...]:
+    """One colour [r, g, b], or several; () for anything else."""
+    several: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    sound = all(
+        isinstance(one, list) and len(one) == 3 and all(type(x) is int and 0 <= x <= 255 for x in one)
+        for one in several
+    )
+    return tuple(_color(one) for one in several) if sound else ()
+
+
+def instance_objects(ids: NDArray, names: Mapping[int, str], ignore: Collection[int], file: Path) -> ImageObjects:
+    """One object for each id of an instance map, whose box is tight around its pixels, the last one included.
+
+    ids: uint8 or uint16 [H, W]; names: by id the class; ignore: ids of no object, such as 0 for the background
+    """
+    if ids.ndim != 2:
+        raise ValueError(
+            f"{file} has {ids.shape[2]} channels; an instance map has one number a pixel, that of its object; write it "
+            "as 8-bit or 16-bit grey PNG"
+        )
+    found = outlines(ids)
+    objects = []
+    for number, xyxy, area in zip(found.ids.tolist(), found.xyxy.tolist(), found.area.tolist(), strict=True):
+        if number in ignore:
+            continue
+        if number not in names:
+            raise ValueError(
+                f"{file} holds the id {number}, for which no class is declared; every id is that of an object or "
+                "ignored; "
+                "name it in `boxes.values` or `boxes.ignore`"
+            )
+        objects.append(LabelledObject(names[number], tuple(xyxy), area))
+    return ImageObjects((ids.shape[0], ids.shape[1]), objects)
 
 
 class Outlines(NamedTuple):

@@ -4,6 +4,7 @@ Names that differ only in Unicode form (macOS writes é as e and an accent, most
 and mean the same file.
 """
 
+import functools
 import os
 import re
 import unicodedata
@@ -109,6 +110,14 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
     wrong = [name for name, position in zip(listed, positions, strict=True) if position < 0 or not stays_inside(name)]
     if wrong:
         position = names.find(wrong[0])
+        columns = re.split(r"[\s,;]+", wrong[0])
+        if len(columns) > 1 and names.find(columns[0]) >= 0:
+            raise ValueError(
+                f"{file}: {len(wrong)} of {len(listed)} lines have {len(columns)} columns, the first is {wrong[0]!r}, "
+                "as "
+                "lists of image and label of other tools have; an image a line is needed, without its label; write the "
+                "first column alone (cut -d' ' -f1), and give classes of images in `image_labels`"
+            )
         why = "means several images" if position == AMBIGUOUS else "is none of the images"
         raise ValueError(
             f"{file}: {len(wrong)} of {len(listed)} lines cannot be used, the first, {wrong[0]!r}, "
@@ -161,6 +170,31 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
+def image_glob(pattern: str) -> str:
+    """The glob pattern of a path with {folder} and {stem}: one folder or more, and a part of the file name."""
+    return pattern.replace("{folder}", "*/**").replace("{stem}", "*")
+
+
+def name_parts(pattern: str, image: str) -> dict[str, str]:
+    """What {folder} and {stem} of the pattern stand for in the path of an image that its `image_glob` matches."""
+    match = _name_expression(pattern).fullmatch(image)
+    return match.groupdict() if match else {}
+
+
+@functools.cache
+def _name_expression(pattern: str) -> re.Pattern[str]:
+    expression, seen = "", set()
+    for piece in re.split(r"({folder}|{stem}|\*\*/|\*|\?|\[[^]]*\])", pattern):
+        if piece in ("{folder}", "{stem}"):
+            name = piece[1:-1]
+            expression += f"(?P={name})" if name in seen else f"(?P<{name}>{'.+' if name == 'folder' else '[^/]*'})"
+            seen.add(name)
+        else:
+            wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+            expression += wild.get(piece) or (piece if piece.startswith("[") else re.escape(piece))
+    return re.compile(expression)
+
+
 def any_case(pattern: str) -> str:
     """A glob pattern whose ending may have letters of either case: "a/*.jpg" gives "a/*.[jJ][pP][gG]".
 
@@ -204,5 +238,10 @@ def _path_error(text: str) -> PydanticCustomError:
 
 RelativePath = Annotated[str, AfterValidator(lambda text: _relative(text, ("split",)))]
 """A path below `root`; {split} stands for the setting of that name."""
-FilePerImage = Annotated[str, AfterValidator(lambda text: _per_image(_relative(text, ("split", "stem", "path"))))]
-"""The same with {stem}, an image's file name without ending, or {path}, the same with its folders."""
+ImagePattern = Annotated[str, AfterValidator(lambda text: _relative(text, ("split", "folder", "stem")))]
+"""A glob pattern of images below `root`; {folder} and {stem} match folders and a part of the file name."""
+FilePerImage = Annotated[
+    str, AfterValidator(lambda text: _per_image(_relative(text, ("split", "folder", "stem", "path"))))
+]
+"""A path below `root` with {stem}, an image's file name without ending, or what {stem} of the images' pattern matched;
+{path}, the same with its folders; {folder}, what {folder} of the images' pattern matched."""

@@ -29,6 +29,16 @@ def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
     return capture.get(cv2.CAP_PROP_FPS) or 25.0, _frames(capture)
 
 
+def count_frames(source: str) -> int | None:
+    """How many frames a video file says it has; None for cameras and files that do not say."""
+    if source.startswith("camera:"):
+        return None
+    capture = cv2.VideoCapture(source)
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return count if count > 0 else None
+
+
 def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
     try:
         while True:

@@ -18,7 +18,7 @@ class Meter(Protocol):
 
     metrics: ClassVar[Mapping[str, Direction | None]]
     """Which way each number of `compute` is better; None: neither, it is a count. Numbers in tables are named by their
-    path, and * stands for any class: "per_class/*/iou"."""
+    path, in which a star stands for any class: `per_class/*/iou`."""
 
     def update(self, prediction: Any, sample: Sample) -> None:
         """Count one image; a sample without this task's label is not counted."""

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -66,9 +66,12 @@ class Encoder(Spec):
     """What becomes of BatchNorm. "group" keeps the affine but not the statistics: fine-tune long enough."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward. BatchNorm then sees every batch twice."""
-    mean: tuple[float, float, float] | None = None
-    """RGB in 0..1."""
-    std: tuple[float, float, float] | None = None
+    in_chans: int = Field(3, ge=1, le=64)
+    """Channels of the images. With another number than 3, timm adapts pretrained weights of the first convolution
+    (repeated over the channels, with the sum kept), and `mean` and `std` must be given."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, in 0..1; default: the model's own, for RGB."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -77,6 +80,23 @@ class Encoder(Spec):
                 "encoder has both pretrained: true and a checkpoint; one origin of the weights is allowed; "
                 "drop pretrained to use the file"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is None and self.in_chans != 3:
+                raise ValueError(
+                    f"in_chans is {self.in_chans}, and {name} is not set, which timm knows for RGB alone; "
+                    f"{self.in_chans} "
+                    f"values in 0..1 are needed, one a channel; set {name} (visionmtl check_data prints those of the "
+                    "data)"
+                )
+            if values is not None and len(values) != self.in_chans:
+                raise ValueError(
+                    f"{name} has {len(values)} values, and in_chans is {self.in_chans}; one a channel is needed; "
+                    "correct it"
+                )
         return self
 
     def check_name(self) -> None:
@@ -97,7 +117,7 @@ class Encoder(Spec):
         coarsest: the coarsest level that is read; stages behind it are left out, since they would never learn
         """
         self.check_name()
-        options = self._any_size() | self.options
+        options = self._any_size() | self.options | self._channels()
         if self.drop_path is not None:
             options["drop_path_rate"] = self.drop_path
         with torch.device("meta"):
@@ -128,6 +148,9 @@ class Encoder(Spec):
         encoder.no_decay_names = _exempt_from_decay(self._whole(), encoder)
         return encoder
 
+    def _channels(self) -> dict[str, int]:
+        return {} if self.in_chans == 3 else {"in_chans": self.in_chans}
+
     def _any_size(self) -> dict[str, Any]:
         if ":" in self.name:
             return {}
@@ -156,11 +179,12 @@ class Encoder(Spec):
     def _whole(self) -> Any:
         """The classification model without values, which knows what a feature extractor has lost."""
         with torch.device("meta"):
-            return timm.create_model(self.name, **(self._any_size() | self.options))
+            return timm.create_model(self.name, **(self._any_size() | self.options | self._channels()))
 
     def _load(self, options: dict[str, Any]) -> Any:
         assert self.checkpoint is not None
-        weights = check_weights(self.checkpoint, self._whole())
+        # weights are those of RGB, which timm adapts
+        weights = check_weights(self.checkpoint, self.model_copy(update={"in_chans": 3})._whole())
         with quiet_logger("timm.models._builder"):  # it warns of classifier keys, which were checked above
             body = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(self.checkpoint)}, **options)
         check_transfer(body, weights, self.checkpoint)
@@ -199,7 +223,7 @@ def _exempt_from_decay(whole: Any, encoder: Any) -> frozenset[str]:
 
 
 class _TimmMaps(nn.Module):
-    """Normalised float [B, 3, H, W] -> {level: [B, channels[level], H / 2**level, W / 2**level]}, finest first.
+    """Normalised float [B, in_chans, H, W] -> {level: [B, channels[level], H / 2**level, W / 2**level]}, finest first.
 
     Of several maps with one stride the last is taken. A patch of 14 px is no power of two: the image is first resized
     by 14/16 (bilinear), so that one token stands for 16 px of the input and the map is level 4.

@@ -29,7 +29,7 @@ def freeze_unused_parameters(
     """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     was_training = net.training
-    image = torch.zeros(min(batch_size, 2), 3, *size, dtype=torch.uint8, device=device)
+    image = torch.zeros(min(batch_size, 2), getattr(net, "in_chans", 3), *size, dtype=torch.uint8, device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         with _explained(net.train(), size):
             outputs = (forward or net)(image)
@@ -49,7 +49,7 @@ def check_evaluates(net: nn.Module, size: tuple[int, int], device: torch.device)
     """Raise ValueError where the net's encoder cannot take an image of `size` = (H, W) in evaluation."""
     was_training = net.training
     with torch.no_grad(), _explained(net.eval(), size):
-        net(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+        net(torch.zeros(1, getattr(net, "in_chans", 3), *size, dtype=torch.uint8, device=device))
     net.train(was_training)
 
 

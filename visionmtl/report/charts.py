@@ -1,4 +1,4 @@
-"""Line charts: from numbers to places on paper; the page's template draws them as SVG."""
+"""Charts as plain numbers, which the page's script draws as SVG; ticks and short numbers for charts drawn elsewhere."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,53 +9,57 @@ import numpy as np
 Points = Sequence[tuple[float, float]]
 
 MAX_POINTS = 240
-WIDTH, HEIGHT = 400, 210
-"""Of a chart, in user units of the SVG."""
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 38
-"""Margins around the lines."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: its place in user units, and its number."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A marked point, and what is shown when the pointer rests on it."""
-
-    x: float
-    y: float
-    tip: str
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its places as SVG's `points` attribute has them, its marked points, and its last value."""
+    """One line: its points in the order of x."""
 
     name: str
-    points: str
-    dots: tuple[Dot, ...]
-    last: float
+    points: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """All that there is to draw."""
+    """All that there is to draw. x_range: ends of the axis, None = those of the points."""
 
     title: str
     x_name: str
     y_name: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    log: bool
     lines: tuple[Line, ...]
+    x_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """One row: the mean, its interval (None: not known), and the values that it is the mean of."""
+
+    name: str
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+    verdict: str  # as of `study.statistics.Interval`
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Rows of intervals under each other, with a line at zero."""
+
+    title: str
+    x_name: str
+    rows: tuple[IntervalRow, ...]
 
 
 def line_chart(
-    title: str, series: Mapping[str, Points], *, x_name: str = "step", y_name: str = "", log: bool = False
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    x_name: str = "training step",
+    y_name: str = "",
+    log: bool = False,
+    x_range: tuple[float, float] | None = None,
 ) -> Chart | None:
     """A chart of all finite points; None where there is no such point.
 
@@ -66,33 +70,15 @@ def line_chart(
     thinned = {name: _thinned(points) for name, points in finite.items() if points}
     if not thinned:
         return None
-    all_x = [x for points in thinned.values() for x, _ in points]
     all_y = [y for points in thinned.values() for _, y in points]
     log = log and min(all_y) > 0 and max(all_y) / min(all_y) > 20
-    scale = math.log10 if log else float
-    x_low, x_high = _widened(min(all_x), max(all_x), 0)
-    y_low, y_high = _widened(scale(min(all_y)), scale(max(all_y)), 0.06)
+    lines = [Line(name, tuple((_short(x), _short(y)) for x, y in points)) for name, points in thinned.items()]
+    return Chart(title, x_name, f"{y_name} (log scale)" if log else y_name, log, tuple(lines), x_range)
 
-    def at_x(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
-    def at_y(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (scale(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    lines = []
-    for name, points in thinned.items():
-        marked = points if len(points) <= 40 else points[-1:]
-        dots = tuple(Dot(at_x(x), at_y(y), f"{name}: {y:.5g} at {x:g}") for x, y in marked)
-        lines.append(Line(name, " ".join(f"{at_x(x)},{at_y(y)}" for x, y in points), dots, points[-1][1]))
-    y_numbers = _powers(y_low, y_high) if log else ticks(y_low, y_high, 4)
-    return Chart(
-        title=title,
-        x_name=x_name,
-        y_name=f"{y_name} (log scale)" if log else y_name,
-        x_ticks=tuple(Tick(at_x(x), short(x)) for x in ticks(x_low, x_high, 5)),
-        y_ticks=tuple(Tick(at_y(y), short(y)) for y in y_numbers),
-        lines=tuple(lines),
-    )
+def _short(value: float) -> float:
+    """Six digits are more than a chart shows, and keep the page small."""
+    return float(f"{value:.6g}")
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -122,18 +108,3 @@ def _thinned(points: Points) -> list[tuple[float, float]]:
     values = np.asarray(points[:-1], np.float64)
     means = [values[first : first + size].mean(axis=0).tolist() for first in range(0, len(values), size)]
     return [*((x, y) for x, y in means), points[-1]]
-
-
-def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """The range with a margin; a range of one value becomes one around it."""
-    if high - low < 1e-12 * max(abs(high), 1e-12):
-        margin = abs(high) * 0.5 or 0.5
-        return low - margin, high + margin
-    return low - share * (high - low), high + share * (high - low)
-
-
-def _powers(low: float, high: float) -> list[float]:
-    """Powers of ten between 10**low and 10**high; every other where they are many."""
-    first, last = math.ceil(low), math.floor(high)
-    stride = 1 + (last - first) // 5
-    return [10.0**power for power in range(first, last + 1, stride)]

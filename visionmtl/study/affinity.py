@@ -25,6 +25,7 @@ from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.structures import Batch
+from visionmtl.study.comparison import renewed_key
 
 STEP = 1e-4
 NUM_BATCHES = 8
@@ -83,7 +84,7 @@ def measure_affinity(
 ) -> None:
     """Measure runs that are not measured yet; the file is written after each.
 
-    runs: by a key of the run, its folder
+    runs: by the run's key, its folder
     """
     known = read_affinity(folder)
     torch.set_num_threads(threads)
@@ -109,10 +110,10 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
 
 
 def read_affinity(folder: Path) -> dict[str, list[list[float]]]:
-    """By key, the matrices measured so far."""
+    """By key of the run (see `comparison.key_of`), the matrices measured so far."""
     file = folder / FILE
-    found: dict[str, list[list[float]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    plain = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {renewed_key(key): matrix for key, matrix in plain.items()}
 
 
 def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:

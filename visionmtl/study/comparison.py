@@ -356,3 +356,19 @@ def settings_of(run: Run) -> dict[str, Any]:
 def key_of(run: Run) -> str:
     """The same as text: equal for runs that give the same numbers."""
     return json.dumps(settings_of(run), sort_keys=True)
+
+
+def renewed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote with `settings_of`, as this one writes it: new settings have their defaults.
+
+    A default that has changed since is kept as it was. Raises ConfigError where a setting is no longer known.
+    """
+    return settings_of(config.restore(dict(settings), "a run of this comparison"))
+
+
+def renewed_key(key: str) -> str:
+    """The same for what `key_of` wrote; a key that can no longer be read stays as it is, and fits no run."""
+    try:
+        return json.dumps(renewed(json.loads(key)), sort_keys=True)
+    except ConfigError:
+        return key

@@ -16,7 +16,7 @@ from visionmtl.engine.trainer import Trainer
 from visionmtl.io.atomic import write_json
 from visionmtl.network import build_model
 from visionmtl.run import Run
-from visionmtl.study.comparison import Variant, key_of
+from visionmtl.study.comparison import Variant, key_of, renewed_key
 from visionmtl.study.runner import Runner
 
 TIMING = Timing(rounds=7, seconds=0.5)
@@ -39,7 +39,7 @@ def read_costs(folder: Path) -> dict[str, Cost]:
     """By variant; those measured so far."""
     file = folder / FILE
     plain = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {name: Cost(**cost) for name, cost in plain.items()}
+    return {name: Cost(**{**cost, "key": renewed_key(cost["key"])}) for name, cost in plain.items()}
 
 
 def step_ms(costs: Mapping[str, Cost]) -> dict[str, float]:

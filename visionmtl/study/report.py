@@ -1,4 +1,4 @@
-"""The report of a comparison: Markdown for people, CSV and JSON for programs, PNG charts."""
+"""The report of a comparison: a page and Markdown for people, CSV and JSON for programs, PNG charts."""
 
 import csv
 import io
@@ -12,6 +12,8 @@ from visionmtl.benchmark.figures import Cell, Table, markdown
 from visionmtl.data.label_spaces import task_of
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.base import Results
+from visionmtl.report.charts import Chart, IntervalChart, IntervalRow, line_chart
+from visionmtl.report.report import SortableTable, render
 from visionmtl.study.affinity import agreement
 from visionmtl.study.charts import draw_curves, draw_intervals
 from visionmtl.study.comparison import PlannedRuns, Variant, without
@@ -96,7 +98,7 @@ def write_report(
     costs: Mapping[str, Cost],
     affinity: Sequence[Sequence[Sequence[float]]] = (),
 ) -> None:
-    """Write report.md, results.csv, runs.csv, comparison.json and the charts into the folder.
+    """Write report.html, report.md, results.csv, runs.csv, comparison.json and the charts into the folder.
 
     affinity: of each seed of the run that it was asked of, [T][T], see `study.affinity`
     """
@@ -106,20 +108,24 @@ def write_report(
     write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
     charts = list(_draw(folder, plan, rows))
-    write_text(folder / "report.md", "\n".join(_text(plan, measured, rows, costs, charts, tables)) + "\n")
+    content = list(_content(plan, measured, rows, costs, charts, tables))
+    lines = [markdown(part) if isinstance(part, Table) else part for part in content]
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
+    _write_page(folder / "report.html", plan, rows, content)
 
 
-# ---- Markdown ----
+# ---- text and tables ----
 
 
-def _text(
+def _content(
     plan: PlannedRuns,
     measured: Sequence[Measured],
     rows: Sequence[Row],
     costs: Mapping[str, Cost],
     charts: Sequence[str],
     tables: Sequence[Table],
-) -> Iterator[str]:
+) -> Iterator[str | Table]:
+    """Lines of Markdown, and tables, in the order in which they are read."""
     settings = plan.comparison
     planned, finished = len(settings.seeds) * len(measured), sum(len(one.results) for one in measured)
     percent = f"{100 * settings.confidence:g} %"
@@ -139,7 +145,7 @@ def _text(
         yield from (f"- {text}" for text in diverged)
     if not rows:
         return
-    yield markdown(_results_table(plan, rows))
+    yield _results_table(plan, rows)
     yield ""
     yield (
         "Δm is the mean relative change against single-task runs of the same command and seed, in percent; positive is "
@@ -148,7 +154,7 @@ def _text(
     )
     compared = [row for row in rows if row.figures.transfer]
     if compared:
-        yield markdown(_transfer_table(plan, compared))
+        yield _transfer_table(plan, compared)
         num_intervals = sum(len(row.figures.transfer) for row in compared)
         by_chance = (1 - settings.confidence) * num_intervals
         yield ""
@@ -158,7 +164,7 @@ def _text(
             "differed. All rows share the same references, so their intervals are not independent."
         )
     if costs:
-        yield markdown(_cost_table(rows, costs))
+        yield _cost_table(rows, costs)
         baseline = next(iter(costs.values())).baseline
         yield ""
         yield (
@@ -169,10 +175,10 @@ def _text(
         )
     for one in measured:
         if one.trials:
-            yield markdown(_trial_table(one))
+            yield _trial_table(one)
             yield ""
             yield f"{len(one.trials)} of {len(one.variant.trials)} trials; the best Δm on held-out images is taken."
-    yield from (markdown(table) for table in tables)
+    yield from tables
     for name in charts:
         yield f"\n![{name}]({name})"
 
@@ -341,23 +347,54 @@ def _affinity_tables(plan: PlannedRuns, affinity: Sequence[Sequence[Sequence[flo
 # ---- charts ----
 
 
-def _draw(folder: Path, plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[str]:
+def _write_page(file: Path, plan: PlannedRuns, rows: Sequence[Row], content: Sequence[str | Table]) -> None:
+    """The same as a page whose tables sort and whose charts tell their numbers."""
+    title, *parts = content
+    blocks: list[str | SortableTable] = []
+    for part in parts:
+        if isinstance(part, Table):
+            blocks.append(SortableTable(part.title, part.columns, part.rows))
+        elif (text := part.strip("\n")) and not text.startswith("!["):
+            blocks.append(text.replace("**", ""))
+    charts: list[IntervalChart | Chart] = []
+    for name, of_rows in _interval_charts(plan, rows):
+        lines = [_interval_row(row, of) for row, of in of_rows]
+        charts.append(IntervalChart(name, "change in %; right is better", tuple(lines)))
+    for _, name, y_name, curves in _label_curves(plan, rows):
+        points = {of: [(100 * fraction, one.mean) for fraction, one in curve] for of, curve in curves.items()}
+        if chart := line_chart(name, points, x_name="labels in %", y_name=y_name):
+            charts.append(chart)
+    render(file, "comparison.html.j2", name=str(title).removeprefix("# "), blocks=blocks, charts=charts)
+
+
+def _interval_row(name: str, of: Interval) -> IntervalRow:
+    low, high = (100 * end if math.isfinite(end) else None for end in (of.low, of.high))
+    return IntervalRow(name, 100 * of.mean, low, high, tuple(100 * value for value in of.values), of.verdict)
+
+
+def _interval_charts(plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, Interval]]]]:
+    """Titles, and rows with their intervals: the mean over tasks, then each task."""
     deltas = [(row.name, row.figures.per_task) for row in rows if row.figures.per_task]
     if deltas:
-        draw_intervals(folder / "delta_m.png", "Δm per task against single-task runs", deltas)
-        yield "delta_m.png"
+        yield "Δm per task against single-task runs", deltas
     for task in plan.metrics:
         changes = [(row.name, row.figures.transfer[task]) for row in rows if task in row.figures.transfer]
         if changes:
-            draw_intervals(folder / f"transfer_{task}.png", f"{task}: change against its single-task run", changes)
-            yield f"transfer_{task}.png"
+            yield f"{task}: change against its single-task run", changes
+
+
+_Curves = dict[str, list[tuple[float, Interval]]]
+
+
+def _label_curves(plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[tuple[str, str, str, _Curves]]:
+    """File, title, name of the y axis, and by entry the metric over the fraction of labels."""
     thinned = plan.comparison.label_fractions
     if thinned is None:
         return
     for name, metric in _metric_columns(plan, rows):
         if task_of(name) != thinned.task:
             continue
-        curves: dict[str, list[tuple[float, Interval]]] = {}
+        curves: _Curves = {}
         for row in sorted(rows, key=lambda row: row.measured.variant.fraction or 0):
             fraction = row.measured.variant.fraction
             if fraction is not None and (name, metric) in row.figures.metrics:
@@ -365,8 +402,18 @@ def _draw(folder: Path, plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[str]
                 curves.setdefault(entry, []).append((fraction, row.figures.metrics[name, metric]))
         if curves:
             file = f"labels_{thinned.task}_{metric}.png".replace("/", "_")
-            draw_curves(folder / file, f"over the fraction of {thinned.task} labels", curves, f"{name} {metric}")
-            yield file
+            yield file, f"over the fraction of {thinned.task} labels", f"{name} {metric}", curves
+
+
+def _draw(folder: Path, plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[str]:
+    for title, of_rows in _interval_charts(plan, rows):
+        task = title.partition(":")[0]
+        name = f"transfer_{task}.png" if task in plan.metrics else "delta_m.png"
+        draw_intervals(folder / name, title, of_rows)
+        yield name
+    for file, title, y_name, curves in _label_curves(plan, rows):
+        draw_curves(folder / file, title, curves, y_name)
+        yield file
 
 
 # ---- CSV and JSON ----

@@ -1,22 +1,23 @@
 """Training many runs side by side: each in a process of its own, finished ones skipped, interrupted ones resumed."""
 
-import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets import Dataset
 from visionmtl.run import Run
 from visionmtl.study import worker
 from visionmtl.study.comparison import key_of
-from visionmtl.study.worker import Result, differences, load_result
+from visionmtl.study.worker import Result, begun_settings, differences, load_result
 
 PATIENCE_S = 120.0
 """How long a process that was asked to stop may take to write its checkpoint."""
@@ -55,22 +56,23 @@ class Runner:
         return self._folders.setdefault(key_of(run), self.folder / "runs" / name / str(run.seed))
 
     def result(self, name: str, run: Run, test: Sequence[Dataset] | None) -> Result | None:
-        """The result of a finished run; None: not finished. Raises ConfigError where the folder holds another run.
+        """The result of a finished run; None: not finished. Raises ConfigError where the folder is another run's.
 
         test: what it must have been evaluated on
         """
         folder = self.place(name, run)
         result = load_result(folder)
-        if result is None:
-            return None
-        if changed := differences(result.settings, run):
+        settings = result.settings if result else begun_settings(folder)
+        if settings is not None and (changed := differences(settings, run)):
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise ConfigError(
-                f"{folder} holds a finished run with other settings: {'; '.join(changed[:5])}{more}; a folder belongs "
-                "to one run; delete it to train anew, or choose another --output"
+                f"{folder} holds {'a finished' if result else 'an unfinished'} run with other settings: "
+                f"{'; '.join(changed[:5])}{more}; a folder belongs to one run; delete it to train anew, or choose "
+                "another --output"
             )
-        wanted = [dataset.model_dump(mode="json") for dataset in test or ()]
-        missing = test is not None and (result.test is None or not _equal(result.test_sets, wanted))
+        if result is None:
+            return None
+        missing = test is not None and (result.test is None or not _same_data(result.test_sets, test))
         return None if missing and not result.diverged else result
 
     def finish(self, jobs: Sequence[Job], on_result: Callable[[], None] = lambda: None) -> list[str]:
@@ -145,8 +147,12 @@ def _context(threads: int) -> Any:
     return context
 
 
-def _equal(one: object, other: object) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+def _same_data(stored: Sequence[Mapping[str, Any]], wanted: Sequence[Dataset]) -> bool:
+    """Settings that the stored ones lack, since a later version added them, have their defaults."""
+    try:
+        return TypeAdapter(tuple[Dataset, ...]).validate_python(stored) == tuple(wanted)
+    except ValidationError:
+        return False
 
 
 def _last_line(file: Path) -> str:

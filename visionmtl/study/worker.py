@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from visionmtl import api
-from visionmtl import run as config
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets import Dataset
 from visionmtl.engine import checkpoint
@@ -24,9 +23,11 @@ from visionmtl.io.atomic import write_json
 from visionmtl.metrics.base import Results
 from visionmtl.report.report import read_rows
 from visionmtl.run import Run
-from visionmtl.study.comparison import settings_of
+from visionmtl.study.comparison import renewed, settings_of
 
 RESULT = "result.json"
+BEGUN = "settings.json"
+"""Written before the first step, so that no other run goes on from its checkpoint."""
 INTERRUPTED, FAILED = 130, 2
 """Exit statuses of the process."""
 
@@ -66,16 +67,22 @@ def load_result(folder: Path) -> Result | None:
         ) from error
 
 
+def begun_settings(folder: Path) -> Mapping[str, Any] | None:
+    """The settings (see `settings_of`) of the run that began in a folder; None: none did."""
+    file = folder / BEGUN
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def differences(stored: Mapping[str, Any], run: Run) -> list[str]:
     """Where the settings that a folder was trained with are not those of a run; what later versions added is filled in.
 
     stored: see `settings_of`
     """
     try:
-        restored = settings_of(config.restore(dict(stored), "its result.json"))
+        before = renewed(stored)
     except ConfigError as error:
         return [str(error)]
-    return list(_differences(restored, settings_of(run), ""))
+    return list(_differences(before, settings_of(run), ""))
 
 
 def _differences(before: Any, now: Any, path: str) -> list[str]:
@@ -121,6 +128,7 @@ def _train_and_evaluate(run: Run, folder: Path, test: Sequence[Dataset] | None, 
     test_sets = [dataset.model_dump(mode="json") for dataset in test or ()]
     empty = Result(settings_of(run), None, 0, {}, None, test_sets, num_parameters, 0.0, 0.0)
     if before is None:
+        write_json(folder / BEGUN, settings_of(run))
         try:
             api.train(run, resume="auto", device=device, stop=stop)
         except NotFinite as error:  # the settings decide it: another try would end the same

@@ -16,6 +16,7 @@ from visionmtl.metrics.base import Meter
 from visionmtl.ops.soft_losses import area
 from visionmtl.ops.upload import beside
 from visionmtl.structures import MAX_CLASSES, ImageMeta, LabelSpace, Sample
+from visionmtl.visualization.draw import DrawOptions
 
 Raw = Any
 """What a task's module returns: a tensor, or a tuple or dict of tensors."""
@@ -131,7 +132,7 @@ class Task(Configurable, package="visionmtl.tasks"):
         raise NotImplementedError
 
     def count_soft(self, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `distill` is a mean over, by names that begin with "soft_": float32 scalars, sums over images.
+        """What `distill` is a mean over, by names that begin with `soft_`: float32 scalars, sums over images.
 
         Unless a task defines it otherwise: the area of images.
         """
@@ -226,9 +227,15 @@ class Task(Configurable, package="visionmtl.tasks"):
 
     @abstractmethod
     def draw(
-        self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: Any, space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
         """A picture [H', W', 3] RGB of the prediction over or beside the image [H, W, 3], with its legend."""
+
+    def draw_errors(
+        self, image: NDArray[np.uint8], prediction: Any, truth: Any, space: LabelSpace | None, options: DrawOptions
+    ) -> NDArray[np.uint8] | None:
+        """As `draw`: where the prediction differs from the truth, which is in its form; None: nothing to see."""
+        return None
 
 
 def check_class_weights(weights: Sequence[float] | None, space: LabelSpace) -> None:

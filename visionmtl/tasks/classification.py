@@ -16,7 +16,7 @@ from visionmtl.metrics.classification import ClassificationMeter
 from visionmtl.ops.losses import mean_over_labelled, smoothing_shares
 from visionmtl.structures import IGNORE, MAX_CLASSES, ImageClasses, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
-from visionmtl.visualization.draw import draw_classes
+from visionmtl.visualization.draw import DrawOptions, draw_classes
 
 NO_CLASS_LOGIT = -1e4
 """Its share of a softmax and its sigmoid are exactly 0; float16 and bfloat16 hold it."""
@@ -189,10 +189,10 @@ class Classification(ClassTask, frozen=True):
         return None if labels is None else ImageClasses(labels, np.ones(len(labels), np.float32))
 
     def draw(
-        self, image: NDArray[np.uint8], prediction: ImageClasses, space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: ImageClasses, space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
         assert space is not None
-        return draw_classes(image, prediction, space, min_score)
+        return draw_classes(image, prediction, space, options.min_score)
 
 
 def _only(labels: NDArray[np.int64], image_id: str) -> int:

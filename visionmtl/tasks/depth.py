@@ -21,7 +21,7 @@ from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import SoftLoss, Task
-from visionmtl.visualization.draw import draw_depth
+from visionmtl.visualization.draw import DrawOptions, draw_depth, draw_depth_errors
 
 
 class Depth(Task, frozen=True):
@@ -194,9 +194,21 @@ class Depth(Task, frozen=True):
         return sample.depth_m
 
     def draw(
-        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
-        return draw_depth(image, prediction, max_m=self.max_depth_m)
+        if options.depth_range_m is None:
+            return draw_depth(image, prediction, max_m=self.max_depth_m)
+        return draw_depth(image, prediction, *(() if options.depth_range_m == "auto" else options.depth_range_m))
+
+    def draw_errors(
+        self,
+        image: NDArray[np.uint8],
+        prediction: NDArray[np.float32],
+        truth: NDArray[np.float32],
+        space: LabelSpace | None,
+        options: DrawOptions,
+    ) -> NDArray[np.uint8]:
+        return draw_depth_errors(image, prediction, truth)
 
 
 def _both_views(

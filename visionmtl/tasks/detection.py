@@ -18,7 +18,7 @@ from visionmtl.ops.boxes import box_area, generalised_iou, nms, nms_in_graph
 from visionmtl.ops.ranks import num_ranks
 from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import ClassTask, SoftLoss, Task
-from visionmtl.visualization.draw import draw_boxes
+from visionmtl.visualization.draw import DrawOptions, draw_box_errors, draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""
@@ -244,13 +244,25 @@ class Detection(ClassTask, frozen=True):
         """The labelled boxes with score 1."""
         if sample.boxes is None:
             return None
-        return Detections(sample.boxes.xyxy, np.ones(len(sample.boxes.labels), np.float32), sample.boxes.labels)
+        boxes = sample.boxes
+        return Detections(boxes.xyxy, np.ones(len(boxes.labels), np.float32), boxes.labels, crowd=boxes.crowd)
 
     def draw(
-        self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
         assert space is not None
-        return draw_boxes(image, prediction, space, min_score)
+        return draw_boxes(image, prediction, space, options.min_score)
+
+    def draw_errors(
+        self,
+        image: NDArray[np.uint8],
+        prediction: Detections,
+        truth: Detections,
+        space: LabelSpace | None,
+        options: DrawOptions,
+    ) -> NDArray[np.uint8]:
+        assert space is not None
+        return draw_box_errors(image, prediction, truth, space, options.min_score)
 
 
 def _scale(meta: ImageMeta) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import direction_distance, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
 from visionmtl.tasks.base import SoftLoss, Task
-from visionmtl.visualization.draw import draw_normals
+from visionmtl.visualization.draw import DrawOptions, draw_angle_errors, draw_normals
 
 
 class Normals(Task, frozen=True):
@@ -112,9 +112,19 @@ class Normals(Task, frozen=True):
         return sample.normals
 
     def draw(
-        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: NDArray[np.float32], space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
         return draw_normals(image, prediction)
+
+    def draw_errors(
+        self,
+        image: NDArray[np.uint8],
+        prediction: NDArray[np.float32],
+        truth: NDArray[np.float32],
+        space: LabelSpace | None,
+        options: DrawOptions,
+    ) -> NDArray[np.uint8]:
+        return draw_angle_errors(image, prediction, truth)
 
 
 def _known(normals: Tensor) -> Tensor:

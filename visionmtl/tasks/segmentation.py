@@ -28,7 +28,7 @@ from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
-from visionmtl.visualization.draw import draw_segmentation
+from visionmtl.visualization.draw import DrawOptions, draw_segmentation, draw_segmentation_errors
 
 NO_CLASS_LOGIT = -1e30
 """Its share of a softmax is exactly 0. Finite, since interpolation of infinities gives NaN."""
@@ -198,8 +198,8 @@ class Segmentation(ClassTask, frozen=True):
         predictions = []
         for classes, meta in zip(outputs["classes"], metas, strict=True):
             inside = np.ascontiguousarray(classes[: meta.content_size[0], : meta.content_size[1]])
-            resized = cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-            predictions.append(np.asarray(resized, np.uint8))
+            nearest = cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            predictions.append(np.asarray(nearest, np.uint8))
         return predictions
 
     def meter(self, space: LabelSpace | None) -> Meter:
@@ -210,10 +210,20 @@ class Segmentation(ClassTask, frozen=True):
         return sample.segmentation
 
     def draw(
-        self, image: NDArray[np.uint8], prediction: NDArray[np.uint8], space: LabelSpace | None, min_score: float
+        self, image: NDArray[np.uint8], prediction: NDArray[np.uint8], space: LabelSpace | None, options: DrawOptions
     ) -> NDArray[np.uint8]:
         assert space is not None
-        return draw_segmentation(image, prediction, space)
+        return draw_segmentation(image, prediction, space, all_classes=options.all_classes)
+
+    def draw_errors(
+        self,
+        image: NDArray[np.uint8],
+        prediction: NDArray[np.uint8],
+        truth: NDArray[np.uint8],
+        space: LabelSpace | None,
+        options: DrawOptions,
+    ) -> NDArray[np.uint8]:
+        return draw_segmentation_errors(image, prediction, truth)
 
 
 class _Classifier(nn.Module):

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from visionmtl.visualization.palette import Colour
+
 Picture = NDArray[np.uint8]
 """[H, W, 3] RGB."""
-Colour = tuple[int, int, int]
-"""RGB, 0..255."""
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (32, 33, 36)
 FAINT: Colour = (95, 99, 104)
 MISSING: Colour = (58, 58, 62)  # pixels nobody labelled or measured
 
+MIN_STRIP_PX = 240
+"""Legends and bars of narrower pictures would be cut."""
 
 _FONT_FOLDERS = (
     "/usr/share/fonts",
@@ -66,10 +68,16 @@ def _has_glyph(file: str, character: str) -> bool:
     if character.isspace() or unicodedata.category(character) == "Cf":  # Cf: joiners and the like have no picture
         return True
     try:
-        face = font(20, file)
+        # without shaping, which draws a dotted circle beside a lone mark, so that it looks as if there were a glyph
+        face = font(20, file).font_variant(layout_engine=ImageFont.Layout.BASIC)
         return bytes(face.getmask(character)) != bytes(face.getmask("\U0010ffff"))  # a code point that no font has
     except OSError:  # Pillow cannot scale fonts of bitmaps
         return False
+
+
+_MARK = "\u200e"
+_RIGHT_TO_LEFT = re.compile("(?<=[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc])(?= +[0-9(])")
+"""Where a name ends that is read from right to left; a left-to-right mark keeps the numbers behind it in order."""
 
 
 class _Line(NamedTuple):
@@ -93,20 +101,29 @@ def _line(text: str) -> _Line:
         if not missing:
             break
     if not missing:
-        return _Line(text, best, complete=True)
+        return _Line(_RIGHT_TO_LEFT.sub(_MARK, text), best, complete=True)
+    by_script: dict[str, list[str]] = {}
     for character in sorted(missing):
-        _tell_missing(unicodedata.name(character, "unnamed").split()[0])
+        by_script.setdefault(unicodedata.name(character, "unnamed").split()[0], []).append(character)
+    for script, characters in by_script.items():
+        _tell_missing(script, " ".join(characters), text)
     words = "".join(_spell(character) if character in missing else character for character in text)
     return _Line(" ".join(words.split()), best, complete=False)
 
 
-@cache
-def _tell_missing(script: str) -> None:
+_told_scripts: set[str] = set()
+
+
+def _tell_missing(script: str, characters: str, text: str) -> None:
+    """Once for each script: the first text shows which font to install."""
+    if script in _told_scripts:
+        return
+    _told_scripts.add(script)
     _log.warning(
-        "no installed font has all %s characters that pictures need; they are spelled in ASCII, and such classes carry "
-        "their number; install a font of that script, e.g. Debian's fonts-noto or fonts-noto-cjk",
-        script,
-    )
+        "no installed font has the characters %s, as in %r; they are spelled in ASCII, and such classes carry their "
+        "number; install a font for %s, e.g. Debian's fonts-noto or fonts-noto-cjk",
+        characters, text, script,
+    )  # fmt: skip
 
 
 def _spell(character: str) -> str:
@@ -131,17 +148,41 @@ def text_width(text: str, size_px: int) -> float:
 
 
 def text_px(size: tuple[int, int]) -> int:
-    """A letter height that reads well on a picture of size (H, W)."""
-    return int(np.clip(round(min(size) / 30), 12, 48))
+    """A letter height that reads well on a picture of size (H, W), also where a viewer shrinks it to a screen."""
+    short, long = min(size), max(size)
+    return max(12, min(round(max(short / 26, long / 50)), 36), round(short / 40))
 
 
 def enlarge(image: NDArray, short_px: int = 320, *, smooth: bool = True) -> NDArray:
-    """The image times the least whole factor that makes its short side `short_px` or more; maps with smooth=False."""
-    factor = -(-short_px // min(image.shape[:2]))
+    """The image times the least whole factor that makes its short side `short_px` or more; maps with smooth=False.
+
+    A long side of twice that is enough, or a strip of 1x4000 would fill the memory.
+    """
+    height, width = image.shape[:2]
+    factor = min(-(-short_px // min(height, width)), -(-2 * short_px // max(height, width)))
     if factor <= 1:
         return image
     how = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
-    return cv2.resize(image, (image.shape[1] * factor, image.shape[0] * factor), interpolation=how)
+    return cv2.resize(image, (width * factor, height * factor), interpolation=how)
+
+
+def above(picture: Picture, strip: Callable[[int], Picture]) -> Picture:
+    """The picture, and below it a strip (a legend, a bar) of a given width, which narrow pictures are padded to."""
+    width = max(picture.shape[1], MIN_STRIP_PX)
+    if width > picture.shape[1]:
+        picture = np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=PAPER[0])
+    return np.concatenate([picture, strip(width)])
+
+
+def note(picture: Picture, text: str) -> Picture:
+    """The picture with a line of text at its top left."""
+    size_px = text_px(picture.shape[:2])
+    text = shorten(text, picture.shape[1] - 2 * size_px, size_px)
+    sheet = Image.fromarray(picture)
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, text_width(text, size_px) + size_px, size_px * 1.7), fill=PAPER)
+    write(draw, (size_px / 2, size_px * 0.85), text, size_px, INK)
+    return np.asarray(sheet)
 
 
 def legible_on(colour: Colour) -> Colour:
@@ -176,7 +217,11 @@ def write(
     """Anti-aliased text; `anchor` as in Pillow, "lm" = left end, middle of the line; rim = colour of an outline."""
     stroke, line = 0 if rim is None else max(1, size_px // 9), _line(text)
     face = font(size_px, line.font_file)
-    draw.text(at, line.text, fill=colour, font=face, anchor=anchor, stroke_width=stroke, stroke_fill=rim)
+    # the text as a whole runs from left to right, whatever the script of its first word
+    direction = "ltr" if face.layout_engine == ImageFont.Layout.RAQM else None
+    draw.text(
+        at, line.text, fill=colour, font=face, anchor=anchor, stroke_width=stroke, stroke_fill=rim, direction=direction
+    )  # fmt: skip
 
 
 def shorten(text: str, width_px: float, size_px: int) -> str:

@@ -1,24 +1,48 @@
 """Pictures of predictions and labels: one drawing per kind of value, then panels and sheets made of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from visionmtl.metrics.distance import match
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace
 from visionmtl.visualization import canvas
-from visionmtl.visualization.canvas import Colour, Picture
+from visionmtl.visualization.canvas import Picture
+from visionmtl.visualization.palette import Colour, is_background
 
 Titled = tuple[str, Picture]
 
 CROWDED = 15
 """With more boxes than this, tags are smaller, or they hide what they name."""
-
-
 MAX_NAMED = 5
 """Predicted classes of a whole image that are written under it."""
+MAX_RELATIVE_ERROR = 0.5
+"""Of depth, at which the colours of errors end."""
+MAX_ANGLE_DEG = 45
+RIGHT: Colour = (86, 180, 233)
+WRONG: Colour = (213, 94, 0)
+MISSED: Colour = (240, 228, 66)
+"""Of hits, false positives and misses: sky blue, vermilion and yellow of Okabe and Ito, whatever the kind of sight."""
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How values are drawn."""
+
+    min_score: float = 0.4
+    """Boxes and image classes below are left out."""
+    depth_range_m: tuple[float, float] | Literal["auto"] | None = None
+    """Ends of the colours of depth; "auto": the picture's own, None: the task's limits."""
+    all_classes: bool = False
+    """Legends name every class, also those that the picture lacks, so that the frames of a video have one size."""
+
+
+DEFAULTS = DrawOptions()
 
 
 def class_names(space: LabelSpace) -> tuple[str, ...]:
@@ -31,73 +55,179 @@ def draw_boxes(
     detections: Detections,
     space: LabelSpace,
     min_score: float = 0.0,
-    crowd: NDArray[np.bool_] | None = None,
+    distances_m: NDArray[np.float32] | None = None,
 ) -> Picture:
-    """Outlines in the colour of the class, each with a tag; small images are enlarged first.
+    """Outlines in the colour of the class, each with a tag such as "chair 0.83  2.4 m"; small images are enlarged.
 
-    Truth has NaN (or only 1.0) as scores: it is drawn whatever min_score says, and its tags carry no score.
-    crowd: bool [D], regions of many objects: dashed and hatched.
+    Truth has NaN (or only 1.0) as scores: it is drawn whatever min_score says, and its tags carry no score. Crowds are
+    dashed and hatched. Where no box is left, the picture says so.
+    distances_m: [D], NaN = not known; None = those of `detections`, if it has them
     """
     scores = detections.scores
     is_truth = np.isnan(scores) | bool(len(scores) and (scores == 1).all())
     chosen = np.flatnonzero(is_truth | (scores >= min_score))
-    crowd = np.zeros(len(scores), bool) if crowd is None else crowd
+    distances_m = detections.distance_m if distances_m is None else distances_m
+    names = class_names(space)
+    crowd = _crowds(detections)
 
+    tags = {}
+    for i in chosen.tolist():
+        tags[i] = names[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
+        tags[i] += "" if is_truth[i] else f" {scores[i]:.2f}"
+        if distances_m is not None and np.isfinite(distances_m[i]):
+            tags[i] += f"  {metres(float(distances_m[i]))}"
+    colours = {i: space.colours[detections.labels[i]] for i in tags}
+    picture = _outlined(image, detections, tags, colours)
+    if len(chosen):
+        return picture
+    if not len(scores):
+        return canvas.note(picture, "no box")
+    best = int(np.argmax(scores))
+    text = f"no box of score {min_score:.2f} or more; the best: {names[detections.labels[best]]} {scores[best]:.2f}"
+    return canvas.note(picture, text)
+
+
+def draw_box_errors(
+    image: Picture, detections: Detections, truth: Detections, space: LabelSpace, min_score: float = 0.0
+) -> Picture:
+    """Hits, false positives and misses in three colours, with their counts below.
+
+    A box of `min_score` or more is a hit where COCO's evaluation pairs it with a true one at an IoU of .5; others that
+    lie on a crowd of their class are not drawn.
+    """
+    kept = detections.scores >= min_score
+    found = Detections(detections.xyxy[kept], detections.scores[kept], detections.labels[kept])
+    objects = np.flatnonzero(~_crowds(truth))
+    pairs = match(found, truth.xyxy[objects], truth.labels[objects])
+    hits, seen = {i for i, _ in pairs}, {int(objects[j]) for _, j in pairs}
+    drawn = hits | set(np.flatnonzero(~_on_crowd(found, truth)).tolist())
+    missed = [j for j in objects.tolist() if j not in seen]
+
+    names = class_names(space)
+    tags = {i: f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in sorted(drawn)}
+    colours = {i: RIGHT if i in hits else WRONG for i in tags}
+    shift = len(found.labels)
+    tags |= {shift + j: names[truth.labels[j]] for j in missed}
+    colours |= {shift + j: MISSED for j in missed}
+    both = Detections(
+        np.concatenate([found.xyxy, truth.xyxy]),
+        np.concatenate([found.scores, truth.scores]),
+        np.concatenate([found.labels, truth.labels]),
+    )
+    picture = _outlined(image, both, tags, colours)
+    num_wrong = sum(colour == WRONG for colour in colours.values())
+    entries: list[tuple[str, Colour | None]] = [
+        (f"{len(hits)} right", RIGHT), (f"{num_wrong} wrong", WRONG), (f"{len(missed)} missed", MISSED),
+    ]  # fmt: skip
+    return canvas.above(picture, lambda width: canvas.legend(entries, width, canvas.text_px(picture.shape[:2])))
+
+
+def _on_crowd(detections: Detections, truth: Detections) -> NDArray[np.bool_]:
+    """[D]: half of the box or more lies in a crowd of its class, so that COCO's evaluation passes over it."""
+    low = np.maximum(detections.xyxy[:, None, :2], truth.xyxy[None, :, :2])
+    high = np.minimum(detections.xyxy[:, None, 2:], truth.xyxy[None, :, 2:])
+    area = (detections.xyxy[:, 2:] - detections.xyxy[:, :2]).clip(0).prod(axis=1)
+    share = (high - low).clip(0).prod(axis=2) / np.maximum(area, 1e-9)[:, None]
+    same = detections.labels[:, None] == truth.labels[None]
+    return (same & _crowds(truth) & (share >= 0.5)).any(axis=1)
+
+
+def _crowds(detections: Detections) -> NDArray[np.bool_]:
+    return np.zeros(len(detections.labels), bool) if detections.crowd is None else detections.crowd
+
+
+def metres(value: float) -> str:
+    """A distance in as many digits as a tag has room for: "0.85 m", "2.4 m", "31 m"."""
+    return f"{value:.2f} m" if value < 1 else f"{value:.1f} m" if value < 20 else f"{value:.0f} m"
+
+
+def _outlined(image: Picture, detections: Detections, tags: dict[int, str], colours: dict[int, Colour]) -> Picture:
+    """The boxes that have a tag, best first; small images are enlarged."""
     picture = canvas.enlarge(image)
     height, width = picture.shape[:2]
     boxes = np.clip(detections.xyxy * (height / image.shape[0]), 0, (width, height, width, height))
-    picture = _hatch_crowd(picture, boxes[chosen[crowd[chosen]]])
+    chosen, crowd = list(tags), _crowds(detections)
+    picture = _hatch_crowd(picture, boxes[[i for i in chosen if crowd[i]]])
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
     line = max(2, round(min(height, width) / 200))
     for i in chosen[::-1]:  # the best on top
-        _outline(draw, boxes[i], space.colours[detections.labels[i]], line, dashed=bool(crowd[i]))
+        _outline(draw, boxes[i], colours[i], line, dashed=bool(crowd[i]))
 
     size_px = canvas.text_px((height, width))
     if len(chosen) > CROWDED:
         size_px = max(11, size_px * 3 // 4)
     taken: list[NDArray[np.float32]] = []
-    names = class_names(space)
     for i in chosen:
-        text = names[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
-        text += "" if is_truth[i] else f" {scores[i]:.2f}"
-        text = canvas.shorten(text, width - size_px, size_px)
+        text = canvas.shorten(tags[i], width - size_px, size_px)
         tag = (canvas.text_width(text, size_px) + size_px * 0.6, size_px * 1.35)
         place = canvas.place_tag(boxes[i], tag, (height, width), taken, boxes[chosen])
         taken.append(place)
-        colour = space.colours[detections.labels[i]]
-        draw.rectangle(tuple(np.round(place)), fill=colour)
+        draw.rectangle(tuple(np.round(place)), fill=colours[i])
         middle = (place[0] + size_px * 0.3, (place[1] + place[3]) / 2 + 0.5)
-        canvas.write(draw, middle, text, size_px, canvas.legible_on(colour))
+        canvas.write(draw, middle, text, size_px, canvas.legible_on(colours[i]))
     return np.asarray(sheet)
 
 
-def draw_segmentation(image: Picture, class_map: NDArray[np.uint8], space: LabelSpace) -> Picture:
+def draw_segmentation(
+    image: Picture, class_map: NDArray[np.uint8], space: LabelSpace, *, all_classes: bool = False
+) -> Picture:
     """Class colours over the grey image, white outlines, a legend of the classes present; IGNORE is hatched.
 
-    class_map: [H, W] of the image's size.
+    Background (`palette.is_background`) stays clear.
+    class_map: [H, W] of the image's size. all_classes: the legend names the others, too.
     """
+    picture, classes = tint_classes(image, class_map, space)
+    present, counts = np.unique(class_map, return_counts=True)
+    present = present[np.argsort(-counts, kind="stable")]
+    size_px = canvas.text_px(picture.shape[:2])
+    names = class_names(space)
+    named = {int(k): names[k] for k in present if k != IGNORE and not is_background(names[k])}
+    picture = _name_regions(picture, classes, named, size_px)
+    listed = range(len(names)) if all_classes else [int(k) for k in present if k != IGNORE]
+    entries: list[tuple[str, Colour | None]] = [(names[k], space.colours[k]) for k in listed]
+    if IGNORE in present:
+        entries.append(("not labelled", None))
+    return canvas.above(picture, lambda width: canvas.legend(entries, width, size_px))
+
+
+def tint_classes(
+    image: Picture, class_map: NDArray[np.uint8], space: LabelSpace, strength: float = 0.62
+) -> tuple[Picture, NDArray[np.uint8]]:
+    """The picture of `draw_segmentation` without names and legend, and the map, both enlarged where they are small."""
     _check_size(image, class_map, "class map")
     picture = canvas.enlarge(image)
     classes = canvas.enlarge(class_map, smooth=False)
-    present, counts = np.unique(class_map, return_counts=True)
-    present = present[np.argsort(-counts, kind="stable")]
-
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(space.colours)] = space.colours
-    blended = _over_grey(picture, palette[classes], 0.62)
+    strengths = np.full((256, 1), strength, np.float32)
+    strengths[[k for k, name in enumerate(space.classes) if is_background(name)]] = 0
+    blended = _over_grey(picture, palette[classes], strengths[classes])
     unknown = classes == IGNORE
-    blended = canvas.hatched(np.where(unknown[..., None], picture, blended), unknown)
+    if unknown.any():
+        blended = canvas.hatched(np.where(unknown[..., None], picture, blended), unknown)
     edges = _edges(classes)
     blended[edges] = blended[edges] // 3 + 170
+    return blended, classes
 
-    size_px = canvas.text_px(picture.shape[:2])
-    names = class_names(space)
-    blended = _name_regions(blended, classes, {int(k): names[k] for k in present if k != IGNORE}, size_px)
-    entries: list[tuple[str, Colour | None]] = [(names[k], space.colours[k]) for k in present if k != IGNORE]
+
+def draw_segmentation_errors(image: Picture, class_map: NDArray[np.uint8], truth: NDArray[np.uint8]) -> Picture:
+    """Right pixels in RIGHT, wrong ones in WRONG over the grey image; without a label they are hatched."""
+    _check_size(image, class_map, "class map")
+    _check_size(image, truth, "truth")
+    labelled, wrong = truth != IGNORE, (class_map != truth) & (truth != IGNORE)
+    picture = canvas.enlarge(image)
+    kinds = canvas.enlarge(np.where(labelled, wrong, 2).astype(np.uint8), smooth=False)
+    colours = np.asarray([RIGHT, WRONG, canvas.MISSING], np.uint8)[kinds]
+    blended = _over_grey(picture, colours, np.asarray([[0.25], [0.75], [0]], np.float32)[kinds])
+    unknown = kinds == 2
     if unknown.any():
+        blended = canvas.hatched(np.where(unknown[..., None], picture, blended), unknown)
+    share = wrong.sum() / max(labelled.sum(), 1)
+    entries: list[tuple[str, Colour | None]] = [(f"{1 - share:.1%} right", RIGHT), (f"{share:.1%} wrong", WRONG)]
+    if not labelled.all():
         entries.append(("not labelled", None))
-    return np.concatenate([blended, canvas.legend(entries, picture.shape[1], size_px)])
+    return canvas.above(blended, lambda width: canvas.legend(entries, width, canvas.text_px(picture.shape[:2])))
 
 
 def draw_classes(image: Picture, classes: ImageClasses, space: LabelSpace, min_score: float = 0.0) -> Picture:
@@ -114,7 +244,7 @@ def draw_classes(image: Picture, classes: ImageClasses, space: LabelSpace, min_s
         entries.append((names[label] + ("" if is_truth else f" {scores[i]:.2f}"), space.colours[label]))
     picture = canvas.enlarge(image)
     size_px = canvas.text_px(picture.shape[:2])
-    return np.concatenate([picture, canvas.legend(entries or [("no class", None)], picture.shape[1], size_px)])
+    return canvas.above(picture, lambda width: canvas.legend(entries or [("no class", None)], width, size_px))
 
 
 def draw_depth(
@@ -126,10 +256,11 @@ def draw_depth(
     both the picture has its own range (`depth_range`, which takes several maps, too).
     """
     _check_size(image, depth_m, "depth map")
-    own_min, own_max = depth_range(depth_m)
-    high = max_m or own_max
-    low = min_m or (max_m / 20 if max_m else own_min)
-    high = max(high, low * 1.01)
+    if max_m is None:
+        own_min, max_m = depth_range(depth_m)
+        min_m = own_min if min_m is None else min_m
+    low = max_m / 20 if min_m is None else min_m
+    high = max(max_m, low * 1.01)
     depth = canvas.enlarge(depth_m, smooth=False)
     known = depth > 0
 
@@ -140,8 +271,44 @@ def draw_depth(
     ticks = [(np.log(tick / low) / np.log(high / low), f"{tick:g} m") for tick in _ticks(low, high)]
     ramp = _turbo(1 - np.linspace(0, 1, 256)[None])
     note = "" if known.all() else "not measured"
-    bar = canvas.colour_bar(ramp, ticks, note, depth.shape[1], canvas.text_px(depth.shape))
-    return np.concatenate([colours, bar])
+    size_px = canvas.text_px(depth.shape)
+    return canvas.above(colours, lambda width: canvas.colour_bar(ramp, ticks, note, width, size_px))
+
+
+def draw_depth_errors(image: Picture, depth_m: NDArray[np.float32], truth_m: NDArray[np.float32]) -> Picture:
+    """The relative error of each pixel: blue is too near, red too far, white right; dark grey is not measured."""
+    _check_size(image, depth_m, "depth map")
+    _check_size(image, truth_m, "truth")
+    known = canvas.enlarge((truth_m > 0).astype(np.uint8), smooth=False) > 0
+    relative = np.where(truth_m > 0, depth_m / np.where(truth_m > 0, truth_m, 1) - 1, 0)
+    colours = _diverging(canvas.enlarge(relative.astype(np.float32), smooth=False) / MAX_RELATIVE_ERROR)
+    colours[~known] = canvas.MISSING
+    limit = f"{MAX_RELATIVE_ERROR:.0%}"
+    ticks = [(0.0, f"{limit} too near"), (0.5, "right"), (1.0, f"{limit} too far")]
+    ramp = _diverging(np.linspace(-1, 1, 256)[None])
+    mean = float(np.abs(relative[truth_m > 0]).mean()) if (truth_m > 0).any() else 0.0
+    size_px = canvas.text_px(known.shape)
+    note = "" if known.all() else "not measured"
+    picture = canvas.note(colours, f"mean {mean:.1%}")
+    return canvas.above(picture, lambda width: canvas.colour_bar(ramp, ticks, note, width, size_px))
+
+
+def draw_angle_errors(image: Picture, normals: NDArray[np.float32], truth: NDArray[np.float32]) -> Picture:
+    """The angle between predicted and true normals [H, W, 3], bright is wrong; dark grey is not measured."""
+    _check_size(image, normals, "normal map")
+    _check_size(image, truth, "truth")
+    known = np.linalg.norm(truth, axis=2) > 0.5
+    lengths = np.maximum(np.linalg.norm(normals, axis=2) * np.linalg.norm(truth, axis=2), 1e-9)
+    degrees = np.degrees(np.arccos(np.clip((normals * truth).sum(axis=2) / lengths, -1, 1)))
+    share = canvas.enlarge(np.where(known, degrees / MAX_ANGLE_DEG, 0).astype(np.float32), smooth=False)
+    colours = _over_grey(canvas.enlarge(image), np.full((1, 1, 3), WRONG), share[..., None].clip(0, 1))
+    colours[canvas.enlarge(known.astype(np.uint8), smooth=False) == 0] = canvas.MISSING
+    mean = float(degrees[known].mean()) if known.any() else 0.0
+    entries: list[tuple[str, Colour | None]] = [(f"{MAX_ANGLE_DEG}° wrong or more", WRONG)]
+    if not known.all():
+        entries.append(("not measured", canvas.MISSING))
+    picture = canvas.note(colours, f"mean {mean:.1f}°")
+    return canvas.above(picture, lambda width: canvas.legend(entries, width, canvas.text_px(picture.shape[:2])))
 
 
 def depth_range(*depth_m: NDArray[np.float32]) -> tuple[float, float]:
@@ -174,25 +341,41 @@ def draw_normals(image: Picture, normals: NDArray[np.float32]) -> Picture:
     ]
     if not known.all():
         entries.append(("not measured", canvas.MISSING))
-    return np.concatenate([colours, canvas.legend(entries, size[1], size_px)])
+    return canvas.above(colours, lambda width: canvas.legend(entries, width, size_px))
+
+
+def scaled(value: Any, size: tuple[int, int], new_size: tuple[int, int]) -> Any:
+    """A value that belongs to an image of size (H, W) as it belongs to the image resized to new_size.
+
+    Boxes move, maps take the nearest pixel, anything else stays as it is.
+    """
+    if size == new_size:
+        return value
+    if isinstance(value, Detections):
+        factors = np.asarray([new_size[1] / size[1], new_size[0] / size[0]] * 2, np.float32)
+        return replace(value, xyxy=value.xyxy * factors)
+    if isinstance(value, np.ndarray) and value.shape[:2] == size:
+        return cv2.resize(value, new_size[::-1], interpolation=cv2.INTER_NEAREST)
+    return value
 
 
 def compare(rows: Sequence[Sequence[Titled | None]], cell_px: int | None = None) -> Picture:
-    """Rows of pictures below their titles, all brought to one width (`cell_px`, or that of the widest).
+    """Rows of pictures below their titles in columns of one width (`cell_px`, or that of the widest).
 
-    None leaves a cell empty; a row without any title takes no room for titles.
+    Wider pictures are reduced, and higher ones than MAX_CELL_ASPECT times the width; none is enlarged. None leaves a
+    cell empty; a row without any title takes no room for titles.
     """
     shown = [cell for row in rows for cell in row if cell is not None]
     if not shown:
         raise ValueError("there is no picture to lay out; at least one is needed; check what was asked for")
     cell_px = cell_px or max(picture.shape[1] for _, picture in shown)
     width = max(len(row) for row in rows)
-    size_px = max(13, round(cell_px / 36))
+    size_px = max(13, round(cell_px / 32))
     gap = size_px
     bands: list[Picture] = [np.full((gap // 2, width * (cell_px + gap) + gap, 3), canvas.PAPER, np.uint8)]
     for row in rows:
         cells = {place: cell for place, cell in enumerate(row) if cell is not None}
-        pictures = {place: to_width(picture, cell_px) for place, (_, picture) in cells.items()}
+        pictures = {place: to_cell(picture, cell_px) for place, (_, picture) in cells.items()}
         top = round(size_px * 1.9) if any(title for title, _ in cells.values()) else gap // 2
         height = max((picture.shape[0] for picture in pictures.values()), default=0)
         sheet = Image.new("RGB", (bands[0].shape[1], top + height + gap), canvas.PAPER)
@@ -205,21 +388,22 @@ def compare(rows: Sequence[Sequence[Titled | None]], cell_px: int | None = None)
     return np.concatenate(bands)
 
 
-def contact_sheet(images: Sequence[Picture], columns: int, width_px: int = 2400) -> Picture:
-    """All pictures on one sheet about width_px wide at most, row by row; never larger than they are."""
-    columns = min(columns, len(images)) or 1
-    cells: list[Titled | None] = [("", image) for image in images]
-    cell_px = min(max((image.shape[1] for image in images), default=1), width_px * 35 // (36 * columns) - 13)
-    return compare([cells[first : first + columns] for first in range(0, len(cells), columns)], cell_px)
+MAX_CELL_ASPECT = 2
 
 
-def to_width(image: Picture, width_px: int) -> Picture:
-    """The image resized to a width, aspect kept."""
-    if image.shape[1] == width_px:
+def to_cell(image: Picture, width_px: int) -> Picture:
+    """The image reduced to a width, and to a height of MAX_CELL_ASPECT times it; its aspect is kept."""
+    factor = min(width_px / image.shape[1], width_px * MAX_CELL_ASPECT / image.shape[0])
+    return resized(image, factor) if factor < 1 else image
+
+
+def resized(image: Picture, factor: float) -> Picture:
+    """The image times a factor, at least one pixel wide and high."""
+    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
         return image
-    height = max(1, round(image.shape[0] * width_px / image.shape[1]))
-    how = cv2.INTER_AREA if width_px < image.shape[1] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (width_px, height), interpolation=how), np.uint8)
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
 def _check_size(image: Picture, values: NDArray, what: str) -> None:
@@ -231,8 +415,8 @@ def _check_size(image: Picture, values: NDArray, what: str) -> None:
         )
 
 
-def _over_grey(image: Picture, colours: Picture, strength: float) -> Picture:
-    """Colours over the image's brightness: its own colours would falsify those of the classes."""
+def _over_grey(image: Picture, colours: NDArray, strength: NDArray[np.float32]) -> Picture:
+    """Colours over the image's brightness: its own colours would falsify those of the classes. strength: 0..1."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     return np.round(grey * (1 - strength) + colours * strength).astype(np.uint8)
 
@@ -261,6 +445,13 @@ def _name_regions(picture: Picture, classes: NDArray[np.uint8], names: dict[int,
 def _turbo(position: NDArray) -> Picture:
     bytes_ = np.round(np.clip(position, 0, 1) * 225 + 15).astype(np.uint8)  # the map's ends are nearly black
     return cv2.cvtColor(cv2.applyColorMap(bytes_, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+
+
+def _diverging(position: NDArray) -> Picture:
+    """-1 is blue, 0 white, 1 red (ends of ColorBrewer's RdBu, safe for colour-blind eyes)."""
+    ends = np.where(position[..., None] < 0, (33, 102, 172), (178, 24, 43))
+    share = np.abs(np.clip(position, -1, 1))[..., None]
+    return np.round(247 * (1 - share) + ends * share).astype(np.uint8)
 
 
 def _ticks(low: float, high: float) -> list[float]:

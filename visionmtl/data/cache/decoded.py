@@ -229,7 +229,8 @@ def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
     """Means of squares; incomplete ones at the right and lower edge are left out, as no window reaches them."""
     height, width = (side // divisor for side in image.shape[:2])
     squares = image[: height * divisor, : width * divisor]
-    return np.asarray(cv2.resize(squares, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    small = cv2.resize(squares, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(small.reshape(height, width, image.shape[2]), np.uint8)  # OpenCV drops an axis of one channel
 
 
 def _stamps(source: NamedDataset) -> NDArray[np.int64]:

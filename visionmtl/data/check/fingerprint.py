@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.structures import as_rgb
+
 THUMB_PX = 16
 # 1111 photographs of NYUv2, COCO and Cityscapes, saved anew as JPEG of quality 20, at 0.37 times the size, or 8 levels
 # brighter, stay below both limits in at least 99.3 %; different photographs are at least 7 bits, or 13 levels, apart
@@ -29,9 +31,9 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
-    """image: [H, W, 3] RGB."""
+    """image: [H, W, C]; what is nearly the same is judged by what `as_rgb` shows."""
     content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, salt=str(image.shape[:2]).encode()[:16])
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY)
     coarse = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
     bits = int.from_bytes(np.packbits(coarse[:, :-1] > coarse[:, 1:]).tobytes(), "big")
     thumb = cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA)

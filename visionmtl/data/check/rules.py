@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = {
         "warning", "files are read without complaints", "look at the file; write or fetch it again"
     ),
     # images
-    "image_form": Rule("error", "uint8 [H, W, 3] RGB is needed", "convert it in the reader"),
+    "image_form": Rule("error", "uint8 [H, W, 3] RGB, or [H, W, `channels`], is needed", "convert it in the reader"),
     "image_small": Rule(
         "warning", f"{MIN_SIDE_PX} px or more a side are usual", "check that it is no thumbnail or placeholder"
     ),

@@ -12,9 +12,12 @@ from visionmtl.structures import IGNORE, LABEL_FIELDS, Boxes, LabelSpace, Sample
 _BOTTOM = 8  # the last eighth of the rows, in which a cut JPEG shows first
 
 
-def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None]) -> list[Problem]:
-    """All that is wrong, at most one problem for each rule and field. provides: see `DatasetReader.provides`."""
-    if bad := _image_form(sample.image):
+def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None], channels: int = 3) -> list[Problem]:
+    """All that is wrong, at most one problem for each rule and field.
+
+    provides: see `DatasetReader.provides`; channels: that the images shall have
+    """
+    if bad := _image_form(sample.image, channels):
         return [bad]
     problems = list(_image(sample.image))
     for field in LABEL_FIELDS:
@@ -41,8 +44,8 @@ def find_problems(sample: Sample, provides: Mapping[str, LabelSpace | None]) -> 
     return problems
 
 
-def _image_form(image: NDArray) -> Problem | None:
-    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+def _image_form(image: NDArray, channels: int) -> Problem | None:
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == channels and image.size:
         return None
     return Problem("image_form", "image", f"{image.dtype} {list(image.shape)}")
 

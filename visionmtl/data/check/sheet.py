@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw
 from visionmtl.data.check.rules import Finding
 from visionmtl.data.check.survey import Checked, Seen
 from visionmtl.data.check.tally import Numbers, charts, sentences
-from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace
+from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace, as_rgb, channels_shown
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Bar, Picture
 from visionmtl.visualization.draw import Titled
+from visionmtl.visualization.palette import recolour
+from visionmtl.visualization.panels import at_cell_size
 
 IMAGES = 4
 """Of each data set, spread evenly; then as many with findings."""
@@ -60,19 +62,20 @@ def _chosen(data_set: Checked, findings: Sequence[Finding]) -> Iterator[tuple[Se
 def _cells(data_set: Checked, seen: Seen, rules: str, numbers: Numbers) -> Iterator[Titled]:
     """The photograph with its boxes and image labels, then each map."""
     assert data_set.source is not None
-    sample = data_set.source.read(seen.index)
-    size, image = sample.image.shape[:2], draw.to_width(sample.image, CELL_PX)
+    sample, spaces = data_set.source.read(seen.index), recolour(data_set.provides)
+    size, image = sample.image.shape[:2], at_cell_size(as_rgb(sample.image), CELL_PX)
     name = seen.file.replace("\\", "/").rpartition("/")[2] if seen.file else seen.image_id
-    title = f"{name}  {size[0]}x{size[1]}" + (f"  ! {rules}" if rules else "")
-    if (space := data_set.provides.get("image_labels")) is not None and sample.image_labels is not None:
+    shown = channels_shown(sample.image.shape[2])
+    title = f"{name}  {size[0]}x{size[1]}" + (f"  {shown}" if shown else "") + (f"  ! {rules}" if rules else "")
+    if (space := spaces.get("image_labels")) is not None and sample.image_labels is not None:
         names = [space.classes[k] for k in sample.image_labels if 0 <= k < len(space.classes)]
         title += f"  {', '.join(names) or 'no class'}"
-    boxes, space = sample.boxes, data_set.provides.get("boxes")
+    boxes, space = sample.boxes, spaces.get("boxes")
     if boxes is not None and space is not None:
         yield f"{title}  {len(boxes.labels)} boxes", _draw_boxes(image, boxes, space, size)
     else:
         yield title + ("  boxes not labelled" if space else ""), image
-    for field, space in data_set.provides.items():
+    for field, space in spaces.items():
         if field not in _ON_PHOTO:
             label = getattr(sample, field)
             title = f"{field}: {space.name}" if space else field
@@ -88,8 +91,9 @@ def _draw_boxes(image: Picture, boxes: Boxes, space: LabelSpace, size: Sequence[
     sound = np.isfinite(boxes.xyxy).all(axis=1) & (boxes.labels >= 0) & (boxes.labels < len(space.classes))
     sound &= (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all(axis=1)
     scale = np.array([image.shape[1] / size[1], image.shape[0] / size[0]] * 2, np.float32)
-    truth = Detections(boxes.xyxy[sound] * scale, np.full(int(sound.sum()), np.nan, np.float32), boxes.labels[sound])
-    return draw.draw_boxes(image, truth, space, crowd=boxes.crowd[sound])
+    scores = np.full(int(sound.sum()), np.nan, np.float32)
+    truth = Detections(boxes.xyxy[sound] * scale, scores, boxes.labels[sound], crowd=boxes.crowd[sound])
+    return draw.draw_boxes(image, truth, space)
 
 
 def _draw_map(image: Picture, field: str, label: np.ndarray, space: LabelSpace | None, numbers: Numbers) -> Picture:
@@ -113,9 +117,9 @@ def _header(data_set: Checked, numbers: Numbers, width: int) -> Picture:
     """Title, sentences and charts."""
     lines = list(sentences(numbers)) if data_set.seen else ["no image could be read"]
     chart_width = (width - 4 * _GAP) // 3
-    pictures = []
+    pictures, spaces = [], recolour(data_set.provides)
     for chart in charts(numbers, MAX_BARS):
-        space, bars = data_set.provides.get(chart.field), []
+        space, bars = spaces.get(chart.field), []
         for row in chart.rows:
             name, colour, k = row["name"], canvas.FAINT, row.get("id")
             if space is not None and k is not None:

@@ -16,7 +16,7 @@ from visionmtl.data.check.sample import find_problems
 from visionmtl.data.check.tally import Tally
 from visionmtl.data.loader import Data
 from visionmtl.data.workers import choose_workers, init_worker, start_method
-from visionmtl.datasets import NamedDataset, name_all
+from visionmtl.datasets import NamedDataset, name_all, num_channels
 from visionmtl.structures import LabelSpace
 
 _IMAGES_A_JOB = 8
@@ -165,7 +165,7 @@ def _check(source: NamedDataset, index: int, part: Checked) -> None:
             warnings.simplefilter("ignore", of_code)
         try:
             sample = source.read(index)
-            problems = find_problems(sample, source.provides)
+            problems = find_problems(sample, source.provides, num_channels(source.reader))
         except (ValueError, OSError, cv2.error) as error:
             problems = [Problem("unreadable", "file", _named(str(error), file or f"{source.name}, image {index}"))]
     complaints = dict.fromkeys(str(warning.message) for warning in caught)

@@ -47,11 +47,16 @@ class Tally:
     depth: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_NUM_BINS, np.int64))  # measured pixels
     depth_pixels: int = 0  # measured or not
     depth_range_m: tuple[float, float] = (np.inf, 0.0)
+    channels: NDArray[np.float64] | None = None
+    """[3, C] pixels, sum, and sum of squares of the values 0..1 of each channel; None: of RGB, which is not counted."""
 
     def add(self, sample: Sample) -> None:
         """Count a sample; what is broken in it counts as far as it can."""
         self.images += 1
         self.sizes[int(sample.image.shape[0]), int(sample.image.shape[1])] += 1
+        if sample.image.shape[2] != 3:
+            values = sample.image.reshape(-1, sample.image.shape[2]) / 255
+            self._add_channels(np.stack([np.full(values.shape[1], len(values)), values.sum(0), (values**2).sum(0)]))
         known = [name for name in LABEL_FIELDS if getattr(sample, name) is not None]
         self.labelled.update(known)
         self.unlabelled += not known
@@ -65,6 +70,10 @@ class Tally:
             labels = sample.image_labels
             self.labels_an_image[labels.size] += 1
             self._add_classes("image_labels", labels[(labels >= 0) & (labels < MAX_CLASSES)])
+
+    def _add_channels(self, sums: NDArray[np.float64] | None) -> None:
+        if sums is not None:
+            self.channels = sums if self.channels is None else self.channels + sums
 
     def _add_boxes(self, boxes: Boxes) -> None:
         self.boxes_an_image[len(boxes.labels)] += 1
@@ -97,6 +106,8 @@ class Tally:
         for name, value in vars(other).items():
             if name == "depth_range_m":
                 self.depth_range_m = min(low, value[0]), max(high, value[1])
+            elif name == "channels":
+                self._add_channels(value)
             else:
                 setattr(self, name, getattr(self, name) + value)
 
@@ -125,8 +136,16 @@ class Tally:
             "without_any_label": self.unlabelled,
             "labelled": {name: self.labelled[name] for name in provides},
             "sizes": self._sizes(),
+            **({} if self.channels is None else {"channels": self._channels(self.channels)}),
             **{name: count[name](space) for name, space in provides.items() if self.labelled[name] and name in count},
         }
+
+    @staticmethod
+    def _channels(sums: NDArray[np.float64]) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel over all pixels, on the scale 0..1."""
+        mean = sums[1] / sums[0]
+        std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+        return {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}
 
     def _sizes(self) -> dict[str, Any]:
         """Heights and widths, px."""
@@ -199,6 +218,8 @@ def sentences(numbers: Numbers) -> Iterator[str]:
     read, asked, images = (numbers[name] for name in ("read", "asked", "images"))
     unreadable = f", {asked - read} could not be read" if asked > read else ""
     yield f"{read}{'' if asked == images else f' of {images}'} images{unreadable}, {_size_text(**numbers['sizes'])}"
+    if channels := numbers.get("channels"):
+        yield f"channels: mean {channels['mean']}, std {channels['std']} (for model.encoder.mean and std)"
     labelled = ", ".join(f"{name} {count}" for name, count in numbers["labelled"].items()) or "nothing"
     yield f"labelled: {labelled}; without any label {numbers['without_any_label']}"
     if boxes := numbers.get("boxes"):

@@ -90,13 +90,14 @@ class CropResize:
 
     def _resize(self, cropped: NDArray, interpolation: int) -> NDArray:
         if self.out != cropped.shape[:2]:
-            cropped = cv2.resize(cropped, (self.out[1], self.out[0]), interpolation=interpolation)
+            resized = cv2.resize(cropped, (self.out[1], self.out[0]), interpolation=interpolation)
+            cropped = resized.reshape(*self.out, *cropped.shape[2:])  # OpenCV drops an axis of one channel
         elif not self.mirrored:
             return cropped.copy()  # never a part of what was given, which may be a file mapped into memory
         return self._mirror(cropped)
 
     def _mirror(self, resized: NDArray) -> NDArray:
-        return cv2.flip(resized, 1) if self.mirrored else resized
+        return cv2.flip(resized, 1).reshape(resized.shape) if self.mirrored else resized
 
 
 def jpeg_scale(original: Size, size: Size, params: CropParams) -> int:
@@ -105,7 +106,7 @@ def jpeg_scale(original: Size, size: Size, params: CropParams) -> int:
 
 
 def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:
-    """uint8 [*out, 3] of [H, W, 3]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
+    """uint8 [*out, C] of [H, W, C]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
     whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # a copy: what was given may not be written to
     small = F.interpolate(whole, out, mode="bilinear", antialias=True)
     return small[0].permute(1, 2, 0).numpy()

@@ -46,7 +46,7 @@ class Onnx(Format):
         assert program is not None
         save(program.model_proto, graph.description, path)
 
-    def write_from_onnx(self, onnx_file: Path, description: Description, path: Path) -> None:
+    def write_int8(self, onnx_file: Path, description: Description, path: Path) -> None:
         import onnx
 
         save(onnx.load(str(onnx_file)), description, path)
@@ -75,9 +75,9 @@ class Onnx(Format):
 
 def _nms_mask() -> Any:
     """`ops.boxes.nms_mask` as NonMaxSuppression, whose list of boxes becomes a mask over all of them."""
-    import onnxscript
+    from onnxscript import opset18
 
-    op: Any = onnxscript.opset18
+    op: Any = opset18  # its types know no value that is computed
 
     def nms_mask(boxes: Any, scores: Any, max_iou: float, min_score: float) -> Any:
         count = op.Shape(boxes, start=1, end=2)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from visionmtl.io.index import cached
+from visionmtl.io.index import Arrays, cached
 from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
 from visionmtl.structures import MAX_CLASSES, Boxes
 
@@ -167,6 +167,11 @@ def read_boxes(file: Path, masks: bool = False) -> BoxIndex:
     return BoxIndex(file, cached(existing(file), kind, lambda: _Instances(file).pack(masks)))
 
 
+def box_index(content: Mapping[str, Any], where: Path) -> BoxIndex:
+    """As `read_boxes`, of the content of such a file; where: the files that it was made from, for messages."""
+    return BoxIndex(where, Arrays(_Instances(where, content=content).pack(masks=False)))
+
+
 @dataclass(frozen=True)
 class Truth:
     """An instances file as `metrics.coco_ap` counts it: every box as written, in float64."""
@@ -219,9 +224,9 @@ def read_truth(file: Path, masks: bool = False) -> Truth:
 class Annotations:
     """The lists of an annotation file; images and categories are checked, the other entries as they are used."""
 
-    def __init__(self, file: Path, named: bool = True) -> None:
-        """named: whether images need a file_name and classes must be few enough to learn."""
-        lists = read_lists(file, ("images", "annotations", "categories"))
+    def __init__(self, file: Path, named: bool = True, content: Mapping[str, Any] | None = None) -> None:
+        """named: whether images need a file_name and classes must be few enough to learn; content: see `box_index`."""
+        lists = read_lists(file, ("images", "annotations", "categories")) if content is None else content
         self.file, self.entries = file, lists["annotations"]
         images, categories = lists["images"], self._classes(lists["categories"])
         self.image_ids = ids_of(file, "images", images, "id", unique=True)
@@ -283,8 +288,8 @@ class Annotations:
 class _Instances(Annotations):
     """An instances file: every annotation is a box."""
 
-    def __init__(self, file: Path, named: bool = True) -> None:
-        super().__init__(file, named)
+    def __init__(self, file: Path, named: bool = True, content: Mapping[str, Any] | None = None) -> None:
+        super().__init__(file, named, content)
         self.rows = self.image_rows()
         # the last row: of images that are not listed
         self.boxes = BoxColumns(file, "annotations", self.entries, np.concatenate([self.sizes, [[0, 0]]])[self.rows])
@@ -315,8 +320,20 @@ class _Instances(Annotations):
         noted = [f"{count} {what}" for count, what in odd if count]
         return [*self.boxes.notes(self.reasons, num_dropped), *noted]
 
+    def _check_unit(self) -> None:
+        """Raise ValueError where all boxes are fractions of their image: each would be less than a pixel."""
+        xywh = self.boxes.xywh
+        if len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any():
+            raise ValueError(
+                f"{self.file}: all {len(xywh)} boxes lie in 0..1, the first is {xywh[0].tolist()}; COCO's are pixels, "
+                "x, "
+                "y, width, height; multiply by width and height of the image, or write YOLO label files "
+                "(format: yolo), whose boxes are fractions"
+            )
+
     def pack(self, masks: bool) -> dict[str, NDArray]:
         """The arrays of `BoxIndex`."""
+        self._check_unit()
         order = kept_order(self.reasons, self.rows)
         notes = self.notes()
         if not len(self.entries):

@@ -1,21 +1,27 @@
 """Results files in COCO's format: a list of {image_id, category_id, bbox or segmentation, score}."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.annotations import bad, check_objects, ids_of, is_number, read_json
 from visionmtl.structures import Detections, LabelSpace
 
 Row = dict[str, Any]
 
 
-def rows_of(image_id: str, detections: Detections, space: LabelSpace) -> list[Row]:
+def rows_of(
+    image_id: str, detections: Detections, space: LabelSpace, columns: Mapping[str, NDArray[Any]] | None = None
+) -> list[Row]:
     """The boxes of one image as COCO wants them: a number for an image id that is one, official category ids.
 
-    What is not finite is left out: JSON has no way to write it."""
+    columns: more to say of each box, [D] or [D, n] by name; readers of COCO results pass over it.
+    Boxes that are not finite are left out: JSON has no way to write them."""
     corners = detections.xyxy.astype(np.float64)
     xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
     ids = space.ids or tuple(range(len(space.classes)))
@@ -24,6 +30,9 @@ def rows_of(image_id: str, detections: Detections, space: LabelSpace) -> list[Ro
         {"image_id": number, "category_id": ids[label], "bbox": box, "score": score}
         for box, label, score in zip(xywh, detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
+    for name, values in (columns or {}).items():
+        for row, value in zip(rows, plain_json(values), strict=True):
+            row[name] = value
     return [row for row in rows if is_finite(row)]
 
 

@@ -1,0 +1,122 @@
+"""`prepare.py folder`: the layouts that people have are understood, said and written down, and train as they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import write_layouts
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+
+from visionmtl import run as config
+from visionmtl.cli import main
+from visionmtl.data.folder_layout import network_size, understand
+from visionmtl.datasets import open_datasets
+
+SMALL = ["model.encoder={name: test_resnet, pretrained: false}", "model.pyramid.channels=16", "data.workers=0"]
+
+LAYOUTS = {  # by layout: images of train and val, what is provided, what must be said
+    "penn_fudan": (6, 2, {"boxes": ("person",), "segmentation": ("background", "person")}, "number the objects"),
+    "camvid": (6, 3, {"segmentation": ("Sky", "Car")}, "colours of 2 classes from class_dict.csv; Void is no class"),
+    "roboflow_yolo": (6, 3, {"boxes": ("cup", "plate")}, "classes from data.yaml: cup, plate"),
+    "voc": (6, 3, {"boxes": ("cat", "dog"), "segmentation": ("class_0", "class_8", "class_12")}, "ImageSets/Main"),
+    "labelme": (5, 1, {"boxes": ("mug",), "segmentation": ("mug", "background")}, "LabelMe json at {stem}.json"),
+    "cityscapes": (2, 1, {"segmentation": ("class_0", "class_7")}, "gtFine/{split}/{path}_gtFine_labelIds.png"),
+    "rgbd": (8, 2, {"depth_m": None}, "{path}_depth.png, taken for millimetres"),
+    "multispectral": (5, 1, {"segmentation": ("class_0", "class_1")}, "images have 5, whose values [0.0, 9000.0]"),
+    "coco": (6, 3, {"boxes": ("car",)}, "COCO json at annotations/instances_{split}.json"),
+    "classes": (8, 8, {"image_labels": ("cat", "dog")}, "the folder of an image is its class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_understood(layout, tmp_path, capsys):
+    source, target = tmp_path / layout, tmp_path / "mine.yaml"
+    getattr(write_layouts, layout)(source)
+    num_train, num_val, provides, said = LAYOUTS[layout]
+
+    assert main(["prepare", "folder", str(source), str(target), "--no-check", "--object", "person"]) == 0
+
+    assert said in capsys.readouterr().out and said in target.read_text()
+    run = config.load(target)
+    train, val = open_datasets(run.data.train), open_datasets(run.data.val)
+    assert [len(one) for one in (*train, *val)] == [num_train, num_val]
+    for data_set in (*train, *val):
+        spaces = {field: space and space.classes for field, space in data_set.provides.items()}
+        assert spaces == provides
+        data_set.read(0)
+    assert {task.field for task in run.tasks.values()} == set(provides)
+
+
+def test_a_folder_is_prepared_checked_drawn_trained_and_evaluated(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_layouts.penn_fudan(tmp_path / "ped")
+
+    assert main(["prepare", "folder", "ped", "--object", "person"]) == 0
+
+    out = capsys.readouterr().out
+    assert "6 train + 2 val images read: 0 errors" in out and Image.open("ped_sheet.png").size[0] > 1000
+    assert main(["train", "ped.yaml", *SMALL, "train.epochs=1", "optim.warmup_steps=1", "--max-steps", "2"]) == 0
+    log = Path("runs/ped/train.log").read_text()
+    assert "recipe    64x64 px, " in log and "boxes: read as instances, 17 boxes" in log
+    assert main(["eval", "runs/ped", "data.workers=0", "--device", "cpu"]) == 0
+    (results,) = Path("runs/ped/eval").glob("*.json")
+    assert "miou" in json.dumps(json.loads(results.read_text()))
+
+
+def test_nothing_is_written_over(tmp_path, capsys):
+    write_layouts.labelme(tmp_path / "mugs")
+    (tmp_path / "mugs.yaml").write_text("mine: 1\n")
+    assert main(["prepare", "folder", str(tmp_path / "mugs"), str(tmp_path / "mugs.yaml")]) == 2
+    assert "exists already; nothing is written over" in capsys.readouterr().err
+    assert (tmp_path / "mugs.yaml").read_text() == "mine: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["notes.md"], "holds 1 files and no photographs; images (.jpg"),
+        (["a.jpg", "b.jpg"], "holds 2 images (*.jpg), but no labels that match them by name were found: COCO json"),
+    ],
+)
+def test_a_folder_without_images_or_labels_is_refused(files, message, tmp_path, capsys):
+    for file in files:
+        write_layouts.write(tmp_path / "x" / file, write_layouts.photo(1) if file.endswith("jpg") else "text")
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
+
+
+def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path)
+    (tmp_path / "train/labels/img0_jpg.rf.0a1b2c.txt").unlink()
+    metres = np.linspace(1, 5, write_layouts.H * write_layouts.W, dtype=np.float32)
+    for photo in tmp_path.glob("*/images/*.jpg"):
+        file = photo.parents[1] / f"depth/{photo.stem}.npy"
+        file.parent.mkdir(exist_ok=True)
+        np.save(file, metres.reshape(write_layouts.H, write_layouts.W))
+    layout = understand(tmp_path)
+    assert layout.settings["boxes"]["missing"] == "empty"
+    assert layout.settings["depth"] == {"files": "{split}/depth/{stem}.npy", "metres_per_unit": 1.0}
+    assert any("1 of 9 images have no file: images without objects, as YOLO means it" in text for text in layout.said)
+
+
+def test_photographs_in_tiff_need_no_package(tmp_path):
+    write_layouts.camvid(tmp_path)
+    for split in ("train", "val"):
+        for file in (tmp_path / split).glob("*.png"):
+            Image.open(file).save(file.with_suffix(".tif"))
+            file.unlink()
+    assert understand(tmp_path).settings["images"] == "{split}/*.tif"
+
+
+def test_the_network_keeps_the_proportions_of_the_images():
+    assert network_size((480, 640)) == (384, 512) and network_size((1024, 2048)) == (320, 640)
+    assert network_size((60, 90)) == (64, 96)
+
+
+def test_the_handbook_and_the_recipe_show_the_same_layout():
+    recipe = yaml.safe_load((Path(config.__file__).parents[1] / "configs/folder.yaml").read_text())
+    train, val = (OmegaConf.to_container(OmegaConf.create(recipe["data"][part][0])) for part in ("train", "val"))
+    assert {**train, "split": "val"} == val

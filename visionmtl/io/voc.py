@@ -1,0 +1,88 @@
+"""Pascal VOC's annotation files: XML with the objects of one image."""
+
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry
+
+_DIFFICULT = "objects are `difficult`: neither hit nor miss, as in VOC's own evaluation"
+_NO_SIZE = "files do not give the size of their image (it is not compared)"
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_objects(file: Path, first_pixel: int) -> ImageObjects:
+    """The objects of one file (Everingham et al., "The PASCAL VOC Challenge", IJCV 2010, development kit, section 8).
+
+    first_pixel: the number of the first column and row. In the standard they are counted from 1 and the last pixel is
+    named, so that x1 = xmin - 1 and x2 = xmax; with 0, corners are taken as they are.
+    """
+    root = parse(file)
+    if root.tag != "annotation":
+        raise bad_entry(
+            file, "its root", root.tag, "Pascal VOC's is `annotation`", "name the folder of the annotations"
+        )
+    size = root.find("size")
+    sides = [size.findtext(side) if size is not None else None for side in ("height", "width")]
+    height, width = (0 if side in (None, "", "0") else _number(file, "size", side) for side in sides)
+    if height % 1 or width % 1 or min(height, width) < 0:
+        raise bad_entry(file, "size", f"{height:g}x{width:g}", "height and width are whole pixels")
+    objects = []
+    for number, entry in enumerate(root.findall("object")):
+        place = f"object[{number}]"
+        name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
+        if not name:
+            raise bad_entry(file, place, "without name", "each object has the name of its class", "add it")
+        if box is None:
+            raise bad_entry(file, place, "without bndbox", "each object has a box", "add it, or remove the object")
+        x1, y1, x2, y2 = (_number(file, f"{place}.{key}", box.findtext(key)) for key in _CORNERS)
+        difficult = (entry.findtext("difficult") or "0").strip() == "1"
+        objects.append(LabelledObject(name, (x1 - first_pixel, y1 - first_pixel, x2, y2), crowd=difficult))
+    counts = {_DIFFICULT: sum(one.crowd for one in objects), _NO_SIZE: int(not height or not width)}
+    known = (int(height), int(width)) if height and width else (0, 0)
+    return ImageObjects(known, objects, {what: count for what, count in counts.items() if count})
+
+
+def counts_from(files: list[Path]) -> int:
+    """0 where some box of these files begins in column or row 0, which the standard does not have; else 1."""
+    for file in files:
+        for box in parse(file).iter("bndbox"):
+            if any((box.findtext(key) or "").strip() in ("0", "0.0") for key in ("xmin", "ymin")):
+                return 0
+    return 1
+
+
+def parse(file: Path) -> Element:
+    """The root of an XML file. Document types are refused before anything is expanded, so no entity can be declared."""
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+
+    def refuse(name: str, *_: object) -> None:
+        raise ValueError(
+            f"{file} declares a document type ({name}), which can hold entities; plain XML is read; remove <!DOCTYPE "
+            "...>"
+        )
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except (OSError, expat.ExpatError) as error:
+        raise ValueError(
+            f"{file} is no complete XML: {error}; an annotation of Pascal VOC is needed; write or fetch it again"
+        ) from error
+    return builder.close()
+
+
+def _number(file: Path, place: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise bad_entry(file, place, text or "missing", "a number of pixels is needed")
+    return value
