@@ -232,6 +232,13 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
         OpenVINO().check_installed()
 
 
+def test_images_of_other_channels_are_refused(trained: Path, tmp_path: Path):
+    opened = exporter.open_network(trained, (), ["depth"])
+    TorchExport().write(make_graph(opened.net, opened.run), tmp_path / "net.pt2")
+    with pytest.raises(ValueError, match=r"image 0 is \[8, 9, 4\]; \[h, w, 3\] is needed"):
+        ExportedModel(tmp_path / "net.pt2").run_padded([np.zeros((8, 9, 4), np.uint8)])
+
+
 def test_the_scale_of_depth_is_the_same_for_every_image_or_refused():
     assert depth_zoom((96, 128), (48, 64)) == 2
     with pytest.raises(ValueError, match="other proportions"):

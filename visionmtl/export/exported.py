@@ -38,6 +38,7 @@ class ExportedModel:
         image = self.description["inputs"][IMAGE]
         self.size: tuple[int, int] = (image["size"][0], image["size"][1])
         self.batch: int | None = image["batch"]
+        self.channels: int = image["channels"]
         self._trained: tuple[int, int] = (image["trained_size"][0], image["trained_size"][1])
         self._inside = image["preprocessing"] == "inside"
         self._mean, self._std = (np.array(image[name], np.float32) for name in ("mean", "std"))
@@ -66,7 +67,13 @@ class ExportedModel:
 
     def inputs_of(self, images: Sequence[Pixels]) -> dict[str, NDArray[Any]]:
         """What the file takes for images [h, w, 3] that fit into its input: as many as its batch is."""
-        canvas = np.zeros((len(images), *self.size, 3), np.uint8)
+        for number, one in enumerate(images):
+            if one.ndim != 3 or one.shape[2] != self.channels:
+                raise ValueError(
+                    f"image {number} is {list(one.shape)}; [h, w, {self.channels}] is needed; read it as the network's "
+                    "training did"
+                )
+        canvas = np.zeros((len(images), *self.size, self.channels), np.uint8)
         for padded, image in zip(canvas, images, strict=True):
             padded[: image.shape[0], : image.shape[1]] = image
         inputs: dict[str, NDArray[Any]] = {IMAGE: canvas}

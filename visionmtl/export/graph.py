@@ -31,7 +31,7 @@ class ExportNet(nn.Module):
         self.zoom = depth_zoom(size, net.size) if decoded else 1.0
 
     def forward(self, image: Tensor, content_size: Tensor | None = None) -> tuple[Tensor, ...]:
-        """image: uint8 [B, H, W, 3] RGB with preprocessing inside, else float32 [B, 3, H, W], normalised.
+        """image: uint8 [B, H, W, C] with preprocessing inside, else float32 [B, C, H, W], normalised; C = 3: RGB.
 
         content_size: int64 [B, 2], the (H, W) that the image takes of the input, at the top left; where it is decoded
         """
@@ -129,12 +129,16 @@ def make_graph(
     module = ExportNet(net.float().cpu().eval(), size, preprocessing, decoded).eval()
     count = batch or 2  # torch.export would take an axis of length 1 for a constant
     inside = preprocessing == "inside"
-    image = torch.zeros(count, *size, 3, dtype=torch.uint8) if inside else torch.zeros(count, 3, *size)
+    image = (
+        torch.zeros(count, *size, net.in_chans, dtype=torch.uint8)
+        if inside
+        else torch.zeros(count, net.in_chans, *size)
+    )
     inputs = {IMAGE: image}
     if decoded:
         inputs[CONTENT] = torch.tensor([size] * count)
     with torch.no_grad():
-        raw = net(torch.zeros(1, 3, *size, dtype=torch.uint8))
+        raw = net(torch.zeros(1, net.in_chans, *size, dtype=torch.uint8))
     if decoded:
         names = {name: [f"{name}_{key}" for key in task.decoded_outputs] for name, task in net.tasks.items()}
     else:
@@ -161,7 +165,8 @@ def describe(
         "batch": batch,
         "layout": "NHWC" if inside else "NCHW",
         "dtype": "uint8" if inside else "float32",
-        "colour": "RGB",
+        "channels": net.in_chans,
+        "colour": "RGB" if net.in_chans == 3 else "as training read it",
         "resize": "keep proportions so that the image just fits into size, bilinear, antialiased where it shrinks; put "
         "it at the top left; pad with 0 (before normalisation)",
         "preprocessing": preprocessing,

@@ -12,12 +12,17 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
+def _exporting() -> bool:
+    # torch 2.11 answers is_exporting() with True while torch.compile traces, too
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def double_nearest(x: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, C, 2 * h, 2 * w], every cell four times.
 
     A compiled `F.interpolate` would scatter the gradient with atomics; as a repetition its gradient is a sum.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or _exporting():  # repetitions are slow in other runtimes
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
 
@@ -33,9 +38,7 @@ def upsample(x: Tensor, factor: int) -> Tensor:
         raise ValueError(f"factor is {factor}; allowed are whole numbers from 1; use resize to shrink")
     if factor == 1:
         return x
-    # torch 2.11 answers is_exporting() with True while torch.compile traces, too
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    if x.device.type == "cpu" or not torch.is_grad_enabled() or exporting:
+    if x.device.type == "cpu" or not torch.is_grad_enabled() or _exporting():
         return _interpolate(x, factor)
     up: Tensor = _Upsample.apply(x, factor)
     return up
