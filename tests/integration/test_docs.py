@@ -42,6 +42,7 @@ ELSEWHERE = {
 }
 """What marks commands that this test does not run, and why: the first word, or the beginning of a path."""
 PARSED_ONLY = {"benchmark": "takes minutes; test_benchmark_verbs runs small ones", "demo": "serves until it is stopped"}
+"""And the README's comparison: docs/comparing.md has the same."""
 
 IMAGE = {"id": 1, "file_name": "photo.jpg", "width": 64, "height": 48}
 BOX = {"image_id": 1, "category_id": 1, "bbox": [8, 8, 20, 16], "area": 320, "iscrowd": 0}
@@ -113,12 +114,12 @@ def test_every_block_runs(page: Path, here: Path):
             check_config(block)
         elif language in ("", "sh", "bash"):
             for words in commands(block):
-                execute(words)
+                execute(words, page)
         else:
             assert language in ("text", "json", "eval-rst"), f"{page.name} has a block of unknown language {language!r}"
 
 
-def execute(words: list[str]) -> None:
+def execute(words: list[str], page: Path) -> None:
     """Run one command in the current folder; tools run in this process, with the same arguments."""
     if words[0] in ELSEWHERE or any(word.startswith("/downloads") for word in words):
         return
@@ -126,7 +127,7 @@ def execute(words: list[str]) -> None:
     words = words[len(assignments) :]
     if words[0] == "python" and words[1].startswith("tools/"):
         words = ["visionmtl", Path(words[1]).stem, *words[2:]]
-    if words[0] == "visionmtl" and words[1] in PARSED_ONLY:
+    if words[0] == "visionmtl" and (words[1] in PARSED_ONLY or (page.name, words[1]) == ("README.md", "compare")):
         importlib.import_module(f"visionmtl.cli.{words[1]}").parser().parse_args(words[2:])
     elif words[0] == "visionmtl":
         said = io.StringIO()

@@ -246,7 +246,7 @@ def test_a_warm_up_longer_than_the_run_is_an_error(tmp_path: Path):
 def test_options_that_cut_a_run_short_keep_its_warm_up(tmp_path: Path):
     run = scene_run.run(tmp_path / "run", ["depth"], optim={"warmup_steps": 4})
     train(run, TrainOptions(max_steps=1))
-    assert "warm-up" not in (tmp_path / "run" / "train.log").read_text()
+    assert "before its warm-up" not in (tmp_path / "run" / "train.log").read_text()
 
     train(run.model_copy(update={"output": str(tmp_path / "short")}), TrainOptions(limit_train_batches=2))
     assert "--limit-train-batches ends the run before its warm-up" in (tmp_path / "short" / "train.log").read_text()

@@ -130,7 +130,8 @@ def errors(
 
 
 def at_cell_size(image: Picture, cell_px: int) -> Picture:
-    """The image as a cell shows it, so that text is drawn at the size at which it is seen."""
+    """The image, of any channels, as a cell shows it, so that text is drawn at the size at which it is seen."""
+    image = as_rgb(image)
     factor = min(cell_px / image.shape[1], cell_px * draw.MAX_CELL_ASPECT / image.shape[0])
     return draw.resized(image, factor)
 

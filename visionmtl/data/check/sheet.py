@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from visionmtl.data.check.rules import Finding
 from visionmtl.data.check.survey import Checked, Seen
 from visionmtl.data.check.tally import Numbers, charts, sentences
-from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace, as_rgb, channels_shown
+from visionmtl.structures import IGNORE, Boxes, Detections, LabelSpace, channels_shown
 from visionmtl.visualization import canvas, draw
 from visionmtl.visualization.canvas import Bar, Picture
 from visionmtl.visualization.draw import Titled
@@ -63,7 +63,7 @@ def _cells(data_set: Checked, seen: Seen, rules: str, numbers: Numbers) -> Itera
     """The photograph with its boxes and image labels, then each map."""
     assert data_set.source is not None
     sample, spaces = data_set.source.read(seen.index), recolour(data_set.provides)
-    size, image = sample.image.shape[:2], at_cell_size(as_rgb(sample.image), CELL_PX)
+    size, image = sample.image.shape[:2], at_cell_size(sample.image, CELL_PX)
     name = seen.file.replace("\\", "/").rpartition("/")[2] if seen.file else seen.image_id
     shown = channels_shown(sample.image.shape[2])
     title = f"{name}  {size[0]}x{size[1]}" + (f"  {shown}" if shown else "") + (f"  ! {rules}" if rules else "")
