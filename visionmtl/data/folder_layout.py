@@ -352,8 +352,7 @@ class _Finder:
         named = {f"color_{r}_{g}_{b}": [r, g, b] for (r, g, b), _ in seen.most_common()}
         self._say(
             f"segmentation: colour-coded PNGs at {pattern} with {len(named)} colours, of which no file gives the "
-            "names: "
-            "write them into segmentation.colors"
+            "names: write them into segmentation.colors"
         )
         return {"files": pattern, "colors": named}
 
@@ -374,8 +373,7 @@ class _Finder:
         if whole and middle < _LEAST_MM:
             self._say(
                 f"depth: {pattern} holds whole numbers around {middle:.4g}, neither millimetres nor fine metres; left "
-                "out: "
-                "add depth: {files: ..., metres_per_unit: ...} with the unit that you know"
+                "out: add depth: {files: ..., metres_per_unit: ...} with the unit that you know"
             )
             return None
         unit = 0.001 if middle >= _LEAST_MM else 1.0

@@ -194,8 +194,7 @@ def color_table(colors: Mapping[str, Sequence[Color]], classes: Sequence[str], i
     if lacking := [name for name in classes if name not in colors]:
         raise ValueError(
             f"classes names {lacking[0]!r}{did_you_mean(lacking[0], colors)}, which has no colour; colours are given "
-            "for "
-            f"{', '.join(colors)}; add one to `colors`, or correct the name"
+            f"for {', '.join(colors)}; add one to `colors`, or correct the name"
         )
     meaning: dict[Color, str | None] = dict.fromkeys(map(_color, ignore))
     for name, of_name in colors.items():
@@ -217,8 +216,7 @@ def colors_to_classes(pixels: NDArray, table: Colors, file: Path) -> NDArray[np.
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise ValueError(
             f"{file} is {pixels.dtype} {list(pixels.shape)}; with `colors`, labels are 8-bit RGB PNGs; drop `colors` "
-            "and "
-            "set `classes` and `values`, if its values are the classes"
+            "and set `classes` and `values`, if its values are the classes"
         )
     if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any():
         raise ValueError(f"{file} is transparent in places; label colours are opaque; write it anew without alpha")
@@ -274,8 +272,7 @@ def instance_objects(ids: NDArray, names: Mapping[int, str], ignore: Collection[
         if number not in names:
             raise ValueError(
                 f"{file} holds the id {number}, for which no class is declared; every id is that of an object or "
-                "ignored; "
-                "name it in `boxes.values` or `boxes.ignore`"
+                "ignored; name it in `boxes.values` or `boxes.ignore`"
             )
         objects.append(LabelledObject(names[number], tuple(xyxy), area))
     return ImageObjects((ids.shape[0], ids.shape[1]), objects)
