@@ -232,8 +232,8 @@ class LabelFiles(Spec):
         if not listed or idle:
             raise ValueError(
                 f"segmentation of polygons ({self.chosen}) needs `classes` (a list; for yolo also the path of a "
-                "data.yaml), "
-                "and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct it"
+                "data.yaml), and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct "
+                "it"
             )
         if self.outside is not None and isinstance(self.classes, tuple) and self.outside not in self.classes:
             raise ValueError(

@@ -424,9 +424,8 @@ class _Finder:
         if not settings:
             raise ValueError(
                 f"{self._root} holds {len(self._photos)} images ({self._pattern}), but no labels that match them by "
-                "name "
-                "were found: COCO json, YOLO txt, VOC xml, LabelMe json, label, instance or depth maps, or folders of "
-                "classes; name the folder above both, or write the YAML by hand (datasets/README.md, folder)"
+                "name were found: COCO json, YOLO txt, VOC xml, LabelMe json, label, instance or depth maps, or "
+                "folders of classes; name the folder above both, or write the YAML by hand (datasets/README.md, folder)"
             )
         images = self._pattern
         self._choose_split()
