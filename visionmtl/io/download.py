@@ -76,9 +76,9 @@ def local_file(place: str | Path) -> Path:
     return path
 
 
-def _check(found: str, checksum: str, name: str) -> None:
-    if found != checksum:
+def _check(digest: str, checksum: str, name: str) -> None:
+    if digest != checksum:
         raise ValueError(
-            f"{name} has the SHA-256 {found}, and {checksum} is asked for; the two must be equal; the file is damaged "
+            f"{name} has the SHA-256 {digest}, and {checksum} is asked for; the two must be equal; the file is damaged "
             "or another one: fetch it again, or correct the checksum"
         )

@@ -264,9 +264,9 @@ def instance_objects(ids: NDArray, names: Mapping[int, str], ignore: Collection[
             f"{file} has {ids.shape[2]} channels; an instance map has one number a pixel, that of its object; write it "
             "as 8-bit or 16-bit grey PNG"
         )
-    found = outlines(ids)
+    shapes = outlines(ids)
     objects = []
-    for number, xyxy, area in zip(found.ids.tolist(), found.xyxy.tolist(), found.area.tolist(), strict=True):
+    for number, xyxy, area in zip(shapes.ids.tolist(), shapes.xyxy.tolist(), shapes.area.tolist(), strict=True):
         if number in ignore:
             continue
         if number not in names:
