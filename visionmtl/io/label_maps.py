@@ -62,7 +62,13 @@ def by_value(named: Mapping[int | str, str], where: str, highest: int = 255) -> 
     """By pixel value its name, ranges such as "1-254" written out. Raises ValueError for a value with two names."""
     values: dict[int, str] = {}
     for key, name in named.items():
-        for value in pixel_range(key, highest) or ():
+        span = pixel_range(key, highest)
+        if span is None:
+            raise ValueError(
+                f"{where}: {key!r} is no pixel value; whole numbers of 0 to {highest} and ranges such as 1-{highest} "
+                "are; correct it"
+            )
+        for value in span:
             if value in values:
                 raise ValueError(
                     f"{where}: pixel value {value} is {values[value]!r} and, by {key!r}, {name!r} as well; each value "
