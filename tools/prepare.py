@@ -1,5 +1,4 @@
-"""Get data ready: write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to
-read."""
+"""Write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to read."""
 
 from __future__ import annotations
 
