@@ -71,8 +71,8 @@ def local_file(place: str | Path) -> Path:
             _check(digest.hexdigest(), checksum, url)
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise ValueError(
-            f"{url} cannot be fetched: {getattr(error, 'reason', error)}; an address that answers is needed; correct it, or "
-            "fetch the file by other means and give its path"
+            f"{url} cannot be fetched: {getattr(error, 'reason', error)}; an address that answers is needed; correct "
+            "it, or fetch the file by other means and give its path"
         ) from error
     return path
 
