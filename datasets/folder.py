@@ -140,8 +140,7 @@ class BoxFile(Spec):
             raise ValueError(
                 f"boxes.format is {self.format!r} for {self.files or self.file!r}; `file` is coco, and `files` are "
                 "yolo, voc, labelme or instances, by their ending .txt, .xml, .json or .png unless `format` says so; "
-                "set "
-                "format, or correct the path"
+                "set format, or correct the path"
             )
         effect = {"classes": per_image, "values": form == "instances", "ignore": form == "instances",
                   "first_pixel": form == "voc"}  # fmt: skip
@@ -161,8 +160,7 @@ class BoxFile(Spec):
         if form == "instances" and (self.values is None) != one_class:
             raise ValueError(
                 "boxes of instance maps need `classes` with the one class of all objects, or `values` with the class "
-                "of "
-                "each id, such as {1000-1999: car, 2000-2999: person}; set one of the two"
+                "of each id, such as {1000-1999: car, 2000-2999: person}; set one of the two"
             )
         return self
 
@@ -209,14 +207,12 @@ class LabelFiles(Spec):
         if self.classes is None and self.colors is None:
             raise ValueError(
                 "segmentation has neither `classes` (of values in grey or palette PNGs) nor `colors` (of RGB PNGs); "
-                "one "
-                "names the classes; set it"
+                "one names the classes; set it"
             )
         if self.colors is not None and (self.values is not None or self.ignore != (IGNORE,)):
             raise ValueError(
                 "segmentation.values and ignore are for PNGs whose values are classes, and have no effect with "
-                "`colors`; "
-                "use ignore_colors; remove them"
+                "`colors`; use ignore_colors; remove them"
             )
         if self.ignore_colors and self.colors is None:
             raise ValueError("segmentation.ignore_colors has no effect without `colors`; use `ignore`; remove it")
@@ -236,8 +232,8 @@ class LabelFiles(Spec):
         if not listed or idle:
             raise ValueError(
                 f"segmentation of polygons ({self.chosen}) needs `classes` (a list; for yolo also the path of a "
-                "data.yaml), "
-                "and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct it"
+                "data.yaml), and values, colors, ignore and ignore_colors, which are for PNGs, have no effect; correct "
+                "it"
             )
         if self.outside is not None and isinstance(self.classes, tuple) and self.outside not in self.classes:
             raise ValueError(
@@ -308,8 +304,7 @@ class Folder(Dataset):
         if self.more_channels and self.channels <= len(self.more_channels):
             text = (
                 f"channels is {self.channels}, but more_channels are {len(self.more_channels)} files of one channel "
-                "or more "
-                "beside the image's own; write the number of all channels together, 4 for RGB-D"
+                "or more beside the image's own; write the number of all channels together, 4 for RGB-D"
             )
             raise PydanticCustomError("channels", "{text}", {"text": text})
         return self
@@ -426,8 +421,7 @@ class FolderReader(PartReader):
             if spec.upright and file.suffix != ".npy" and is_turned(file):
                 raise ValueError(
                     f"{file} has an EXIF orientation, and images of other channels than RGB are read as stored; set "
-                    "upright: "
-                    "false if the labels are made for that, or turn the file"
+                    "upright: false if the labels are made for that, or turn the file"
                 )
             parts = [(file, to_bytes(read_channels(file), spec.image_range, file, "image_range"))]
         for number, more in enumerate(spec.more_channels):
@@ -442,8 +436,7 @@ class FolderReader(PartReader):
             of_each = ", ".join(f"{part.shape[2]} of {other}" for other, part in parts)
             raise ValueError(
                 f"{file} has {sum(counts)} channels ({of_each}), and `channels` is {spec.channels}; all images have "
-                "the same "
-                "number, and none is left out; set channels, or write the file with those that you mean"
+                "the same number, and none is left out; set channels, or write the file with those that you mean"
             )
         return np.ascontiguousarray(np.concatenate([part for _, part in parts], axis=2)), size, 1
 

@@ -176,10 +176,10 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
         net, predictor.run.data.input_size, predictor.precision, confidence=confidence, unsure=args.unsure,
         flip=args.tta == "flip",
     )  # fmt: skip
-    given = Path(args.input)
+    source = Path(args.input)
     writer = LabelWriter(
         args.as_labels, sources, net.tasks, net.spaces, images=args.images or "link", fill=args.fill,
-        common=given if given.is_dir() else None,
+        common=source if source.is_dir() else None,
     )  # fmt: skip
     for one in label(labeller, sources, predictor.batch_size, args.fill):
         writer.add(one)

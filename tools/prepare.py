@@ -1,5 +1,4 @@
-"""Get data ready: write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to
-read."""
+"""Write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to read."""
 
 from __future__ import annotations
 
@@ -96,7 +95,8 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
             f"# Written by `visionmtl prepare folder {args.source}`; correct here what was guessed wrong.",
             f"#   visionmtl check_data {target} --sheet FILE.png",
             f"#   visionmtl train {target}",
-            *(f"# {sentence}" for sentence in layout.said),
+            # on one line each: names from the data must not become settings
+            *(f"# {' '.join(sentence.split())}" for sentence in layout.said),
         ]
         target.write_text("\n".join(head) + "\n" + config_text(layout), encoding="utf-8")
     run = load(target)

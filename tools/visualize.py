@@ -162,7 +162,7 @@ def _visualize(args: argparse.Namespace) -> int:
     from visionmtl.engine import checkpoint
     from visionmtl.io.video import is_video
 
-    inputs = [text for given in inputs for text in (_listed() if given == "-" else [given])]
+    inputs = [text for entry in inputs for text in (_listed() if entry == "-" else [entry])]
     videos = [text for text in inputs if is_video(text)]
     images = _images([text for text in inputs if not is_video(text)])[: args.num]
     if args.maps and videos:
@@ -298,11 +298,11 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
 
     net = predictor.net
     places = _places(align(open_datasets(predictor.run.data.val), predictor.run.tasks, net.spaces))
-    wanted = args.worst or args.best
-    num = args.num or (len(places) if wanted else MAX_SHEET)
+    num_ranked = args.worst or args.best
+    num = args.num or (len(places) if num_ranked else MAX_SHEET)
     chosen = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int))]
     titles = ["image"] * len(chosen)
-    if wanted:
+    if num_ranked:
         name, metric = choose_metric(net.tasks, args.by)
         task, space = net.tasks[name], net.spaces[name]
         meter, values = task.meter(space), []
@@ -313,7 +313,7 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
                 can_judge = supervises(dataset, task, space)
                 values.append(image_metric(meter, sample, result.predictions[name], metric) if can_judge else None)
         order = ranked(values, task, metric)
-        order = order[:wanted] if args.worst else order[::-1][:wanted]
+        order = order[:num_ranked] if args.worst else order[::-1][:num_ranked]
         if not order:
             raise ValueError(f"no validation image tells {name}/{metric}; labels of {name} are needed; choose --by")
         titles = [f"image, {metric} {values[at]:.4g}" for at in order]

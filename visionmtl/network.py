@@ -83,9 +83,8 @@ class MultiTaskNet(nn.Module):
                 known = [name for name, _ in self.named_modules() if name]
                 raise ValueError(
                     f"model.freeze names {pattern!r}{did_you_mean(pattern, known)}, which matches no parameter; "
-                    "allowed are "
-                    f"names of modules and parameters such as {', '.join(known[1:4])}, and patterns with * and ?; "
-                    "correct it"
+                    f"allowed are names of modules and parameters such as {', '.join(known[1:4])}, and patterns with * "
+                    "and ?; correct it"
                 )
             for parameter in matched:
                 parameter.requires_grad_(False)

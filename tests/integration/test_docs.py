@@ -181,6 +181,12 @@ def test_the_manual_of_each_tool_ends_in_examples_that_it_understands(tool: str)
             parser.parse_intermixed_args(words[2:])
 
 
+def test_every_page_is_among_the_contents_of_the_site():
+    contents = re.findall(r"^```{toctree}\n(.*?)^```", (ROOT / "docs" / "index.md").read_text("utf-8"), re.M | re.S)
+    named = {line for block in contents for line in block.split()}
+    assert {page.stem for page in PAGES if page.parent.name == "docs"} - {"index"} <= named
+
+
 def test_messages_are_those_of_the_code():
     sources = " ".join(
         path.read_text(encoding="utf-8")

@@ -249,6 +249,8 @@ def test_every_format_has_an_ending_of_its_own():
     kinds = Format.members()
     assert set(kinds) == {"onnx", "torch_export", "aotinductor", "openvino", "executorch"}
     assert len({kind.suffix for kind in kinds.values()}) == len(kinds)
+    for kind in kinds.values():
+        assert kind.quantizes == (kind.write_from_onnx is not Format.write_from_onnx), kind
     assert format_of(Path("a.aoti.pt2")).type == "aotinductor" and format_of(Path("a.pt2")).type == "torch_export"
     with pytest.raises(ValueError, match="no ending of an exported file"):
         format_of(Path("a.pb"))

@@ -25,7 +25,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scene_run.save_untrained(scene_run.run(folder), folder)
     depth = {"images": 4, "rmse_m": 0.5125, "protocol": "per_image | mean", "per_class": {"secret": {"iou": 1.0}}}
     (folder / "eval").mkdir()
-    (folder / "eval" / "step-0000007.json").write_text(json.dumps({"header": {}, "results": {"depth": depth}}))
+    results = {"depth": depth, "detection+depth": {"abs_rel": 0.25, "matched": 3, "protocol": "distance"}}
+    (folder / "eval" / "step-0000007.json").write_text(json.dumps({"header": {}, "results": results}))
     return folder
 
 
@@ -50,10 +51,26 @@ def test_the_card_tells_tasks_data_licence_and_metrics_with_their_protocols(trai
     assert (fields["license"], fields["library_name"]) == ("apache-2.0", "visionmtl")
     assert set(fields["tags"]) == {"multi-task", "detection", "segmentation", "depth"}
     assert "| depth | rmse_m | 0.5125 | 4 | per_image \\| mean |" in body
+    assert "| detection+depth | abs_rel | 0.2500 |" in body
     assert 'from_pretrained("me/toy")' in body and "scenes" in body and "secret" not in body
     for name, space in load(trained, device="cpu").net.spaces.items():
         assert not space or all(label in body for label in space.classes), name
     assert str(trained) not in (published / "config.json").read_text(), "no path of the machine that trained it"
+
+
+def test_no_absolute_path_is_published():
+    data = {"root": "/home/me/data/", "train": [{"root": "/home/me/data/rooms"}, {"root": "/mnt/coco", "split": "a/b"}]}
+    run = {"output": "/runs/1", "model": {"encoder": {"checkpoint": "/w.pt"}}, "data": data}
+    published = hub._without_paths(run)
+    assert published["data"] == {"root": "data/", "train": [{"root": "data/rooms"}, {"root": "coco", "split": "a/b"}]}
+    assert "/home" not in str(published) and "/runs" not in str(published)
+
+
+def test_results_of_another_network_are_refused(trained: Path, tmp_path: Path):
+    (tmp_path / "other.json").write_text(json.dumps({"results": {"normals": {}}}))
+    with pytest.raises(ValueError, match="results are of task 'normals', and the network has"):
+        save_pretrained(trained, tmp_path / "new", licence="other", results=tmp_path / "other.json")
+    assert not (tmp_path / "new").exists()
 
 
 def test_uploading_hands_the_same_files_to_the_hub(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -300,6 +300,8 @@ def test_values_may_be_ranges_that_do_not_meet(root):
         open_folder(root, segmentation=settings)
     with pytest.raises(ValidationError, match=r"'2-1' is no pixel value"):
         open_folder(root, segmentation={**settings, "values": {"2-1": "a"}})
+    with pytest.raises(ValueError, match=r"'200-300' is no pixel value; whole numbers of 0 to 255"):
+        open_folder(root, segmentation={**settings, "values": {"0-1": "a", 2: "b", "200-300": "b"}})
     write(root / "classes.yaml", "{0: a, 1-254: b}")
     reader = open_folder(root, segmentation={"files": "masks/{stem}.png", "classes": "classes.yaml"})
     assert reader.read(0).segmentation[3, 4] == 1

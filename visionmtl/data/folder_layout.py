@@ -100,14 +100,14 @@ def understand(root: Path, object_name: str = "object") -> Layout:
             f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name the "
             "folder that holds them and their labels"
         )
-    found = _Finder(root, files, photos, object_name)
-    if any(kinds[groups.index(group)] == "channels" for group in found.photo_groups):
-        found.measure_channels()
+    finder = _Finder(root, files, photos, object_name)
+    if any(kinds[groups.index(group)] == "channels" for group in finder.photo_groups):
+        finder.measure_channels()
     # numbers of classes go before their colours, many files before few
     for at, group in sorted(enumerate(groups), key=lambda pair: (kinds[pair[0]] == "colors", -len(pair[1].files))):
-        if group not in found.photo_groups:
-            found.add(group, kinds[at])
-    return found.finish()
+        if group not in finder.photo_groups:
+            finder.add(group, kinds[at])
+    return finder.finish()
 
 
 class _Finder:
@@ -352,8 +352,7 @@ class _Finder:
         named = {f"color_{r}_{g}_{b}": [r, g, b] for (r, g, b), _ in seen.most_common()}
         self._say(
             f"segmentation: colour-coded PNGs at {pattern} with {len(named)} colours, of which no file gives the "
-            "names: "
-            "write them into segmentation.colors"
+            "names: write them into segmentation.colors"
         )
         return {"files": pattern, "colors": named}
 
@@ -374,8 +373,7 @@ class _Finder:
         if whole and middle < _LEAST_MM:
             self._say(
                 f"depth: {pattern} holds whole numbers around {middle:.4g}, neither millimetres nor fine metres; left "
-                "out: "
-                "add depth: {files: ..., metres_per_unit: ...} with the unit that you know"
+                "out: add depth: {files: ..., metres_per_unit: ...} with the unit that you know"
             )
             return None
         unit = 0.001 if middle >= _LEAST_MM else 1.0
@@ -426,9 +424,8 @@ class _Finder:
         if not settings:
             raise ValueError(
                 f"{self._root} holds {len(self._photos)} images ({self._pattern}), but no labels that match them by "
-                "name "
-                "were found: COCO json, YOLO txt, VOC xml, LabelMe json, label, instance or depth maps, or folders of "
-                "classes; name the folder above both, or write the YAML by hand (datasets/README.md, folder)"
+                "name were found: COCO json, YOLO txt, VOC xml, LabelMe json, label, instance or depth maps, or "
+                "folders of classes; name the folder above both, or write the YAML by hand (datasets/README.md, folder)"
             )
         images = self._pattern
         self._choose_split()
@@ -531,13 +528,13 @@ def _with_folder(pattern: str, folder: str) -> str:
 
 def _list(root: Path) -> list[str]:
     """All files below, without hidden ones, as paths with /; folders that are links are not followed."""
-    found = []
+    paths = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not is_hidden(name) and name != "__MACOSX")
         inside = Path(folder).relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in sorted(files) if not is_hidden(name) and is_unicode(prefix + name)]
-    return found
+        paths += [prefix + name for name in sorted(files) if not is_hidden(name) and is_unicode(prefix + name)]
+    return paths
 
 
 def _template(file: str) -> tuple[str, str | None]:

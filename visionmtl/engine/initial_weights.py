@@ -45,9 +45,8 @@ def load_initial(net: MultiTaskNet, run: Run, path: Path) -> list[str]:
     for name, value in own.items():
         if (stored := weights.get(name)) is None or any(name.startswith(prefix) for prefix in not_meant):
             continue
-        if name in rows:
-            taken[name] = rows[name]
-        elif (fitting := _fitting(stored, value, net.in_chans)) is not None:
+        fitting = rows[name] if name in rows else _fitting(stored, value, net.in_chans)
+        if fitting is not None:
             taken[name] = fitting
     left = [name for name in weights if name not in taken]
     return _finish(net, own, left, taken, path, [*not_meant.values(), *class_notes.values(), *_size_note(run, saved)])
@@ -124,12 +123,12 @@ def _size_note(run: Run, saved: Mapping[str, Any]) -> list[str]:
 
 def _class_rows(
     net: MultiTaskNet, run: Run, saved: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """New values of tensors with a row a class, for tasks whose classes differ, and a sentence a task.
+) -> tuple[dict[str, Tensor | None], dict[str, str]]:
+    """New values of tensors with a row a class (None: not taken), for tasks whose classes differ; a sentence a task.
 
     Which tensors these are, and along which axis, is seen on a second network with one class more.
     """
-    rows: dict[str, Tensor] = {}
+    rows: dict[str, Tensor | None] = {}
     notes: dict[str, str] = {}
     own = net.state_dict()
     for task, space in net.spaces.items():
@@ -151,11 +150,11 @@ def _class_rows(
             expected = list(mine)
             expected[axis] = len(before)
             by_class = mine[axis] == len(now) and shape[axis] == len(now) + step
-            value = own[name].clone()
-            if stored is not None and by_class and list(stored.shape) == expected:
-                to, of = ([names.index(one) for one in common] for names in (now, before))
-                value.index_copy_(axis, torch.tensor(to), stored.index_select(axis, torch.tensor(of)).to(value))
-            rows[name] = value
+            rows[name] = None
+            if common and stored is not None and by_class and list(stored.shape) == expected:
+                to, of = ([names.index(label) for label in common] for names in (now, before))
+                copied = stored.index_select(axis, torch.tensor(of)).to(own[name])
+                rows[name] = own[name].clone().index_copy_(axis, torch.tensor(to), copied)
         new = [name for name in now if name not in before]
         gone = [name for name in before if name not in now]
         notes[task] = (

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -171,10 +172,9 @@ class _Files:
         self.lines.flush()
 
     def close(self) -> None:
-        self.rows.close()
-        self.lines.close()
-        for one in self.loggers:
-            one.close()
+        with ExitStack() as closing:  # all of them, also where one fails
+            for of in (self.rows, self.lines, *self.loggers):
+                closing.callback(of.close)
 
 
 class _Screen:

@@ -1,5 +1,6 @@
 """Trained networks on the Hugging Face hub: weights as safetensors, settings as JSON, and a model card."""
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import torch
 
+from visionmtl.data.label_spaces import tasks_of
 from visionmtl.engine.checkpoint import FORMAT, Opened, open_model, open_state
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision
 from visionmtl.inference.predictor import Predictor
 from visionmtl.io.atomic import write_json, write_text
+from visionmtl.metrics.distance import DistanceMeter
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}
@@ -62,13 +65,14 @@ def save_pretrained(
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
     measured = _read_results(Path(results) if results else _newest_results(opened.folder))
+    card = model_card(opened, measured, licence, repo or str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous().clone() for name, value in opened.net.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
     plain = {"visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces}
     write_json(folder / CONFIG, plain | {"run": _without_paths(opened.run.model_dump(mode="json"))})
-    write_text(folder / CARD, model_card(opened, measured, licence, repo or str(folder)))
+    write_text(folder / CARD, card)
     return folder
 
 
@@ -141,11 +145,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _without_paths(run: dict[str, Any]) -> dict[str, Any]:
-    """The run without the folders of the machine that trained it."""
+    """The run without the folders of the machine that trained it: of other absolute paths the last name is left."""
     run["output"] = None
     run["model"]["encoder"]["checkpoint"] = None
-    root = run["data"].get("root")
-    return _stripped(run, root) if root else run
+    stripped: dict[str, Any] = _stripped(run, (run["data"].get("root") or "").rstrip("/"))
+    return stripped
 
 
 def _stripped(value: Any, root: str) -> Any:
@@ -153,8 +157,11 @@ def _stripped(value: Any, root: str) -> Any:
         return {key: _stripped(inner, root) for key, inner in value.items()}
     if isinstance(value, list):
         return [_stripped(inner, root) for inner in value]
-    inside = isinstance(value, str) and (value == root or value.startswith(root.rstrip("/") + "/"))
-    return "data" + value[len(root.rstrip("/")) :] if inside else value
+    if not isinstance(value, str):
+        return value
+    if root and (value.rstrip("/") == root or value.startswith(f"{root}/")):
+        return "data" + value[len(root) :]
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def _newest_results(folder: Path) -> Path | None:
@@ -184,8 +191,14 @@ def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence
         classes = f"{len(space.classes)}: {', '.join(space.classes)}" if space else ""
         rows.append(f"| {name} | {task.type} | {_cell(classes)} |")
     for name, result in results.items():
-        task = net.tasks[name.partition("@")[0]]
-        for metric in task.meter_type.metrics:
+        tasks = tasks_of(name)
+        if strange := [task for task in tasks if task not in net.tasks]:
+            raise ValueError(
+                f"the results are of task {strange[0]!r}, and the network has {', '.join(net.tasks)}; results of this "
+                "network are needed; give what visionmtl eval wrote of it"
+            )
+        metrics = net.tasks[tasks[0]].meter_type.metrics if len(tasks) == 1 else DistanceMeter.metrics
+        for metric in metrics:
             if isinstance(value := result.get(metric), float):
                 shown.append((name, metric, value, str(result.get("protocol", "")), result.get("images")))
     table = "\n".join(f"| {n} | {m} | {v:.4f} | {i} | {_cell(p)} |" for n, m, v, p, i in shown)
@@ -216,5 +229,5 @@ def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence
 
 
 def _cell(text: str) -> str:
-    """In a table, where a bar would begin a new cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """In a table, where a bar would begin a new cell, and no name may be markup."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")

@@ -109,7 +109,8 @@ class _Differences:
 
 def _maps(pairs: _Pairs) -> _Differences:
     scale = [max(float(np.abs(a).max()), 1e-12) for a, _ in pairs]
-    return _Differences(max(float(np.abs(a - b).max()) / s for (a, b), s in zip(pairs, scale, strict=True)))
+    # not max(), which passes over NaN
+    return _Differences(float(np.max([np.abs(a - b).max() / s for (a, b), s in zip(pairs, scale, strict=True)])))
 
 
 def _by_label(classes: ImageClasses) -> NDArray[np.float32]:
@@ -124,10 +125,10 @@ def _boxes(pairs: _Pairs, min_score: float, keep: int | None) -> _Differences:
         for one, other in (pair, pair[::-1]):
             boxes += len(one.scores)
             alike = _alike(one, other)
-            found = alike >= LEAST_IOU
-            worst_iou = min([worst_iou, *alike.max(axis=1, initial=0)[found.any(axis=1)]])
+            overlaps = alike >= LEAST_IOU
+            worst_iou = min([worst_iou, *alike.max(axis=1, initial=0)[overlaps.any(axis=1)]])
             differences = np.abs(one.scores[:, None] - other.scores[None])
-            nearest = np.where(found, differences, np.inf).min(axis=1, initial=np.inf)
+            nearest = np.where(overlaps, differences, np.inf).min(axis=1, initial=np.inf)
             alone = nearest > SCORE_TOLERANCE
             worst_score = max([worst_score, *nearest[~alone]])
             missing += int((alone & (one.scores > limit)).sum())
@@ -154,7 +155,7 @@ def _joined(task: str, parts: Sequence[_Differences]) -> Parity:
         )
         return Parity(task, text, missing <= MOST_MISSING * boxes and at_limit <= 0.01 * boxes)
     if parts[0].relative is not None:
-        relative = max(part.relative or 0.0 for part in parts)
+        relative = float(np.max([part.relative for part in parts]))
         return Parity(task, f"largest difference {relative:.1e} of the largest value", relative <= MAP_TOLERANCE)
     share = sum(part.equal_pixels for part in parts) / sum(part.pixels for part in parts)
     return Parity(task, f"{share:.5%} of pixels equal", share >= LEAST_EQUAL)

@@ -250,7 +250,7 @@ class Result:
 
 def save_picture(path: Path, drawn: Image.Image) -> Path:
     """Write an image file and never over another one; folders are made. Raises ValueError where the file exists."""
-    suffixes = Image.registered_extensions()
+    suffixes = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} names no format of image files; endings such as .png, .jpg, .webp do; correct it")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,7 @@ def read_channels(file: Path) -> NDArray:
     if values.ndim != 3 or values.dtype.kind not in "uif" or 0 in values.shape:
         raise ValueError(
             f"{file} is {values.dtype} {list(values.shape)}; an image is [H, W] or [H, W, channels] of whole numbers "
-            "or "
-            "floats; write it so"
+            "or floats; write it so"
         )
     return values
 
@@ -42,8 +41,7 @@ def _read_tiff(file: Path) -> NDArray:
     except ImportError as error:
         raise ValueError(
             f"{file} is a TIFF to be read with all its channels, and the package tifffile is not installed; .npy and "
-            "PNG "
-            "need none; pip install 'visionmtl[formats]'"
+            "PNG need none; pip install 'visionmtl[formats]'"
         ) from error
     try:
         with tifffile.TiffFile(file) as opened:
@@ -76,8 +74,7 @@ def to_bytes(values: NDArray, value_range: tuple[float, float] | None, file: Pat
         low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
         raise ValueError(
             f"{file} is {values.dtype}, {low:g} to {high:g}; the network sees 8 bits, and what is black and white "
-            "there is "
-            f"not known; set {setting}: [LOW, HIGH]"
+            f"there is not known; set {setting}: [LOW, HIGH]"
         )
     low, high = value_range
     scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * np.float32(255 / (high - low))

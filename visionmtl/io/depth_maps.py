@@ -86,8 +86,7 @@ def _read_exr(file: Path) -> NDArray:
     if len(values) > 1 and not all(np.array_equal(values[0], other, equal_nan=True) for other in values[1:]):
         raise ValueError(
             f"{file} has the channels {', '.join(channels)}, which differ; depth is one channel, called Z, V or Y; "
-            "write "
-            "it alone"
+            "write it alone"
         )
     return np.asarray(values[0])
 

@@ -1,6 +1,7 @@
 """Files from the internet: fetched once, checked by SHA-256, kept in the user's cache."""
 
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
@@ -68,17 +69,17 @@ def local_file(place: str | Path) -> Path:
                 digest.update(part)
                 file.write(part)
             _check(digest.hexdigest(), checksum, url)
-    except urllib.error.URLError as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise ValueError(
-            f"{url} cannot be fetched: {error.reason}; an address that answers is needed; correct it, or fetch the "
-            "file by other means and give its path"
+            f"{url} cannot be fetched: {getattr(error, 'reason', error)}; an address that answers is needed; correct "
+            "it, or fetch the file by other means and give its path"
         ) from error
     return path
 
 
-def _check(found: str, checksum: str, name: str) -> None:
-    if found != checksum:
+def _check(digest: str, checksum: str, name: str) -> None:
+    if digest != checksum:
         raise ValueError(
-            f"{name} has the SHA-256 {found}, and {checksum} is asked for; the two must be equal; the file is damaged "
+            f"{name} has the SHA-256 {digest}, and {checksum} is asked for; the two must be equal; the file is damaged "
             "or another one: fetch it again, or correct the checksum"
         )

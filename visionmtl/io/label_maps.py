@@ -62,7 +62,13 @@ def by_value(named: Mapping[int | str, str], where: str, highest: int = 255) -> 
     """By pixel value its name, ranges such as "1-254" written out. Raises ValueError for a value with two names."""
     values: dict[int, str] = {}
     for key, name in named.items():
-        for value in pixel_range(key, highest) or ():
+        span = pixel_range(key, highest)
+        if span is None:
+            raise ValueError(
+                f"{where}: {key!r} is no pixel value; whole numbers of 0 to {highest} and ranges such as 1-{highest} "
+                "are; correct it"
+            )
+        for value in span:
             if value in values:
                 raise ValueError(
                     f"{where}: pixel value {value} is {values[value]!r} and, by {key!r}, {name!r} as well; each value "
@@ -194,8 +200,7 @@ def color_table(colors: Mapping[str, Sequence[Color]], classes: Sequence[str], i
     if lacking := [name for name in classes if name not in colors]:
         raise ValueError(
             f"classes names {lacking[0]!r}{did_you_mean(lacking[0], colors)}, which has no colour; colours are given "
-            "for "
-            f"{', '.join(colors)}; add one to `colors`, or correct the name"
+            f"for {', '.join(colors)}; add one to `colors`, or correct the name"
         )
     meaning: dict[Color, str | None] = dict.fromkeys(map(_color, ignore))
     for name, of_name in colors.items():
@@ -217,8 +222,7 @@ def colors_to_classes(pixels: NDArray, table: Colors, file: Path) -> NDArray[np.
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise ValueError(
             f"{file} is {pixels.dtype} {list(pixels.shape)}; with `colors`, labels are 8-bit RGB PNGs; drop `colors` "
-            "and "
-            "set `classes` and `values`, if its values are the classes"
+            "and set `classes` and `values`, if its values are the classes"
         )
     if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any():
         raise ValueError(f"{file} is transparent in places; label colours are opaque; write it anew without alpha")
@@ -266,16 +270,15 @@ def instance_objects(ids: NDArray, names: Mapping[int, str], ignore: Collection[
             f"{file} has {ids.shape[2]} channels; an instance map has one number a pixel, that of its object; write it "
             "as 8-bit or 16-bit grey PNG"
         )
-    found = outlines(ids)
+    shapes = outlines(ids)
     objects = []
-    for number, xyxy, area in zip(found.ids.tolist(), found.xyxy.tolist(), found.area.tolist(), strict=True):
+    for number, xyxy, area in zip(shapes.ids.tolist(), shapes.xyxy.tolist(), shapes.area.tolist(), strict=True):
         if number in ignore:
             continue
         if number not in names:
             raise ValueError(
                 f"{file} holds the id {number}, for which no class is declared; every id is that of an object or "
-                "ignored; "
-                "name it in `boxes.values` or `boxes.ignore`"
+                "ignored; name it in `boxes.values` or `boxes.ignore`"
             )
         objects.append(LabelledObject(names[number], tuple(xyxy), area))
     return ImageObjects((ids.shape[0], ids.shape[1]), objects)

@@ -112,8 +112,7 @@ def to_class_map(
         if not one.polygons:
             raise ValueError(
                 f"{file}: an object of class {one.name!r} is a box or mask without an outline; segmentation needs "
-                "polygons; "
-                "draw it as a polygon, or read this file for boxes alone"
+                "polygons; draw it as a polygon, or read this file for boxes alone"
             )
         flat = [[float(x) for point in polygon for x in point] for polygon in one.polygons]
         mask = rle.decode(rle.merge(rle.frPyObjects(flat, *size)))

@@ -114,9 +114,8 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
         if len(columns) > 1 and names.find(columns[0]) >= 0:
             raise ValueError(
                 f"{file}: {len(wrong)} of {len(listed)} lines have {len(columns)} columns, the first is {wrong[0]!r}, "
-                "as "
-                "lists of image and label of other tools have; an image a line is needed, without its label; write the "
-                "first column alone (cut -d' ' -f1), and give classes of images in `image_labels`"
+                "as lists of image and label of other tools have; an image a line is needed, without its label; write "
+                "the first column alone (cut -d' ' -f1), and give classes of images in `image_labels`"
             )
         why = "means several images" if position == AMBIGUOUS else "is none of the images"
         raise ValueError(

@@ -78,11 +78,11 @@ def match(
     """
     pairs: list[tuple[int, int]] = []
     for label in np.intersect1d(detections.labels, true_labels):
-        found = np.flatnonzero(detections.labels == label)
-        found = found[np.argsort(-detections.scores[found], kind="stable")][:MAX_DETECTIONS]
+        of_class = np.flatnonzero(detections.labels == label)
+        of_class = of_class[np.argsort(-detections.scores[of_class], kind="stable")][:MAX_DETECTIONS]
         true = np.flatnonzero(true_labels == label)
-        ious = masks.iou(_xywh(detections.xyxy[found]), _xywh(true_xyxy[true]), [0] * len(true))
-        for row, position in zip(ious, found.tolist(), strict=True):
+        ious = masks.iou(_xywh(detections.xyxy[of_class]), _xywh(true_xyxy[true]), [0] * len(true))
+        for row, position in zip(ious, of_class.tolist(), strict=True):
             best = len(row) - 1 - int(np.argmax(row[::-1]))  # of equal ones COCO takes the last
             if row[best] >= MIN_IOU:
                 pairs.append((position, int(true[best])))

@@ -88,9 +88,8 @@ class Encoder(Spec):
             if values is None and self.in_chans != 3:
                 raise ValueError(
                     f"in_chans is {self.in_chans}, and {name} is not set, which timm knows for RGB alone; "
-                    f"{self.in_chans} "
-                    f"values in 0..1 are needed, one a channel; set {name} (visionmtl check_data prints those of the "
-                    "data)"
+                    f"{self.in_chans} values in 0..1 are needed, one a channel; set {name} (visionmtl check_data "
+                    "prints those of the data)"
                 )
             if values is not None and len(values) != self.in_chans:
                 raise ValueError(

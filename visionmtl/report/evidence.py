@@ -87,15 +87,15 @@ class Evidence:
     def depth_by_distance(self) -> dict[str, list[tuple[float, float, float]]]:
         """By task: (metres in the middle of a bin, mean relative error, share of pixels); rare distances left out."""
         middles = np.sqrt(DISTANCE_EDGES_M[1:] * DISTANCE_EDGES_M[:-1])
-        found = {}
+        by_task = {}
         for name, (sums, counts) in self._errors.items():
             shares = counts / max(counts.sum(), 1)
-            found[name] = [
+            by_task[name] = [
                 (float(middle), float(total / count), float(share))
                 for middle, total, count, share in zip(middles, sums, counts, shares, strict=True)
                 if share >= 1e-3
             ]
-        return found
+        return by_task
 
     def images(self) -> list[ImagePanels]:
         """The worst images of each task, then its best."""
@@ -151,11 +151,11 @@ class Confusion:
 
 def confusions(meters: Mapping[str, Meter]) -> dict[str, Confusion]:
     """By name of the results, for meters that count pixels by class."""
-    found = {}
+    by_name = {}
     for name, meter in meters.items():
         if isinstance(meter, SegmentationMeter):
             table = meter.confusion().astype(np.float64)
             totals = table.sum(axis=1, keepdims=True)
             shares = np.where(totals > 0, table / np.maximum(totals, 1), np.nan)
-            found[name] = Confusion(meter.classes, shares)
-    return found
+            by_name[name] = Confusion(meter.classes, shares)
+    return by_name

@@ -186,7 +186,9 @@ def _summary(
         if value is None:
             continue
         if name not in primary:
-            yield f"{name}: distances are off by {value:.1%} on average, of {result.get('matched', '?')} boxes."
+            if "matched" not in result:  # of a run whose config is missing
+                continue
+            yield f"{name}: distances are off by {value:.1%} on average, of {result['matched']} boxes."
             continue
         better = {"max": "higher is better", "min": "lower is better", "": ""}[direction]
         yield (

@@ -46,7 +46,7 @@ class Onnx(Format):
         assert program is not None
         save(program.model_proto, graph.description, path)
 
-    def write_int8(self, onnx_file: Path, description: Description, path: Path) -> None:
+    def write_from_onnx(self, onnx_file: Path, description: Description, path: Path) -> None:
         import onnx
 
         save(onnx.load(str(onnx_file)), description, path)

@@ -326,8 +326,7 @@ class _Instances(Annotations):
         if len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any():
             raise ValueError(
                 f"{self.file}: all {len(xywh)} boxes lie in 0..1, the first is {xywh[0].tolist()}; COCO's are pixels, "
-                "x, "
-                "y, width, height; multiply by width and height of the image, or write YOLO label files "
+                "x, y, width, height; multiply by width and height of the image, or write YOLO label files "
                 "(format: yolo), whose boxes are fractions"
             )
 
