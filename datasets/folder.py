@@ -414,11 +414,13 @@ class FolderReader(PartReader):
         spec, file = self._spec, self.file(index)
         if self._is_photo:
             return read_photo(file, choose_scale, spec.upright)
-        as_photo = spec.image_range is None and spec.channels - len(spec.more_channels) == 3 and file.suffix != ".npy"
+        as_photo = (
+            spec.image_range is None and spec.channels - len(spec.more_channels) == 3 and file.suffix.lower() != ".npy"
+        )
         if as_photo and file.suffix.lower() not in (".tif", ".tiff"):  # RGB beside depth or the like
             parts = [(file, read_photo(file, upright=spec.upright)[0])]
         else:
-            if spec.upright and file.suffix != ".npy" and is_turned(file):
+            if spec.upright and file.suffix.lower() != ".npy" and is_turned(file):
                 raise ValueError(
                     f"{file} has an EXIF orientation, and images of other channels than RGB are read as stored; set "
                     "upright: false if the labels are made for that, or turn the file"

@@ -11,12 +11,12 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
     from visionmtl.inference.predictor import Predictor
-    from visionmtl.inference.pseudo_labels import ImageRef
+    from visionmtl.inference.pseudo_labels import ImageRef, Labelled
 
 MANUAL = """
 examples:
@@ -126,9 +126,8 @@ def _predict(args: argparse.Namespace) -> int:
         predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
         predictor.batch_size = args.batch_size or predictor.batch_size
         if args.output:
-            _write_submission(args, predictor, sources)
-        else:
-            _write_labels(args, predictor, sources, str(opened.path))
+            return _write_submission(args, predictor, sources)
+        _write_labels(args, predictor, sources, str(opened.path))
     return 0
 
 
@@ -142,21 +141,35 @@ def _sources(args: argparse.Namespace) -> list[ImageRef]:
     return dataset_sources(open_datasets(getattr(load_data(args.input), args.part or "train")))
 
 
-def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> None:
+def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:
+    """Returns the exit status."""
     from visionmtl.inference.pseudo_labels import read
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter
     from visionmtl.structures import Sample
 
     net = predictor.net
     writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
-    waiting = iter(sources)
-    while batch := [read(source, fill=False) for source in islice(waiting, predictor.batch_size)]:
+    failed: list[str] = []
+
+    def images() -> Iterator[Labelled]:
+        for source in sources:
+            try:
+                yield read(source, fill=False)
+            except ValueError as error:  # one damaged file does not end a folder
+                print(f"error: {error}", file=sys.stderr)
+                failed.append(source.path)
+
+    waiting = images()
+    while batch := list(islice(waiting, predictor.batch_size)):
         results = predictor([one.image for one in batch], intrinsics=args.intrinsics)
         for one, result in zip(batch, results, strict=True):
             camera = args.intrinsics or one.intrinsics
             writer.add(Sample(image=one.image, image_id=one.path, intrinsics=camera), result.predictions)
     writer.close()
-    print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources)} images")
+    print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources) - len(failed)} images")
+    if failed:
+        print("\n  ".join([f"no predictions for {len(failed)} of the images:", *failed]), file=sys.stderr)
+    return ERROR if failed else 0
 
 
 def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> None:

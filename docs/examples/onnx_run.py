@@ -12,7 +12,7 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["visionmtl"])
 height, width = about["inputs"]["image"]["size"]
 photo = cv2.imread(sys.argv[2])
 scale = min(height / photo.shape[0], width / photo.shape[1])
-h, w = (round(side * scale) for side in photo.shape[:2])
+h, w = (max(1, round(side * scale)) for side in photo.shape[:2])
 image = np.zeros((1, height, width, 3), np.uint8)  # the photo at the top left, black behind it
 image[0, :h, :w] = cv2.resize(photo, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)[..., ::-1]
 values = session.run(None, {"image": image, "content_size": np.array([[h, w]], np.int64)})
@@ -24,7 +24,8 @@ picture = cv2.addWeighted(image[0, :h, :w], 0.6, colours[out["segmentation_class
 for box, score, label in zip(out["detection_boxes"], out["detection_scores"], out["detection_labels"], strict=True):
     if score > 0.4:
         x1, y1, x2, y2 = box.round().astype(int).tolist()
-        metres = np.median(out["depth_m"][y1 : y2 + 1, x1 : x2 + 1])
+        rows, columns = (slice((3 * a + b) // 4, (a + 3 * b) // 4 + 1) for a, b in ((y1, y2), (x1, x2)))
+        metres = np.median(out["depth_m"][rows, columns])  # of the inner half: the rim shows what lies behind
         print(f"{names[label]} {score:.2f}  {metres:.1f} m at {(box / scale).round()}")
         cv2.rectangle(picture, (x1, y1), (x2, y2), (255, 255, 255), 2)
 cv2.imwrite(sys.argv[3], picture)

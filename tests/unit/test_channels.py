@@ -227,3 +227,9 @@ def test_the_check_measures_channels_and_draws_the_first_three(root):
     np.testing.assert_allclose(numbers["channels"]["std"], expected.std(0), atol=1e-3)
     assert draw_sheet(checked, []).shape[2] == 3
     assert load(file).model.encoder.in_chans == 5
+
+
+def test_grey_with_alpha_has_two_channels(tmp_path: Path):
+    Image.fromarray(np.dstack([np.full((4, 5), 9, np.uint8), np.full((4, 5), 200, np.uint8)])).save(tmp_path / "a.png")
+    values = read_channels(tmp_path / "a.png")
+    assert values.shape == (4, 5, 2) and values[0, 0].tolist() == [9, 200]

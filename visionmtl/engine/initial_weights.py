@@ -212,7 +212,7 @@ def _bare_encoder(path: Path) -> dict[str, Tensor] | None:
             return None  # what is wrong is said where checkpoints are read
         if not isinstance(content, Mapping) or "format" in content:
             return None
-    weights: dict[str, Tensor] = load_state_dict(str(path))
+    weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
     is_bare = bool(weights) and all(isinstance(value, Tensor) for value in weights.values())
     return dict(weights) if is_bare else None
 

@@ -53,9 +53,9 @@ def last_layers(model: Any) -> list[str]:
     waiting, seen, kept = [output.name for output in model.graph.output], set(), []
     while waiting:
         node = maker.get(waiting.pop())
-        if node is None or node.name in seen:
+        if node is None or node.output[0] in seen:
             continue
-        seen.add(node.name)
+        seen.add(node.output[0])  # its name may be empty
         if node.op_type in QUANTIZED:
             kept.append(node.name)
         elif not weights.intersection(node.input):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,19 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)  # a full disk gets its room back
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """For writers that want a file name: what lies in that file's folder takes its place beside `path` at the end.
+
+    Nothing is left where the block fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.writing-", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        for file in Path(folder).iterdir():
+            os.replace(file, path.parent / file.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.io.depth_maps import read_array
-from visionmtl.io.images import read_stored
+from visionmtl.io.images import read_stored, stored_mode
 
 _BAND_AXES = "CSQI"  # tifffile's names of what is neither rows nor columns
 
@@ -24,7 +24,8 @@ def read_channels(file: Path) -> NDArray:
     else:
         values = read_stored(file)
         if values.ndim == 3:  # OpenCV gives BGR, BGRA
-            values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
+            is_grey_with_alpha = values.shape[2] == 4 and stored_mode(file) == "LA"  # which OpenCV gives three times
+            values = values[..., [2, 3] if is_grey_with_alpha else [2, 1, 0, *range(3, values.shape[2])]]
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.dtype.kind not in "uif" or 0 in values.shape:

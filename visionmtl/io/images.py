@@ -156,13 +156,18 @@ def is_turned(file: Path) -> bool:
         return False
 
 
-def has_alpha(file: Path) -> bool:
-    """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
+def stored_mode(file: Path) -> str:
+    """Pillow's name of what a pixel holds, as L, LA, RGB; "" for what cannot be opened."""
     try:
         with Image.open(file) as opened:
-            return opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+            return opened.mode
     except _PILLOW_ERRORS:
-        return False
+        return ""
+
+
+def has_alpha(file: Path) -> bool:
+    """Whether an image has an alpha channel, as its header says; False for what cannot be opened."""
+    return stored_mode(file) in ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def has_palette(file: Path) -> bool:

@@ -1,7 +1,6 @@
 """AOTInductor: the graph compiled ahead of time to a library for this kind of processor; needs a C++ compiler."""
 
 import json
-import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from visionmtl.export.base import Format, Runner, no_description
 from visionmtl.export.formats.torch_export import output_names, torch_runner
 from visionmtl.export.graph import Description, Graph
+from visionmtl.io.atomic import atomic_path
 
 KEY = "visionmtl"
 
@@ -21,13 +21,9 @@ class AOTInductor(Format):
     suffix: ClassVar[str] = ".aoti.pt2"
 
     def write(self, graph: Graph, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"writing-{path.name}")
         settings = {"aot_inductor.metadata": {KEY: json.dumps(graph.description)}}
-        torch._inductor.aoti_compile_and_package(
-            graph.program(), package_path=str(unfinished), inductor_configs=settings
-        )
-        os.replace(unfinished, path)
+        with atomic_path(path) as file:
+            torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(file), inductor_configs=settings)
 
     def read_description(self, path: Path) -> Description:
         metadata = torch._inductor.aoti_load_package(str(path)).get_metadata()

@@ -47,6 +47,11 @@ class ExecuTorch(Format):
         return description
 
     def open(self, path: Path, threads: int | None) -> Runner:
+        if threads is not None:
+            raise ValueError(
+                f"threads is {threads}, but ExecuTorch's Python runtime decides itself how many it takes; None is "
+                "allowed; leave it out"
+            )
         program = _program(path)
         method, names = program.load_method("forward"), output_names(self.read_description(path))
 

@@ -1,7 +1,6 @@
 """OpenVINO's intermediate representation, converted from the ONNX file."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from visionmtl.export.base import Format, Runner, Tensors, no_description
 from visionmtl.export.formats.onnx import KEY, Onnx
 from visionmtl.export.graph import Description, Graph
+from visionmtl.io.atomic import atomic_path
 
 
 class OpenVINO(Format):
@@ -36,11 +36,8 @@ class OpenVINO(Format):
 
         model = openvino.convert_model(str(onnx_file))
         model.set_rt_info(json.dumps(description), [KEY])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"writing-{path.name}")
-        openvino.save_model(model, str(unfinished), compress_to_fp16=False)
-        os.replace(unfinished.with_suffix(".bin"), path.with_suffix(".bin"))
-        os.replace(unfinished, path)
+        with atomic_path(path) as file:  # and .bin beside it
+            openvino.save_model(model, str(file), compress_to_fp16=False)
 
     def read_description(self, path: Path) -> Description:
         import openvino

@@ -45,13 +45,16 @@ def output_names(description: Description) -> list[str]:
 
 
 def torch_runner(module: Any, names: list[str], threads: int | None) -> Runner:
-    """Of a callable over tensors."""
+    """Of a callable over tensors. torch counts threads for the whole process; its number is put back after a call."""
 
     def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(x) for x in inputs.values()))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            with torch.inference_mode():
+                outputs = module(*(torch.from_numpy(x) for x in inputs.values()))
+        finally:
+            torch.set_num_threads(before)
         return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
 
     return run
