@@ -106,7 +106,10 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
     pace = f"{train.epochs} epochs of batches of {train.batch_size}, {train.precision}"
     print(f"  {pace}, warm-up of {run.optim.warmup_steps} steps, learning rate {run.optim.lr:g}")
     status = check_data([str(target), "--sheet", str(sheet)]) if args.check else 0
-    print(f"next: look at {sheet}, then visionmtl train {target}" if args.check else f"next: visionmtl train {target}")
+    if status:
+        print(f"next: correct the errors above, then visionmtl check_data {target} --sheet FILE.png")
+    else:
+        print(f"next: {f'look at {sheet}, then ' if args.check else ''}visionmtl train {target}")
     return status
 
 

@@ -508,6 +508,12 @@ def _open_output(path: Path | None, default: Path, num_results: int, videos: boo
         with tried(path):
             yield _Output(path, is_file=True)
         return
+    elif path.suffix.lower() in (*images.SUFFIXES, *video.SUFFIXES) and not path.is_dir():
+        what, endings = ("videos", video.SUFFIXES) if videos else ("pictures", images.SUFFIXES)
+        raise ValueError(
+            f"--output {path} does not end as {what} do ({' '.join(endings)}), and {what} are drawn here; name such a "
+            "file, or a folder"
+        )
     elif _holds_something(path):
         raise ValueError(
             f"--output {path} holds files already, and nothing is written over or mixed; a new or empty folder is "

@@ -169,6 +169,20 @@ def test_unused_heads_are_not_run(model, photos):
     assert np.array_equal(result.depth_m, model(photos[0]).depth_m)
     with pytest.raises(ValueError, match=r"no task 'dept' \(did you mean 'depth'\?\)"):
         model(photos[0], tasks=["dept"])
+    for tasks in ([], "depth"):
+        with pytest.raises(ValueError, match="a list of one name or more is needed"):
+            model(photos[0], tasks=tasks)
+
+
+def test_an_image_without_pixels_is_refused(model):
+    with pytest.raises(ValueError, match="image 0 is 0x5 px; one pixel or more"):
+        model(np.zeros((0, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize("setting", [{"precision": "fp8"}, {"batch_size": "4"}, {"threads": 1.5}])
+def test_settings_of_another_kind_are_refused(folder, setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*allowed"):
+        visionmtl.load(folder, device="cpu", **setting)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -120,3 +120,24 @@ def test_the_handbook_and_the_recipe_show_the_same_layout():
     recipe = yaml.safe_load((Path(config.__file__).parents[1] / "configs/folder.yaml").read_text())
     train, val = (OmegaConf.to_container(OmegaConf.create(recipe["data"][part][0])) for part in ("train", "val"))
     assert {**train, "split": "val"} == val
+
+
+def test_masks_saved_as_jpeg_are_no_class_of_images(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("RGB", (40, 30), (index, 0, 0)).save(tmp_path / name / f"{index}.jpg")
+    with pytest.raises(ValueError, match=r"masks is called as label maps are.*export them again as PNG"):
+        understand(tmp_path)
+
+
+def test_where_the_check_finds_errors_the_next_step_is_no_training(tmp_path, capsys):
+    write_layouts.labelme(tmp_path / "mine")
+    file = next((tmp_path / "mine").rglob("*.json"))
+    content = json.loads(file.read_text())
+    content["shapes"][0]["points"] = [[1, 1], [9, 9]]
+    file.write_text(json.dumps(content | {"shapes": [content["shapes"][0] | {"shape_type": "polygon"}]}))
+
+    assert main(["prepare", "folder", str(tmp_path / "mine"), str(tmp_path / "mine.yaml")]) == 2
+    out = capsys.readouterr().out
+    assert "next: correct the errors above" in out and "visionmtl train" not in out

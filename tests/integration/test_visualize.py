@@ -155,6 +155,8 @@ def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
     assert "out.jpg exists already; nothing is written over" in capsys.readouterr().err
     assert drawn(saved, tmp_path / "a.png", tmp_path / "b.png", "--output", tmp_path / "two.png") == 2
     assert "is one file, but there are 2 results; a folder is needed" in capsys.readouterr().err
+    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "one.mp4") == 2
+    assert "one.mp4 does not end as pictures do" in capsys.readouterr().err and not (tmp_path / "one.mp4").exists()
     assert not (tmp_path / "two.png").exists()
 
 

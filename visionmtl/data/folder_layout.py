@@ -34,6 +34,7 @@ _SPLIT = re.compile(
     r"(?<![A-Za-z0-9])(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev)(?:\d{4})?(?=$|[^A-Za-z0-9]|annot|labels|masks)"
 )
 _SUFFIX = re.compile(r"[_.-][A-Za-z][A-Za-z0-9]*(?:[_-][A-Za-z][A-Za-z0-9]*)*$")
+_MAP_FOLDER = re.compile(r"mask|label|annot|segm|^gt$|ground.?truth", re.IGNORECASE)
 _MAPS = (*SUFFIXES, ".npy", ".exr")
 _TEXTS: dict[str, Kind] = {".txt": "text", ".xml": "xml", ".json": "json"}
 _SAMPLED = 6  # files of a group that are looked into
@@ -418,6 +419,7 @@ class _Finder:
             settings["segmentation"] |= {"missing": "unlabelled"} if missing else {}
             self._say("segmentation: the same polygons; what lies in none is background")
         if not settings and self._pattern.count("*/") == 1:
+            self._refuse_maps_among_photos()
             names = sorted({_template(photo)[0].split("/")[-2] for photo in self._photos})
             settings["image_labels"] = {"classes": names}
             self._say(f"image_labels: the folder of an image is its class: {shortened(names)}")
@@ -449,6 +451,21 @@ class _Finder:
         if left:
             self._say(f"not used: {', '.join(f'{count} files in {name}' for name, count in left.most_common(4))}")
         return layout
+
+    def _refuse_maps_among_photos(self) -> None:
+        """Masks saved as JPEG look like photographs: their folder would become a class of images."""
+        stems: dict[str, set[str]] = defaultdict(set)
+        for photo in self._photos:
+            folder, _, name = without_ending(photo).rpartition("/")
+            stems[folder].add(name)
+        for folder, names in stems.items():
+            twin = next((other for other in stems if other != folder and names <= stems[other]), None)
+            if twin and _MAP_FOLDER.search(folder.rpartition("/")[2]):
+                raise ValueError(
+                    f"{self._root / folder} is called as label maps are, and its files as the images in {twin}, but "
+                    "they look like photographs; label maps are PNGs of classes or of few colours, which JPEG blurs; "
+                    "export them again as PNG, or rename the folder if its name is a class of images"
+                )
 
     def _find_coco(self) -> None:
         names = {photo.rpartition("/")[2] for photo in self._photos}

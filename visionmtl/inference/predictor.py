@@ -7,9 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
@@ -297,8 +298,10 @@ class Predictor:
             filled up, so that no other graph is needed
         """
         for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; {least} or more is allowed; correct it")
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise ValueError(f"{name} is {value!r}; {least} or more, a whole number, is allowed; correct it")
+        if precision is not None and precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}; correct it")
         self.net, self.run = opened.net, opened.run
         self.precision: Precision = precision or opened.run.train.precision
         self.batch_size = batch_size or opened.run.train.batch_size
@@ -459,6 +462,11 @@ def _with_progress(results: Iterator[Result], total: int | None, progress: bool)
 
 def choose_tasks(tasks: Mapping[str, Task], names: Sequence[str] | None) -> dict[str, Task]:
     """The tasks of these names, in the order of the run; None = all. Raises ValueError for a name it does not have."""
+    if names is not None and (isinstance(names, str) or not names):
+        raise ValueError(
+            f"tasks is {names!r}; a list of one name or more is needed, or None for all; this run has "
+            f"{', '.join(tasks)}; correct it"
+        )
     for name in names or ():
         if name not in tasks:
             raise ValueError(
@@ -499,6 +507,11 @@ def _check_pixels(images: Sequence[Pixels], in_chans: int) -> None:
             raise ValueError(
                 f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
                 "read files with visionmtl.io.images.read_image, or convert the array"
+            )
+        if not image.size:
+            raise ValueError(
+                f"image {number} is {image.shape[0]}x{image.shape[1]} px; one pixel or more is needed; leave it out "
+                "or correct how it is cut"
             )
 
 
