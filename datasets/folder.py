@@ -414,10 +414,8 @@ class FolderReader(PartReader):
         spec, file = self._spec, self.file(index)
         if self._is_photo:
             return read_photo(file, choose_scale, spec.upright)
-        as_photo = (
-            spec.image_range is None and spec.channels - len(spec.more_channels) == 3 and file.suffix.lower() != ".npy"
-        )
-        if as_photo and file.suffix.lower() not in (".tif", ".tiff"):  # RGB beside depth or the like
+        as_photo = spec.image_range is None and spec.channels - len(spec.more_channels) == 3
+        if as_photo and file.suffix.lower() not in (".npy", ".tif", ".tiff"):  # RGB beside depth or the like
             parts = [(file, read_photo(file, upright=spec.upright)[0])]
         else:
             if spec.upright and file.suffix.lower() != ".npy" and is_turned(file):

@@ -24,8 +24,7 @@ picture = cv2.addWeighted(image[0, :h, :w], 0.6, colours[out["segmentation_class
 for box, score, label in zip(out["detection_boxes"], out["detection_scores"], out["detection_labels"], strict=True):
     if score > 0.4:
         x1, y1, x2, y2 = box.round().astype(int).tolist()
-        rows, columns = (slice((3 * a + b) // 4, (a + 3 * b) // 4 + 1) for a, b in ((y1, y2), (x1, x2)))
-        metres = np.median(out["depth_m"][rows, columns])  # of the inner half: the rim shows what lies behind
-        print(f"{names[label]} {score:.2f}  {metres:.1f} m at {(box / scale).round()}")
+        inner = np.s_[(3 * y1 + y2) // 4 : (y1 + 3 * y2) // 4 + 1, (3 * x1 + x2) // 4 : (x1 + 3 * x2) // 4 + 1]
+        print(f"{names[label]} {score:.2f}  {np.median(out['depth_m'][inner]):.1f} m at {(box / scale).round()}")
         cv2.rectangle(picture, (x1, y1), (x2, y2), (255, 255, 255), 2)
 cv2.imwrite(sys.argv[3], picture)

@@ -328,3 +328,10 @@ def test_the_tool_writes_distances_beside_boxes(folder, model, files, tmp_path: 
     assert ours == expected and {"distance_m", "distance_spread_m", "position_m"} < set(ours[0])
     with pytest.raises(SystemExit):
         predict_tool.main([*command, "--intrinsics", "80"])
+
+
+def test_an_empty_path_and_a_score_beyond_1_are_refused(model, photos):
+    with pytest.raises(ValueError, match=r"the path is empty; a file, .* is needed"):
+        model("")
+    with pytest.raises(ValueError, match="min_score is 30; scores are numbers from 0 to 1"):
+        model(photos[0]).boxes.above(30)

@@ -17,6 +17,7 @@ from visionmtl.data.check.sheet import draw_sheet
 from visionmtl.data.check.survey import open_data_sets, plan, read_all
 from visionmtl.data.transforms.crop_resize import CropParams, CropResize
 from visionmtl.datasets import Dataset
+from visionmtl.io.channels import read_channels
 from visionmtl.io.images import read_photo
 from visionmtl.modeling.encoder import Encoder
 from visionmtl.run import load, load_data

@@ -83,7 +83,9 @@ class ResultBoxes:
         return self._columns.get("position_m")
 
     def above(self, min_score: float) -> "ResultBoxes":
-        """The boxes with a score of at least min_score."""
+        """The boxes with a score of at least min_score, which is 0 to 1."""
+        if not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+            raise ValueError(f"min_score is {min_score!r}; scores are numbers from 0 to 1; correct it")
         kept = self.scores >= min_score
         names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
         columns = self.xyxy[kept], self.scores[kept], self.labels[kept]
@@ -372,6 +374,8 @@ class Predictor:
                 size = 1 if str(source).startswith("camera:") else self.batch_size
                 total = count_frames(str(source)) if progress else None
                 return _with_progress(stream(((*frame, None) for frame in frames), size), total, progress)
+            if not str(source):
+                raise ValueError("the path is empty; a file, a folder, a video or camera:0 is needed; correct it")
             if Path(source).is_dir():
                 files = list_images(Path(source))
                 if not files:

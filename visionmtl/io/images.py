@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visionmtl.io.paths import is_hidden
 from visionmtl.structures import JpegScale, at_full_size
@@ -260,6 +260,8 @@ def _decode(file: Path, content: Pixels, flags: int) -> NDArray:
 
 
 def _unreadable(file: Path, why: object) -> ValueError:
+    if isinstance(why, UnidentifiedImageError):  # whose text names an object in memory
+        why = "its content is of no image format"
     return ValueError(
         f"{file} is missing or no readable image: {why}; a complete image file is expected; fetch or prepare it again, "
         "or correct the path"
