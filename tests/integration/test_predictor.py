@@ -272,7 +272,7 @@ def test_to_dict_is_ready_for_json(model, photos):
     assert first["distance_m"] == result.boxes.distance_m[0] and len(first["position_m"]) == 3
     assert sum(plain["segmentation"].values()) == pytest.approx(1)
     assert plain["depth_m"]["min"] <= plain["depth_m"]["median"] <= plain["depth_m"]["max"]
-    assert result.to_dict(min_score=1.1)["boxes"] == []
+    assert result.to_dict(min_score=1.0)["boxes"] == []
     middle = float(np.median(result.boxes.scores))
     likely = result.boxes.above(middle)
     assert likely.rows() == [row for row in result.boxes.rows() if row["score"] >= middle]
@@ -306,7 +306,7 @@ def test_to_supervision(model, photos):
     assert isinstance(found, supervision.Detections) and len(found) == len(result.boxes)
     assert np.array_equal(found.data["distance_m"], result.boxes.distance_m)
     assert found.data["class_name"].tolist() == result.boxes.names
-    assert len(found[found.confidence > 2]) == len(result.to_supervision(min_score=2)) == 0
+    assert len(found[found.confidence > 2]) == len(result.to_supervision(min_score=1.0)) == 0
 
 
 def test_without_supervision_the_extra_is_named(model, photos, monkeypatch):

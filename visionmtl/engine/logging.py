@@ -173,8 +173,10 @@ class _Files:
 
     def close(self) -> None:
         with ExitStack() as closing:  # all of them, also where one fails
-            for of in (self.rows, self.lines, *self.loggers):
-                closing.callback(of.close)
+            closing.callback(self.rows.close)
+            closing.callback(self.lines.close)
+            for logger in self.loggers:
+                closing.callback(logger.close)
 
 
 class _Screen:

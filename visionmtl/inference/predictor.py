@@ -84,7 +84,7 @@ class ResultBoxes:
 
     def above(self, min_score: float) -> "ResultBoxes":
         """The boxes with a score of at least min_score, which is 0 to 1."""
-        if not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+        if not 0 <= min_score <= 1:
             raise ValueError(f"min_score is {min_score!r}; scores are numbers from 0 to 1; correct it")
         kept = self.scores >= min_score
         names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
@@ -299,7 +299,8 @@ class Predictor:
         compile: compile the network at its first call, for one image and for `batch_size` images; smaller batches are
             filled up, so that no other graph is needed
         """
-        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
+        numbers: tuple[tuple[str, Any, int], ...] = (("batch_size", batch_size, 1), ("threads", threads, 0))
+        for name, value, least in numbers:
             if value is not None and (not isinstance(value, Integral) or value < least):
                 raise ValueError(f"{name} is {value!r}; {least} or more, a whole number, is allowed; correct it")
         if precision is not None and precision not in get_args(Precision):
