@@ -360,8 +360,7 @@ class Predictor:
         iterator, which reads as it goes.
 
         tasks: only these decoders run in this call; None = all of the predictor
-        intrinsics: (fx, fy, cx, cy) of the camera in pixels of the image, see `structures.Intrinsics`, for positions
-            of boxes in space; None = a sample's own, where its data set knows them
+        intrinsics: (fx, fy, cx, cy) in pixels of the image, which place boxes in space; None = a sample's own, if known
         progress: show a bar on stderr
         """
         chosen = choose_tasks(self.net.tasks, tasks)
