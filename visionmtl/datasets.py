@@ -267,3 +267,9 @@ class Subset:
     def read_part(self, index: int, request: ReadRequest) -> Sample:
         """See `read_part`."""
         return read_part(self.reader, index % self.count, request)
+
+
+def first_samples(dataset: NamedDataset, count: int, length: int = 0) -> NamedDataset:
+    """The first `count` samples of a data set, or all where it has fewer, over and over up to `length`."""
+    count = min(count, len(dataset))
+    return replace(dataset, reader=Subset(dataset.reader, count, max(length, count)))

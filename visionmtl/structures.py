@@ -149,6 +149,10 @@ class ImageMeta:
     annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
     # see `Sample.annotated`; other classes are not predicted where a data set is to judge
 
+    def content_of(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What lies over the image, without padding, of an array [H, W, ...] over the network's input; contiguous."""
+        return np.ascontiguousarray(values[: self.content_size[0], : self.content_size[1]])
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
-from visionmtl.datasets import NamedDataset, Subset, check_channels, open_datasets
+from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import check_continues
@@ -140,11 +140,8 @@ def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedD
             )
         return datasets, open_datasets(run.data.val)
 
-    def first(dataset: NamedDataset, length: int) -> NamedDataset:
-        count = min(overfit, len(dataset))
-        return replace(dataset, reader=Subset(dataset.reader, count, max(length, count)))
-
-    return [first(dataset, len(dataset)) for dataset in datasets], [first(dataset, 0) for dataset in datasets]
+    training = [first_samples(dataset, overfit, len(dataset)) for dataset in datasets]
+    return training, [first_samples(dataset, overfit) for dataset in datasets]
 
 
 def _check_warmup(run: Run, steps_per_epoch: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visionmtl.data.label_spaces import align, eval_names, task_of
-from visionmtl.datasets import NamedDataset, open_datasets
+from visionmtl.datasets import NamedDataset, first_samples, open_datasets
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.evaluator import evaluate_files
 from visionmtl.export.base import Format
@@ -177,26 +177,13 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-class _First:
-    """The first samples of a reader."""
-
-    def __init__(self, dataset: NamedDataset, count: int) -> None:
-        self._reader, self._count = dataset.reader, min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-
 def metric_losses(
     opened: Opened, exported: ExportedModel, datasets: Sequence[NamedDataset], limit: int | None
 ) -> list[Loss]:
     """The primary metric and its like of each task, of the network in float32 and of the file."""
     net, run = opened.net, opened.run
     if limit is not None:
-        datasets = [NamedDataset(one.name, _First(one, limit), one.weight) for one in datasets]
+        datasets = [first_samples(dataset, limit) for dataset in datasets]
     datasets = align(datasets, net.tasks, net.spaces)
     before = _measure(lambda image: predict(net, [image], run.data.input_size, "fp32", 1)[0], opened, datasets)
     after = _measure(lambda image: exported.predict([image])[0], opened, datasets)

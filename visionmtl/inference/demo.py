@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.inference.predictor import MIN_SCORE, Predictor, Result
+from visionmtl.inference.predictor import Predictor, Result
 from visionmtl.visualization.canvas import enlarge
-from visionmtl.visualization.draw import DrawOptions, scaled
+from visionmtl.visualization.draw import MIN_SCORE, DrawOptions, scaled
 from visionmtl.visualization.palette import recolour
 from visionmtl.visualization.panels import MAX_CELL_PX, at_cell_size, with_distances
 

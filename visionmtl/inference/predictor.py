@@ -32,11 +32,8 @@ from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.visualization.draw import DrawOptions
+from visionmtl.visualization.draw import MIN_SCORE, DrawOptions
 from visionmtl.visualization.panels import draw_panels
-
-MIN_SCORE = 0.4
-"""Boxes below are left out of pictures; results hold all that `tools/eval.py` scores."""
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
 PixelInput = Pixels | Tensor | Image.Image

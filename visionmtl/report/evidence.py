@@ -52,7 +52,6 @@ class Evidence:
     spaces: Mapping[str, LabelSpace | None]
     meters: Mapping[str, Meter] = field(default_factory=dict)
     """Fresh ones by task, where they are not the tasks' own."""
-    min_score: float = 0.4
     _kept: dict[tuple[str, str], list[_Kept]] = field(default_factory=dict)  # by task, and "best" or "worst"
     _errors: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # [2, bins]: sums of relative errors, pixels
 
@@ -113,12 +112,12 @@ class Evidence:
 
     def _panels(self, title: str, sample: Sample, predictions: Mapping[str, Any]) -> ImagePanels:
         image = at_cell_size(sample.image, CELL_PX)
-        options, spaces = DrawOptions(self.min_score), recolour(self.spaces)
+        options, spaces = DrawOptions(), recolour(self.spaces)
         truth = {name: self.tasks[name].truth(sample) for name in predictions}
         rows = {
             row: {
                 name: draw.scaled(value, sample.image.shape[:2], image.shape[:2])
-                for name, value in with_distances(values, self.min_score).items()
+                for name, value in with_distances(values, options.min_score).items()
             }
             for row, values in (("prediction", predictions), ("truth", truth))
         }

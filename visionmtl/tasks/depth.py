@@ -182,7 +182,7 @@ class Depth(Task, frozen=True):
     def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.float32]]:
         predictions = []
         for metres, meta in zip(outputs["m"], metas, strict=True):
-            inside = np.ascontiguousarray(metres[: meta.content_size[0], : meta.content_size[1]])
+            inside = meta.content_of(metres)
             predictions.append(np.asarray(cv2.resize(inside, meta.size[::-1]), np.float32))
         return predictions
 

@@ -103,7 +103,7 @@ class Normals(Task, frozen=True):
     def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.float32]]:
         predictions = []
         for vectors, meta in zip(outputs["vectors"], metas, strict=True):
-            inside = np.ascontiguousarray(vectors[: meta.content_size[0], : meta.content_size[1]])
+            inside = meta.content_of(vectors)
             resized = torch.from_numpy(cv2.resize(inside, meta.size[::-1]))
             predictions.append(F.normalize(resized, dim=2).numpy())
         return predictions

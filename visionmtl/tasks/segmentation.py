@@ -197,7 +197,7 @@ class Segmentation(ClassTask, frozen=True):
         """Nearest class of the input's pixels; `predict` mixes logits instead, which is finer along edges."""
         predictions = []
         for classes, meta in zip(outputs["classes"], metas, strict=True):
-            inside = np.ascontiguousarray(classes[: meta.content_size[0], : meta.content_size[1]])
+            inside = meta.content_of(classes)
             nearest = cv2.resize(inside, meta.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             predictions.append(np.asarray(nearest, np.uint8))
         return predictions

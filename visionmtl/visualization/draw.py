@@ -19,6 +19,8 @@ Titled = tuple[str, Picture]
 
 CROWDED = 15
 """With more boxes than this, tags are smaller, or they hide what they name."""
+MIN_SCORE = 0.4
+"""Boxes below are left out of pictures, unless another score is asked for."""
 MAX_NAMED = 5
 """Predicted classes of a whole image that are written under it."""
 MAX_RELATIVE_ERROR = 0.5
@@ -34,7 +36,7 @@ MISSED: Colour = (240, 228, 66)
 class DrawOptions:
     """How values are drawn."""
 
-    min_score: float = 0.4
+    min_score: float = MIN_SCORE
     """Boxes and image classes below are left out."""
     depth_range_m: tuple[float, float] | Literal["auto"] | None = None
     """Ends of the colours of depth; "auto": the picture's own, None: the task's limits."""
