@@ -62,7 +62,10 @@ def parser() -> ToolParser:
         "--depth-units", type=positive, metavar="N",
         help="units per metre in depth files: 256 as KITTI, 1000 for millimetres; default: 256, or as saved",
     )  # fmt: skip
-    p.add_argument("--ap-backend", choices=["pycocotools", "faster_coco_eval"], default="pycocotools")
+    p.add_argument(
+        "--ap-backend", choices=["pycocotools", "faster_coco_eval"], default="pycocotools",
+        help="what computes AP; both give the same numbers; default: pycocotools",
+    )  # fmt: skip
     p.add_argument(
         "--json", type=home_path, metavar="FILE",
         help="default: eval/CHECKPOINT-SPLIT.json in the run's folder, numbered where other results lie there",

@@ -60,7 +60,7 @@ def parser() -> ToolParser:
     )
     p.add_argument("--print-config", action="store_true", help="print every setting with its origin, and stop")
     p.add_argument("--limit-train-batches", type=positive, metavar="N", help="batches per epoch")
-    p.add_argument("--limit-val-batches", type=positive, metavar="N")
+    p.add_argument("--limit-val-batches", type=positive, metavar="N", help="batches per evaluation")
     p.add_argument(
         "--max-time", type=duration_s, dest="max_time_s", metavar="2h", help="stop with a checkpoint after this time"
     )

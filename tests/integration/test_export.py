@@ -10,11 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import scene_run
-import torch
 from project import ROOT
 
 from visionmtl.cli import main
-from visionmtl.engine import checkpoint
 from visionmtl.export import exporter
 from visionmtl.export.base import Format, format_of
 from visionmtl.export.exported import ExportedModel
@@ -35,14 +33,7 @@ def sure(folder: Path, **changes: Any) -> Path:
     """A run folder with a network that is sure of some boxes and pixels."""
     # few candidates: of 1000 random ones some have the same score to 1e-6, and rounding decides which is kept
     few = {"tasks": {"detection": {"candidates": 60, "max_detections": 20}}}
-    path = scene_run.save_untrained(scene_run.run(folder, **few, **changes), folder)
-    state = checkpoint.load(path)
-    noise = torch.Generator().manual_seed(0)
-    for name, value in state["net"].items():
-        if name.startswith("decoders") and name.endswith("weight"):
-            value += 0.3 * torch.randn(value.shape, generator=noise)
-    checkpoint.save(path, state)
-    return folder
+    return scene_run.save_sure(scene_run.run(folder, **few, **changes), folder)
 
 
 @pytest.fixture(scope="module")

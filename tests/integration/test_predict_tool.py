@@ -15,7 +15,6 @@ from write_folder import FolderData
 from visionmtl.cli import predict
 from visionmtl.data.loader import Data
 from visionmtl.datasets import NamedDataset, open_datasets
-from visionmtl.engine import checkpoint
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import load
 from visionmtl.inference.pseudo_labels import Labeller, folder_sources, label
@@ -34,14 +33,7 @@ from visionmtl.tasks.segmentation import Segmentation
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a network that is sure of some boxes and pixels."""
     folder = tmp_path_factory.mktemp("trained")
-    path = scene_run.save_untrained(scene_run.run(folder), folder)
-    state = checkpoint.load(path)
-    noise = torch.Generator().manual_seed(0)
-    for name, value in state["net"].items():
-        if name.startswith("decoders") and name.endswith("weight"):
-            value += 0.3 * torch.randn(value.shape, generator=noise)
-    checkpoint.save(path, state)
-    return folder
+    return scene_run.save_sure(scene_run.run(folder), folder)
 
 
 @pytest.fixture

@@ -7,22 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
+from write_layouts import write
 
 from visionmtl.datasets import Dataset
 from visionmtl.structures import IGNORE
 
 H, W = 20, 40
 DATA_YAML = "names: [cup, plate]\nnc: 2\ntrain: ../train/images\n"
-
-
-def write(file: Path, content: str | np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, str):
-        file.write_text(content)
-    else:
-        Image.fromarray(content).save(file)
 
 
 @pytest.fixture
