@@ -243,7 +243,8 @@ def _card(task: str, result: Mapping[str, Any], primary: PrimaryMetrics) -> dict
     """The primary metric of a task, its other numbers, and under which conditions they hold."""
     numbers = _numbers(result)
     first = next((name for name, value in numbers.items() if not isinstance(value, int)), "")
-    metric, direction = primary.get(task, (first, ""))
+    of_distances = DistanceMeter.metrics.get(first) if "matched" in result else None
+    metric, direction = primary.get(task, (first, of_distances or ""))
     notes = [f"protocol {result['protocol']}"] if "protocol" in result else []
     notes += [f"{value:,} {name.replace('_', ' ')}" for name, value in numbers.items() if isinstance(value, int)]
     if result.get("absent"):
