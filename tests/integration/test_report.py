@@ -10,6 +10,7 @@ import pytest
 
 from visionmtl import run as config
 from visionmtl.inference.ranking import choose_metric, ranked
+from visionmtl.report import report
 from visionmtl.report.charts import MAX_POINTS, line_chart
 from visionmtl.report.evidence import Confusion, Evidence
 from visionmtl.report.report import read_rows, write_report
@@ -197,3 +198,8 @@ def test_images_are_ranked_by_any_metric_that_is_better_or_worse():
     assert ranked([0.3, None, 0.1, 0.2], tasks["depth"], "delta1") == [2, 3, 0]
     with pytest.raises(ValueError, match=r"'pixels' is no metric of depth .*; allowed are abs_rel"):
         choose_metric(tasks, "depth/pixels")
+
+
+def test_the_card_of_distances_says_which_way_is_better():
+    card = report._card("detection+depth", {"abs_rel": 0.11, "delta1": 0.9, "matched": 4, "boxes": 5}, {})
+    assert (card["metric"], card["better"]) == ("abs_rel", "lower is better")

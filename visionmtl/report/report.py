@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.datasets import name_all
+from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.report.charts import Chart, line_chart
 from visionmtl.report.evidence import Confusion, Evidence, ImagePanels
 from visionmtl.run import Run, load
