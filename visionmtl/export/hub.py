@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visionmtl.data.label_spaces import tasks_of
-from visionmtl.engine.checkpoint import FORMAT, Opened, open_model, open_state
+from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_state, save_weights
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision
 from visionmtl.inference.predictor import Predictor
@@ -57,8 +58,6 @@ def save_pretrained(
     results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval`
     repo: OWNER/NAME, for the card's example
     """
-    from safetensors.torch import save_file
-
     opened, folder = open_model(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
@@ -67,11 +66,8 @@ def save_pretrained(
     measured = _read_results(Path(results) if results else _newest_results(opened.folder))
     card = model_card(opened, measured, licence, repo or str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous().clone() for name, value in opened.net.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
-    plain = {"visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces}
-    write_json(folder / CONFIG, plain | {"run": _without_paths(opened.run.model_dump(mode="json"))})
+    settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")))
+    write_json(folder / CONFIG, settings)
     write_text(folder / CARD, card)
     return folder
 
@@ -126,22 +122,45 @@ def from_pretrained(
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} has no {' and no '.join(missing)}; a folder that save_pretrained wrote has both; correct the "
             "path, or load a checkpoint with visionmtl.load"
         )
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("visionmtl_format") != FORMAT:
-        found = content.get("visionmtl_format") if isinstance(content, dict) else type(content).__name__
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(
-            f"{folder / CONFIG} has visionmtl_format {found!r}; this version reads {FORMAT}; use a network that "
-            "visionmtl wrote"
+            f"{folder / CONFIG} is damaged ({error}); the JSON that save_pretrained wrote is needed; fetch it again"
+        ) from error
+    version = settings.get("visionmtl_format") if isinstance(settings, dict) else type(settings).__name__
+    if version not in (1, FORMAT):
+        raise ValueError(
+            f"{folder / CONFIG} has visionmtl_format {version!r}; this version reads 1 and {FORMAT}; use a network "
+            "that visionmtl wrote"
         )
-    return {**content, "net": load_file(folder / WEIGHTS), "ema": None}
+    if version == 1:  # without a digest, and with settings in this file alone
+        return {**settings, "net": _load_format_1(folder / WEIGHTS), "ema": None}
+    state = load(folder / WEIGHTS)
+    if differing := [name for name in settings if settings[name] != state.get(name)]:
+        raise ValueError(
+            f"{folder / CONFIG} has another {differing[0]!r} than {WEIGHTS}, which holds the same settings and is what "
+            "is read; the two must be equal; fetch both again, or publish the network anew"
+        )
+    return state
+
+
+def _load_format_1(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); the file that save_pretrained wrote is needed; fetch it again"
+        ) from error
 
 
 def _without_paths(run: dict[str, Any]) -> dict[str, Any]:
