@@ -14,6 +14,7 @@ from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_s
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision
 from visionmtl.inference.predictor import Predictor
+from visionmtl.io.tensor_files import has_settings
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.distance import DistanceMeter
 
@@ -140,7 +141,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} has visionmtl_format {version!r}; this version reads 1 and {FORMAT}; use a network "
             "that visionmtl wrote"
         )
-    if version == 1:  # without a digest, and with settings in this file alone
+    if version == 1 and not has_settings(folder / WEIGHTS):  # without a digest, and with settings in this file alone
         return {**settings, "net": _load_format_1(folder / WEIGHTS), "ema": None}
     state = load(folder / WEIGHTS)
     if differing := [name for name in settings if settings[name] != state.get(name)]:

@@ -1,0 +1,122 @@
+"""One .safetensors file is the whole network for every reader of checkpoints, and a damaged one is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scene_run
+import torch
+from damage import damaged
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from visionmtl.cli import main
+from visionmtl.engine import checkpoint
+from visionmtl.engine.checkpoint import Damaged, open_model
+from visionmtl.engine.initial_weights import load_initial
+from visionmtl.export.hub import from_pretrained, save_pretrained
+from visionmtl.inference.predictor import load
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    scene_run.save_untrained(scene_run.run(folder, ["depth"]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(trained: Path) -> Path:
+    """What the command writes by default."""
+    assert main(["export", str(trained), "--format", "safetensors"]) == 0
+    return trained / "export" / "last.safetensors"
+
+
+def test_the_file_is_the_network_to_the_bit_for_every_reader(trained: Path, file: Path):
+    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(load(file, device="cpu")(image).depth_m, load(trained, device="cpu")(image).depth_m)
+    assert (open_model(file).step, open_model(file).run) == (7, open_model(trained).run)
+    run = scene_run.run(names=["depth"])
+    net = scene_run.untrained(run)
+    torch.nn.init.zeros_(next(net.parameters()))
+    taken = load_initial(net, run, file)
+    assert not any("not taken" in line for line in taken)
+    assert scene_run.differences(dict(net.state_dict()), dict(open_model(trained).net.state_dict())) == []
+
+
+def test_its_metadata_is_text_alone(file: Path):
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert set(metadata) == {"format", "visionmtl", "sha256"}
+    assert set(json.loads(metadata["visionmtl"])) == {"visionmtl_format", "step", "epoch", "run", "spaces"}
+
+
+def test_a_training_does_not_go_on_from_it(file: Path):
+    with pytest.raises(ValueError, match=r"holds a network and no state of a training; .*--init-from .*last\.safetens"):
+        checkpoint.load_resumed(file, fall_back=False)
+
+
+def test_a_damaged_file_is_refused(file: Path, tmp_path: Path):
+    rng, whole, path = np.random.default_rng(0), file.read_bytes(), tmp_path / "a.safetensors"
+    for _ in range(60):
+        path.write_bytes(damaged(whole, rng))
+        with pytest.raises(Damaged, match=r"a\.safetensors is damaged or no network of visionmtl \(.*\); .*; use one"):
+            checkpoint.load(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(Damaged, match="has no digest in its metadata, so that visionmtl did not write it"):
+        checkpoint.load(path)
+
+
+def test_a_damaged_published_network_is_refused(trained: Path, tmp_path: Path):
+    folder = save_pretrained(trained, tmp_path / "published", licence="other")
+    rng = np.random.default_rng(0)
+    for name in ("model.safetensors", "config.json"):
+        whole = (folder / name).read_bytes()
+        for _ in range(15):
+            changed = damaged(whole, rng)
+            (folder / name).write_bytes(changed)
+            try:
+                same = name == "config.json" and json.loads(changed) == json.loads(whole)
+            except ValueError:
+                same = False
+            if not same:  # white space between the parts of JSON may be lost
+                with pytest.raises(ValueError, match=r"published.*;.*;"):
+                    from_pretrained(folder, device="cpu")
+        (folder / name).write_bytes(whole)
+
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"step": 8}))
+    with pytest.raises(ValueError, match=r"has another 'step' than model\.safetensors"):
+        from_pretrained(folder, device="cpu")
+
+
+def test_a_network_that_was_published_before_the_digest_still_loads(trained: Path, tmp_path: Path):
+    folder = save_pretrained(trained, tmp_path / "published", licence="other")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"visionmtl_format": 1}))
+    save_file(dict(open_model(trained).net.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    assert list(from_pretrained(folder, device="cpu").net.tasks) == ["depth"]
+
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-9])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged \(.*\); .* is needed; fetch it again"):
+        from_pretrained(folder, device="cpu")
+
+
+def test_options_that_would_have_no_effect_are_refused(
+    trained: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["export", str(trained), "--format", "safetensors"]
+    refusals = {
+        "--int8": "--int8 would have no effect with --format safetensors",
+        "--batch=4": "--batch would have no effect",
+        f"--output={tmp_path / 'a.pt'}": "does not end in .safetensors",
+        f"--output={file}": "exists already",
+    }
+    for option, said in refusals.items():
+        assert main([*command, option]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*command, "data.eval_size=[96,96]", "--output", str(tmp_path / "new" / "a.safetensors")]) == 0
+    assert open_model(tmp_path / "new" / "a.safetensors").run.data.eval_size == (96, 96)
