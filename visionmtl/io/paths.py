@@ -45,7 +45,7 @@ def regular_file(path: str | Path) -> Path:
             f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; only regular files are opened, since "
             "others may never answer or end; put the file itself there, or correct the path"
         )
-    return Path(path)
+    return path if isinstance(path, Path) else Path(path)
 
 
 def is_hidden(name: str) -> bool:
