@@ -1,5 +1,7 @@
 """Names of files mean one image, lie inside their folder, and are looked for one folder at a time."""
 
+import os
+import socket
 import unicodedata
 
 import pytest
@@ -12,6 +14,7 @@ from visionmtl.io.paths import (
     any_case,
     fixed_part,
     read_lines,
+    regular_file,
     stays_inside,
     without_ending,
 )
@@ -80,3 +83,25 @@ def test_names_in_two_unicode_forms_meet(tmp_path):
 def test_where_both_forms_are_images_the_very_name_decides():
     names = Names(["é.png", "e\u0301.png"])
     assert (names.find("é.png"), names.find("e\u0301.png"), names.find("é")) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a socket", "a device", "zero bytes"])
+def test_only_regular_files_are_opened(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    place = {"a device": "/dev/zero", "zero bytes": "a\0b"}.get(kind, "a.txt")
+    if kind == "a named pipe":
+        os.mkfifo(place)
+    elif kind == "a folder":
+        os.mkdir(place)
+    elif kind == "a socket":
+        socket.socket(socket.AF_UNIX).bind(place)
+    with pytest.raises(ValueError, match=kind):
+        regular_file(place)
+
+
+def test_links_to_files_are_regular_and_a_missing_file_is_the_callers_to_tell(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert regular_file(tmp_path / "b") == tmp_path / "b"
+    with pytest.raises(FileNotFoundError):
+        regular_file(tmp_path / "c")

@@ -7,6 +7,7 @@ and mean the same file.
 import functools
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,33 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 ABSENT, AMBIGUOUS = -1, -2
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def regular_file(path: str | Path) -> Path:
+    """The path, once it is known that opening it cannot hang: a regular file lies there, or a link to one.
+
+    Every reader asks this before it opens a file: opening a named pipe waits for a writer, and a device may never end.
+    Raises ValueError for what is no regular file, OSError where there is nothing or asking is not allowed.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # the system takes no name with a zero byte, or with halves of a character
+        raise ValueError(
+            f"{str(path)!r} is no name of a file: {error}; a name without zero bytes, in UTF-8, is needed; correct the "
+            "name where it is written"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; only regular files are opened, since "
+            "others may never answer or end; put the file itself there, or correct the path"
+        )
+    return path if isinstance(path, Path) else Path(path)
 
 
 def is_hidden(name: str) -> bool:
