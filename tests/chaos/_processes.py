@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
+
+# scripts have neither the path nor the number of threads that pytest and `make chaos` give
+sys.path[:0] = [str(Path(__file__).parents[1] / "fixtures"), str(Path(__file__).parents[2])]
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+    os.environ[_variable] = "1"
 
 
 class Child:
@@ -73,7 +79,7 @@ def _run(work: Callable[[], None], output: Path) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # the copy of the harness must end here, whatever happens
+    except BaseException:  # noqa: BLE001 - the copy of the harness must end here, whatever happens
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -132,6 +138,6 @@ def shared_files(pids: Iterator[int] | list[int]) -> set[str]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is its own: resident pages without those of files and of other processes."""
+    """Resident memory of a process."""
     fields = dict(line.split(":", 1) for line in (PROC / str(pid) / "status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields["VmRSS"].split()[0]) * 1024

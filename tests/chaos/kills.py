@@ -17,13 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "fixtures"), str(Path(__file__).parents[2])]
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
-    os.environ[_variable] = "1"
+from _processes import Child, fork_the_server, shared_files  # isort: skip - it comes first: it sets the path
 
 import scene_run
 import torch
-from _processes import Child, fork_the_server, shared_files
 from write_folder import FolderData
 
 from visionmtl.engine import checkpoint
