@@ -26,8 +26,9 @@ _HOW = {
 NYU_PROTOCOLS = "nyu_eigen", "nyu_median"
 """Those that crop 480x640, with limits of their own."""
 NYU_EIGEN_LIMITS_M = 1e-3, 10.0
-_EIGEN_SIZE = (480, 640)
-_EIGEN_CROP = np.s_[45:471, 41:601]
+EIGEN_SIZE = (480, 640)
+EIGEN_CROP = np.s_[45:471, 41:601]
+"""Rows and columns of NYUv2 that depth papers score (Eigen et al. 2014, arXiv:1406.2283)."""
 
 _COLUMNS = (
     *("pixels", "abs_rel", "sq_rel", "abs", "sq", "log10", "sq_log", "bias", "centred"),
@@ -96,12 +97,12 @@ class DepthMeter:
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
         if self.protocol in NYU_PROTOCOLS:
-            if truth.shape != _EIGEN_SIZE:
+            if truth.shape != EIGEN_SIZE:
                 raise ValueError(
                     f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
                     "defined for 480x640 (NYUv2); choose protocol 'per_image' for other data"
                 )
-            guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
+            guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
         if isinstance(prediction, np.ndarray):
             self._collect()
