@@ -25,13 +25,14 @@ MANUAL = """
 examples:
   visionmtl eval runs/NAME                                                  a run's best checkpoint on its data.val
   visionmtl eval best.pt --protocol nyu13_288x384 --tta flip                under a benchmark's rules
+  visionmtl eval best.pt --all-protocols                                    mIoU and depth by all definitions in use
   visionmtl eval best.pt --save-predictions DIR                             and keep the predictions as files
   visionmtl eval best.pt --from-predictions DIR                             those files; a config serves as well
   visionmtl eval CONFIG.yaml --from-predictions segmentation=DIR            files of one task, wherever they lie
   visionmtl eval --from-predictions results.json --truth instances.json     COCO's own files, no images needed
 """
 _NEEDS_NETWORK = ("save_predictions", "tta", "report", "batch_size", "limit_batches")
-_NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "depth_units")
+_NEEDS_DATA = ("checkpoint", "overrides", "split", "data", "protocol", "all_protocols", "depth_units")
 
 
 def parser() -> ToolParser:
@@ -47,6 +48,10 @@ def parser() -> ToolParser:
         "--data", nargs="+", default=[], metavar="NAME", help="only these of the run's data.val, and what they judge"
     )
     p.add_argument("--protocol", metavar="NAME", help="a benchmark's rules, e.g. coco; an unknown name lists them all")
+    p.add_argument(
+        "--all-protocols", action="store_true",
+        help="besides, these predictions under every definition of mIoU and depth errors that papers use",
+    )  # fmt: skip
     p.add_argument("--tta", choices=["flip"], help="predict from each image and its mirror image together")
     p.add_argument("--save-predictions", type=home_path, metavar="DIR", help="write official submission files there")
     p.add_argument(
@@ -97,6 +102,11 @@ def check(args: argparse.Namespace) -> None:
         )
     idle = [name for name in (*_NEEDS_NETWORK, *_NEEDS_DATA) if args.truth and getattr(args, name)]
     idle += [name for name in _NEEDS_NETWORK if args.from_predictions and not args.truth and getattr(args, name)]
+    if args.all_protocols and (args.protocol or args.report):
+        raise ValueError(
+            f"--all-protocols and --{'protocol' if args.protocol else 'report'} do not go together: it has the rules of "
+            "all, in its own table; leave one of them out"
+        )
     if args.iou_type and not args.truth:
         idle.append("iou_type")
     if args.depth_units and not (args.from_predictions or args.save_predictions):
@@ -132,6 +142,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
+    from visionmtl.metrics.definitions import with_definitions
     from visionmtl.report.evidence import Evidence, confusions
     from visionmtl.report.report import write_report
 
@@ -139,15 +150,17 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     run, spaces = opened.run, opened.net.spaces
     evaluation = Evaluation(opened, ranks, args.data, args.protocol)
     _check_results(args, evaluation.meters)
+    if args.all_protocols:
+        evaluation.meters = {name: with_definitions(meter) for name, meter in evaluation.meters.items()}
 
     split = args.split or "val"
     header = {
         "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
         "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
         "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": args.ap_backend,
-        "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
+        "all_protocols": args.all_protocols, "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    words = [split, args.protocol, args.tta, args.limit_batches and f"first{args.limit_batches}"]
+    words = [split, args.protocol, args.all_protocols and "definitions", args.tta, args.limit_batches and f"first{args.limit_batches}"]
     name = "-".join([opened.path.stem, *(word for word in words if word)])
     with ExitStack() as targets:
         if ranks.is_main_process:
@@ -205,6 +218,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.engine.evaluator import choose_json, evaluate_files
     from visionmtl.engine.protocols import find_protocol
     from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task
+    from visionmtl.metrics.definitions import with_definitions
 
     if args.checkpoint.endswith(".pt") or Path(args.checkpoint).is_dir():
         opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
@@ -219,6 +233,8 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     spaces = known or resolve_spaces(tasks, datasets)
     meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_evaluated=bool(args.data))
     _check_results(args, meters)
+    if args.all_protocols:
+        meters = {name: with_definitions(meter) for name, meter in meters.items()}
 
     scored = dict.fromkeys(map(task_of, meters))
     files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
@@ -226,7 +242,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
     header = {
         "predictions": args.from_predictions, "split": split, "data": args.data, "overrides": args.overrides,
-        "protocol": args.protocol,
+        "protocol": args.protocol, "all_protocols": args.all_protocols,
     }  # fmt: skip
     with ExitStack() as targets:
         if ranks.is_main_process and args.json:
@@ -301,6 +317,8 @@ def _save_and_print(
     print(results_table(results))
     for name, result in results.items():
         _show_classes(name, result)
+        if result.get("definitions"):
+            _show_rows(f"{name} as", result["definitions"])
         if result.get("protocol", "").startswith("coco") and "ar100" in result and (args.truth or args.protocol):
             print("\n".join(official_lines(result)))
     if file:
@@ -316,18 +334,22 @@ def _unmet(args: argparse.Namespace, results: Results, show: bool = True) -> int
 
 
 def _show_classes(name: str, result: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     if result.get("per_class"):
-        columns = list(next(iter(result["per_class"].values())))
-        classes = Table(name, *columns)
-        for label, row in result["per_class"].items():
-            classes.add_row(label, *(_text(row[column]) for column in columns))
-        Console(markup=False).print(classes)
+        _show_rows(name, result["per_class"])
     for key in ("absent", "absent_but_predicted", "not_annotated"):
         if result.get(key):
             print(f"{name}, {key.replace('_', ' ')}: {', '.join(result[key])}")
+
+
+def _show_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(next(iter(rows.values())))
+    table = Table(title, *columns)
+    for label, row in rows.items():
+        table.add_row(label, *(_text(row[column]) for column in columns))
+    Console(markup=False).print(table)
 
 
 def _text(value: float | None) -> str:

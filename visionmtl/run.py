@@ -301,7 +301,7 @@ class Run(Spec):
         channels, augment = self.model.encoder.in_chans, self.data.augment
         if channels != 3 and (augment.colors or augment.pipeline):
             text = (
-                "changes colours of RGB (brightness, contrast, saturation, hue_turns or pipeline), and images have "
+                "changes colours of RGB (brightness, contrast, saturation, hue_turns, grey or pipeline), and images have "
                 f"{channels} "
                 "channels, whose colours nobody knows; set those to 0 and leave `pipeline` out"
             )
@@ -315,6 +315,12 @@ class Run(Spec):
         if curriculum and self.train.distributed.shard:
             text = "holds decoders still, which train.distributed.shard cannot; choose one of the two"
             raise _problem_at(("train", "curriculum"), text)
+        if self.distill is not None and augment.place == "random":
+            text = (
+                "is random, but distill learns from what lies at the top left of the network's input; corner is "
+                "allowed; remove one of the two"
+            )
+            raise _problem_at(("data", "augment", "place"), text)
         if self.distill is not None:
             try:
                 self.distill.check(self.tasks)

@@ -152,6 +152,16 @@ def test_boxes_of_another_split_are_refused(saved, tmp_path, capsys):
     assert refused in capsys.readouterr().err
 
 
+def test_all_definitions_stand_beside_each_other(saved, tmp_path, capsys):
+    file = tmp_path / "r.json"
+    assert evaluated(saved, "--all-protocols", "--json", str(file), "--expect", "depth/rmse_m>=0") == 0
+
+    words, found = " ".join(capsys.readouterr().out.split()), results(file)
+    assert "segmentation as" in words and "all pixels pooled, whole image" in words
+    assert found["segmentation"]["miou"] == found["segmentation"]["definitions"]["one table, void left out"]["miou"]
+    assert found["depth"]["rmse_m"] == found["depth"]["definitions"]["mean of images, whole image, metric"]["rmse_m"]
+
+
 def test_flipping_is_recorded_beside_every_number(saved, tmp_path, capsys):
     file = tmp_path / "r.json"
 
@@ -197,6 +207,7 @@ def test_the_report_shows_pictures(saved, tmp_path):
         (["--json", "/dev/null/r.json"], "/dev/null cannot be read or written: Not a directory"),
         (["--batch-size", "2", "--report", "/dev/null/r.html"], "/dev/null cannot be read or written"),
         (["--protocol", "coco"], "'coco' scores boxes in coco80, but task 'detection' learns scenes_objects"),
+        (["--protocol", "coco", "--all-protocols"], "--all-protocols and --protocol do not go together"),
         (["--protocol", "coca"], "unknown protocol 'coca' (did you mean 'coco'?)"),
         (["--from-predictions", "nowhere", "--tta", "flip"], "tta would have no effect with --from-predictions"),
         (["--from-predictions", "nowhere", "--truth", "x.json"], "checkpoint would have no effect with --truth"),

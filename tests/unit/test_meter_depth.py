@@ -188,3 +188,33 @@ def test_median_alignment_removes_the_scale_and_says_so():
 def test_errors_teach(predicted, true, settings, message):
     with pytest.raises(ValueError, match=message):
         metered((predicted, true), **settings)
+
+
+def test_what_one_factor_an_image_costs():
+    """Two images, one seen at half, one at twice its distance: ln factors +ln 2 and -ln 2, no bias on average."""
+    halved, doubled = ([[0.5, 1, 2, 2]], [[1, 2, 4, 8]]), ([[2, 4, 8, 9]], [[1, 2, 4, 4.5]])
+
+    result = metered(halved, doubled)
+
+    # the medians are (2 + 4) / 2 = 3 against 1.5, and 3 against 6; 8 m become 4 m and stay wrong
+    assert result["scale_spread"] == pytest.approx(np.log(2))
+    assert result["aligned_delta1"] == (3 / 4 + 1) / 2 and result["delta1"] == 0
+    assert result["log_bias"] == pytest.approx((-(3 * np.log(2) + np.log(4)) / 4 + np.log(2)) / 2)
+
+
+def test_nyu_median_is_nyu_eigen_of_aligned_predictions():
+    guess, true = rooms(2, (480, 640))
+    guess = np.abs(guess) + 0.1
+    crop = np.s_[45:471, 41:601]
+
+    def aligned(one, truth):
+        valid = (truth[crop] > 1e-3) & (truth[crop] < 10)
+        return one * (np.median(truth[crop][valid]) / np.median(one[crop][valid].astype(np.float64)))
+
+    pairs = list(zip(guess, true, strict=True))
+    result = metered(*pairs, protocol="nyu_median")
+    by_hand = metered(*((aligned(*pair), pair[1]) for pair in pairs), protocol="nyu_eigen")
+
+    names = ("abs_rel", "rmse_m", "delta1", "log_bias", "aligned_delta1")
+    assert {name: result[name] for name in names} == pytest.approx({name: by_hand[name] for name in names}, rel=1e-5)
+    assert result["delta1"] == result["aligned_delta1"] and result["protocol"].startswith("nyu_median: 0.001 < truth")

@@ -71,7 +71,8 @@ def test_merged_ranks_equal_one_process_exactly(name):
     assert [path for path, pattern in covered.items() if pattern is None] == [], "every number has its direction"
     assert set(one.metrics) == set(covered.values()), "and every direction has its number"
     counts = {path for path, value in numbers(one.compute()) if isinstance(value, int)}
-    assert counts == {path for path, pattern in covered.items() if one.metrics[pattern] is None}
+    neither = {path for path, pattern in covered.items() if one.metrics[pattern] is None}
+    assert counts == neither - {"log_bias"}  # which is best near 0
 
     merged = METERS[name]()
     for state in reversed(states):

@@ -38,7 +38,12 @@ def street(height=4, width=6):
 
 @pytest.mark.parametrize(
     ("name", "scored"),
-    [("coco", {"boxes"}), ("nyu_eigen", {"depth"}), ("nyu13_288x384", {"classes", "depth", "normals"})],
+    [
+        ("coco", {"boxes"}),
+        ("nyu_eigen", {"depth"}),
+        ("nyu_median", {"depth"}),
+        ("nyu13_288x384", {"classes", "depth", "normals"}),
+    ],
 )
 def test_a_protocol_scores_its_own_parts_alone(name, scored):
     assert set(find_protocol(name).makers(TASKS, SPACES)) == scored
@@ -48,7 +53,8 @@ def test_a_protocol_scores_its_own_parts_alone(name, scored):
 def test_the_name_stays_with_the_number(name):
     spaces = {"boxes": SPACES["boxes"], "depth": None, "normals": None}
     spaces["classes"] = {"nyu13_288x384": SPACES["classes"], "nyu40": space("nyu40", 40)}.get(name, CITYSCAPES19)
-    tasks = TASKS if name not in ("coco", "nyu_eigen") else {k: v for k, v in TASKS.items() if k != "classes"}
+    without_classes = {k: v for k, v in TASKS.items() if k != "classes"}
+    tasks = without_classes if name in ("coco", "nyu_eigen", "nyu_median") else TASKS
 
     protocol = find_protocol(name)
     results = {task: make().compute() for task, make in protocol.makers(tasks, spaces).items()}

@@ -68,6 +68,12 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
+def save_weights(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint that predicts with other weights, as `state` otherwise; no run can go on from it."""
+    without = {"ema": None, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "balancer": {}}
+    save(path, {key: value for key, value in state.items() if key != "format"} | {"net": dict(weights)} | without)
+
+
 def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
     """checkpoints/last.pt of a run directory, and step-N.pt for the newest `keep` steps."""
     path = folder / "checkpoints" / "last.pt"

@@ -173,6 +173,11 @@ PROTOCOLS = {
             (Part("depth_m", lambda space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
         ),
         Protocol(
+            "nyu_median",
+            "as nyu_eigen, each predicted depth first scaled by median(truth) / median(prediction) of its image",
+            (Part("depth_m", lambda space: DepthMeter("nyu_median", *NYU_EIGEN_LIMITS_M)),),
+        ),
+        Protocol(
             "nyu13_288x384",
             "multi-task tables: everything at 288x384; 13 classes; depth errors and normal angles per valid pixel",
             (

@@ -821,6 +821,8 @@ class Trainer:
         run, net, data = self.run, self.net, self.data
         millions = sum(p.numel() for p in net.parameters()) / 1e6
         yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
+        if note := net.encoder.normalisation_note:
+            yield f"note      {note}"
         yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
         if self.unused:
             yield f"frozen    {len(self.unused)} parameters that no output depends on, from {self.unused[0]} on"

@@ -17,8 +17,8 @@ class Meter(Protocol):
     """Accumulates one split's predictions against the truth at original resolution."""
 
     metrics: ClassVar[Mapping[str, Direction | None]]
-    """Which way each number of `compute` is better; None: neither, it is a count. Numbers in tables are named by their
-    path, in which a star stands for any class: `per_class/*/iou`."""
+    """Which way each number of `compute` is better; None: neither, it is a count, or best near 0.
+    Numbers in tables are named by their path, in which a star stands for any class: `per_class/*/iou`."""
 
     def update(self, prediction: Any, sample: Sample) -> None:
         """Count one image; a sample without this task's label is not counted."""

@@ -13,39 +13,50 @@ from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
 from visionmtl.structures import Sample
 
-DepthProtocol = Literal["nyu_eigen", "per_image", "pooled", "batch_mean"]
+DepthProtocol = Literal["nyu_eigen", "nyu_median", "per_image", "pooled", "batch_mean"]
 
 _HOW = {
     "nyu_eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
+    "nyu_median": "rows 45:471 and columns 41:601 of 480x640, each prediction scaled by median(truth) / "
+    "median(prediction), mean over images",
     "per_image": "all pixels, mean over images",
     "pooled": "sums over all valid pixels of the split",
     "batch_mean": "pooled within {} consecutive images, mean over those groups",
 }
+NYU_PROTOCOLS = "nyu_eigen", "nyu_median"
+"""Those that crop 480x640, with limits of their own."""
 NYU_EIGEN_LIMITS_M = 1e-3, 10.0
-_EIGEN_SIZE = (480, 640)
-_EIGEN_CROP = np.s_[45:471, 41:601]
+EIGEN_SIZE = (480, 640)
+EIGEN_CROP = np.s_[45:471, 41:601]
+"""Rows and columns of NYUv2 that depth papers score (Eigen et al. 2014, arXiv:1406.2283)."""
 
 _COLUMNS = (
     *("pixels", "abs_rel", "sq_rel", "abs", "sq", "log10", "sq_log", "bias", "centred"),
-    *("delta1", "delta2", "delta3", "wrong"),
+    *("delta1", "delta2", "delta3", "aligned_delta1", "log_factor", "wrong"),
 )
 
 _Row = dict[str, float]
-"""By _COLUMNS but the last: sums over one image's valid pixels, in metres."""
+"""By _COLUMNS but the last: sums over one image's valid pixels, in metres; log_factor is ln of the median factor."""
 
 
 class DepthMeter:
     """AbsRel, SqRel, RMSE and the rest; valid where min_m < truth < max_m, predictions clamped to [min_m, max_m].
 
-    protocol: "nyu_eigen" (NYUv2 depth papers), "per_image" (the same without crop), "pooled" (multi-task papers) or
+    protocol: "nyu_eigen" (NYUv2 depth papers), "nyu_median" (the same with align "median"), "per_image" (the same without crop), "pooled" (multi-task papers) or
     "batch_mean" (only to reproduce tables made so: groups of `group_images` in the order of their ids).
     align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
-    protocol's name. Sums are float64 and exact in the order: any split over ranks gives the same numbers.
+    protocol's name. Aligned or not, `scale_spread` and `aligned_delta1` tell how much of the error is one factor an
+    image: the standard deviation over images of ln(median(truth) / median(clamped prediction)), and delta1 after that
+    scaling. `log_bias` is the mean of ln(prediction) - ln(truth): below 0 predictions are too near.
+    Sums are float64 and exact in the order: any split over ranks gives the same numbers.
     """
 
     metrics: ClassVar[Mapping[str, Direction | None]] = {
         **dict.fromkeys(("abs_rel", "sq_rel", "mae_m", "rmse_m", "rmse_log", "log10", "silog"), "min"),
         **dict.fromkeys(("delta1", "delta2", "delta3"), "max"),
+        "log_bias": None,
+        "scale_spread": "min",
+        "aligned_delta1": "max",
         **dict.fromkeys(("pixels", "images_measured")),
     }
 
@@ -66,7 +77,7 @@ class DepthMeter:
             raise ValueError(f"group_images is {group_images}; allowed is 1 or more; give the batch size of the table")
         self.protocol = protocol
         self.min_m, self.max_m = min_m, max_m
-        self.align = align
+        self.align = "median" if protocol == "nyu_median" else align
         self.group_images = group_images
         self._rows: list[tuple[str, _Row]] = []
         self._pending: list[tuple[str, Tensor]] = []  # sums that may still be computing on a device
@@ -85,13 +96,13 @@ class DepthMeter:
                 f"image {sample.image_id!r}: the prediction is {list(guess.shape)} and the truth "
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
-        if self.protocol == "nyu_eigen":
-            if truth.shape != _EIGEN_SIZE:
+        if self.protocol in NYU_PROTOCOLS:
+            if truth.shape != EIGEN_SIZE:
                 raise ValueError(
-                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol 'nyu_eigen' is "
+                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
                     "defined for 480x640 (NYUv2); choose protocol 'per_image' for other data"
                 )
-            guess, truth = guess[_EIGEN_CROP], truth[_EIGEN_CROP]
+            guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
         if isinstance(prediction, np.ndarray):
             self._collect()
@@ -100,16 +111,18 @@ class DepthMeter:
         """float64 [len(_COLUMNS)] over one image's valid pixels, without waiting for a device."""
         valid = (truth > self.min_m) & (truth < self.max_m)
         wrong = (guess.isnan() & valid).sum()
-        factor = torch.ones((), dtype=torch.float64, device=guess.device)
+        middle = _median(guess if self.align == "median" else guess.clamp(self.min_m, self.max_m), valid)
         if self.align == "median":
-            middle = _median(guess, valid)
             wrong = torch.where(wrong > 0, wrong, -((middle <= 0) | middle.isinf()).long())
-            factor = torch.where(valid.any() & (wrong == 0), _median(truth, valid) / middle, factor)
+        factor = torch.where(valid.any() & (wrong == 0), _median(truth, valid) / middle, 1.0)
+
         # pixels that do not count become 1 m on both sides: no error, and no NaN either
-        true = torch.where(valid, truth, 1.0)
-        guess = torch.where(valid, guess * factor, 1.0).clamp(self.min_m, self.max_m)
-        guess = torch.where(valid, guess, 1.0)
-        return _sums(guess, true, valid, wrong)
+        def limited(depth_m: Tensor) -> Tensor:
+            return torch.where(valid, torch.where(valid, depth_m, 1.0).clamp(self.min_m, self.max_m), 1.0)
+
+        true, aligned = torch.where(valid, truth, 1.0), limited(guess * factor)
+        guess = aligned if self.align == "median" else limited(guess)
+        return _sums(guess, true, aligned, valid, wrong, factor)
 
     def _collect(self) -> None:
         for image_id, sums in self._pending:
@@ -138,7 +151,8 @@ class DepthMeter:
         self._rows.extend(state)
 
     def compute(self) -> dict[str, Any]:
-        """abs_rel, sq_rel, mae_m, rmse_m, rmse_log, log10, silog, delta1, delta2, delta3; None without valid pixels.
+        """abs_rel, sq_rel, mae_m, rmse_m, rmse_log, log10, silog, delta1, delta2, delta3, log_bias,
+        aligned_delta1, scale_spread; None without valid pixels.
 
         Also: pixels (valid ones), images_measured (with at least one valid pixel), protocol.
         """
@@ -151,9 +165,10 @@ class DepthMeter:
         result: dict[str, Any] = {
             name: math.fsum(group[name] for group in groups) / len(groups) if groups else None for name in names
         }
+        result["scale_spread"] = _spread([row["log_factor"] for row in rows]) if rows else None
         result["pixels"] = int(sum(row["pixels"] for row in rows))
         result["images_measured"] = len(rows)
-        aligned = ", median-aligned" if self.align == "median" else ""
+        aligned = ", median-aligned" if self.align == "median" and self.protocol != "nyu_median" else ""
         result["protocol"] = (
             f"{self.protocol}{aligned}: {self.min_m:g} < truth < {self.max_m:g} m, prediction clamped, "
             + _HOW[self.protocol].format(self.group_images)
@@ -161,8 +176,11 @@ class DepthMeter:
         return result
 
 
-def _sums(guess: Tensor, true: Tensor, valid: Tensor, wrong: Tensor) -> Tensor:
-    """The columns; guess and true float64 metres, 1 where not valid. Of the log error also its mean and centred sum."""
+def _sums(guess: Tensor, true: Tensor, aligned: Tensor, valid: Tensor, wrong: Tensor, factor: Tensor) -> Tensor:
+    """The columns; guess, true and aligned float64 metres, 1 where not valid.
+
+    Of the log error also its mean and centred sum. aligned: the guess scaled by `factor`
+    """
     pixels = valid.sum()
     difference = (guess - true).abs()
     log_error = guess.log() - true.log()
@@ -179,6 +197,8 @@ def _sums(guess: Tensor, true: Tensor, valid: Tensor, wrong: Tensor) -> Tensor:
         "bias": bias,
         "centred": ((log_error - bias) * valid).square().sum(),
         **{f"delta{power}": ((ratio < 1.25**power) & valid).sum() for power in (1, 2, 3)},
+        "aligned_delta1": ((torch.maximum(aligned / true, true / aligned) < 1.25) & valid).sum(),
+        "log_factor": factor.log(),
         "wrong": wrong,
     }
     return torch.stack([sums[name].double() for name in _COLUMNS])
@@ -190,6 +210,12 @@ def _median(values: Tensor, valid: Tensor) -> Tensor:
     count = valid.sum()
     middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
     return torch.where(count > 0, ordered.index_select(0, middle).mean(), torch.nan)
+
+
+def _spread(values: list[float]) -> float:
+    """The standard deviation, exact in the order."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
 
 
 def _metrics(rows: list[_Row]) -> dict[str, float]:
@@ -211,4 +237,6 @@ def _metrics(rows: list[_Row]) -> dict[str, float]:
         "delta1": mean["delta1"],
         "delta2": mean["delta2"],
         "delta3": mean["delta3"],
+        "log_bias": bias,
+        "aligned_delta1": mean["aligned_delta1"],
     }

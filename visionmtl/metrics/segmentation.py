@@ -41,6 +41,7 @@ class SegmentationMeter:
         self.space = space
         self.classes = tuple(groups or space.classes)
         members = groups or {name: (name,) for name in space.classes}
+        self.members = tuple(map(tuple, members.values()))
         unknown = sorted({name for names in members.values() for name in names} - set(space.classes))
         if unknown:
             raise ValueError(
@@ -105,6 +106,11 @@ class SegmentationMeter:
         """int64 [K, K] pixels, rows are the truth; K classes, or groups."""
         table: NDArray[np.int64] = self._joins.T @ self.state()[0] @ self._joins
         return table
+
+    def joined(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts by value of uint8 [256] -> by class, or group [K]."""
+        summed: NDArray[np.int64] = counts @ self._joins
+        return summed
 
     def compute(self) -> dict[str, Any]:
         """miou, pixel_accuracy, mean_accuracy, fw_iou in 0..1, None when no pixel is labelled.

@@ -29,7 +29,7 @@ def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
     classifier = _classifier_keys(whole)
     heads = {key for key in weights.keys() | own.keys() if key.startswith(classifier)}
     optional = {key for key in own.keys() - weights.keys() if key.endswith("num_batches_tracked")}
-    if differences := _differences(own, weights, heads | optional):
+    if differences := key_differences(own, weights, heads | optional):
         raise ValueError(
             f"{path.name} does not fit the encoder: {differences} ({len(heads)} classifier keys aside); allowed are "
             f"all {len(own)} keys of timm's model, under timm's names; correct encoder.name or encoder.options, or "
@@ -81,14 +81,14 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 def check_fits(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise ValueError that lists the keys unless a whole network's weights all fit."""
-    if differences := _differences(net.state_dict(), weights):
+    if differences := key_differences(net.state_dict(), weights):
         raise ValueError(
             f"{path} does not fit this network: {differences}; all must match; use the config that the checkpoint was "
             "trained with"
         )
 
 
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], aside: Collection[str] = ()) -> str:
+def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], aside: Collection[str] = ()) -> str:
     """Keys of weights from a file that do not fit the `own` ones, except those `aside`; "" where all fit."""
     misshaped = [
         f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from visionmtl.metrics.base import Meter
-from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter, DepthProtocol
+from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, NYU_PROTOCOLS, DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
@@ -71,6 +71,12 @@ class Depth(Task, frozen=True):
         decoder = self.decoder.build(channels)
         limits = math.log(self.min_depth_m), math.log(self.max_depth_m)
         return _LogBins(decoder, limits, self.num_bins or 64) if self.head == "bins" else _LogDepth(decoder, limits)
+
+    def rescale(self, module: nn.Module, slope: float, offset: float) -> None:
+        """Let a module that `build` made predict slope * log depth + offset from now on."""
+        assert isinstance(module, _LogDepth | _LogBins)
+        with torch.no_grad():
+            module.rescale(slope, offset)
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
         """depth_m: float32 [B, H, W], 0 in the padding and where not measured."""
@@ -188,7 +194,7 @@ class Depth(Task, frozen=True):
 
     def meter(self, space: LabelSpace | None) -> Meter:
         own = self.min_depth_m, self.max_depth_m
-        return DepthMeter(self.protocol, *(NYU_EIGEN_LIMITS_M if self.protocol == "nyu_eigen" else own))
+        return DepthMeter(self.protocol, *(NYU_EIGEN_LIMITS_M if self.protocol in NYU_PROTOCOLS else own))
 
     def truth(self, sample: Sample) -> NDArray[np.float32] | None:
         return sample.depth_m
@@ -229,6 +235,12 @@ class _LogDepth(nn.Module):
         nn.init.normal_(self.out.weight, std=0.01)
         nn.init.constant_(self.out.bias, sum(limits) / 2)  # type: ignore[arg-type]  # start at the middle of the range
 
+    def rescale(self, slope: float, offset: float) -> None:
+        """See `Depth.rescale`."""
+        assert self.out.bias is not None
+        self.out.weight *= slope
+        self.out.bias.mul_(slope).add_(offset)
+
     def forward(self, maps: Maps) -> Tensor:
         features = self.decoder(maps).float()
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round depth to steps of 1.6 %
@@ -249,6 +261,10 @@ class _LogBins(nn.Module):
         self.decoder = decoder
         self.out = nn.Conv2d(int(decoder.out_channels), num_bins, 1)  # type: ignore[arg-type]
         self.register_buffer("centres", torch.linspace(*limits, num_bins).view(1, -1, 1, 1))
+
+    def rescale(self, slope: float, offset: float) -> None:
+        """See `Depth.rescale`; the expectation is linear in the centres."""
+        self.centres.mul_(slope).add_(offset)
 
     def forward(self, maps: Maps) -> Tensor:
         shares = self.out(self.decoder(maps)).float().softmax(dim=1)

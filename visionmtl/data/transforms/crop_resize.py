@@ -77,8 +77,11 @@ class CropResize:
 
     def nearest(self, labels: NDArray[Value]) -> NDArray[Value]:
         """Labels are never mixed. EXACT: plain INTER_NEAREST samples up to half a pixel too far left and up."""
-        cropped = labels[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-        return self._resize(cropped, cv2.INTER_NEAREST_EXACT)
+        return self._resize(self.part(labels), cv2.INTER_NEAREST_EXACT)
+
+    def part(self, labels: NDArray[Value]) -> NDArray[Value]:
+        """The rectangle as it is, [H, W, ...] of labels of the original size."""
+        return labels[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
 
     def boxes(self, xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N, 4] pixels of the original to pixels of `out`."""

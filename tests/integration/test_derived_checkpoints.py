@@ -1,0 +1,92 @@
+"""Checkpoints made of others: soups are means of weights, calibrated depth is a straight line of what it was."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scene_run
+import torch
+
+import visionmtl
+from visionmtl.cli import main
+from visionmtl.engine import checkpoint
+from visionmtl.engine.calibration import _LineFit
+from visionmtl.structures import Sample
+from visionmtl.tasks.depth import Depth
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two run folders of one architecture, and one of another."""
+    folders = [tmp_path_factory.mktemp("run") for _ in range(3)]
+    for folder, channels in zip(folders, (16, 16, 8), strict=True):
+        run = scene_run.run(folder, ("segmentation", "depth"), model={"pyramid": {"channels": channels}})
+        scene_run.save_untrained(run, folder)
+    state = checkpoint.load(folders[1])
+    for value in state["net"].values():
+        if value.is_floating_point():
+            value += 1
+    checkpoint.save(folders[1] / "checkpoints" / "last.pt", state)
+    return folders
+
+
+def test_a_soup_is_the_mean_of_all_weights(runs: list[Path], tmp_path: Path):
+    assert main(["soup", str(runs[0]), str(runs[1]), "--output", str(tmp_path / "soup.pt")]) == 0
+
+    first, soup = (checkpoint.load(path) for path in (runs[0], tmp_path / "soup.pt"))
+    for name, value in first["net"].items():  # the second lies 1 above the first, so the mean 0.5
+        expected = value + 0.5 if value.is_floating_point() else value
+        torch.testing.assert_close(soup["net"][name], expected)
+    assert soup["ema"] is None and soup["optimizer"]["param_groups"] == []
+    assert checkpoint.open_model(tmp_path / "soup.pt").step == first["step"]
+
+
+def test_what_cannot_be_averaged_is_refused(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = ["--output", str(tmp_path / "soup.pt")]
+
+    assert main(["soup", str(runs[0]), str(runs[2]), *output]) == 2
+    assert "is another network than" in capsys.readouterr().err
+    assert main(["soup", str(runs[0]), str(runs[0]), *output]) == 2
+    assert "needs two or more, each once" in capsys.readouterr().err
+    (tmp_path / "soup.pt").write_text("")
+    assert main(["soup", str(runs[0]), str(runs[1]), *output]) == 2
+    assert "nothing is written over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", ["log", "bins"])
+def test_calibrated_depth_is_the_line_that_was_fitted(head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = scene_run.run(tmp_path, ("depth",), tasks={"depth": {"head": head}})
+    scene_run.save_sure(run, tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    assert main(["calibrate", str(tmp_path), "--output", str(tmp_path / "new.pt"), "--device", "cpu"]) == 0
+    slope, offset = map(float, capsys.readouterr().out.partition("becomes ")[2].split(";")[0].split(" * ln d "))
+    before, after = (visionmtl.load(path, device="cpu")(image).depth_m for path in (tmp_path, tmp_path / "new.pt"))
+
+    line = np.clip(np.exp(slope * np.log(before) + offset), 0.1, 12)
+    np.testing.assert_allclose(after, line, rtol=2e-3)  # four digits of slope and offset are printed
+    # fitting again finds nothing left to do
+    again = ["calibrate", str(tmp_path / "new.pt"), "--output", str(tmp_path / "again.pt"), "--device", "cpu"]
+    assert main(again) == 0
+    slope, offset = map(float, capsys.readouterr().out.partition("becomes ")[2].split(";")[0].split(" * ln d "))
+    assert slope == pytest.approx(1, abs=0.02) and offset == pytest.approx(0, abs=0.02)
+
+
+def test_the_line_by_hand():
+    """ln truth = 2 * ln prediction - ln 2 at three depths."""
+    fit, guess = _LineFit(Depth()), np.array([[1.0, 2.0, 3.0, 9.0]], np.float32)
+    truth = np.array([[0.5, 2.0, 4.5, 0.0]], np.float32)  # the last is not measured
+
+    fit.update(guess, Sample(image=np.zeros((1, 4, 3), np.uint8), image_id="", depth_m=truth))
+
+    found = fit.compute()["fit"]
+    assert found.slope == pytest.approx(2) and found.offset == pytest.approx(-math.log(2))
+    errors = [math.log(0.5), 0, math.log(1.5)]
+    assert found.rms_before == pytest.approx(math.sqrt(sum(e * e for e in errors) / 3)) and found.rms_after < 1e-6
+
+
+def test_a_network_without_depth_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    scene_run.save_untrained(scene_run.run(tmp_path, ("segmentation",)), tmp_path)
+    assert main(["calibrate", str(tmp_path), "--output", str(tmp_path / "new.pt")]) == 2
+    assert "none of type depth" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""Model soups: one network whose weights are the mean of several (Wortsman et al. 2022, arXiv:2203.05482, uniform)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionmtl.engine.checkpoint import best_weights, check_classes, find, load, save_weights
+from visionmtl.modeling.weights import key_differences
+
+
+def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
+    """Write a checkpoint with the mean of the weights of two or more, which begin alike or come from one run.
+
+    Of each file the averaged weights (EMA) where it has them. Running statistics of BatchNorm are averaged like
+    weights, not measured anew. Settings are those of the first; the file is for predictions, not for going on.
+    Returns the files averaged. Raises ValueError where the networks differ.
+    """
+    paths = [find(path) for path in checkpoints]
+    if len(set(paths)) < max(len(paths), 2):
+        raise ValueError(
+            f"the checkpoints are {', '.join(map(str, paths)) or 'none'}; a soup needs two or more, each once; name "
+            "others, or runs by their folders"
+        )
+    first, total = load(paths[0]), {}
+    for path in paths:
+        state = load(path)
+        _check_alike(first, state, paths[0], path)
+        for name, value in best_weights(state).items():
+            # what is counted, as num_batches_tracked, stays that of the first
+            if value.is_floating_point():
+                total[name] = total.get(name, 0) + value.double()
+            else:
+                total.setdefault(name, value)
+    own = best_weights(first)
+    mean = {name: _mean(total[name], len(paths), own[name]) for name in own}
+    save_weights(output, first, mean)
+    return paths
+
+
+def _mean(total: Tensor, count: int, like: Tensor) -> Tensor:
+    return (total / count).to(like.dtype) if like.is_floating_point() else total
+
+
+def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], path: Path, other_path: Path) -> None:
+    check_classes(first["spaces"], other["spaces"], other_path)
+    settings = [_architecture(state["run"]) for state in (first, other)]
+    unlike = [name for name in settings[0] if settings[0][name] != settings[1][name]]
+    keys = key_differences(best_weights(first), best_weights(other))
+    if unlike or keys:
+        what = ", ".join(f"{name} {settings[1][name]} for {settings[0][name]}" for name in unlike) or keys
+        raise ValueError(
+            f"{other_path} is another network than {path}: {what}; a soup is made of networks of one architecture; "
+            "leave it out"
+        )
+    bad = [name for name, value in best_weights(other).items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{other_path} has weights that are not finite ({bad[0]}); all must be; leave it out")
+
+
+def _architecture(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common beside the shapes of their weights."""
+    encoder = run["model"].get("encoder", {})
+    return {
+        "model.encoder": [encoder.get(name) for name in ("name", "options", "mean", "std")],
+        "data.size": list(run["data"]["size"]),
+        "tasks": {name: task["type"] for name, task in run["tasks"].items()},
+    }
