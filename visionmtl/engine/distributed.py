@@ -171,6 +171,11 @@ def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return largest
 
 
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on all ranks when it is true on any."""
+    return bool(max_over_ranks([float(flag)], device)[0])
+
+
 def gather_objects(value: Value) -> list[Value]:
     """What each rank has, in their order; it must pickle."""
     if not dist.is_initialized():
