@@ -221,6 +221,7 @@ def test_another_batch_size_goes_on_behind_the_images_that_were_seen(tmp_path: P
     assert "goes on in epoch 0 behind the 4 images of it that were seen" in log and "not bit for bit" in log
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_the_status_of_the_signal(tmp_path: Path):
     file, folder = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(dump(settings(folder, data={"workers": 1}, train={"epochs": 2000, "eval_every_epochs": 2000})))
