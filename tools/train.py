@@ -2,17 +2,22 @@
 
 import argparse
 import json
-import re
 import sys
 from contextlib import nullcontext
 from os.path import expanduser
 from pathlib import Path
 
 from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.config.durations import seconds
 
 MANUAL = """
 A run folder that exists is refused, never written over; it holds config.yaml, metrics.jsonl, TensorBoard files and
 checkpoints/. Any setting of the config is replaced by a.b=c, and removed by ~a.b.
+
+SIGTERM, SIGUSR1 and Ctrl-C save after the step at work (in an evaluation: after the batch; --resume repeats it) and
+leave with exit status 128 + the signal's number; a second Ctrl-C stops at once. Every train.checkpoint_every (10m)
+the state is saved within an epoch, too. The same command with --resume goes on; another number of processes or
+another batch size are fine, and the log says what changes.
 
 examples:
   visionmtl train configs/quickstart.yaml --output runs/first
@@ -28,10 +33,10 @@ examples:
 
 def duration_s(text: str) -> float:
     """'90s', '45m', '2h' or plain seconds -> seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; allowed are e.g. 90s, 45m, 2h; correct it")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    try:
+        return seconds(text if text[-1:].isalpha() else f"{text}s")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parser() -> ToolParser:

@@ -154,8 +154,8 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         # Python flushes stdout once more at its end, and would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"error: {error or 'interrupted'}", file=sys.stderr)
         return 130
     # FloatingPointError: the losses of a run are not finite
     except (ValueError, OSError, FloatingPointError) as error:

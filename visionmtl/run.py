@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
-from visionmtl.config import loader
+from visionmtl.config import durations, loader
 from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
@@ -252,6 +252,9 @@ class Train(Spec):
     deterministic: bool = Field(False, description="the same numbers twice, at some cost of speed")
     eval_every_epochs: int = Field(1, ge=1, description="the last epoch is evaluated in any case")
     log_every_steps: int = Field(20, ge=1)
+    checkpoint_every: Annotated[int, Field(strict=True, ge=1)] | str | None = Field(
+        "10m", description="within an epoch, too: every so many optimiser steps, or every 90s, 10m, 2h (last.pt alone)"
+    )
     checkpoint_every_epochs: int = Field(1, ge=1)
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
     best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
@@ -260,6 +263,21 @@ class Train(Spec):
         ("tensorboard",), description="where numbers and pictures can be watched; wandb and mlflow are extras"
     )
     curriculum: Curriculum | None = Field(None, description="which tasks are taught when; unset: all, always")
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _steps_or_a_time(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                too_short = durations.seconds(value) == 0
+            except ValueError:
+                too_short = True
+            if too_short:
+                raise ValueError(
+                    f"checkpoint_every is {value!r}; allowed are a number of optimiser steps, a time with its unit as "
+                    "90s, 10m or 2h, and null for ends of epochs alone; correct it"
+                )
+        return value
 
     @model_validator(mode="after")
     def _memory_is_the_compilers(self) -> Self:

@@ -91,6 +91,22 @@ def test_a_resumed_run_repeats_no_row(tmp_path: Path):
     assert len((tmp_path / "train.log").read_text(encoding="utf-8").splitlines()) == 4, "what people read is kept"
 
 
+def test_damaged_rows_are_counted_named_and_kept_beside(tmp_path: Path):
+    with RunLog.open(tmp_path, show=False) as log:
+        for step in (20, 40, 60):
+            train(log, step)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([b"\xff\x00", lines[0], b"[1, 2]", b'{"step": "x", "kind": 3}', *lines[1:]]))
+    before = file.read_bytes()
+
+    RunLog.open(tmp_path, show=False, resume_step=40).close()
+
+    assert [row["step"] for row in rows(tmp_path)] == [20, 40]
+    assert "3 damaged line(s) (1, 3, 4)" in (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+
+
 def test_a_fresh_log_starts_empty_files(tmp_path: Path):
     for _ in range(2):
         with RunLog.open(tmp_path, show=False) as log:

@@ -120,11 +120,15 @@ class BatchSampler(Sampler[list[SampleKey]]):
 
     def __init__(self, mixture: MixtureSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.mixture, self._batch_size, self._rank, self._world = mixture, batch_size, rank, world
-        self._epoch = self._start = 0
+        self._epoch = self._start = self._shift = 0
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The next iteration gives the batches of `epoch` from number `start` on."""
-        self._epoch, self._start = epoch, start
+    def set_epoch(self, epoch: int, start: int = 0, shift: int = 0) -> None:
+        """The next iteration gives the batches of `epoch` from number `start` on.
+
+        shift: images by which all batches lie later in the epoch's order, where an epoch that was begun in batches of
+        another size is finished
+        """
+        self._epoch, self._start, self._shift = epoch, start, shift
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -132,6 +136,7 @@ class BatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         keys = self.mixture.keys(self._epoch)
-        for number in range(self._start, len(self)):
-            first = (number * self._world + self._rank) * self._batch_size
+        common = self._batch_size * self._world
+        for number in range(self._start, (len(keys) - self._shift) // common):
+            first = self._shift + number * common + self._rank * self._batch_size
             yield keys[first : first + self._batch_size]

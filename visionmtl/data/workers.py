@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.context
 import os
+import signal
 import sys
 import threading
 from typing import Literal
@@ -50,6 +51,7 @@ def start_method() -> multiprocessing.context.BaseContext:
 
 def init_worker(worker: int) -> None:
     """Runs first in every worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
     # parallelism is over workers; threads inside them only fight for the cores
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -360,7 +360,8 @@ def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path
     """
     last = folder / "checkpoints" / "last.pt"
     if which is None:
-        if not dry_run and (folder / "metrics.jsonl").exists():
+        rows = folder / "metrics.jsonl"  # without rows and checkpoints, a start was left before its first step
+        if not dry_run and ((rows.exists() and rows.stat().st_size) or any((folder / "checkpoints").glob("*.pt*"))):
             raise ValueError(
                 f"{folder} already holds a run; one folder holds one run; continue it with --resume, "
                 "choose another with --output DIR, or delete it"
@@ -516,26 +517,6 @@ def check_classes(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path
                 f"{', '.join(now) or 'none'}; its weights belong to the same classes in the same order; use the data "
                 "that it was trained on, or start without its weights"
             )
-
-
-def steps_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
-    """A note where a step of the resumed run has another number of images: epochs then begin at other steps.
-
-    saved, fresh: as `Trainer.state_dict` gives them; older files do not tell the number of processes.
-    """
-
-    def images(state: Mapping[str, Any]) -> tuple[int, str]:
-        train, world = state["run"]["train"], state.get("world", fresh["world"])
-        parts = f"train.batch_size {train['batch_size']} x accumulate {train['accumulate']} x {world} process(es)"
-        return train["batch_size"] * train["accumulate"] * world, parts
-
-    (before, old), (now, new) = images(saved), images(fresh)
-    if before == now:
-        return None
-    return (
-        f"a step has {now} images ({new}) and had {before} ({old}): step {saved['step']} keeps its number, but "
-        "epochs, the schedule and the order of the data count from there as if all steps had been of the new size"
-    )
 
 
 def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:

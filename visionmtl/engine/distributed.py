@@ -161,13 +161,19 @@ def share_statistics(module: nn.Module) -> None:
                 buffer.copy_(values)
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on all ranks when it is true on any; for stopping together."""
+def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """The largest of each value over ranks, on all of them; waits for the device where there are several."""
     if not dist.is_initialized():
-        return flag
-    shared = torch.tensor(float(flag), device=device)
+        return values
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return bool(shared.item())
+    largest: list[float] = shared.tolist()
+    return largest
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on all ranks when it is true on any."""
+    return bool(max_over_ranks([float(flag)], device)[0])
 
 
 def gather_objects(value: Value) -> list[Value]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing_extensions import Self
 
 from visionmtl.engine.environment import environment
 from visionmtl.engine.loggers import check_loggers, open_loggers
-from visionmtl.io.atomic import write_text
+from visionmtl.io.atomic import atomic_write, write_text
 from visionmtl.run import LoggerName
 
 logger = logging.getLogger("visionmtl")
@@ -58,16 +59,20 @@ class RunLog(logging.Handler):
         write: whether files are written; show: whether the terminal is (None: as `write`).
         """
         screen = _Screen() if (write if show is None else show) else None
-        return cls(screen, _Files(folder, resume_step, evaluated, loggers) if write else None)
+        files = _Files(folder, resume_step, evaluated, loggers) if write else None
+        log = cls(screen, files)
+        if files and files.note:
+            logger.info(f"note      {files.note}")
+        return log
 
     def config(self, text: str) -> None:
         """Keep the resolved config, and what the run runs on."""
         if self._files:
-            (self._files.folder / "config.yaml").write_text(text, encoding="utf-8")
+            write_text(self._files.folder / "config.yaml", text)
             for one in self._files.loggers:
                 one.config(yaml.safe_load(text))
             found = json.dumps(environment(), indent=1) + "\n"
-            (self._files.folder / "env.json").write_text(found, encoding="utf-8")
+            write_text(self._files.folder / "env.json", found)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message of `logger`."""
@@ -122,6 +127,12 @@ class RunLog(logging.Handler):
         for one in self._files.loggers if self._files else ():
             one.picture(tag, image, step)
 
+    def sync(self) -> None:
+        """Make rows and lines survive a loss of power."""
+        for file in (self._files.rows, self._files.lines) if self._files else ():
+            file.flush()
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Write out what is pending and give the terminal back."""
         logger.removeHandler(self)
@@ -149,12 +160,12 @@ class _Files:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         rows = folder / "metrics.jsonl"
-        if resume_step is not None and rows.exists():
-            _drop_rows_after(rows, resume_step, evaluated)
+        damaged = _drop_rows_after(rows, resume_step, evaluated) if resume_step is not None and rows.exists() else None
         mode = "w" if resume_step is None else "a"
         self.rows: IO[str] = rows.open(mode, encoding="utf-8")
         self.lines: IO[str] = (folder / "train.log").open(mode, encoding="utf-8")
         self.loggers = open_loggers(loggers, folder, resume_step)
+        self.note = damaged
 
     def row(self, row: Mapping[str, Any]) -> None:
         plain = _finite(row)
@@ -242,12 +253,44 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
             yield f"{path}{key}", inner
 
 
-def _drop_rows_after(path: Path, step: int, evaluated: bool) -> None:
-    """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too."""
+def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
+    """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too.
+
+    Returns a note where other lines are damaged: they are left out, and the file as it was stays beside it.
+    """
     last = (step, "val" if evaluated else "train")  # in the order of the alphabet, and of the loop
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole if ((row := json.loads(line))["step"], row["kind"]) <= last]
-    write_text(path, "".join(kept))
+    content = path.read_bytes()
+    *whole, _ = content.split(b"\n")
+    kept, damaged = [], []
+    for number, line in enumerate(whole, 1):
+        place = _place(line)
+        if place is None:
+            damaged.append(number)
+        elif place <= last:
+            kept.append(line)
+    note = None
+    if damaged:
+        old = path.with_name(path.name + ".damaged")
+        with atomic_write(old) as file:
+            file.write(content)
+        lines = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+        note = (
+            f"{path}: {len(damaged)} damaged line(s) ({lines}); each holds one row as JSON; they are left out, and "
+            f"the file as it was is {old.name}"
+        )
+    with atomic_write(path) as file:
+        file.writelines(line + b"\n" for line in kept)
+    return note
+
+
+def _place(line: bytes) -> tuple[int, str] | None:
+    """Step and kind of a row; None where it is none."""
+    try:
+        row = json.loads(line)
+        place = row["step"], row["kind"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return place if isinstance(place[0], int) and isinstance(place[1], str) else None
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -5,8 +5,9 @@ import itertools
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
-from visionmtl.engine import checkpoint, distributed, teachers
+from visionmtl.engine import checkpoint, distributed, run_lock, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.checkpoint import NotFinite as NotFinite
 from visionmtl.engine.checkpoint import check_continues
@@ -50,6 +51,8 @@ from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
 from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
+from visionmtl.engine.position import Continuation, Position, go_on, what_changed
+from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
 from visionmtl.modeling.sync_batchnorm import synchronise
@@ -67,12 +70,16 @@ from visionmtl.visualization.palette import recolour
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite.
+    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite. After
+    SIGINT, SIGTERM or SIGUSR1 the state is saved, and Interrupted (a KeyboardInterrupt) or Terminated (a SystemExit)
+    raised.
     """
     options = options or TrainOptions()
     run = extending.extended(run)
-    with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
-        return _prepare(run, options, ranks).fit()
+    with StopSignals() as signals, distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
+        folder = Path(run.output or "runs/unnamed")
+        with nullcontext() if options.dry_run else run_lock.hold(folder, ranks) as lock_note:
+            return _prepare(run, options, ranks).fit(signals, lock_note)
 
 
 def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
@@ -173,7 +180,7 @@ class LoopData:
 class TrainState:
     """Where a training is."""
 
-    step: int = 0  # optimiser steps done
+    step: int = 0  # optimiser steps done, whatever their size
     best: float = -math.inf  # the monitored value of best.pt
     results: Results = field(default_factory=dict)  # of the last evaluation
     evaluated: bool = False  # whether `results` are those of this step
@@ -224,9 +231,12 @@ class Trainer:
         self.run, self.net, self.ranks, self.data, self.options = run, net, ranks, data, options or TrainOptions()
         self.state = TrainState()
         self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
-        self.stopping = False
-        self.resume_note: str | None = None
+        self.resumed_at: Position | None = None
+        self.continuation = Continuation()
+        self.images_per_step = run.train.batch_size * run.train.accumulate * ranks.world
         self.resume_lines: list[str] = []
+        self.saved_step: int | None = None  # the one that a checkpoint of this folder holds
+        self.border = Border()
         self.sharded = run.train.distributed.shard and ranks.world > 1
         self.extension = extending.open_extension(run, net) if run.extend else None
         self.learning = self.extension.learning if self.extension else list(net.tasks)
@@ -325,13 +335,29 @@ class Trainer:
                     known[name] = known[name] + value.detach() if name in known else value.detach()
         if self.schedule:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
-            self.schedule.measure(of_tasks, labelled, self.state.step / max(1, self.steps_per_epoch))
+            self.schedule.measure(of_tasks, labelled, self.steps_of_this_size / max(1, self.steps_per_epoch))
         return StepOutput(losses, labelled, weights, self._optimizer_step())
 
     @property
     def epoch(self) -> int:
         """Of the next step; 0 where no loop has told how long an epoch is."""
-        return self.state.step // self.steps_per_epoch if self.steps_per_epoch else 0
+        return self.steps_of_this_size // self.steps_per_epoch if self.steps_per_epoch else 0
+
+    @property
+    def steps_of_this_size(self) -> int:
+        """Steps done, as if all had had the present size."""
+        return self.state.step - self.continuation.offset
+
+    @property
+    def position(self) -> Position:
+        """In the data, before the next step."""
+        if not self.steps_per_epoch:
+            return Position(0, 0)
+        epoch, steps = divmod(self.steps_of_this_size, self.steps_per_epoch)
+        return Position(epoch, steps * self.images_per_step + self._shift(epoch))
+
+    def _shift(self, epoch: int) -> int:
+        return self.continuation.shift if epoch == self.continuation.epoch else 0
 
     @torch.no_grad()
     def _with_predicted_counts(self, micro_batches: Sequence[Batch]) -> list[Counts]:
@@ -427,14 +453,19 @@ class Trainer:
 
     # ---- the loop ----
 
-    def fit(self) -> Results:
-        """Train to the end, or as far as the options say; returns the last evaluation's results by task."""
+    def fit(self, signals: StopSignals | None = None, lock_note: str | None = None) -> Results:
+        """Train to the end, or as far as the options say; returns the last evaluation's results by task.
+
+        signals: what may ask to stop; then the state is saved, and `stopping.leave` says what is raised
+        lock_note: what is to be said of the lock on the run folder
+        """
         assert self.data is not None
         run, options, ranks = self.run, self.options, self.ranks
         folder = self.folder = Path(run.output or "runs/unnamed")
         resumed = self._resume()
         self._plan()
-        started = time.monotonic()
+        self.signals = signals or StopSignals()
+        self.borders = StepBorders(run.train, self.signals, ranks, options.max_time_s, options.stop)
         with RunLog.open(
             folder, ranks.is_main_process and not options.dry_run, self.state.step if resumed else None,
             show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
@@ -442,48 +473,61 @@ class Trainer:
             self.log.config(dump(run))
             for line in self._introduction(resumed):
                 logger.info(line)
+            if lock_note:
+                logger.info(f"note      {lock_note}")
             if num_warmup_steps(run.optim, self.steps_per_epoch) > run.train.epochs * self.steps_per_epoch:
                 logger.info(
                     "note      --limit-train-batches ends the run before its warm-up; the rate stays below optim.lr"
                 )
-            if self.extension and not resumed:
-                self._judge_old_network()
-            if self._evaluation_is_due() and not self.state.evaluated and not options.dry_run:
-                logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
-                self.validate()
-            if self.state.step >= self.last_step:
-                logger.info(f"nothing is left to train: step {self.state.step} of {self.last_step} is done")
-                if self.state.evaluated:
-                    logger.info(f"its evaluation gave\n{results_table(self.state.results)}")
-
-            self.prefetcher = Prefetcher(ranks.device)
-            images_per_step = run.train.batch_size * run.train.accumulate * ranks.world
-            self.throughput = ThroughputMeter(images_per_step, self.prefetcher.data_time)
-            self.advice = DataTimeAdvice(
-                run.data, self.data.train_loader.num_workers, num_cores(), num_processes_here()
-            )
-            self.profiler = self._start_profiler() if options.profile and ranks.is_main_process else None
-            while self.state.step < self.last_step:
-                output = self._train_epoch(started)
-                self._losses(output)  # nothing that is not finite is saved or evaluated
-                stopping = self.stopping or self.state.step >= self.last_step
-                if self._save_is_due(stopping) and not options.dry_run:  # before the evaluation, which may fail
+            try:
+                self._begin(resumed)
+                self._run_epochs()
+                number = self.border.signal
+            except StopAsked as asked:
+                number = asked.number
+                if self.saved_step != self.state.step and not options.dry_run:
                     self.save()
-                if self._evaluation_is_due():
-                    self.validate()
-                    self.throughput.restart()
-                if stopping:
-                    if self.state.step < self.total_steps:
-                        logger.info(
-                            f"stopped after step {self.state.step} of {self.total_steps}; continue with --resume"
-                        )
-                    break
-            if self.profiler:
-                self.profiler.stop()
-            if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
-                self._report_forgetting()
+            by = f" by {signal.Signals(number).name}" if number else ""
+            text = f"stopped{by} after step {self.state.step} of {self.total_steps}; continue with --resume"
+            if number or self.state.step < self.total_steps:
+                logger.info(text)
             distributed.barrier()
+        if number:
+            raise leave(number, text)
         return self.state.results
+
+    def _begin(self, resumed: bool) -> None:
+        """What comes before the first step of this start."""
+        if self.extension and not resumed:
+            self._judge_old_network()
+        if self._evaluation_is_due() and not self.state.evaluated and not self.options.dry_run:
+            logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
+            self.validate()
+        if self.state.step >= self.last_step:
+            logger.info(f"nothing is left to train: step {self.state.step} of {self.last_step} is done")
+            if self.state.evaluated:
+                logger.info(f"its evaluation gave\n{results_table(self.state.results)}")
+
+    def _run_epochs(self) -> None:
+        """Train, save and evaluate until the end, or until something asks to stop."""
+        assert self.data is not None
+        run, options, ranks = self.run, self.options, self.ranks
+        self.prefetcher = Prefetcher(ranks.device)
+        self.throughput = ThroughputMeter(self.images_per_step, self.prefetcher.data_time)
+        self.advice = DataTimeAdvice(run.data, self.data.train_loader.num_workers, num_cores(), num_processes_here())
+        self.profiler = self._start_profiler() if options.profile and ranks.is_main_process else None
+        while self.state.step < self.last_step and not self.border.stop:
+            output = self._train_epoch()
+            self._losses(output)  # nothing that is not finite is saved or evaluated
+            if self._save_is_due() and not options.dry_run:  # before the evaluation, which may fail
+                self.save()
+            if self._evaluation_is_due() and not self.border.signal:
+                self.validate()
+                self.throughput.restart()
+        if self.profiler:
+            self.profiler.stop()
+        if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
+            self._report_forgetting()
 
     def _resume(self) -> bool:
         """Go on from a checkpoint, if the options ask for it and there is one."""
@@ -515,7 +559,13 @@ class Trainer:
                 "many batches; lower train.accumulate or train.batch_size"
             )
         _check_warmup(self.run, len(self.data.train_loader) // settings.accumulate)
-        self.total_steps = done + 1 if options.dry_run else settings.epochs * self.steps_per_epoch
+        if self.resumed_at:
+            drawn = len(self.data.train_loader.batch_sampler.mixture)  # type: ignore[union-attr]
+            if options.limit_train_batches:
+                drawn = min(drawn, options.limit_train_batches * settings.batch_size * self.ranks.world)
+            self.continuation = go_on(self.resumed_at, done, self.steps_per_epoch, self.images_per_step, drawn)
+        whole = self.continuation.offset + settings.epochs * self.steps_per_epoch
+        self.total_steps = done + 1 if options.dry_run else whole
         self.last_step = min(self.total_steps, options.max_steps or self.total_steps)
         if options.profile:
             needed = PROFILE_WARMUP + options.profile
@@ -526,22 +576,23 @@ class Trainer:
                 )
             self.last_step = done + needed
 
-    def _train_epoch(self, started: float) -> StepOutput:
+    def _train_epoch(self) -> StepOutput:
         """The steps that are left of the present epoch."""
         assert self.data is not None
         settings = self.run.train
-        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        epoch, done = divmod(self.steps_of_this_size, self.steps_per_epoch)
         if self.schedule:
             logger.info(f"epoch {epoch} teaches {', '.join(sorted(self.schedule.taught(epoch)))}")
         size = settings.curriculum.size(epoch) if settings.curriculum else None
         if size:
             logger.info(f"epoch {epoch} at {size[0]}x{size[1]}")
         loader = self.data.smaller[size] if size else self.data.train_loader
-        loader.batch_sampler.set_epoch(epoch, done * settings.accumulate)  # type: ignore[union-attr]
+        loader.batch_sampler.set_epoch(epoch, done * settings.accumulate, self._shift(epoch))  # type: ignore[union-attr]
         batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
-            set_lr(self.optimizer, lr_factor(self.run.optim, self.state.step, self.total_steps, self.steps_per_epoch))
+            set_lr(self.optimizer, self._lr_factor())
             output = self.train_step(micro_batches)
+            self.signals.nothing_to_save = False
             if self.state.step < self.last_step:
                 self.prefetcher.prefetch()
             self.throughput.step()
@@ -549,10 +600,20 @@ class Trainer:
                 self.profiler.step()
             if self.state.step % settings.log_every_steps == 0 or self.state.step == self.last_step:
                 self.log_step(output, epoch)
-            self.stopping = self.should_stop(started)
-            if self.stopping or self.state.step >= self.last_step:
+            self.border = self.borders.after(self.state.step)
+            if self.border.stop or self.state.step >= self.last_step:
                 break
+            if self.border.save and self.position.images and not self.options.dry_run:  # else the epoch is over
+                self._losses(output)  # raises where they are not finite
+                self.save(named=isinstance(settings.checkpoint_every, int))
         return output
+
+    def _lr_factor(self) -> float:
+        """At the present fraction of the run, whatever the size of its steps; a warm-up in steps counts those done."""
+        optim, step = self.run.optim, self.steps_of_this_size
+        if optim.warmup_steps:
+            step = self.state.step if self.state.step < optim.warmup_steps else max(step, optim.warmup_steps)
+        return lr_factor(optim, step, self.total_steps - self.continuation.offset, self.steps_per_epoch)
 
     def log_step(self, output: StepOutput, epoch: int) -> None:
         """Figures since the last logged step. The one place of a step that waits for the device."""
@@ -595,24 +656,16 @@ class Trainer:
             )
         return losses
 
-    def should_stop(self, started: float) -> bool:
-        """Whether the time that the options allow is over or they ask to stop, on any rank.
-
-        started: of `time.monotonic`
-        """
-        limit_s, asked = self.options.max_time_s, self.options.stop
-        if limit_s is None and asked is None:
-            return False
-        stop = (limit_s is not None and time.monotonic() - started > limit_s) or (asked is not None and asked())
-        return distributed.any_rank(stop, self.ranks.device)
-
-    def _save_is_due(self, stopping: bool) -> bool:
-        epochs, rest = divmod(self.state.step, self.steps_per_epoch)
-        return stopping or (rest == 0 and epochs % self.run.train.checkpoint_every_epochs == 0)
+    def _save_is_due(self) -> bool:
+        position = self.position
+        if self.border.stop or self.border.save or self.state.step >= self.last_step:
+            return self.saved_step != self.state.step
+        return position.images == 0 and position.epoch % self.run.train.checkpoint_every_epochs == 0
 
     def _evaluation_is_due(self) -> bool:
-        step, every = self.state.step, self.run.train.eval_every_epochs * self.steps_per_epoch
-        return step > 0 and (step >= self.total_steps or step % every == 0)
+        step, position = self.state.step, self.position
+        at_end_of_epoch = position.images == 0 and position.epoch % self.run.train.eval_every_epochs == 0
+        return step > 0 and (step >= self.total_steps or at_end_of_epoch)
 
     # ---- evaluation and checkpoints ----
 
@@ -623,7 +676,7 @@ class Trainer:
         """
         assert self.data is not None
         run, step = self.run, self.state.step
-        net, epoch = self.eval_model(), step // self.steps_per_epoch
+        net, epoch = self.eval_model(), self.epoch
         examples: list[tuple[Sample, dict[str, Any]]] = []
 
         def keep_examples(sample: Sample, predictions: dict[str, Any]) -> None:
@@ -632,8 +685,8 @@ class Trainer:
 
         meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in self.data.eval_names.items()}
         results = evaluate(
-            net, self.data.val_loader, self.ranks.device, precision=run.train.precision, meters=meters,
-            on_image=keep_examples,
+            net, self._until_asked_to_stop(self.data.val_loader), self.ranks.device, precision=run.train.precision,
+            meters=meters, on_image=keep_examples,
         )  # fmt: skip
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
@@ -646,12 +699,21 @@ class Trainer:
                 self.log.picture(f"{name}/{number}", picture, step)
 
         value = self.data.monitor.value(results)
+        self.log.sync()
         if value > self.state.best:
             self.state.best = value
             self.save_on_rank_zero(lambda state: checkpoint.save(self.folder / "checkpoints" / "best.pt", state))
             logger.info(f"best so far by rule {run.train.best!r}: {value:.4f}")
         if self.ranks.is_main_process:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
+
+    def _until_asked_to_stop(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of an evaluation; raises StopAsked on all ranks where a signal came to any of them."""
+        for batch in batches:
+            if self.signals.received:
+                break
+            yield batch
+        self.borders.check()
 
     def _judge_old_network(self) -> None:
         """Before the first step: which of the old weights matter, and what the old tasks score, in eval/before.json."""
@@ -697,9 +759,13 @@ class Trainer:
         unsharded.load_state_dict(full_weights(net, on_every_rank=True))
         return unsharded.to(self.ranks.device)
 
-    def save(self) -> None:
-        """Write checkpoints/last.pt, and step-N.pt for the newest few."""
-        self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, self.run.train.keep))
+    def save(self, named: bool = True) -> None:
+        """Write checkpoints/last.pt, and step-N.pt for the newest few where it is `named`."""
+        self.log.sync()  # a checkpoint counts on the rows before it
+        keep = self.run.train.keep if named else 0
+        self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, keep))
+        self.saved_step = self.state.step
+        self.borders.saved()
 
     def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
         """Let the first rank write the state; where it is sharded, the others help to gather it."""
@@ -734,6 +800,7 @@ class Trainer:
             "world": self.ranks.world,
             "step": self.state.step,
             "epoch": self.epoch,
+            "epoch_images": self.position.images,
             "best": self.state.best,
             **({"teachers": self.teacher_record} if self.teacher_record else {}),
             **({"extension": self.extension.state_dict()} if self.extension else {}),
@@ -751,7 +818,10 @@ class Trainer:
         """
         saved = saved or checkpoint.load(path)
         self.load_state_dict(saved, path)
-        self.resume_note = checkpoint.steps_changed(saved, self._local_state())
+        if note := what_changed(saved, self._local_state()):
+            self.resume_lines.append(f"note      {note}")
+        if "epoch_images" in saved:
+            self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
             self.state.best = -math.inf
         file = checkpoint.results_file(path.parent.parent, self.state.step)
@@ -866,5 +936,3 @@ class Trainer:
         if resumed:
             yield f"resumed   at step {self.state.step}"
         yield from self.resume_lines
-        if self.resume_note:
-            yield f"note      {self.resume_note}"

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -105,19 +104,18 @@ def work(run: Run, test: Sequence[Dataset] | None, threads: int, device: str) ->
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     torch.set_num_threads(threads)
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: asked.append(received))
     parent = multiprocessing.parent_process()
 
     def stop() -> bool:
-        return bool(asked) or (parent is not None and not parent.is_alive())
+        return parent is not None and not parent.is_alive()
 
     try:
         _train_and_evaluate(run, folder, test, device, stop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", flush=True)
         sys.exit(FAILED)
+    except KeyboardInterrupt:  # a training has written its checkpoint; SIGTERM ends the process with its own status
+        sys.exit(INTERRUPTED)
     if stop() and load_result(folder) is None:
         sys.exit(INTERRUPTED)
 
