@@ -13,7 +13,7 @@ import visionmtl.cli.train as tool
 from visionmtl import run as config
 from visionmtl.cli import main
 from visionmtl.engine import checkpoint
-from visionmtl.engine.trainer import NotFinite
+from visionmtl.engine.nonfinite import NotFinite
 
 ROOT = Path(__file__).resolve().parents[2]
 

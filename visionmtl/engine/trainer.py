@@ -30,6 +30,7 @@ from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
+from visionmtl.engine.capture import check_step, state_before
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
@@ -47,7 +48,16 @@ from visionmtl.engine.fsdp import (
 from visionmtl.engine.initial_weights import load_initial
 from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
-from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
+from visionmtl.engine.nonfinite import FiniteGuard, check_weights, largest_weight
+from visionmtl.engine.optim import (
+    Ema,
+    build_optimizer,
+    lr_factor,
+    num_warmup_steps,
+    set_lr,
+    skip_next_step,
+    unguarded,
+)
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
@@ -61,10 +71,6 @@ from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
-
-
-class NotFinite(FloatingPointError):
-    """A loss or gradient became infinite or not a number: what a setting can cure."""
 
 
 def train(run: Run, options: TrainOptions | None = None) -> Results:
@@ -278,8 +284,7 @@ class Trainer:
         self.optimizer = build_optimizer(run.optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
-        self.num_not_finite = torch.zeros((), device=ranks.device)
-        """Steps of this start whose gradient was not finite; read when the loop logs."""
+        self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
@@ -296,9 +301,11 @@ class Trainer:
     def train_step(self, micro_batches: Sequence[Batch]) -> StepOutput:
         """One optimiser step on batches that are on the device. Nothing waits for the device.
 
-        A gradient that is not finite leaves the weights as they are: under fp16 the loss scale is lowered, otherwise
-        the step counts in `num_not_finite`.
+        A loss or gradient that is not finite leaves everything as it was, see `FiniteGuard`; under fp16 the loss scale
+        is lowered.
         """
+        before = state_before(self) if self.captures else None
+        self.finite.begin(self.net, self._methods, unguarded(self.optimizer))
         self.net.train()
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
@@ -328,7 +335,20 @@ class Trainer:
         if self.schedule:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
             self.schedule.measure(of_tasks, labelled, self.state.step / max(1, self.steps_per_epoch))
-        return StepOutput(losses, labelled, weights, self._optimizer_step())
+        output = StepOutput(losses, labelled, weights, self._optimizer_step(losses))
+        if before is not None:
+            check_step(self, before, micro_batches, totals, output)
+        return output
+
+    @property
+    def captures(self) -> bool:
+        """Whether the first step that is not finite is written to a file."""
+        return self.run.train.not_finite.policy == "capture" and not self.options.dry_run
+
+    @property
+    def _methods(self) -> list[nn.Module]:
+        """What has state beside the network that a step changes."""
+        return [self.balancer, *([self.schedule] if self.schedule else [])]
 
     @property
     def epoch(self) -> int:
@@ -390,8 +410,8 @@ class Trainer:
             logger.info(line)
         return parts, weights
 
-    def _optimizer_step(self) -> Tensor:
-        """Returns the norm of all gradients before they are clipped."""
+    def _optimizer_step(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Move the weights, unless something is not finite. Returns the norm of all gradients before they are clipped."""
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
@@ -404,9 +424,10 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not self.scaler.is_enabled():  # the scaler does the same
-            self.num_not_finite += skip_if_not_finite(self.optimizer, norm)
-        self.scaler.step(self.optimizer)
+        undo = self.finite.judge(self.state.step + 1, norm, losses)
+        skip_next_step(self.optimizer, undo)
+        self.optimizer.step()  # not by the scaler, which looks at the gradients alone
+        self.finite.settle(undo)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -558,7 +579,8 @@ class Trainer:
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
             weights={task: float(weight) for task, weight in output.weights.items()},
             grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"],
-            gradients=pairs(self.balancer.diagnostics(), self.learning), **throughput,
+            gradients=pairs(self.balancer.diagnostics(), self.learning),
+            skipped_steps=self.finite.skipped(), **throughput,
         )  # fmt: skip
         if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
             logger.info(line)
@@ -569,27 +591,27 @@ class Trainer:
         flags = torch.stack(list(output.labelled.values())).float()  # the same on all ranks
         # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
         parts = torch.stack([output.losses[task][part] for task, part in names])
-        *values, num_not_finite = distributed.mean(torch.cat([parts, flags, self.num_not_finite[None]])).tolist()
+        values = distributed.mean(torch.cat([parts, flags])).tolist()
         labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
         losses: dict[str, dict[str, float]] = {}
         for (task, part), value in zip(names, values, strict=False):
             # else the 0 means that nothing was labelled
             if labelled[task] or part.startswith(SOFT) or not math.isfinite(value):
                 losses.setdefault(task, {})[part] = value
-        bad = [f"{t}/{p} {v}" for t, parts in losses.items() for p, v in parts.items() if not math.isfinite(v)]
-        if bad:
-            raise NotFinite(
-                f"losses are not finite at step {self.state.step}: {', '.join(bad)}; finite ones are needed; lower "
-                "optim.lr, set optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one "
-                "task spoilt the others, train.log_every_steps=1 shows the first"
-            )
-        if num_not_finite:
-            raise NotFinite(
-                f"the gradient was not finite in {num_not_finite:.0f} step(s) up to step {self.state.step}, which left "
-                "the weights as they were; finite ones are needed; lower optim.lr, or look at the labels with "
-                "tools/visualize.py --mode data; train.log_every_steps=1 shows the first such step"
-            )
-        return losses
+        if line := self.finite.check(self.state.step, losses):
+            logger.info(line)
+        self._check_weights()
+        # those of a step that was skipped say nothing of the training
+        return {t: finite for t, of in losses.items() if (finite := {p: v for p, v in of.items() if math.isfinite(v)})}
+
+    def _check_weights(self) -> None:
+        """Raise NotFinite where an update has made weights that are not finite. All processes must call it."""
+        named = dict(self.net.named_parameters())
+        if self.ema:
+            named |= {f"average of {name}": weight for name, weight in self.ema.module.named_parameters()}
+        spoilt = not math.isfinite(float(largest_weight(named.values())))
+        if distributed.any_rank(spoilt, self.ranks.device):
+            check_weights(self.state.step, named, any_rank=True)
 
     def should_stop(self, started: float) -> bool:
         """Whether the time that the options allow is over or they ask to stop, on any rank.
@@ -698,7 +720,11 @@ class Trainer:
         self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, self.run.train.keep))
 
     def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
-        """Let the first rank write the state; where it is sharded, the others help to gather it."""
+        """Let the first rank write the state; where it is sharded, the others help to gather it.
+
+        Weights that are not finite are never saved: NotFinite.
+        """
+        self._check_weights()
         if self.ranks.is_main_process or self.sharded:
             state = self.state_dict()
             if self.ranks.is_main_process:
@@ -727,6 +753,7 @@ class Trainer:
             "balancer": self.balancer.state_dict(),
             "curriculum": self.schedule.state_dict() if self.schedule else {},
             "scaler": self.scaler.state_dict(),
+            "not_finite": self.finite.state_dict(),
             "world": self.ranks.world,
             "step": self.state.step,
             "epoch": self.epoch,
@@ -777,6 +804,8 @@ class Trainer:
         if self.schedule:
             self.schedule.load_state_dict(state.get("curriculum", {}))
         self.scaler.load_state_dict(state["scaler"])
+        if counted := state.get("not_finite"):  # older files have none
+            self.finite.resume(counted)
         self.state.step, self.state.best = state["step"], state["best"]
 
     def _load_moments(self, state: dict[str, Any]) -> None:
