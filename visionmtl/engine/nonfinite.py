@@ -176,7 +176,7 @@ class FiniteGuard(nn.Module):
                 f"losses are not finite at step {step}: {', '.join(bad)}{since}; finite ones are needed; lower "
                 f"optim.lr, set optim.clip_norm, or look at the labels with tools/visualize.py --mode data; {_CAPTURE}"
             )
-        row_limit = max(policy.longest_row, SCALE_SEARCH if self.fp16 else 0)
+        row_limit = max(policy.max_in_a_row or 0, SCALE_SEARCH) if self.fp16 else policy.longest_row
         if policy.policy != "skip" and (tally.for_loss if self.fp16 else tally.skipped):
             what = f"of {', '.join(tally.first_losses)}" if tally.first_losses else "alone, with finite losses"
             raise NotFinite(

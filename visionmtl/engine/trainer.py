@@ -28,13 +28,14 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
-from visionmtl.engine import checkpoint, distributed, teachers
+from visionmtl.engine import checkpoint, distributed, memory_errors, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.capture import check_step, state_before
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.dry_run import measure_worst_case
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.forgetting import BEFORE, write_report
 from visionmtl.engine.fsdp import (
@@ -76,12 +77,14 @@ from visionmtl.visualization.palette import recolour
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite.
+    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite, and
+    OutOfMemory, which names settings, when the memory of the host or of the device is full.
     """
     options = options or TrainOptions()
     run = extending.extended(run)
     with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
-        return _prepare(run, options, ranks).fit()
+        with memory_errors.explained(memory_errors.train_remedies(run), "training"):
+            return _prepare(run, options, ranks).fit()
 
 
 def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
@@ -503,6 +506,9 @@ class Trainer:
                     break
             if self.profiler:
                 self.profiler.stop()
+            if options.dry_run:
+                for line in measure_worst_case(self):
+                    logger.info(line)
             if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
                 self._report_forgetting()
             distributed.barrier()
@@ -649,10 +655,12 @@ class Trainer:
                 examples.append((sample, predictions))
 
         meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in self.data.eval_names.items()}
-        results = evaluate(
-            net, self.data.val_loader, self.ranks.device, precision=run.train.precision, meters=meters,
-            on_image=keep_examples,
-        )  # fmt: skip
+        remedies = memory_errors.eval_remedies(run, run.train.batch_size, "train.batch_size")
+        with memory_errors.explained(remedies, f"the evaluation after step {step}"):
+            results = evaluate(
+                net, self.data.val_loader, self.ranks.device, precision=run.train.precision, meters=meters,
+                on_image=keep_examples,
+            )  # fmt: skip
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
