@@ -256,7 +256,10 @@ def test_an_update_that_spoils_weights_is_never_saved(tmp_path: Path, ema_decay:
     """Losses and gradients of the step are finite; the rate is not fit for float32."""
 
     def run(lr: float) -> Any:
-        changes = {"optim": {"lr": lr, "ema_decay": ema_decay}, "train": {"epochs": 2, "not_finite": {"policy": "skip"}}}
+        changes = {
+            "optim": {"lr": lr, "ema_decay": ema_decay},
+            "train": {"epochs": 2, "not_finite": {"policy": "skip"}},
+        }
         return scene_run.run(tmp_path / "run", ["depth"], **changes)
 
     train(run(1e-3), TrainOptions(max_steps=4))

@@ -116,9 +116,7 @@ def _measured(what: str, batch: str, work: Callable[[], None], trainer: Trainer)
     if on_cuda:
         total = torch.cuda.get_device_properties(device).total_memory
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        memory = (
-            f"{allocated / 2**20:,.0f} MiB allocated, {reserved / 2**20:,.0f} reserved, {reserved / total:.0%} of the GPU"
-        )
+        memory = f"{allocated / 2**20:,.0f} MiB allocated, {reserved / 2**20:,.0f} reserved, {reserved / total:.0%} of the GPU"
     else:
         peak = peak_memory_mb()
         limit = _host_memory_mb()
@@ -153,7 +151,8 @@ def _table(rows: list[Measured]) -> list[str]:
     cells = [header, *((row.what, row.batch, f"{row.seconds:.3g} s", row.memory) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
     return [
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in cells
+        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=True)), row[-1]])
+        for row in cells
     ]
 
 

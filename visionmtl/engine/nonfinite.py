@@ -185,7 +185,9 @@ class FiniteGuard(nn.Module):
                 f"optim.lr, or look at the labels with tools/visualize.py --mode data; {_CAPTURE}"
             )
         if tally.longest > row_limit:
-            remedy = "set train.precision=bf16" if self.fp16 else "lower optim.lr, or raise train.not_finite.max_in_a_row"
+            remedy = (
+                "set train.precision=bf16" if self.fp16 else "lower optim.lr, or raise train.not_finite.max_in_a_row"
+            )
             raise NotFinite(
                 f"{tally.longest} steps in a row, up to step {step}, had losses or gradients that are not finite and "
                 f"were skipped; {row_limit} are allowed; {remedy}; {_CAPTURE}"
@@ -201,7 +203,9 @@ class FiniteGuard(nn.Module):
         if not new or tally.first_step is None:
             return None
         self.first_step.fill_(-1)
-        cause = ", ".join(tally.first_losses) or ("the gradient, so the loss scale fell" if self.fp16 else "the gradient")
+        cause = ", ".join(tally.first_losses) or (
+            "the gradient, so the loss scale fell" if self.fp16 else "the gradient"
+        )
         return (
             f"skipped   {new} step(s) up to step {step}, {tally.skipped} in all: something was not finite; first in "
             f"step {tally.first_step}: {cause}"

@@ -273,9 +273,7 @@ class _Watch:
                 before = [x for x in tree_leaves(inputs) if _is_float(x) and x.numel()]
                 largest = max((float(x.detach().abs().max()) for x in before), default=float("nan"))
                 given = "whose input is not" if any(_not_finite(x) for x in before) else "from finite input"
-                self.forward = (
-                    f"output of {name} ({type(module).__name__}): {said}, {given} (largest absolute value {largest:.3g})"
-                )
+                self.forward = f"output of {name} ({type(module).__name__}): {said}, {given} (largest absolute value {largest:.3g})"
             if value.requires_grad:
                 value.register_hook(self._watching(name, module))
 

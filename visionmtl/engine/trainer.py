@@ -82,9 +82,12 @@ def train(run: Run, options: TrainOptions | None = None) -> Results:
     """
     options = options or TrainOptions()
     run = extending.extended(run)
-    with distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
-        with memory_errors.explained(memory_errors.train_remedies(run), "training"):
-            return _prepare(run, options, ranks).fit()
+    remedies = memory_errors.train_remedies(run)
+    with (
+        distributed.group(options.device, run.train.distributed.timeout_s) as ranks,
+        memory_errors.explained(remedies, "training"),
+    ):
+        return _prepare(run, options, ranks).fit()
 
 
 def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
@@ -414,7 +417,7 @@ class Trainer:
         return parts, weights
 
     def _optimizer_step(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-        """Move the weights, unless something is not finite. Returns the norm of all gradients before they are clipped."""
+        """Move the weights, unless something is not finite. Returns the gradients' norm before they are clipped."""
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
