@@ -143,6 +143,7 @@ class _Reader(PartReader):
         self.provides: dict[str, LabelSpace | None] = {}
         self.notes: list[str] = boxes.report() if boxes is not None else []
         """What is worth knowing about the labels, a sentence each."""
+        self.most_boxes = None if boxes is None else boxes.most
         self._spec, self._images, self._boxes, self._segments = spec, images, boxes, segments
         self._photos = Files(_one_of(root / name, root / "images" / name))
         self._photos.require([images.name(row) for row in range(len(images))], images.file.name, _GET_IT)

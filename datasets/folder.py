@@ -361,6 +361,7 @@ class FolderReader(PartReader):
 
         if spec.boxes:
             self._open_boxes(spec.boxes, images)
+            self.most_boxes = self._boxes.most
             ids = tuple(number for number, _ in self._boxes.categories)
             names = tuple(name for _, name in self._boxes.categories)
             self.provides["boxes"] = LabelSpace(spec.boxes.space, names, palette(len(ids)), ids)

@@ -107,6 +107,7 @@ class _Reader(PartReader):
         self._require("image", self._suffix)
         if "boxes" in spec.labels:
             self._boxes = BoxesByStem(_annotation_file(root, spec.split), self._stems, _GET_IT)
+            self.most_boxes = self._boxes.most
             ids, names = self._boxes.ids, self._boxes.names
             self.provides["boxes"] = LabelSpace(f"nyu_things{len(ids)}", names, palette(len(ids)), ids)
             self.notes += self._boxes.notes

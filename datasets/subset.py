@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from visionmtl.datasets import Dataset, PartReader, num_channels, read_part
+from visionmtl.datasets import Dataset, PartReader, most_boxes, num_channels, read_part
 from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
 LabelField = Literal["boxes", "segmentation", "depth_m", "normals", "image_labels"]
@@ -67,6 +67,7 @@ class _Reader(PartReader):
         self._spec = spec
         self._reader = reader = spec.of.build()
         self.channels = num_channels(reader)
+        self.most_boxes = most_boxes(reader)
         if unknown := [field for field in spec.labels if field not in reader.provides]:
             raise ValueError(
                 f"labels of a subset of {spec.of.type} names {unknown[0]!r}, which that data set does not provide; it "

@@ -160,7 +160,13 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": args.ap_backend,
         "all_protocols": args.all_protocols, "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    words = [split, args.protocol, args.all_protocols and "definitions", args.tta, args.limit_batches and f"first{args.limit_batches}"]
+    words = [
+        split,
+        args.protocol,
+        args.all_protocols and "definitions",
+        args.tta,
+        args.limit_batches and f"first{args.limit_batches}",
+    ]
     name = "-".join([opened.path.stem, *(word for word in words if word)])
     with ExitStack() as targets:
         if ranks.is_main_process:

@@ -23,7 +23,7 @@ examples:
   visionmtl train configs/quickstart.yaml --output runs/first
   visionmtl train configs/nyuv2_resnet50.yaml data.root=/data/nyuv2 train.batch_size=16 optim.lr=8e-4
   visionmtl train configs/quickstart.yaml --print-config            every setting, and where it came from
-  visionmtl train configs/quickstart.yaml --dry-run                 one step and one validation batch
+  visionmtl train configs/quickstart.yaml --dry-run                 fits it? how long will it take?
   visionmtl train configs/quickstart.yaml --overfit 8               can it learn eight images by heart?
   visionmtl train configs/quickstart.yaml --resume                  go on exactly where it stopped
   visionmtl train mine.yaml --init-from runs/first                  weights of another run, as far as they fit
@@ -59,7 +59,11 @@ def parser() -> ToolParser:
     p.add_argument(
         "--output", type=expanduser, metavar="DIR", help="run directory; default: the config's, else runs/NAME"
     )
-    p.add_argument("--dry-run", action="store_true", help="one step and one validation batch; writes nothing")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="a step and a validation batch, then the largest of both: memory, time of the whole run; writes nothing",
+    )
     p.add_argument(
         "--overfit", type=positive, metavar="N", help="learn each data set's first N images only, and evaluate on them"
     )

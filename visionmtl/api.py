@@ -10,7 +10,7 @@ from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, tasks_of
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import NamedDataset, check_channels, open_datasets
-from visionmtl.engine import distributed, trainer
+from visionmtl.engine import distributed, memory_errors, trainer
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate as evaluate_network
@@ -106,14 +106,16 @@ class Evaluation:
     ) -> Results:
         """Once: the meters are used up. on_image: see `engine.evaluator.evaluate`."""
         run, net = self.opened.run, self.opened.net
+        batch_size = batch_size or run.train.batch_size
         loader = val_loader(
-            run.data, self.tasks, net.spaces, self.datasets, batch_size or run.train.batch_size,
-            self.ranks.rank, self.ranks.world, limit=limit_batches,
+            run.data, self.tasks, net.spaces, self.datasets, batch_size, self.ranks.rank, self.ranks.world,
+            limit=limit_batches,
         )  # fmt: skip
-        results = evaluate_network(
-            net, loader, self.ranks.device, precision=run.train.precision, meters=self.meters, flip=tta == "flip",
-            on_image=on_image,
-        )  # fmt: skip
+        with memory_errors.explained(memory_errors.eval_remedies(run, batch_size, "--batch-size"), "evaluation"):
+            results = evaluate_network(
+                net, loader, self.ranks.device, precision=run.train.precision, meters=self.meters, flip=tta == "flip",
+                on_image=on_image,
+            )  # fmt: skip
         return find_protocol(self.protocol).named(results) if self.protocol else results
 
 

@@ -157,8 +157,8 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
     except KeyboardInterrupt as error:
         print(f"error: {error or 'interrupted'}", file=sys.stderr)
         return 130
-    # FloatingPointError: the losses of a run are not finite
-    except (ValueError, OSError, FloatingPointError) as error:
+    # FloatingPointError: the losses of a run are not finite; MemoryError: see `engine.memory_errors`
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {_told(error)}", file=sys.stderr)
         return ERROR
 
@@ -168,6 +168,11 @@ def _told(error: Exception) -> str:
         return (
             f"{error.filename} cannot be read or written: {error.strerror}; a path that can be reached, with room on "
             "the disk, is needed; choose another, or mend this one"
+        )
+    if isinstance(error, MemoryError) and ";" not in str(error):  # Python's own, which names nothing
+        return (
+            f"the memory of this machine, or what this process may have of it, is full ({error or 'MemoryError'}); less "
+            "must be needed; lower batch size, image size or the number of workers, or end other programs"
         )
     return str(error)
 

@@ -121,6 +121,19 @@ def num_channels(reader: DatasetReader) -> int:
     return 3
 
 
+def most_boxes(reader: DatasetReader) -> int | None:
+    """Boxes in the fullest image of a reader, or of the one that it holds; None where none has a `most_boxes`.
+
+    For a part of a data set, that of the whole: it may be too large, never too small.
+    """
+    inner: Any = reader
+    while inner is not None:
+        if (most := getattr(inner, "most_boxes", None)) is not None:
+            return int(most)
+        inner = getattr(inner, "reader", None)
+    return None
+
+
 def check_channels(datasets: "Sequence[NamedDataset]", in_chans: int) -> None:
     """Raises ValueError for a data set whose images have other channels than the encoder takes."""
     for dataset in datasets:

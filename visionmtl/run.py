@@ -225,6 +225,41 @@ class Curriculum(Spec):
         return None
 
 
+class NotFinitePolicy(Spec):
+    """What becomes of a step whose loss or gradient is infinite or not a number. It never changes weights or state."""
+
+    policy: Literal["raise", "skip", "capture"] = Field(
+        "raise",
+        description="raise: the run ends at the next logged step; skip: it goes on, up to the limits below; capture: "
+        "it ends at once and keeps the step for `visionmtl replay`, for which each step waits for the device and a copy "
+        "of weights and moments is kept on it",
+    )
+    max_in_a_row: int | None = Field(None, ge=1, description="skip; 10: with more such steps in a row the run ends")
+    max_share: float | None = Field(
+        None, gt=0, lt=1, description="skip; 0.01: with more than this share of all steps the run ends"
+    )
+
+    @property
+    def longest_row(self) -> int:
+        """Steps in a row that may be skipped."""
+        return self.max_in_a_row or 10
+
+    @property
+    def largest_share(self) -> float:
+        """Of all steps, which may be skipped; as many as may follow each other always may."""
+        return self.max_share or 0.01
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        for name in ("max_in_a_row", "max_share"):
+            if self.policy != "skip" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is set but does nothing under policy: {self.policy}; it belongs to policy: skip; remove "
+                    f"{name} or change policy"
+                )
+        return self
+
+
 _EARLIER_ACTIVATION_MEMORY = (0.95,)
 """Defaults that runs saved by earlier versions have written out."""
 
@@ -263,6 +298,7 @@ class Train(Spec):
         ("tensorboard",), description="where numbers and pictures can be watched; wandb and mlflow are extras"
     )
     curriculum: Curriculum | None = Field(None, description="which tasks are taught when; unset: all, always")
+    not_finite: NotFinitePolicy = NotFinitePolicy()
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod
@@ -339,6 +375,12 @@ class Run(Spec):
                 "allowed; remove one of the two"
             )
             raise _problem_at(("data", "augment", "place"), text)
+        if self.train.not_finite.policy == "capture" and (self.extend or self.distill or self.train.distributed.shard):
+            text = (
+                "is capture, and a captured step holds neither teachers (distill), nor an older network (extend), nor "
+                "shares of weights (train.distributed.shard), so it could not be replayed; choose raise or skip"
+            )
+            raise _problem_at(("train", "not_finite", "policy"), text)
         if self.distill is not None:
             try:
                 self.distill.check(self.tasks)

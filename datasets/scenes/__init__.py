@@ -88,6 +88,8 @@ class Scenes(Dataset):
 class SceneReader:
     """Draws scenes when they are read; nothing is kept."""
 
+    most_boxes = 8  # 2 to 6 solids, some with a small one on top
+
     def __init__(self, spec: Scenes) -> None:
         self.spec = spec
         spaces = {"boxes": SCENES_OBJECTS, "segmentation": SCENES, "image_labels": SCENES_FLOORS}

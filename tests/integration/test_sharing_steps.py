@@ -74,7 +74,7 @@ def test_three_steps_of_every_balancing_are_finite_and_move_every_part(way: str,
             output = trainer.train_step([batch])
             assert output.grad_norm.isfinite() and output.grad_norm > 0
             assert all(value.isfinite() for parts in output.losses.values() for value in parts.values())
-        assert not trainer.num_not_finite
+        assert not trainer.finite.read().skipped
         still = [name for name, p in trainer.net.named_parameters() if name in before and torch.equal(p, before[name])]
         assert not still, balance
 

@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
 from visionmtl.engine.monitor import Monitor
+from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.engine.options import TrainOptions
-from visionmtl.engine.trainer import NotFinite, train
+from visionmtl.engine.trainer import train
 from visionmtl.tasks.depth import Depth
 
 EVERY = (*scene_run.TASKS, "normals")
@@ -186,7 +187,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_ends_the_run(
     state.train_step([batch])
 
     assert all(torch.equal(before[name], p) for name, p in state.net.named_parameters())
-    assert state.num_not_finite == 1
+    assert state.finite.read().skipped == 1
     with pytest.raises(NotFinite, match=r"gradient was not finite in 4 step\(s\) up to step 4, .*lower optim.lr"):
         train(run)
     assert not list(tmp_path.rglob("*.pt"))

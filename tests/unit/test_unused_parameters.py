@@ -85,7 +85,7 @@ def test_what_passes_the_check_trains(settings: Any):
     run = of(**settings)
     state = scene_run.state(run)
     state.train_step(scene_run.batches(run)[:1])
-    assert state.num_not_finite == 0
+    assert state.finite.read().skipped == 0
 
 
 def test_group_norm_of_one_channel_on_one_cell_is_an_error():

@@ -13,7 +13,7 @@ from torch import Tensor
 from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import val_loader
 from visionmtl.datasets import open_datasets
-from visionmtl.engine.checkpoint import load, open_state, save_weights
+from visionmtl.engine.checkpoint import load, open_state, save_for_prediction
 from visionmtl.engine.evaluator import evaluate
 from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
@@ -104,5 +104,5 @@ def calibrate(
             raise ValueError(f"no training image has depth for task {name!r}; some must; add data that has it")
         fits[name] = results[name]["fit"]
         task.rescale(net.decoders[name], fits[name].slope, fits[name].offset)
-    save_weights(output, state, {name: value.cpu() for name, value in net.state_dict().items()})
+    save_for_prediction(output, state, {name: value.cpu() for name, value in net.state_dict().items()})
     return fits

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.io.atomic import link, remove_unfinished
 from visionmtl.io.download import local_file
 from visionmtl.io.tensor_files import (
@@ -45,10 +46,6 @@ _PARTS: dict[str, tuple[type, ...]] = _NETWORK_PARTS | {
 _SHOWN = 5
 
 
-class NotFinite(FloatingPointError):
-    """A loss, gradient or weight became infinite or not a number: what a setting can cure."""
-
-
 class Damaged(ValueError):
     """A checkpoint cannot be read, is not what was written, or holds numbers that are not finite."""
 
@@ -68,9 +65,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
-def save_weights(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def save_for_prediction(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write a checkpoint that predicts with other weights, as `state` otherwise; no run can go on from it."""
-    without = {"ema": None, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "balancer": {}}
+    without: dict[str, Any] = {
+        "ema": None,
+        "optimizer": {"state": {}, "param_groups": []},
+        "scaler": {},
+        "balancer": {},
+    }
     save(path, {key: value for key, value in state.items() if key != "format"} | {"net": dict(weights)} | without)
 
 

@@ -96,11 +96,13 @@ class RunLog(logging.Handler):
         data_time: float,
         eta_s: float,
         gradients: Mapping[str, Mapping[str, float]] | None = None,
+        skipped_steps: int | None = None,
     ) -> None:
         """Figures of training: loss parts and weight by task, and how fast it goes.
 
         gradients: by figure and pair of tasks, how their gradients lie to each other, see `balance.conflict`
         data_time: share of the time, 0..1, in which the loop waited for data.
+        skipped_steps: of the run so far, because something was not finite; None: such steps end the run
         """
         row = {
             "kind": "train", "step": step, "epoch": epoch, "losses": losses, "weights": weights, "lr": lr,
@@ -109,6 +111,8 @@ class RunLog(logging.Handler):
         }  # fmt: skip
         if gradients:
             row["gradients"] = gradients
+        if skipped_steps is not None:
+            row["skipped_steps"] = skipped_steps
         if self._files:
             self._files.row(row)
             self._files.line(f"step {step}/{total_steps} epoch {epoch}  {_figures(row)}")

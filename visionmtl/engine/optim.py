@@ -61,9 +61,9 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
         whole = all(own_share(parameter) is parameter for group in groups for parameter in group["params"])
         # torch's fused SGD knows no sharded tensors (2.15: "does not have a sharding strategy"); None lets it choose
         optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=nesterov, fused=whole or None)
-        if whole and momentum:
-            # torch (2.15) makes them by empty_like in the first step, which leaves them so if that step is skipped; a
-            # first step from zeros gives the same numbers
+        if momentum:
+            # torch (2.15) makes fused ones by empty_like in the first step, which leaves them so if that step is
+            # skipped; a first step from zeros gives the same numbers
             for group in groups:
                 for parameter in group["params"]:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -71,16 +71,22 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
 
 
-def skip_if_not_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Let the optimiser's next step change nothing if the gradient's norm is not finite; returns 1.0 if so, else 0.0.
+def skip_next_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Let the optimiser's next step change nothing, neither weights nor moments, if `skip`, a bool scalar, is true.
 
     The host waits for nothing: fused optimisers look at `found_inf` on the device, as they do for torch's GradScaler.
-    SGD over DTensors is not fused, and has no such switch.
+    SGD over DTensors is not fused, and has no such switch: see `unguarded`.
     """
-    not_finite = (~norm.isfinite()).float()
     if optimizer.defaults["fused"]:
-        optimizer.found_inf = not_finite  # type: ignore[attr-defined]
-    return not_finite
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+
+
+def unguarded(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights and moments that `skip_next_step` cannot keep as they are."""
+    if optimizer.defaults["fused"]:
+        return []
+    moments = [value for of_one in optimizer.state.values() for value in of_one.values() if isinstance(value, Tensor)]
+    return [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *moments]
 
 
 def parameter_groups(spec: Optim, net: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:

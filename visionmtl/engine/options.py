@@ -19,5 +19,5 @@ class TrainOptions:
     max_steps: int | None = None  # stop with a checkpoint
     stop: Callable[[], bool] | None = None  # asked after every step; stop with a checkpoint where it says so
     profile: int | None = None  # write a trace of so many steps, and stop
-    dry_run: bool = False  # one step, one validation batch, nothing written
+    dry_run: bool = False  # one step, one validation batch, then the largest of both, measured; nothing written
     device: str = "auto"

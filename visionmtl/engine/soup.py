@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionmtl.engine.checkpoint import best_weights, check_classes, find, load, save_weights
+from visionmtl.engine.checkpoint import best_weights, check_classes, find, load, save_for_prediction
 from visionmtl.modeling.weights import key_differences
 
 
@@ -24,7 +24,8 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
             f"the checkpoints are {', '.join(map(str, paths)) or 'none'}; a soup needs two or more, each once; name "
             "others, or runs by their folders"
         )
-    first, total = load(paths[0]), {}
+    first = load(paths[0])
+    total: dict[str, Tensor] = {}
     for path in paths:
         state = load(path)
         _check_alike(first, state, paths[0], path)
@@ -36,7 +37,7 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
                 total.setdefault(name, value)
     own = best_weights(first)
     mean = {name: _mean(total[name], len(paths), own[name]) for name in own}
-    save_weights(output, first, mean)
+    save_for_prediction(output, first, mean)
     return paths
 
 

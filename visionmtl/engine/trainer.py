@@ -29,13 +29,14 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
-from visionmtl.engine import checkpoint, distributed, run_lock, teachers
+from visionmtl.engine import checkpoint, distributed, memory_errors, run_lock, teachers
 from visionmtl.engine import extension as extending
-from visionmtl.engine.checkpoint import NotFinite as NotFinite
+from visionmtl.engine.capture import check_step, state_before
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
+from visionmtl.engine.dry_run import measure_worst_case
 from visionmtl.engine.evaluator import autocast, evaluate, save_json
 from visionmtl.engine.forgetting import BEFORE, write_report
 from visionmtl.engine.fsdp import (
@@ -49,7 +50,16 @@ from visionmtl.engine.fsdp import (
 from visionmtl.engine.initial_weights import load_initial
 from visionmtl.engine.logging import RunLog, logger, results_table
 from visionmtl.engine.monitor import Monitor
-from visionmtl.engine.optim import Ema, build_optimizer, lr_factor, num_warmup_steps, set_lr, skip_if_not_finite
+from visionmtl.engine.nonfinite import FiniteGuard, check_weights, largest_weight
+from visionmtl.engine.optim import (
+    Ema,
+    build_optimizer,
+    lr_factor,
+    num_warmup_steps,
+    set_lr,
+    skip_next_step,
+    unguarded,
+)
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
 from visionmtl.engine.position import Continuation, Position, go_on, what_changed
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
@@ -70,16 +80,21 @@ from visionmtl.visualization.palette import recolour
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
-    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite. After
-    SIGINT, SIGTERM or SIGUSR1 the state is saved, and Interrupted (a KeyboardInterrupt) or Terminated (a SystemExit)
-    raised.
+    Raises ValueError for what does not fit together, NotFinite when a loss or a gradient stops being finite, and
+    OutOfMemory, which names settings, when the memory of the host or of the device is full. After SIGINT, SIGTERM or
+    SIGUSR1 the state is saved, and Interrupted (a KeyboardInterrupt) or Terminated (a SystemExit) raised.
     """
     options = options or TrainOptions()
     run = extending.extended(run)
-    with StopSignals() as signals, distributed.group(options.device, run.train.distributed.timeout_s) as ranks:
-        folder = Path(run.output or "runs/unnamed")
-        with nullcontext() if options.dry_run else run_lock.hold(folder, ranks) as lock_note:
-            return _prepare(run, options, ranks).fit(signals, lock_note)
+    remedies = memory_errors.train_remedies(run)
+    folder = Path(run.output or "runs/unnamed")
+    with (
+        StopSignals() as signals,
+        distributed.group(options.device, run.train.distributed.timeout_s) as ranks,
+        nullcontext() if options.dry_run else run_lock.hold(folder, ranks) as lock_note,
+        memory_errors.explained(remedies, "training"),
+    ):
+        return _prepare(run, options, ranks).fit(signals, lock_note)
 
 
 def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
@@ -286,8 +301,7 @@ class Trainer:
         self.optimizer = build_optimizer(run.optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
-        self.num_not_finite = torch.zeros((), device=ranks.device)
-        """Steps of this start whose gradient was not finite; read when the loop logs."""
+        self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
@@ -304,9 +318,11 @@ class Trainer:
     def train_step(self, micro_batches: Sequence[Batch]) -> StepOutput:
         """One optimiser step on batches that are on the device. Nothing waits for the device.
 
-        A gradient that is not finite leaves the weights as they are: under fp16 the loss scale is lowered, otherwise
-        the step counts in `num_not_finite`.
+        A loss or gradient that is not finite leaves everything as it was, see `FiniteGuard`; under fp16 the loss scale
+        is lowered.
         """
+        before = state_before(self) if self.captures else None
+        self.finite.begin(self.net, self._methods, unguarded(self.optimizer))
         self.net.train()
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
@@ -336,7 +352,20 @@ class Trainer:
         if self.schedule:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
             self.schedule.measure(of_tasks, labelled, self.steps_of_this_size / max(1, self.steps_per_epoch))
-        return StepOutput(losses, labelled, weights, self._optimizer_step())
+        output = StepOutput(losses, labelled, weights, self._optimizer_step(losses))
+        if before is not None:
+            check_step(self, before, micro_batches, totals, output)
+        return output
+
+    @property
+    def captures(self) -> bool:
+        """Whether the first step that is not finite is written to a file."""
+        return self.run.train.not_finite.policy == "capture" and not self.options.dry_run
+
+    @property
+    def _methods(self) -> list[nn.Module]:
+        """What has state beside the network that a step changes."""
+        return [self.balancer, *([self.schedule] if self.schedule else [])]
 
     @property
     def epoch(self) -> int:
@@ -414,8 +443,8 @@ class Trainer:
             logger.info(line)
         return parts, weights
 
-    def _optimizer_step(self) -> Tensor:
-        """Returns the norm of all gradients before they are clipped."""
+    def _optimizer_step(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Move the weights, unless something is not finite. Returns the gradients' norm before they are clipped."""
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
@@ -428,9 +457,10 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not self.scaler.is_enabled():  # the scaler does the same
-            self.num_not_finite += skip_if_not_finite(self.optimizer, norm)
-        self.scaler.step(self.optimizer)
+        undo = self.finite.judge(self.state.step + 1, norm, losses)
+        skip_next_step(self.optimizer, undo)
+        self.optimizer.step()  # not by the scaler, which looks at the gradients alone
+        self.finite.settle(undo)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -526,6 +556,9 @@ class Trainer:
                 self.throughput.restart()
         if self.profiler:
             self.profiler.stop()
+        if options.dry_run:
+            for line in measure_worst_case(self):
+                logger.info(line)
         if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
             self._report_forgetting()
 
@@ -623,7 +656,8 @@ class Trainer:
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
             weights={task: float(weight) for task, weight in output.weights.items()},
             grad_norm=float(output.grad_norm), lr=self.optimizer.param_groups[-1]["lr"],
-            gradients=pairs(self.balancer.diagnostics(), self.learning), **throughput,
+            gradients=pairs(self.balancer.diagnostics(), self.learning),
+            skipped_steps=self.finite.skipped(), **throughput,
         )  # fmt: skip
         if line := self.advice.line(throughput["data_time"], self.run.train.log_every_steps):
             logger.info(line)
@@ -634,27 +668,27 @@ class Trainer:
         flags = torch.stack(list(output.labelled.values())).float()  # the same on all ranks
         # a rank's loss is its share of the whole times the number of ranks, so that their mean is the whole
         parts = torch.stack([output.losses[task][part] for task, part in names])
-        *values, num_not_finite = distributed.mean(torch.cat([parts, flags, self.num_not_finite[None]])).tolist()
+        values = distributed.mean(torch.cat([parts, flags])).tolist()
         labelled = dict(zip(output.labelled, values[len(names) :], strict=True))
         losses: dict[str, dict[str, float]] = {}
         for (task, part), value in zip(names, values, strict=False):
             # else the 0 means that nothing was labelled
             if labelled[task] or part.startswith(SOFT) or not math.isfinite(value):
                 losses.setdefault(task, {})[part] = value
-        bad = [f"{t}/{p} {v}" for t, parts in losses.items() for p, v in parts.items() if not math.isfinite(v)]
-        if bad:
-            raise NotFinite(
-                f"losses are not finite at step {self.state.step}: {', '.join(bad)}; finite ones are needed; lower "
-                "optim.lr, set optim.clip_norm, or look at the labels with tools/visualize.py --mode data; where one "
-                "task spoilt the others, train.log_every_steps=1 shows the first"
-            )
-        if num_not_finite:
-            raise NotFinite(
-                f"the gradient was not finite in {num_not_finite:.0f} step(s) up to step {self.state.step}, which left "
-                "the weights as they were; finite ones are needed; lower optim.lr, or look at the labels with "
-                "tools/visualize.py --mode data; train.log_every_steps=1 shows the first such step"
-            )
-        return losses
+        if line := self.finite.check(self.state.step, losses):
+            logger.info(line)
+        self._check_weights()
+        # those of a step that was skipped say nothing of the training
+        return {t: finite for t, of in losses.items() if (finite := {p: v for p, v in of.items() if math.isfinite(v)})}
+
+    def _check_weights(self) -> None:
+        """Raise NotFinite where an update has made weights that are not finite. All processes must call it."""
+        named = dict(self.net.named_parameters())
+        if self.ema:
+            named |= {f"average of {name}": weight for name, weight in self.ema.module.named_parameters()}
+        spoilt = not math.isfinite(float(largest_weight(named.values())))
+        if distributed.any_rank(spoilt, self.ranks.device):
+            check_weights(self.state.step, named, any_rank=True)
 
     def _save_is_due(self) -> bool:
         position = self.position
@@ -684,10 +718,12 @@ class Trainer:
                 examples.append((sample, predictions))
 
         meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in self.data.eval_names.items()}
-        results = evaluate(
-            net, self._until_asked_to_stop(self.data.val_loader), self.ranks.device, precision=run.train.precision,
-            meters=meters, on_image=keep_examples,
-        )  # fmt: skip
+        remedies = memory_errors.eval_remedies(run, run.train.batch_size, "train.batch_size")
+        with memory_errors.explained(remedies, f"the evaluation after step {step}"):
+            results = evaluate(
+                net, self._until_asked_to_stop(self.data.val_loader), self.ranks.device,
+                precision=run.train.precision, meters=meters, on_image=keep_examples,
+            )  # fmt: skip
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
         if self.options.dry_run:
@@ -768,7 +804,11 @@ class Trainer:
         self.borders.saved()
 
     def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
-        """Let the first rank write the state; where it is sharded, the others help to gather it."""
+        """Let the first rank write the state; where it is sharded, the others help to gather it.
+
+        Weights that are not finite are never saved: NotFinite.
+        """
+        self._check_weights()
         if self.ranks.is_main_process or self.sharded:
             state = self.state_dict()
             if self.ranks.is_main_process:
@@ -797,6 +837,7 @@ class Trainer:
             "balancer": self.balancer.state_dict(),
             "curriculum": self.schedule.state_dict() if self.schedule else {},
             "scaler": self.scaler.state_dict(),
+            "not_finite": self.finite.state_dict(),
             "world": self.ranks.world,
             "step": self.state.step,
             "epoch": self.epoch,
@@ -806,9 +847,7 @@ class Trainer:
             **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
 
-    def load_checkpoint(
-        self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None
-    ) -> Results | None:
+    def load_checkpoint(self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None) -> Results | None:
         """Restore the run; returns the results at its step, None where that was not evaluated to the end.
 
         saved: what the file holds, where it has been read
@@ -855,6 +894,8 @@ class Trainer:
         if self.schedule:
             self.schedule.load_state_dict(state.get("curriculum", {}))
         self.scaler.load_state_dict(state["scaler"])
+        if counted := state.get("not_finite"):  # older files have none
+            self.finite.resume(counted)
         self.state.step, self.state.best = state["step"], state["best"]
 
     def _load_moments(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from visionmtl import api
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets import Dataset
 from visionmtl.engine import checkpoint
-from visionmtl.engine.trainer import NotFinite
+from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.io.atomic import write_json
 from visionmtl.metrics.base import Results
 from visionmtl.report.report import read_rows

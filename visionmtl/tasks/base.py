@@ -81,6 +81,18 @@ class Task(Configurable, package="visionmtl.tasks"):
         micro-batches is the step of one batch of k times the size.
         """
 
+    def worst_case(self, targets: dict[str, Tensor], size: tuple[int, int], most: int | None) -> dict[str, Tensor]:
+        """The targets of a batch, as large as labels may make them; for measuring memory, so values hardly matter.
+
+        targets: what `collate` gave, of inputs of `size` = (H, W); most: labelled objects in the fullest image of the
+        run, None: not known. The shapes of most tasks' targets are fixed: these stay.
+        """
+        return targets
+
+    def with_most_predictions(self) -> Self:
+        """The task with settings under which it predicts as much an image as it ever may; for measuring memory."""
+        return self
+
     @property
     def counts_predictions(self) -> bool:
         """Whether `count_predictions` counts anything."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from visionmtl.metrics.base import Meter
 from visionmtl.metrics.detection import DetectionMeter
@@ -28,6 +29,11 @@ NO_CLASS_LOGIT = -1e4
 MIN_SOFT_SCORE = 0.05
 """Cells whose best class a teacher scores lower teach no box."""
 SOFT_BOX_WEIGHT = 2.0  # as of the task-aligned head's own boxes
+
+
+def _padded(num_boxes: int) -> int:
+    """The number of boxes that so many are padded to."""
+    return next((m for m in BUCKETS if m >= num_boxes), -(-num_boxes // BUCKETS[-1]) * BUCKETS[-1])
 
 
 class Detection(ClassTask, frozen=True):
@@ -59,7 +65,7 @@ class Detection(ClassTask, frozen=True):
         With `classes` also annotated, see `collate_annotated`.
         """
         counts = [0 if s is None or s.boxes is None else len(s.boxes.labels) for s in samples]
-        padded = next((m for m in BUCKETS if m >= max(counts)), -(-max(counts) // BUCKETS[-1]) * BUCKETS[-1])
+        padded = _padded(max(counts))
         targets = {
             "boxes": torch.zeros(len(samples), padded, 4),
             "labels": torch.zeros(len(samples), padded, dtype=torch.int64),
@@ -73,6 +79,20 @@ class Detection(ClassTask, frozen=True):
                 targets["crowd"][i, :count] = torch.from_numpy(sample.boxes.crowd)
                 targets["valid"][i, :count] = True
         return targets | self.collate_annotated(samples)
+
+    def worst_case(self, targets: dict[str, Tensor], size: tuple[int, int], most: int | None) -> dict[str, Tensor]:
+        """As many boxes in each image as in the fullest, all over the image; the last bucket where that is unknown."""
+        num_images, num_boxes = len(targets["boxes"]), BUCKETS[-1] if most is None else max(most, 1)
+        boxes, labels = torch.zeros(num_images, _padded(num_boxes), 4), targets["labels"].new_zeros(1)
+        corners = torch.rand(num_images, num_boxes, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=2).values
+        boxes[:, :num_boxes] = corners.flatten(2) * torch.tensor([size[1], size[0]] * 2)
+        valid = (torch.arange(boxes.shape[1]) < num_boxes).expand(boxes.shape[:2]).clone()
+        blank = {"labels": labels.expand(boxes.shape[:2]).clone(), "crowd": torch.zeros_like(valid)}
+        return {**targets, **blank, "boxes": boxes, "valid": valid}
+
+    def with_most_predictions(self) -> Self:
+        """No score is too low."""
+        return self.model_copy(update={"min_score": 0.0})
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """What the head's loss is a mean over."""

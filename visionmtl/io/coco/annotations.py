@@ -109,6 +109,11 @@ class BoxIndex(AnnotationIndex):
             )
         return boxes
 
+    @property
+    def most(self) -> int:
+        """Boxes in the fullest image."""
+        return int(np.diff(self.arrays["start"]).max(initial=0))
+
     def masks(self, row: int) -> list[NDArray[np.bool_]]:
         """[H, W] for each box of image `row`; only after `read_boxes(file, masks=True)`."""
         part, size = self.part(row), list(self.size(row))
@@ -127,6 +132,8 @@ class BoxesByStem:
     def __init__(self, file: Path, stems: Sequence[str], advice: str) -> None:
         """stems: file names of the images without folder and ending, each once; advice: how to get a sound file."""
         self.file, self._index, self._advice = file, read_boxes(file), advice
+        self.most = self._index.most
+        """Boxes in the fullest image of the file."""
         self.ids = tuple(number for number, _ in self._index.categories)
         """Official ids of the classes."""
         self.names = tuple(name for _, name in self._index.categories)
