@@ -27,7 +27,7 @@ from visionmtl.engine import checkpoint
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
 
-SERIES = {"main": 80, "write": 50, "worker": 30, "group": 40, "rank": 20}
+SERIES = {"main": 60, "write": 50, "worker": 30, "group": 40, "rank": 20}
 """Kills of: the training process; the same in a checkpoint write; a loader worker; all processes at once; one of two
 ranks under torchrun's agent."""
 HANGS_S = 120.0
@@ -36,7 +36,7 @@ LIVELY: dict[str, Any] = {  # everything that has a state or draws random number
     "balance": {"type": "uncertainty"},
     "data": {"augment": {"flip": 0.5, "zoom": [0.8, 1.2], "brightness": 0.2}, "sampling": {"epoch_images": 16}},
     "optim": {"clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 2},
-    "train": {"epochs": 12, "accumulate": 2, "keep": 2, "eval_every_epochs": 4, "loggers": []},
+    "train": {"epochs": 12, "accumulate": 2, "keep": 2, "eval_every_epochs": 4, "checkpoint_every": 3, "loggers": []},
 }
 
 
