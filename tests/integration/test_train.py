@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
 from visionmtl.engine.monitor import Monitor
-from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.nonfinite import NotFinite
+from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
 from visionmtl.tasks.depth import Depth
 
