@@ -7,10 +7,11 @@ from visionmtl.cli import ToolParser, add_device, run_tool
 from visionmtl.config.paths import home_path
 
 MANUAL = """
-With train.not_finite.policy=capture a training keeps the first step whose loss, gradient or update is not finite: batch,
-state before it, seeds and settings, as plain data. No data set is read here, and nothing is written. The report goes
-through inputs, forward by module, losses by part, backward by part (with torch's anomaly detection) and update. The step
-is computed without compiling. The exit status is 0 where something that is not finite was found, 1 where all is finite.
+With train.not_finite.policy=capture a training keeps the first step whose loss, gradient or update is not finite:
+batch, state before it, seeds and settings, as plain data. No data set is read here, and nothing is written. The report
+goes through inputs, forward by module, losses by part, backward by part (with torch's anomaly detection) and update.
+The step is computed without compiling. The exit status is 0 where something that is not finite was found, 1 where all
+is finite.
 
 examples:
   visionmtl train configs/quickstart.yaml train.not_finite.policy=capture

@@ -60,10 +60,9 @@ def parser() -> ToolParser:
         "--output", type=expanduser, metavar="DIR", help="run directory; default: the config's, else runs/NAME"
     )
     p.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="a step and a validation batch, then the largest of both: memory, time of the whole run; writes nothing",
-    )
+        "--dry-run", action="store_true",
+        help="a step and a validation batch, then the largest of both: memory, time of the run; writes nothing",
+    )  # fmt: skip
     p.add_argument(
         "--overfit", type=positive, metavar="N", help="learn each data set's first N images only, and evaluate on them"
     )

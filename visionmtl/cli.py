@@ -171,8 +171,8 @@ def _told(error: Exception) -> str:
         )
     if isinstance(error, MemoryError) and ";" not in str(error):  # Python's own, which names nothing
         return (
-            f"the memory of this machine, or what this process may have of it, is full ({error or 'MemoryError'}); less "
-            "must be needed; lower batch size, image size or the number of workers, or end other programs"
+            f"the memory of this machine, or what this process may have of it, is full ({error or 'MemoryError'}); "
+            "less must be needed; lower batch size, image size or the number of workers, or end other programs"
         )
     return str(error)
 

@@ -231,8 +231,8 @@ class NotFinitePolicy(Spec):
     policy: Literal["raise", "skip", "capture"] = Field(
         "raise",
         description="raise: the run ends at the next logged step; skip: it goes on, up to the limits below; capture: "
-        "it ends at once and keeps the step for `visionmtl replay`, for which each step waits for the device and a copy "
-        "of weights and moments is kept on it",
+        "it ends at once and keeps the step for `visionmtl replay`, for which each step waits for the device and a "
+        "copy of weights and moments is kept on it",
     )
     max_in_a_row: int | None = Field(None, ge=1, description="skip; 10: with more such steps in a row the run ends")
     max_share: float | None = Field(

@@ -266,7 +266,7 @@ def test_an_update_that_spoils_weights_is_never_saved(tmp_path: Path, ema_decay:
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     kept = last.read_bytes()
 
-    with pytest.raises(NotFinite, match="weights are not finite, though losses and gradients were: .*lower optim.lr"):
+    with pytest.raises(NotFinite, match=r"weights are not finite, though losses and gradients were: .*lower optim.lr"):
         train(run(3e38), TrainOptions(resume="auto", max_steps=5))
 
     assert last.read_bytes() == kept
@@ -300,8 +300,8 @@ def test_a_loss_scale_that_is_searched_for_is_no_fault_and_one_without_end_is(mo
 def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The second step of a run, whose depth loss was NaN."""
     folder = tmp_path_factory.mktemp("secret_place") / "run"
+    changes = {"train": {"not_finite": {"policy": "capture"}, "log_every_steps": 100}}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(NotFinite, match=r"visionmtl replay .*step-0000002\.pt"):
-        changes = {"train": {"not_finite": {"policy": "capture"}, "log_every_steps": 100}}
         run_with_bad_steps(patch, folder, {2}, **changes)
     return folder / "captured" / "step-0000002.pt"
 

@@ -116,7 +116,8 @@ def _measured(what: str, batch: str, work: Callable[[], None], trainer: Trainer)
     if on_cuda:
         total = torch.cuda.get_device_properties(device).total_memory
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        memory = f"{allocated / 2**20:,.0f} MiB allocated, {reserved / 2**20:,.0f} reserved, {reserved / total:.0%} of the GPU"
+        held = f"{allocated / 2**20:,.0f} MiB allocated, {reserved / 2**20:,.0f} reserved"
+        memory = f"{held}, {reserved / total:.0%} of the GPU"
     else:
         peak = peak_memory_mb()
         limit = _host_memory_mb()

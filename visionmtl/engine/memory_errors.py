@@ -32,7 +32,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def explained(remedies: Sequence[str], where: str) -> Iterator[None]:
-    """Turn an error that says that the memory is full into OutOfMemory, which names settings to change, in this order."""
+    """Turn an error that says that the memory is full into OutOfMemory, which names `remedies` in their order."""
     try:
         yield
     except OutOfMemory:

@@ -177,8 +177,8 @@ def _watch(trainer: Trainer, batches: Sequence[Batch], state: Mapping[str, Any],
                 report.say(f"loss      micro-batch {number}, {task}/{name} = {shown:.6g}")
                 if not torch.isfinite(value):
                     report.found(
-                        f"loss {task}/{name}, whose inputs, the raw outputs of {task}, are finite (the largest absolute "
-                        f"value is {watch.largest(f'decoders.{task}'):.3g})"
+                        f"loss {task}/{name}, whose inputs, the raw outputs of {task}, are finite (the largest "
+                        f"absolute value is {watch.largest(f'decoders.{task}'):.3g})"
                     )
         for task, of_task in parts.items():
             for name in of_task:
@@ -273,7 +273,8 @@ class _Watch:
                 before = [x for x in tree_leaves(inputs) if _is_float(x) and x.numel()]
                 largest = max((float(x.detach().abs().max()) for x in before), default=float("nan"))
                 given = "whose input is not" if any(_not_finite(x) for x in before) else "from finite input"
-                self.forward = f"output of {name} ({type(module).__name__}): {said}, {given} (largest absolute value {largest:.3g})"
+                where = f"output of {name} ({type(module).__name__})"
+                self.forward = f"{where}: {said}, {given} (largest absolute value {largest:.3g})"
             if value.requires_grad:
                 value.register_hook(self._watching(name, module))
 
