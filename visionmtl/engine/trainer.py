@@ -30,6 +30,7 @@ from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
+from visionmtl.engine.bad_files import BadFileRecord
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
@@ -101,6 +102,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         train_loader(
             run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank,
             ranks.world, unlabelled=run.distill is not None or run.extend is not None, size=size,
+            leave_out_bad_files=True,
         )
         for size in (None, *sorted(smaller))
     ]  # fmt: skip
@@ -442,6 +444,10 @@ class Trainer:
             show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
         ) as self.log:  # fmt: skip
             self.log.config(dump(run))
+            self.bad_files = BadFileRecord(
+                run.data.bad_files.limit, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
+                folder if ranks.is_main_process and not options.dry_run else None, resumed,
+            )  # fmt: skip
             for line in self._introduction(resumed):
                 logger.info(line)
             if num_warmup_steps(run.optim, self.steps_per_epoch) > run.train.epochs * self.steps_per_epoch:
@@ -482,6 +488,8 @@ class Trainer:
                     break
             if self.profiler:
                 self.profiler.stop()
+            if line := self.bad_files.summary():
+                logger.warning(line)
             if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
                 self._report_forgetting()
             distributed.barrier()
@@ -538,6 +546,9 @@ class Trainer:
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
             set_lr(self.optimizer, lr_factor(self.run.optim, self.state.step, self.total_steps, self.steps_per_epoch))
             output = self.train_step(micro_batches)
+            self.bad_files.add(micro_batches, epoch, self.state.step)
+            if self.ranks.world == 1:
+                self.bad_files.share()
             if self.state.step < self.last_step:
                 self.prefetcher.prefetch()
             self.throughput.step()
@@ -553,6 +564,7 @@ class Trainer:
     def log_step(self, output: StepOutput, epoch: int) -> None:
         """Figures since the last logged step. The one place of a step that waits for the device."""
         losses = self._losses(output)
+        self.bad_files.share()
         throughput = self.throughput.read(self.total_steps - self.state.step)
         self.log.train(
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
@@ -695,6 +707,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write checkpoints/last.pt, and step-N.pt for the newest few."""
+        self.bad_files.share()  # a resumed run does not read those before this step again
         self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, self.run.train.keep))
 
     def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
