@@ -23,6 +23,7 @@ START_S = 120.0
 _POLL_S = 1.0
 _GRACE_S = 3.0  # from the error that a dead worker causes to its exit status
 _END = object()
+_AGAIN = "start again, a training with --resume"
 _SERVER_GONE = 255  # the exit status of a process whose fork server has ended
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
@@ -135,16 +136,16 @@ class WatchedLoader(DataLoader[Item]):
         self._abandon(iterator)
         raise LostWorker(
             f"loader worker {number + 1} of {len(processes)} (process {processes[number].pid}) {ended} "
-            f"{_doing(pid, index, self._place)}; workers must run as long as the training needs images; {advice}"
+            f"{_doing(pid, index, self._place)}; workers must run to the end; {advice}"
         ) from cause
 
     def _explain(self, code: int, processes: list[Any]) -> tuple[str, str]:
         """How a worker with this exit status ended, and what to do."""
         if code == _SERVER_GONE:
             ended = "or the server process that starts workers ended (exit status 255)"
-            return ended, "look for what ended them (the system's log of killed processes), then go on with --resume"
+            return ended, f"look for what ended them (the system's log of killed processes), then {_AGAIN}"
         if code >= 0:
-            return f"ended with exit status {code}", "look at what it printed above, or see it with data.workers=0"
+            return f"ended with exit status {code}", "look at what it printed above, or see it without workers (data.workers=0)"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         ended = f"was killed by signal {-code} ({name})"
         if -code == signal.SIGKILL:
@@ -152,14 +153,14 @@ class WatchedLoader(DataLoader[Item]):
             counted = f"the kernel counts {kills} kill(s) for want of memory meanwhile; " if kills > 0 else ""
             return f"{ended}{_memory([process.pid for process in processes])}", (
                 f"{counted}mostly the kernel kills so when memory runs out: lower data.workers, which is "
-                f"{len(processes)} here, or train.batch_size, then go on with --resume"
+                f"{len(processes)} here, or train.batch_size, then {_AGAIN}"
             )
         if -code == getattr(signal, "SIGBUS", None):
             free = f" has {_gib(shutil.disk_usage('/dev/shm').free)} free" if Path("/dev/shm").is_dir() else ""
             return ended, f"mostly shared memory is too small: /dev/shm{free}; enlarge it (docker run --shm-size=8g)"
         if -code in _CRASHES:
-            return ended, "a decoder crashed, mostly over a damaged file: mend or remove this one, and go on"
-        return ended, "find out who sent the signal, then go on with --resume"
+            return ended, "a decoder crashed, mostly over a damaged file: mend or remove this one"
+        return ended, f"find out who sent the signal, then {_AGAIN}"
 
     def _raise_hung(self, iterator: Any, stands_still_s: float) -> None:
         assert self._activity is not None
@@ -175,8 +176,8 @@ class WatchedLoader(DataLoader[Item]):
         raise HungWorker(
             f"loader worker {number + 1} of {len(processes)} (process {processes[number].pid}{state}) has stood still "
             f"for {stands_still_s:.0f} s {_doing(pid, index, self._place)}, and no other goes on; data.timeout_s allows "
-            f"{self._timeout_s:g} s; look whether the disk of this file answers and nothing stops the process, then go "
-            "on with --resume; raise data.timeout_s for a slower disk"
+            f"{self._timeout_s:g} s; look whether the disk of this file answers and nothing stops the process, then "
+            f"{_AGAIN}; raise data.timeout_s for a slower disk"
         )
 
     def _abandon(self, iterator: Any) -> None:

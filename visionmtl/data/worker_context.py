@@ -6,6 +6,7 @@ group is killed. The queues here lock with pipes, which end with the last proces
 
 import ctypes
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -104,6 +105,7 @@ class WorkerContext(ForkServerContext):
 
 def start_server() -> None:
     """Start the fork server, if it does not run yet; it and all its children hold back `HELD_BACK`."""
+    multiprocessing.resource_tracker.ensure_running()  # its start would let the first two through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         multiprocessing.forkserver.ensure_running()
