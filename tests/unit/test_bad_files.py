@@ -74,7 +74,9 @@ def test_a_fault_of_ours_is_not_taken_for_a_bad_file():
 
 
 def test_out_of_a_worker_comes_the_text_alone():
-    passed_on = "Caught UnreadableSample in DataLoader worker process 0.\nOriginal Traceback\n  a.b.UnreadableSample: x/y\n"
+    passed_on = (
+        "Caught UnreadableSample in DataLoader worker process 0.\nOriginal Traceback\n  a.b.UnreadableSample: x/y\n"
+    )
     assert str(UnreadableSample(passed_on)) == "x/y"
 
 
@@ -133,7 +135,9 @@ def test_where_nobody_looks_at_bad_files_they_are_errors():
 
 
 def test_a_disk_that_is_gone_ends_the_training():
-    with pytest.raises(UnreadableSample, match=r"none of 9 images from image 2 of drawn \(/data/2.png\) on can be read"):
+    with pytest.raises(
+        UnreadableSample, match=r"none of 9 images from image 2 of drawn \(/data/2.png\) on can be read"
+    ):
         batch(*range(12))
 
 

@@ -104,7 +104,11 @@ def test_every_pass_has_all_items_in_order_and_nothing_has_a_name_in_shared_memo
 @pytest.mark.parametrize(
     ("does", "args", "said"),
     [
-        (kill_self, [signal.SIGKILL], r"killed by signal 9 \(SIGKILL\) \[memory: .*\] while it read IMAGE.*data.workers"),
+        (
+            kill_self,
+            [signal.SIGKILL],
+            r"killed by signal 9 \(SIGKILL\) \[memory: .*\] while it read IMAGE.*data.workers",
+        ),
         (kill_self, [signal.SIGSEGV], r"signal 11 \(SIGSEGV\) while it read IMAGE.*a decoder crashed.*this one"),
         (os._exit, [3], "ended with exit status 3 while it read IMAGE"),
         pytest.param(  # slow: the next test has to start another server
@@ -129,9 +133,13 @@ def test_a_worker_that_hangs_is_named_with_its_file_and_killed(kind: str, tmp_pa
     os.mkfifo(tmp_path / "5.png")
     hangs = {"fifo": (read_fifo, str(tmp_path / "5.png")), "stopped": (kill_self, signal.SIGSTOP)}[kind]
     batches = loader(Numbers(5, *hangs), workers=2, timeout_s=2)
-    with pytest.raises(HungWorker, match=r"has stood still for 2 s while it read image 5 of drawn \(/data/5.png\)") as e:
+    with pytest.raises(
+        HungWorker, match=r"has stood still for 2 s while it read image 5 of drawn \(/data/5.png\)"
+    ) as e:
         list(batches)
-    assert ("stopped by a signal" in str(e.value)) == (kind == "stopped") and "data.timeout_s allows 2 s" in str(e.value)
+    assert ("stopped by a signal" in str(e.value)) == (kind == "stopped") and "data.timeout_s allows 2 s" in str(
+        e.value
+    )
     assert gone([pid for pid, _, _ in batches._activity.snapshot()])
 
 

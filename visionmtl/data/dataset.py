@@ -116,7 +116,6 @@ class MultiTaskDataset(JointDataset, Dataset[Example]):
         color = self._augment.color(sample.image, rng) if self._augment.colors else None
         return Example(sample.image, sample, labelled, dataset, color=color)
 
-
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[Example]:
         """A batch, as DataLoader asks for it.
 

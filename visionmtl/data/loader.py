@@ -140,9 +140,7 @@ def val_loader(
         order = np.argsort(np.concatenate([np.arange(len(dataset)) for dataset in datasets]), kind="stable")
     mine = order.tolist()[rank::world]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
-    dataset = EvalDataset(
-        tasks, spaces, datasets, size=data.input_size, train_size=data.size, bad_files=data.bad_files
-    )
+    dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size, bad_files=data.bad_files)
     num_workers = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
     return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers, data.timeout_s)
 

@@ -145,7 +145,10 @@ class WatchedLoader(DataLoader[Item]):
             ended = "or the server process that starts workers ended (exit status 255)"
             return ended, f"look for what ended them (the system's log of killed processes), then {_AGAIN}"
         if code >= 0:
-            return f"ended with exit status {code}", "look at what it printed above, or see it without workers (data.workers=0)"
+            return (
+                f"ended with exit status {code}",
+                "look at what it printed above, or see it without workers (data.workers=0)",
+            )
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         ended = f"was killed by signal {-code} ({name})"
         if -code == signal.SIGKILL:
