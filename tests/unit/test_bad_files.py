@@ -127,10 +127,10 @@ def test_a_bad_file_teaches_nothing():
 
 
 def test_where_nobody_looks_at_bad_files_they_are_errors():
-    with pytest.raises(UnreadableSample, match="/data/3.png is damaged"):
+    with pytest.raises(UnreadableSample, match=r"/data/3\.png is damaged"):
         batch(3, leave_out=False)
     judged = EvalDataset(TASKS, {"depth": None}, [NamedDataset("drawn", Drawn((3,)))], size=SIZE, train_size=SIZE)
-    with pytest.raises(UnreadableSample, match="/data/3.png is damaged"):
+    with pytest.raises(UnreadableSample, match=r"/data/3\.png is damaged"):
         judged[3]
 
 

@@ -119,8 +119,7 @@ def test_every_pass_has_all_items_in_order_and_nothing_has_a_name_in_shared_memo
 def test_a_worker_that_dies_is_named_with_its_end_and_its_file(does: Any, args: list[Any], said: str):
     batches, numbers = loader(Numbers(5, does, *args)), []
     with pytest.raises(LostWorker, match=said.replace("IMAGE", r"image 5 of drawn \(/data/5.png\)")) as error:
-        for batch in batches:
-            numbers += batch
+        numbers.extend(item for batch in batches for item in batch)
     assert "loader worker 1 of 1 (process " in str(error.value) and numbers in ([0, 1], [0, 1, 2, 3])
 
 
@@ -147,7 +146,7 @@ def test_half_a_message_of_a_dead_worker_does_not_hold_the_training():
     batches = loader(Large())
     running = iter(batches)
     next(running)
-    ((pid, _, before),) = batches._activity.snapshot()
+    ((pid, _, _),) = batches._activity.snapshot()
     deadline = time.monotonic() + 20
     while batches._activity.snapshot()[0][1] >= 0 and time.monotonic() < deadline:
         time.sleep(0.05)

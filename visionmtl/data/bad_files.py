@@ -24,7 +24,7 @@ class BadFiles(Spec):
     """Share of a training data set's images that may be left out, each named in bad_files.jsonl; one more is an error.
     Of a data set of fewer than 1 / limit images that is none. In evaluation none ever is."""
     retries: int = Field(3, ge=0, le=10)
-    """Further attempts where the disk gave an error, after 0.25, 1, 4, ... seconds; a damaged file is tried once more."""
+    """Further attempts where the disk gave an error, after 0.25, 1, 4, ... seconds; a damaged file gets one."""
 
 
 class UnreadableSample(ValueError):

@@ -34,6 +34,7 @@ class Example:
     bad_file: BadFile | None = None  # which could not be read, so that this unlabelled copy of another stands here
 
 
+_DEFAULTS = BadFiles()
 _MAX_REPLACEMENTS = 8
 """Images that are tried in place of a batch that cannot be read at all."""
 
@@ -95,7 +96,7 @@ class MultiTaskDataset(JointDataset, Dataset[Example]):
         augment: Augment,
         seed: int,
         enlarged: float = 1.0,
-        bad_files: BadFiles = BadFiles(),
+        bad_files: BadFiles = _DEFAULTS,
         leave_out: bool = False,
     ) -> None:
         """size: (H, W) of the network's input; enlarged: see `Augment.view`.
@@ -167,7 +168,7 @@ class EvalDataset(JointDataset, Dataset[Example]):
         *,
         size: tuple[int, int],
         train_size: tuple[int, int],
-        bad_files: BadFiles = BadFiles(),
+        bad_files: BadFiles = _DEFAULTS,
     ) -> None:
         """size, train_size: (H, W) of the network's input, here and in training."""
         super().__init__(tasks, spaces, datasets, bad_files)

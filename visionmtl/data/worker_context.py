@@ -90,15 +90,15 @@ class WorkerContext(ForkServerContext):
 
     Process = _Process  # type: ignore[assignment]
 
-    def Lock(self) -> Any:  # noqa: N802
+    def Lock(self) -> Any:
         """Of a queue."""
         return _Lock(self)
 
-    def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802
+    def BoundedSemaphore(self, value: int = 1) -> Any:
         """Of a queue without a limit, which DataLoader's are."""
         return _Unbounded()
 
-    def Event(self) -> Any:  # noqa: N802
+    def Event(self) -> Any:
         """Set once."""
         return _Event(self)
 
