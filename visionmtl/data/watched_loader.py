@@ -179,8 +179,8 @@ class WatchedLoader(DataLoader[Item]):
         raise HungWorker(
             f"loader worker {number + 1} of {len(processes)} (process {processes[number].pid}{state}) has stood still "
             f"for {stands_still_s:.0f} s {_doing(pid, index, self._place)}, and no other goes on; data.timeout_s "
-            f"allows {self._timeout_s:g} s; look whether the disk of this file answers and nothing stops the process, then "
-            f"{_AGAIN}; raise data.timeout_s for a slower disk"
+            f"allows {self._timeout_s:g} s; look whether the disk of this file answers and nothing stops the process, "
+            f"then {_AGAIN}; raise data.timeout_s for a slower disk"
         )
 
     def _abandon(self, iterator: Any) -> None:
@@ -199,7 +199,7 @@ def _answer(
     while requests.get():
         try:
             answers.put((next(iterator), None))
-        except BaseException as error:  # noqa: BLE001  who waits for the answer raises it again
+        except BaseException as error:  # noqa: BLE001 (who waits for the answer raises it again)
             answers.put((None, error))
 
 
