@@ -88,7 +88,7 @@ class _Event:
 class WorkerContext(ForkServerContext):
     """A `multiprocessing` context with the processes, queues and events that DataLoader asks for."""
 
-    Process = _Process  # type: ignore[assignment]
+    Process = _Process
 
     def Lock(self) -> Any:
         """Of a queue."""

@@ -488,8 +488,8 @@ class Trainer:
                     break
             if self.profiler:
                 self.profiler.stop()
-            if line := self.bad_files.summary():
-                logger.warning(line)
+            if summary := self.bad_files.summary():
+                logger.warning(summary)
             if self.extension and self.state.evaluated and self.state.step >= self.total_steps and not options.dry_run:
                 self._report_forgetting()
             distributed.barrier()
