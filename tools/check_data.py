@@ -60,14 +60,8 @@ def _read_and_judge(args: argparse.Namespace) -> int:
     checked = open_data_sets(data)
     images = plan(checked, args.limit)
     workers = choose_processes(data, images) if args.workers is None else args.workers
-    try:
-        with progress(console, images) as count:
-            read_all(checked, workers, count)
-    except RuntimeError as error:  # what DataLoader makes of a worker that was killed
-        raise ValueError(
-            f"a reading process ended: {error}; memory ran out or a decoder crashed; use fewer --workers, or 0 under "
-            "python -X faulthandler to see where"
-        ) from error
+    with progress(console, images) as count:
+        read_all(checked, workers, count, data.timeout_s)
 
     findings = [
         *(finding for data_set in checked for finding in data_set.findings),

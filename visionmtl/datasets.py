@@ -94,6 +94,11 @@ class NamedDataset:
         file = getattr(self.reader, "file", None)
         return None if file is None else str(file(index))
 
+    def place(self, index: int) -> str:
+        """A sample with its file, for messages."""
+        file = self.file(index)
+        return f"image {index} of {self.name}" + (f" ({file})" if file else "")
+
     def label_files(self, index: int) -> Sequence[Path]:
         """The files that its labels come from; none where the reader has no method `label_files`."""
         files: Callable[[int], Sequence[Path]] | None = getattr(self.reader, "label_files", None)

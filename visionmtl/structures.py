@@ -173,6 +173,16 @@ class ImageClasses:
     scores: NDArray[np.float32]  # [N] 0..1
 
 
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """A sample that could not be read."""
+
+    dataset: str
+    index: int  # in its data set
+    file: str | None  # of its image; None where the data set has no names of files
+    error: str
+
+
 @dataclass(slots=True)
 class Batch:
     """Padded tensors of a shape fixed by the config."""
@@ -185,6 +195,8 @@ class Batch:
     metas: list[ImageMeta] = field(default_factory=list)  # filled for evaluation only, as are the next two
     samples: list[Sample] = field(default_factory=list)  # the originals
     datasets: list[str] = field(default_factory=list)  # names of their data sets
+    bad_files: list[BadFile] = field(default_factory=list)
+    # in training: what could not be read; in its place there is an unlabelled copy of another image
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`; from pinned memory, the host does not wait for the copies."""

@@ -258,7 +258,8 @@ class Deadly(Dataset):
 def test_a_process_that_dies_ends_the_check_with_2(tmp_path, capsys):
     deadly = [{"type": "test_check_data.Deadly"}]
     assert check(tmp_path, {"train": deadly, "val": deadly}, "--workers", "1") == (2, None)
-    assert "a reading process ended" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "loader worker 1 of 1" in said and "ended with exit status 3 while it read image 0 of Deadly" in said
 
 
 def test_a_config_without_a_model_is_enough_and_overrides_reach_it(capsys):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visionmtl.data.dataset import Example
+from visionmtl.data.workers import now_resting
 from visionmtl.structures import Batch
 from visionmtl.tasks.base import Task
 
@@ -27,10 +28,16 @@ class Collate:
         self._tasks, self._size, self._training = dict(tasks), size, training
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        batch = self._collate(examples)
+        now_resting()
+        return batch
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
         batch = Batch(
             image=pad([example.image for example in examples], self._size),
             targets={},
             labelled={task: torch.tensor([task in example.tasks for example in examples]) for task in self._tasks},
+            bad_files=[example.bad_file for example in examples if example.bad_file],
         )
         if not self._training:
             batch.metas = [example.meta for example in examples if example.meta is not None]

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
+from visionmtl.data.bad_files import BadFiles
 from visionmtl.data.collate import Collate
-from visionmtl.data.dataset import EvalDataset, Example, MultiTaskDataset
+from visionmtl.data.dataset import EvalDataset, MultiTaskDataset
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.data.sampler import BatchSampler, MixtureSampler, Sampling
 from visionmtl.data.transforms.augment import Augment
-from visionmtl.data.workers import choose_workers, init_worker, num_processes_here, start_method
+from visionmtl.data.watched_loader import TIMEOUT_S, WatchedLoader
+from visionmtl.data.workers import choose_workers, num_processes_here
 from visionmtl.datasets import Dataset, NamedDataset
 from visionmtl.structures import Batch
 from visionmtl.tasks.base import Task
@@ -42,6 +43,9 @@ class Data(Spec):
     augment: Augment = Augment()
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes per training process; 0 loads in the training process itself."""
+    bad_files: BadFiles = BadFiles()
+    timeout_s: float = Field(TIMEOUT_S, gt=0)
+    """How long the loader processes may stand still over a file before the run ends with its name, seconds."""
     cache: Path | None = None
     """A folder on a fast disk for decoded training images, written at the first start; see `data.cache`. None: decode
     anew each time."""
@@ -50,6 +54,15 @@ class Data(Spec):
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the padded network input in evaluation and prediction, pixels."""
         return self.eval_size or self.size
+
+    @model_validator(mode="after")
+    def _timeout_has_an_effect(self) -> Self:
+        if self.workers == 0 and self.timeout_s != TIMEOUT_S:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s:g}, but workers is 0, so it would have no effect: the training process "
+                "cannot watch itself; remove it, or raise workers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sampling_has_an_effect(self) -> Self:
@@ -76,6 +89,7 @@ def train_loader(
     world: int = 1,
     unlabelled: bool = False,
     size: tuple[int, int] | None = None,
+    leave_out_bad_files: bool = False,
 ) -> "DataLoader[Batch]":
     """Augmented batches; `loader.batch_sampler.set_epoch(epoch, start)` chooses which.
 
@@ -84,6 +98,8 @@ def train_loader(
     batch_size: per process; `world` processes take the parts of one common batch.
     unlabelled: data sets whose labels no task learns may be among them: teachers need none
     size: (H, W) in place of `data.size`, to which depth stays relative
+    leave_out_bad_files: whether `Batch.bad_files` is looked at, as the limit of `data.bad_files` needs; else a file
+    that cannot be read is an error
     """
     mixture = _mixture(data.sampling, tasks, spaces, datasets, seed, unlabelled)
     if len(mixture) < batch_size * world:
@@ -93,10 +109,13 @@ def train_loader(
         )
     size = size or data.size
     enlarged = size[0] / data.size[0]
-    dataset = MultiTaskDataset(tasks, spaces, datasets, size=size, augment=data.augment, seed=seed, enlarged=enlarged)
+    dataset = MultiTaskDataset(
+        tasks, spaces, datasets, size=size, augment=data.augment, seed=seed, enlarged=enlarged,
+        bad_files=data.bad_files, leave_out=leave_out_bad_files and data.bad_files.limit > 0,
+    )  # fmt: skip
     sampler = BatchSampler(mixture, batch_size, rank, world)
     num_workers = choose_workers(data.workers, num_processes_here())[0]
-    return _loader(dataset, sampler, Collate(tasks, size, training=True), num_workers)
+    return _loader(dataset, sampler, Collate(tasks, size, training=True), num_workers, data.timeout_s)
 
 
 def val_loader(
@@ -113,7 +132,7 @@ def val_loader(
     """Every image once over all ranks, resized to fit but not augmented, with its original sample.
 
     `labelled[task]` tells whose labels are of the space the task learns: a meter must see no others. The last batch
-    may be smaller; targets stay empty.
+    may be smaller; targets stay empty. A file that cannot be read is an error: scores over fewer images are others.
     limit: batches per rank, which take images of all data sets in turn, each from its first image on.
     """
     order = np.arange(sum(len(dataset) for dataset in datasets))
@@ -121,23 +140,24 @@ def val_loader(
         order = np.argsort(np.concatenate([np.arange(len(dataset)) for dataset in datasets]), kind="stable")
     mine = order.tolist()[rank::world]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
-    dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size)
+    dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size, bad_files=data.bad_files)
     num_workers = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
-    return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers)
+    return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers, data.timeout_s)
 
 
-def _loader(dataset: "TorchDataset[Example]", batches: Any, collate: Collate, num_workers: int) -> "DataLoader[Batch]":
-    loader: DataLoader[Any] = DataLoader(
+def _loader(
+    dataset: MultiTaskDataset | EvalDataset, batches: Any, collate: Collate, num_workers: int, timeout_s: float
+) -> "DataLoader[Batch]":
+    loader: WatchedLoader[Any] = WatchedLoader(
         dataset,
+        num_workers=num_workers,
+        place=dataset.place,
+        timeout_s=timeout_s,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=num_workers,
-        worker_init_fn=init_worker,
         prefetch_factor=2 if num_workers else None,  # batches that each worker prepares ahead
         persistent_workers=num_workers > 0,
-        multiprocessing_context=start_method() if num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
     )
     return loader
 

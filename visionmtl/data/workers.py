@@ -1,4 +1,4 @@
-"""How loader processes start, how many there are, and how they end with the process they work for."""
+"""How loader processes start, how many there are, what they tell of their work, and how they end."""
 
 import multiprocessing
 import multiprocessing.context
@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -44,19 +45,81 @@ def start_method() -> multiprocessing.context.BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
+    from visionmtl.data.worker_context import WorkerContext, start_server  # not every system can import it
+
+    context = WorkerContext()
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "visionmtl"])
+    start_server()
     return context
 
 
-def init_worker(worker: int) -> None:
+class Activity:
+    """What each worker is doing, in memory that it shares with the process it works for.
+
+    Three int64 a worker: its process id (0: it has not begun), the number of the sample that it reads (-2 - number:
+    that it read last; -1: none yet), and how often that changed.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        # without locks: each slot has one writer, and int64 are written whole
+        context: Any = start_method()
+        self._slots = context.RawArray("q", 3 * num_workers)
+
+    def begin(self, worker: int) -> None:
+        """Called by the worker at its start."""
+        self._slots[3 * worker : 3 * worker + 3] = [os.getpid(), -1, 1]
+
+    def read(self, worker: int, number: int) -> None:
+        """Called by the worker before it reads a sample."""
+        self._slots[3 * worker + 1] = number
+        self._slots[3 * worker + 2] += 1
+
+    def rest(self, worker: int) -> None:
+        """Called by the worker when a batch is done."""
+        self.read(worker, -2 - self._slots[3 * worker + 1])
+
+    def clear(self) -> None:
+        """Before other workers begin."""
+        self._slots[:] = [0] * len(self._slots)
+
+    def snapshot(self) -> list[Sequence[int]]:
+        """The three numbers of each worker."""
+        numbers = self._slots[:]
+        return [numbers[first : first + 3] for first in range(0, len(numbers), 3)]
+
+
+_own: tuple[Activity, int] | None = None
+"""In a worker: where it writes what it does, and its own number."""
+
+
+def now_reading(number: int) -> None:
+    """Tell which sample this worker begins to read; does nothing in another process."""
+    if _own:
+        _own[0].read(_own[1], number)
+
+
+def now_resting() -> None:
+    """Tell that this worker has read a batch."""
+    if _own:
+        _own[0].rest(_own[1])
+
+
+def init_worker(worker: int, activity: Activity | None = None) -> None:
     """Runs first in every worker."""
+    global _own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
     # parallelism is over workers; threads inside them only fight for the cores
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     # a worker of a fork server outlives a training process that was killed, unless it looks for itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from visionmtl.data.worker_context import end_with_server
+
+        end_with_server()
+    if activity:
+        activity.begin(worker)
+        _own = activity, worker
 
 
 def _end_with_parent() -> None:

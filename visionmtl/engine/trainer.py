@@ -31,6 +31,7 @@ from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
 from visionmtl.engine import checkpoint, distributed, memory_errors, run_lock, teachers
 from visionmtl.engine import extension as extending
+from visionmtl.engine.bad_files import BadFileRecord
 from visionmtl.engine.capture import check_step, state_before
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
@@ -120,6 +121,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         train_loader(
             run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank,
             ranks.world, unlabelled=run.distill is not None or run.extend is not None, size=size,
+            leave_out_bad_files=True,
         )
         for size in (None, *sorted(smaller))
     ]  # fmt: skip
@@ -501,6 +503,10 @@ class Trainer:
             show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
         ) as self.log:  # fmt: skip
             self.log.config(dump(run))
+            self.bad_files = BadFileRecord(
+                run.data.bad_files.limit, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
+                folder if ranks.is_main_process and not options.dry_run else None, resumed,
+            )  # fmt: skip
             for line in self._introduction(resumed):
                 logger.info(line)
             if lock_note:
@@ -556,6 +562,8 @@ class Trainer:
                 self.throughput.restart()
         if self.profiler:
             self.profiler.stop()
+        if summary := self.bad_files.summary():
+            logger.warning(summary)
         if options.dry_run:
             for line in measure_worst_case(self):
                 logger.info(line)
@@ -626,6 +634,9 @@ class Trainer:
             set_lr(self.optimizer, self._lr_factor())
             output = self.train_step(micro_batches)
             self.signals.nothing_to_save = False
+            self.bad_files.add(micro_batches, epoch, self.state.step)
+            if self.ranks.world == 1:
+                self.bad_files.share()
             if self.state.step < self.last_step:
                 self.prefetcher.prefetch()
             self.throughput.step()
@@ -651,6 +662,7 @@ class Trainer:
     def log_step(self, output: StepOutput, epoch: int) -> None:
         """Figures since the last logged step. The one place of a step that waits for the device."""
         losses = self._losses(output)
+        self.bad_files.share()
         throughput = self.throughput.read(self.total_steps - self.state.step)
         self.log.train(
             step=self.state.step, epoch=epoch, total_steps=self.total_steps, losses=losses,
@@ -797,6 +809,7 @@ class Trainer:
 
     def save(self, named: bool = True) -> None:
         """Write checkpoints/last.pt, and step-N.pt for the newest few where it is `named`."""
+        self.bad_files.share()  # a resumed run does not read those before this step again
         self.log.sync()  # a checkpoint counts on the rows before it
         keep = self.run.train.keep if named else 0
         self.save_on_rank_zero(lambda state: checkpoint.save_step(self.folder, state, keep))

@@ -25,15 +25,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader
 
 from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_parts
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
-from visionmtl.data.workers import init_worker, start_method
+from visionmtl.data.watched_loader import WatchedLoader
+from visionmtl.data.workers import now_reading, now_resting
 from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
 from visionmtl.io.index import CacheError, locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
@@ -224,6 +223,7 @@ class _Packing:
         if not callable(choose_scale):
             divisor = choose_scale[index]
             choose_scale = lambda size: divisor  # noqa: E731
+        now_reading(index)
         sample = read_part(self._reader, index, ReadRequest(self._fields, choose_scale))
         scale, size = choose_scale(sample.size), sample.size
         if sample.jpeg_scale < scale:  # a PNG, or a reader that does not know how to reduce
@@ -232,19 +232,18 @@ class _Packing:
 
     def items(self, workers: int) -> Iterator[_Item]:
         """All of them, in order."""
-        loader: DataLoader[Any] = DataLoader(
+        loader: WatchedLoader[Any] = WatchedLoader(
             self,  # type: ignore[arg-type]
-            batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one sample, where batch_size is None
-            worker_init_fn=init_worker,
-            multiprocessing_context=start_method() if workers else None,
-            generator=torch.Generator(),  # else a first start draws one number more than later ones
+            place=lambda index: NamedDataset("the data set to pack", self._reader).place(index),
+            batch_size=None,
+            collate_fn=_as_it_is,  # one sample, where batch_size is None
         )
         return iter(loader)
 
 
 def _as_it_is(item: _Item) -> _Item:
+    now_resting()
     return item
 
 

@@ -7,21 +7,23 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
+from visionmtl.data.bad_files import with_place
 from visionmtl.data.check.fingerprint import Fingerprint, fingerprint
 from visionmtl.data.check.rules import Finding, Problem, Role
 from visionmtl.data.check.sample import find_problems
 from visionmtl.data.check.tally import Tally
 from visionmtl.data.loader import Data
-from visionmtl.data.workers import choose_workers, init_worker, start_method
+from visionmtl.data.watched_loader import TIMEOUT_S, WatchedLoader
+from visionmtl.data.workers import choose_workers, now_reading, now_resting
 from visionmtl.datasets import NamedDataset, name_all, num_channels
 from visionmtl.structures import LabelSpace
 
 _IMAGES_A_JOB = 8
 _WORTH_STARTING = 500  # images; a worker takes seconds to import torch
 _Job = tuple[int, list[int]]  # position of the data set, indices in it
+_INDEX_BITS = 40
+"""Of the number of a sample; those above are the position of its data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +110,19 @@ def choose_processes(data: Data, images: int) -> int:
     return 0 if images < _WORTH_STARTING else choose_workers("auto")[0] + 1  # no training needs a core of its own
 
 
-def read_all(checked: Sequence[Checked], workers: int, count: Callable[[int], None]) -> None:
+def read_all(
+    checked: Sequence[Checked], workers: int, count: Callable[[int], None], timeout_s: float = TIMEOUT_S
+) -> None:
     """Read the images that were planned, spread evenly over each data set, and add what is found to `checked`.
 
     workers: processes; 0 reads in this one. count: called with the number of images that were read since.
+    timeout_s: how long the processes may stand still over a file
     """
     jobs: list[_Job] = []
     for number, data_set in enumerate(checked):
         indices = np.linspace(0, data_set.images - 1, data_set.asked).round().astype(int).tolist()
         jobs += [(number, indices[first : first + _IMAGES_A_JOB]) for first in range(0, len(indices), _IMAGES_A_JOB)]
-    for number, part in _parts(checked, jobs, workers):
+    for number, part in _parts(checked, jobs, workers, timeout_s):
         data_set = checked[number]
         data_set.tally.merge(part.tally)
         data_set.seen += part.seen
@@ -125,17 +130,23 @@ def read_all(checked: Sequence[Checked], workers: int, count: Callable[[int], No
         count(part.asked)
 
 
-def _parts(checked: Sequence[Checked], jobs: list[_Job], workers: int) -> Iterator[tuple[int, Checked]]:
+def _parts(
+    checked: Sequence[Checked], jobs: list[_Job], workers: int, timeout_s: float
+) -> Iterator[tuple[int, Checked]]:
+    def place(number: int) -> str:
+        source = checked[number >> _INDEX_BITS].source
+        assert source is not None
+        return source.place(number & (1 << _INDEX_BITS) - 1)
+
     work: Any = _Work(checked)
-    yield from DataLoader(
+    yield from WatchedLoader(
         work,
+        num_workers=workers,
+        place=place,
+        timeout_s=timeout_s,
         batch_size=None,  # a job is an item
         sampler=jobs,
-        num_workers=workers,
-        worker_init_fn=init_worker,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context=start_method() if workers else None,
-        generator=torch.Generator(),
     )
 
 
@@ -152,7 +163,9 @@ class _Work:
         # the reader itself stays here: only counts go back
         part = Checked(whole.role, whole.name, whole.type, None, asked=len(indices))
         for index in indices:
+            now_reading(number << _INDEX_BITS | index)
             _check(whole.source, index, part)
+        now_resting()
         return number, part
 
 
@@ -167,7 +180,7 @@ def _check(source: NamedDataset, index: int, part: Checked) -> None:
             sample = source.read(index)
             problems = find_problems(sample, source.provides, num_channels(source.reader))
         except (ValueError, OSError, cv2.error) as error:
-            problems = [Problem("unreadable", "file", _named(str(error), file or f"{source.name}, image {index}"))]
+            problems = [Problem("unreadable", "file", with_place(str(error), file or f"{source.name}, image {index}"))]
     complaints = dict.fromkeys(str(warning.message) for warning in caught)
     problems += [Problem("decoder_warning", "file", text) for text in complaints]
     image_id = sample.image_id if sample else f"number {index}"
@@ -175,11 +188,6 @@ def _check(source: NamedDataset, index: int, part: Checked) -> None:
     if sample and _countable(problems):
         part.tally.add(sample)
         part.seen.append(Seen(index, sample.image_id, file, fingerprint(sample.image)))
-
-
-def _named(text: str, place: str) -> str:
-    """The text of an error, with its place where it names no file."""
-    return text if "/" in text or "\\" in text else f"{place}: {text}"
 
 
 def _countable(problems: Sequence[Problem]) -> bool:
