@@ -136,7 +136,8 @@ def test_settings_and_variables_can_be_referred_to(base: Path, monkeypatch: pyte
 
 
 def test_a_reference_to_nothing_and_an_open_value_say_what_to_give(base: Path):
-    assert "data.root: KeyError" in (text := problem(base, "data.root=${oc.env:SURELY_NOT_SET}"))
+    text = problem(base, "data.root=${oc.env:SURELY_NOT_SET}")
+    assert "data.root: the environment has no variable 'SURELY_NOT_SET'" in text
     assert "SURELY_NOT_SET" in text and "add data.root=VALUE" in text
     assert "data.root: left open (???); it must be given; add data.root=VALUE" in problem(base, "data.root=???")
 

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 from typing_extensions import Self
 
+from visionmtl.config import imports
 from visionmtl.config.suggest import did_you_mean
 
 
@@ -74,7 +75,8 @@ class Configurable(Spec):
     `class Task(Configurable, package="visionmtl.tasks")`. A member declares `type: Literal["depth"] = "depth"`.
     A field annotated with the base then accepts any member, given as an instance or as a mapping with `type`.
     Code outside the package joins by its import path: `type: my_module.MyTask`, declared
-    `type: Literal["my_module.MyTask"]`, so that a saved config finds it again.
+    `type: Literal["my_module.MyTask"]`, so that a saved config finds it again. From a checkpoint such a path is
+    imported only where the user allows the module by name, see `config.imports`.
     """
 
     package: ClassVar[str] = ""
@@ -102,6 +104,14 @@ class Configurable(Spec):
         """The member called `name`; a name with a dot is imported. Raises PydanticCustomError with the choices."""
         if "." in name:
             module, _, attribute = name.rpartition(".")
+            if not all(part.isidentifier() for part in name.split(".")):
+                text = (
+                    f"type {name!r} is no import path; one is module.Class, names joined by dots; correct it, or "
+                    f"choose one of: {', '.join(sorted(cls.members()))}"
+                )
+                raise PydanticCustomError("type_import", "{text}", {"text": text})
+            if refused := imports.refusal(module):
+                raise PydanticCustomError("type_import", "{text}", {"text": f"type {name!r}: {refused}"})
             try:
                 found = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError) as error:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from typing_extensions import Self
 
+from visionmtl.config.text_files import check_object, parse_line, printable, read_text
 from visionmtl.engine.environment import environment
 from visionmtl.engine.loggers import check_loggers, open_loggers
 from visionmtl.io.atomic import write_text
@@ -71,7 +72,7 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message of `logger`."""
-        text = record.getMessage()
+        text = printable(record.getMessage())
         if self._files:
             self._files.line(text)
         if self._screen:
@@ -242,11 +243,19 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
             yield f"{path}{key}", inner
 
 
+def parse_row(line: str, where: str) -> dict[str, Any]:
+    """One row of a metrics.jsonl. Raises ValueError; where: file and line."""
+    row = parse_line(line, where)
+    check_object(row, where, {"step": int, "kind": str})
+    return row
+
+
 def _drop_rows_after(path: Path, step: int, evaluated: bool) -> None:
     """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too."""
     last = (step, "val" if evaluated else "train")  # in the order of the alphabet, and of the loop
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole if ((row := json.loads(line))["step"], row["kind"]) <= last]
+    whole = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
+    rows = [parse_row(line, f"{path}:{number}") for number, line in enumerate(whole, 1)]
+    kept = [line for line, row in zip(whole, rows, strict=True) if (row["step"], row["kind"]) <= last]
     write_text(path, "".join(kept))
 
 

@@ -1,20 +1,23 @@
 """Trained networks on the Hugging Face hub: weights as safetensors, settings as JSON, and a model card."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visionmtl.config.imports import allow_imports
+from visionmtl.config.paths import regular_file
+from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
 from visionmtl.engine.checkpoint import FORMAT, Opened, open_model, open_state
 from visionmtl.engine.distributed import choose_device
-from visionmtl.engine.evaluator import Precision
+from visionmtl.engine.evaluator import Precision, read_results
 from visionmtl.inference.predictor import Predictor
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.distance import DistanceMeter
+from visionmtl.structures import LabelSpace
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}
@@ -108,6 +111,7 @@ def from_pretrained(
     device: str | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     precision: Precision | None = None,
+    allow_import: Sequence[str] = (),
 ) -> Predictor:
     """The network of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME of the hub.
 
@@ -122,10 +126,13 @@ def from_pretrained(
         raise ValueError(f"revision is {revision!r}, but {repo} is a folder, which has none; leave it out")
     state = _read_state(folder)
     chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
-    return Predictor(open_state(state, folder / WEIGHTS, chosen), tasks, precision)
+    with allow_imports(allow_import):
+        opened = open_state(state, folder / WEIGHTS, chosen)
+    return Predictor(opened, tasks, precision)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
@@ -134,14 +141,29 @@ def _read_state(folder: Path) -> dict[str, Any]:
             f"{folder} has no {' and no '.join(missing)}; a folder that save_pretrained wrote has both; correct the "
             "path, or load a checkpoint with visionmtl.load"
         )
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("visionmtl_format") != FORMAT:
-        found = content.get("visionmtl_format") if isinstance(content, dict) else type(content).__name__
+    file = folder / CONFIG
+    content = read_object(file)
+    if content.get("visionmtl_format") != FORMAT:
+        found = shown(content.get("visionmtl_format"), 50)
         raise ValueError(
-            f"{folder / CONFIG} has visionmtl_format {found!r}; this version reads {FORMAT}; use a network that "
-            "visionmtl wrote"
+            f"{file} has visionmtl_format {found}; this version reads {FORMAT}; use a network that visionmtl wrote"
         )
-    return {**content, "net": load_file(folder / WEIGHTS), "ema": None}
+    check_object(content, str(file), {"run.data.size": list, "spaces": dict, "step": int, "epoch": int})
+    for task, space in content["spaces"].items():
+        try:
+            _ = space and LabelSpace.from_plain(space)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} has no label space as 'spaces.{task}' ({error!r}); one or null is needed; use a network that "
+                "visionmtl wrote"
+            ) from error
+    try:
+        weights = load_file(regular_file(folder / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} holds no weights ({error}); a whole safetensors file is needed; fetch it again"
+        ) from error
+    return {**content, "net": weights, "ema": None}
 
 
 def _without_paths(run: dict[str, Any]) -> dict[str, Any]:
@@ -172,11 +194,7 @@ def _newest_results(folder: Path) -> Path | None:
 def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
     if file is None:
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise ValueError(f"{file} has no `results`; the JSON file of an evaluation has; give what visionmtl eval wrote")
-    return results
+    return read_results(file)
 
 
 def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence: str, repo: str) -> str:

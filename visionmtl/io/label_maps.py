@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject
 from visionmtl.io.paths import read_lines
 from visionmtl.structures import IGNORE
@@ -25,18 +25,8 @@ _COLOR_LAST = re.compile(rf"(.*?\S)\s*[,;:\t ]\s*{_NUMBERS}(?:\s*[:;,].*)?")
 
 def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     """Names, and the class of each pixel value where the file gives it: a YAML or JSON list, or mapping value: name."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
-    # ValueError: no UTF-8, or a date that does not exist; RecursionError: brackets in brackets
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{file} cannot be read: {error}; a YAML or JSON file with class names is needed; write it, or correct the "
-            "path"
-        ) from error
-    if isinstance(content, dict) and isinstance(node, yaml.MappingNode):
-        if len(node.value) > len(content):  # YAML would take the last
-            raise ValueError(f"{file} names a pixel value twice; each has one class; correct it")
+    content, _ = read_yaml(file, "a YAML or JSON file with class names")  # JSON is YAML
+    if isinstance(content, dict):
         named = {key: name for key, name in content.items() if pixel_range(key) and isinstance(name, str)}
         if content and len(named) == len(content):
             values = by_value(named, str(file))
@@ -162,12 +152,7 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
     labelmap.txt); a first line without numbers is a heading, # begins a comment.
     """
     if file.suffix.lower() in (".yaml", ".yml", ".json"):
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"{file} cannot be read: {error}; a mapping NAME: [r, g, b] is needed; write it"
-            ) from error
+        content, _ = read_yaml(file, "a mapping NAME: [r, g, b]")
         if isinstance(content, dict) and content and all(_colors_of(value) for value in content.values()):
             return {str(name): _colors_of(value) for name, value in content.items()}
         raise ValueError(

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from visionmtl.io.coco.annotations import read_json
+from visionmtl.config.text_files import read_json
 from visionmtl.io.objects import ImageObjects, LabelledObject, Point, bad_entry, of_polygons
 
 _LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}

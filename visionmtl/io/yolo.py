@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry, of_polygons
 from visionmtl.io.paths import read_lines
 
@@ -68,12 +67,7 @@ def read_objects(file: Path, size: tuple[int, int], classes: tuple[str, ...]) ->
 
 def read_data_yaml(file: Path) -> dict[str, Any]:
     """The content of a data.yaml, `names` as a tuple by number. Raises ValueError for one without sound names."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{file} cannot be read: {error}; a data.yaml with `names` is needed; correct the file or the path"
-        ) from error
+    content, _ = read_yaml(file, "a data.yaml with `names`")
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         whole = sorted(names) == list(range(len(names))) if all(type(key) is int for key in names) else False
