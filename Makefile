@@ -1,13 +1,14 @@
 # One-word commands; each first makes .venv and installs into it.
 #   make quickstart   train three tasks on drawn rooms, evaluate, draw: runs/quickstart/report.html
-#   make test         the test suite; TESTS=slow: what takes minutes, TESTS="": both
+#   make test         the test suite; TESTS=slow: what takes minutes
+#   make chaos        kill, damage, fill, fuzz and soak, about an hour: tests/chaos
 #   make lint         ruff, mypy, and the layers of imports
 #   make docs         the documentation as a site: docs/_build/html/index.html
 #   make clean        remove .venv and everything built; runs/ stays
 # PYTHON=python3.12 make test takes another Python; changing it makes .venv anew.
 PYTHON ?= python3
 WORKERS ?= auto
-TESTS ?= not slow
+TESTS ?= not slow and not chaos
 
 SHELL := /bin/bash
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -15,7 +16,7 @@ VENV := .venv/made-with-python$(VERSION)
 # uv installs the 5 GB of torch in seconds where pip takes minutes
 INSTALL := .venv/bin/python -m uv pip install --quiet --python .venv/bin/python
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test chaos lint docs clean
 
 quickstart: .venv/installed
 	@# an earlier run is kept under another name, never overwritten
@@ -27,6 +28,9 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "$(TESTS)"
+
+chaos: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m chaos tests/chaos
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
