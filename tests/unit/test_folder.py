@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from visionmtl.config.text_files import parse_yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from visionmtl.config.text_files import parse_yaml
 from visionmtl.datasets import Dataset
 from visionmtl.datasets.folder import Folder
 from visionmtl.structures import IGNORE

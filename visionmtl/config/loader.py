@@ -21,9 +21,6 @@ KeyPath = tuple[Key, ...]
 """The way to a value: field names, and positions in lists."""
 
 
-_MERGE_TAG = "tag:yaml.org,2002:merge"
-
-
 class ConfigError(ValueError):
     """Something in a config, or in an override, is not as it must be; the text lists every problem."""
 
@@ -163,6 +160,7 @@ class Tree:
 
 
 _REFERENCE = re.compile(r"\\\$\{|\$\{(?P<inside>[^${}]*)\}|\$\{")
+_HINT = "${...} must name a setting, or a set variable as ${oc.env:NAME}; "
 _MAX_CHAIN = 32
 """References that lead from one to the next."""
 
@@ -184,7 +182,7 @@ class _Interpolation:
         if isinstance(value, list):
             return [self.fill_in(inner, (*keys, at)) for at, inner in enumerate(value)]
         if value == "???" and isinstance(value, str):
-            raise self._problem(keys, "left open (???); it must be given")
+            raise self._problem(keys, "left open (???); it must be given", hint="")
         if not isinstance(value, str) or "${" not in value:
             return value
         alone = _REFERENCE.fullmatch(value)
@@ -251,10 +249,9 @@ class _Interpolation:
         if self._num_values > MAX_NODES:
             raise self._problem(keys, f"the config has more than {MAX_NODES:,} values, references written out")
 
-    def _problem(self, keys: KeyPath, problem: str) -> ConfigError:
+    def _problem(self, keys: KeyPath, problem: str, hint: str = _HINT) -> ConfigError:
         return ConfigError(
-            f"{dotted(keys)}: {printable(problem)}; ${{...}} must name a setting, or set variable as "
-            f"${{oc.env:NAME}}; add {dotted(keys)}=VALUE (from {self.tree.origin(keys)})"
+            f"{dotted(keys)}: {printable(problem)}; {hint}add {dotted(keys)}=VALUE (from {self.tree.origin(keys)})"
         )
 
 
@@ -343,7 +340,7 @@ def _lines(node: yaml.Node | None, keys: KeyPath) -> dict[KeyPath, int]:
     """The line on which each value below `keys` is written; of a merged mapping (<<), its lines at the anchor."""
     lines: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
-        for key, value in _merge_keys_resolved(node):
+        for key, value in node.value:
             lines[(*keys, key.value)] = key.start_mark.line + 1
             lines |= _lines(value, (*keys, key.value))
     elif isinstance(node, yaml.SequenceNode):
@@ -351,18 +348,6 @@ def _lines(node: yaml.Node | None, keys: KeyPath) -> dict[KeyPath, int]:
             lines[(*keys, position)] = value.start_mark.line + 1
             lines |= _lines(value, (*keys, position))
     return lines
-
-
-def _merge_keys_resolved(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Key and value nodes of a mapping: its own, then those of merged mappings that nothing before them has."""
-    own = [pair for pair in node.value if pair[0].tag != _MERGE_TAG]
-    merged = [value for key, value in node.value if key.tag == _MERGE_TAG]
-    merged = [one for value in merged for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
-    pairs = {key.value: (key, value) for key, value in own}
-    for mapping in merged:
-        for key, value in _merge_keys_resolved(mapping):
-            pairs.setdefault(key.value, (key, value))
-    return list(pairs.values())
 
 
 def _everything(value: Any) -> list[KeyPath]:

@@ -51,4 +51,4 @@ def regular_file(path: str | Path) -> Path:
             f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; only regular files are opened, since "
             "others may never answer or end; put the file itself there, or correct the path"
         )
-    return Path(path)
+    return path if isinstance(path, Path) else Path(path)

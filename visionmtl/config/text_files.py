@@ -219,6 +219,22 @@ class _Loader(yaml.SafeLoader):
                 raise self._refusal(line, f"the key {key.value!r} stands twice in one mapping", "remove one")
             seen.add((kind, key.value))
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `<<` names in its place: what is written wins, then what is named first.
+
+        PyYAML lets the last of several mappings win, against YAML's own rule.
+        """
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own = [pair for pair in node.value if not pair[0].tag.endswith(":merge")]
+        named = [value for key, value in node.value if key.tag.endswith(":merge")]
+        for value in named:
+            for mapping in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                self.flatten_mapping(mapping)
+                for pair in mapping.value:
+                    merged.setdefault(pair[0].value, pair)
+        names = {key.value for key, _ in own}
+        node.value = [pair for name, pair in merged.items() if name not in names] + own
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")):
             line = node.start_mark.line + 1
@@ -233,7 +249,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_object(node, deep)
 
     def _refusal(self, line: int, problem: str, advice: str) -> "_RefusedError":
-        return _RefusedError(f"{self._where}:{line}: {printable(problem)}; plain YAML is read; {_REWRITE}")
+        return _RefusedError(f"{self._where}:{line}: {printable(problem)}; plain YAML is read; {advice}")
 
 
 class _RefusedError(ValueError):

@@ -1,31 +1,36 @@
 """Image files as arrays, decoded whole or reduced, as stored or upright; label maps as the values they hold."""
 
 import io
-import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
-from visionmtl.io.paths import is_hidden
+from visionmtl.io.image_headers import (
+    FORMATS,
+    JPEG_START,
+    PILLOW_ERRORS,
+    PNG_START,
+    TIFF_STARTS,
+    checked_content,
+    open_header,
+    unreadable,
+)
+from visionmtl.io.paths import is_hidden, regular_file
 from visionmtl.structures import JpegScale, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_END = b"\xff\xd9"
 _SAMPLES_PER_PIXEL = 277  # TIFF tag
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY, _PNG_PALETTE = 0, 3  # colour types in the header
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _TURNS = {  # by EXIF orientation: whether rows and columns change places first, then which axes are reversed
     2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,)),
     5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,)),
 }  # fmt: skip
-# what Pillow raises for files that are damaged or no images
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 Pixels = NDArray[np.uint8]
 
@@ -47,12 +52,13 @@ def read_photo(
     boxes and maps of data sets refer, and transparency is dropped.
 
     Grey is repeated over the channels, CMYK and palettes are converted, 16 bits keep the high byte, animations give
-    their first frame. Raises ValueError naming a file that is missing, damaged or cut short.
+    their first frame. Raises ValueError naming a file that is missing, damaged, cut short or too large, see
+    `image_headers.checked_content`.
     """
-    content = _content(file)
-    if content[:2].tobytes() == _JPEG_START:
-        return _decode_jpeg(file, content, choose_scale, upright)
-    if content[:4].tobytes() in _TIFF_STARTS:
+    content, size = checked_content(file)
+    if content.startswith(JPEG_START):
+        return _decode_jpeg(file, content, size, choose_scale, upright)
+    if content.startswith(TIFF_STARTS):
         _check_colors(file, content)
     if upright:
         pixels = _decode_as_shown(file, content)
@@ -61,11 +67,11 @@ def read_photo(
     return pixels, (pixels.shape[0], pixels.shape[1]), 1
 
 
-def _check_colors(file: Path, content: Pixels) -> None:
+def _check_colors(file: Path, content: bytes) -> None:
     """Raise ValueError for a TIFF that is neither grey nor RGB, of which decoders would take a part in silence."""
     found = ""
     try:
-        with Image.open(io.BytesIO(content.data)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1)  # type: ignore[attr-defined]
             if opened.mode not in ("RGBA", "LA", "PA", "CMYK") and samples not in (1, 3):
                 found = f"has {samples} channels"
@@ -73,9 +79,9 @@ def _check_colors(file: Path, content: Pixels) -> None:
             if (pages := getattr(opened, "n_frames", 1)) > 1:
                 opened.seek(1)
                 found = found or (f"has {pages} pages of one size" if opened.size == size else "")
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         try:
-            decoded = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
             decoded = None
         if decoded is None or (decoded.ndim == 3 and decoded.shape[2] != 3):
@@ -89,12 +95,12 @@ def _check_colors(file: Path, content: Pixels) -> None:
 
 def image_size(file: Path, upright: bool) -> tuple[int, int]:
     """(H, W) of an image as `read_photo` gives it, from its header alone."""
-    try:
-        with Image.open(file) as opened:
+    with open_header(file) as opened:
+        size = opened.height, opened.width
+        try:
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-            size = opened.height, opened.width
-    except _PILLOW_ERRORS as error:
-        raise _unreadable(file, error) from error
+        except PILLOW_ERRORS as error:
+            raise unreadable(file, error) from error
     return size[::-1] if orientation in _TURNS and orientation >= 5 else size
 
 
@@ -122,17 +128,16 @@ def read_png(file: Path, palette_indices: bool = False) -> NDArray:
     Raises ValueError naming a file that is missing, damaged, of another format (a JPEG changes labels along their
     edges, whatever it is called), or grey with fewer than 8 bits (decoders stretch those: of 4 bits 1 becomes 17).
     """
-    content = _content(file)
+    content, _ = checked_content(file)
     values = _decode(file, content, cv2.IMREAD_UNCHANGED)
-    start = content[:26].tobytes()
-    if not start.startswith(_PNG_START):
+    if not content.startswith(PNG_START):
         raise ValueError(
             f"{file} is no PNG inside; values must be stored as they are, which JPEG does not; write it anew as PNG "
             "from the source"
         )
-    bits, colour = start[24], start[25]  # of the header, which comes first
+    bits, colour = content[24], content[25]  # of the header, which comes first
     if palette_indices and colour == _PNG_PALETTE:
-        with Image.open(io.BytesIO(content.data)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return np.array(opened, np.uint8)
     if colour == _PNG_GREY and bits < 8:
         raise ValueError(
@@ -144,24 +149,24 @@ def read_png(file: Path, palette_indices: bool = False) -> NDArray:
 
 def read_stored(file: Path) -> NDArray:
     """The values of a TIFF (or another image) with one channel as stored, whatever their type; [H, W] or [H, W, C]."""
-    return _decode(file, _content(file), cv2.IMREAD_UNCHANGED)
+    return _decode(file, checked_content(file)[0], cv2.IMREAD_UNCHANGED)
 
 
 def is_turned(file: Path) -> bool:
     """Whether an EXIF orientation turns or mirrors the image; False for what cannot be opened."""
     try:
-        with Image.open(file) as opened:
+        with open_header(file) as opened:
             return opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return False
 
 
 def stored_mode(file: Path) -> str:
     """Pillow's name of what a pixel holds, as L, LA, RGB; "" for what cannot be opened."""
     try:
-        with Image.open(file) as opened:
+        with open_header(file) as opened:
             return opened.mode
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return ""
 
 
@@ -173,33 +178,32 @@ def has_alpha(file: Path) -> bool:
 def has_palette(file: Path) -> bool:
     """Whether a PNG stores indices into a palette; False for what is no PNG, or cannot be read."""
     try:
-        with file.open("rb") as stream:
+        with regular_file(file).open("rb") as stream:
             start = stream.read(26)
-    except OSError:
+    except (OSError, ValueError):
         return False
-    return start.startswith(_PNG_START) and len(start) == 26 and start[25] == _PNG_PALETTE
+    return start.startswith(PNG_START) and len(start) == 26 and start[25] == _PNG_PALETTE
 
 
 def _decode_jpeg(
-    file: Path, content: Pixels, choose_scale: JpegScale, upright: bool
+    file: Path, content: bytes, size: tuple[int, int], choose_scale: JpegScale, upright: bool
 ) -> tuple[Pixels, tuple[int, int], int]:
-    size, orientation, divisor = None, 1, 1
-    if upright or choose_scale is not at_full_size:
-        size, orientation = _jpeg_header(file, content, upright)
-        divisor = choose_scale(size[::-1] if orientation >= 5 else size)
-        # turning would move the incomplete pixels at the right and lower edge to the others, and everything with them
-        while orientation in _TURNS and (size[0] % divisor or size[1] % divisor):
-            divisor //= 2
+    """size: (H, W) as stored."""
+    orientation = _orientation(file, content) if upright else 1
+    divisor = choose_scale(size[::-1] if orientation >= 5 else size)
+    # turning would move the incomplete pixels at the right and lower edge to the others, and everything with them
+    while orientation in _TURNS and (size[0] % divisor or size[1] % divisor):
+        divisor //= 2
     if divisor > 1:  # a reduced image comes as BGR only
         pixels = _decode(file, content, _REDUCED[divisor] | cv2.IMREAD_IGNORE_ORIENTATION)
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     else:
         pixels = _decode(file, content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels.shape[:2] != tuple(-(-side // divisor) for side in size):
+        raise unreadable(file, f"its header says {size[0]}x{size[1]} px, and other ones come out")
     # decoders paint what is missing grey and say nothing; some writers pad with zeros, so only a missing end counts
-    if _JPEG_END not in content.tobytes().rstrip(b"\0")[-64:]:
+    if _JPEG_END not in content.rstrip(b"\0")[-64:]:
         raise ValueError(f"{file} is cut short: its JPEG data has no end; a whole file is needed; fetch it again")
-    if size is None or divisor == 1:
-        size = (pixels.shape[0], pixels.shape[1])
     if orientation in _TURNS:
         transposed, reversed_axes = _TURNS[orientation]
         turned = pixels.transpose(1, 0, 2) if transposed else pixels
@@ -207,24 +211,24 @@ def _decode_jpeg(
     return np.asarray(pixels, np.uint8), size, divisor
 
 
-def _jpeg_header(file: Path, content: Pixels, upright: bool) -> tuple[tuple[int, int], int]:
-    """(H, W) as stored, and the EXIF orientation, 1 to 8, where it is asked for."""
+def _orientation(file: Path, content: bytes) -> int:
+    """As EXIF says, 1 to 8; 1 where it says nothing of use."""
     try:
-        with Image.open(io.BytesIO(content.data)) as opened:
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-            return (opened.height, opened.width), orientation if orientation in _TURNS else 1
-    except _PILLOW_ERRORS as error:
-        raise _unreadable(file, error) from error
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except PILLOW_ERRORS as error:
+        raise unreadable(file, error) from error
+    return orientation if orientation in _TURNS else 1
 
 
-def _decode_as_shown(file: Path, content: Pixels) -> Pixels:
+def _decode_as_shown(file: Path, content: bytes) -> Pixels:
     """What is no JPEG, upright and with white where it is transparent."""
     try:
-        with Image.open(io.BytesIO(content.data)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()
-    except _PILLOW_ERRORS as error:
-        raise _unreadable(file, error) from error
+    except PILLOW_ERRORS as error:
+        raise unreadable(file, error) from error
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
@@ -238,31 +242,11 @@ def _decode_as_shown(file: Path, content: Pixels) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _content(file: Path) -> Pixels:
-    """uint8 [N], at least one byte; through memory, since OpenCV cannot open every file name on every system."""
+def _decode(file: Path, content: bytes, flags: int) -> NDArray:
     try:
-        content = np.fromfile(file, np.uint8)
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    if not len(content):
-        raise _unreadable(file, "it is empty")
-    return content
-
-
-def _decode(file: Path, content: Pixels, flags: int) -> NDArray:
-    try:
-        values = cv2.imdecode(content, flags)
+        values = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # a header that promises more pixels than OpenCV takes
-        raise _unreadable(file, "its header promises more pixels than can be decoded") from error
+        raise unreadable(file, "its header promises more pixels than can be decoded") from error
     if values is None:
-        raise _unreadable(file, "it cannot be decoded")
+        raise unreadable(file, "it cannot be decoded")
     return np.asarray(values)
-
-
-def _unreadable(file: Path, why: object) -> ValueError:
-    if isinstance(why, UnidentifiedImageError):  # whose text names an object in memory
-        why = "its content is of no image format"
-    return ValueError(
-        f"{file} is missing or no readable image: {why}; a complete image file is expected; fetch or prepare it again, "
-        "or correct the path"
-    )
