@@ -64,8 +64,8 @@ ROWS = [
     *of_texts("a list", content("[]"), NO_OBJECT),
     *of_texts("null", content("null"), NO_OBJECT),
     *of_texts("brackets in brackets", content("[" * 100_000), "is no complete JSON", leave=("names",)),
-    *rows("brackets in brackets", "folder", "names", content("[" * 1000), "nested deeper than 64 levels"),  # YAML is slow
-    *of_texts("a number of 5000 digits", content(f'{{"a": {"9" * 5000}}}'), "a number of 5,000 characters|is no complete JSON"),
+    *rows("brackets in brackets", "folder", "names", content("[" * 1000), "nested deeper than 64"),  # YAML is slow
+    *of_texts("a number of 5000 digits", content(f'{{"a": {"9" * 5000}}}'), "5,000 characters|is no complete JSON"),
     *of_texts("byte order mark", in_bytes("utf-8", b"\xef\xbb\xbf")),
     *of_texts("UTF-16", in_bytes("utf-16"), leave=("names",)),
     *of_texts("a folder", make_folder, "is a folder|cannot be read|found no|declares no|found nothing"),
@@ -106,7 +106,7 @@ ROWS = [
     *rows("wrong class mapping", "coco cityscapes", "boxes", change(names_exchanged), "official"),
     *rows("wrong class mapping", "coco", "segments", change(names_exchanged), "official"),
     *rows("wrong class mapping", "nyuv2", "unit", put("seg13", ["void", "books", "bed"]), "lists seg13 as"),
-    *rows("wrong class mapping", "folder", "names", content("{0: floor, 1: shelf, 1: person}"), "the key '1' stands twice"),
+    *rows("wrong class mapping", "folder", "names", content("{0: floor, 1: shelf, 1: cup}"), "'1' stands twice"),
     *rows("wrong class mapping", "folder", "names", content("{0: floor, ²: shelf}"), "is no list of class names"),
     *rows("wrong class mapping", "folder", "names", content("{0: floor, 300: shelf}"), "is no list of class names"),
     *rows("wrong class mapping", "folder", "names", content("2001-99-99"), "is no list of class names"),
