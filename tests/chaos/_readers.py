@@ -349,6 +349,7 @@ def _packed_samples() -> list[Sample]:
 
 
 def _write_packed(root: Path) -> None:
+    (root / "cache").mkdir()
     packed.pack(root / "cache", ((packed.to_parts(one), (H, W), 1) for one in _packed_samples()), {})
 
 

@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from visionmtl.config import imports
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import shown
 
 
 class Spec(BaseModel):
@@ -144,7 +145,10 @@ class Configurable(Spec):
         if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
             value = {"type": value}
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-            text = f"a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
+            found = shown(value, 50) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+            if isinstance(value, dict):
+                found = f"type {shown(value['type'], 50)}" if "type" in value else "no type"
+            text = f"found {found}; a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
             raise PydanticCustomError("type_missing", "{text}", {"text": text})
         return cls.find(value["type"]).model_validate(value)
 

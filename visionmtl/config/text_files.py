@@ -102,9 +102,9 @@ def check_object(content: Any, where: str, fields: Mapping[str, type | tuple[typ
     for _ in range(MAX_DEPTH):
         level = [inner for each in level if isinstance(each, dict | list) for inner in _values(each)]
         if any(type(each) is int and abs(each) >= 2**63 for each in level):
-            raise ValueError(f"{where} holds a number of more than 63 bits, which no such file does; {_REWRITE}")
+            raise ValueError(f"{where} holds a number of more than 63 bits; smaller ones are read; {_REWRITE}")
     if level:
-        raise ValueError(f"{where} is nested deeper than {MAX_DEPTH} levels, which no such file is; {_REWRITE}")
+        raise ValueError(f"{where} is nested deeper than {MAX_DEPTH} levels; so many are read; {_REWRITE}")
     for path, kinds in (fields or {}).items():
         value: Any = content
         for key in path.split("."):
@@ -142,21 +142,19 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
     a key is a text or a whole number, and stands once in its mapping; no more than MAX_NODES values, those behind
     aliases counted each time they are named, and MAX_DEPTH levels. Raises ValueError naming file and line.
     """
-    loader = _Loader(text, where)
     try:
+        loader = _Loader(text, where)
         node = loader.get_single_node()
         return (None, None) if node is None else (loader.construct_document(node), node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise ValueError(f"{where}{line} is not YAML: {printable(problem)}; correct it there") from error
+        raise ValueError(f"{where}{line} is not YAML: {printable(problem)}; plain YAML is read; correct it there") from error
     except yaml.YAMLError as error:  # a character that no YAML holds
-        raise ValueError(f"{where} is not YAML: {printable(_one_line(error))}; correct it there") from error
+        raise ValueError(f"{where} is not YAML: {printable(_one_line(error))}; plain YAML is read; correct it") from error
     except RecursionError as error:
         raise ValueError(f"{where} is not YAML: too deeply nested; {MAX_DEPTH} levels are read; flatten it") from error
-    finally:
-        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
@@ -285,7 +283,7 @@ def check_plain(value: Any, where: str) -> None:
         level = [inner for each in level if isinstance(each, dict | list | tuple) for inner in _values(each)]
         if not level:
             return
-    raise ValueError(f"{where} nests settings deeper than {MAX_DEPTH} levels, which no run does; {_REWRITE}")
+    raise ValueError(f"{where} nests settings deeper than {MAX_DEPTH} levels; so many are read; {_REWRITE}")
 
 
 def texts_in(value: Any) -> Iterable[str]:

@@ -74,7 +74,7 @@ def read_data_yaml(file: Path) -> dict[str, Any]:
         names = [names[key] for key in range(len(names))] if whole else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise ValueError(
-            f"{file} has no `names` of classes: a list, or a mapping from 0, 1, 2, ... to a name, is needed; add it"
+            f"{file} has no `names` of classes; a list, or a mapping from 0, 1, 2, ... to a name, is needed; add it"
         )
     chosen = tuple(map(str, names))
     if (count := content.get("nc")) is not None and count != len(chosen):
