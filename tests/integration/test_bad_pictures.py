@@ -3,6 +3,7 @@
 Photographs are read whatever their kind; maps, whose values are labels, are read as they are or not at all.
 """
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -31,6 +32,12 @@ def cut_jpeg(file: Path) -> None:
     """Most of it is pixels, so that these are what is lacking."""
     write(file, np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), ".jpg")
     cut(file)
+
+
+def pipe(file: Path) -> None:
+    """In its place: opening it would wait for ever."""
+    file.unlink()
+    os.mkfifo(file)
 
 
 def sixteen_bits(file: Path) -> np.ndarray:
@@ -115,9 +122,11 @@ ROWS = [
     *rows("PNG called .jpg or JPEG called .png", PHOTOS, "photo", converted("RGB", "PNG")),
     *rows("PNG called .jpg or JPEG called .png", PHOTOS, "photo", converted("RGB", "JPEG")),
     *rows("zero bytes", PHOTOS, "photo", content(b""), UNREADABLE),
-    *rows("a folder", PHOTOS, "photo", make_folder, UNREADABLE),
+    *rows("a folder", PHOTOS, "photo", make_folder, "is a folder; only regular files"),
+    *rows("a named pipe", PHOTOS, "photo", pipe, r"is a named pipe \(FIFO\); only regular files"),
+    *rows("a named pipe", DEPTHS, "depth", pipe, r"is a named pipe \(FIFO\); only regular files"),
     *rows("a web page", PHOTOS, "photo", content("<html>404"), UNREADABLE),
-    *rows("gigantic", PHOTOS, "photo", content(HUGE), UNREADABLE),
+    *rows("gigantic", PHOTOS, "photo", content(HUGE), "200000x200000 px, .* million; at most"),
     # maps of classes
     *rows("16-bit PNG", MAPS, "classes", map_of(SIXTEEN), "uint16"),
     *rows("16-bit PNG", "coco", "classes", map_of(np.ones((*SIZE, 3), np.uint16)), "three channels of 8 bits"),
@@ -135,8 +144,8 @@ ROWS = [
     *rows("map of another size", "coco", "classes", map_of(np.ones((9, 9, 3), np.uint8)), "size of its image"),
     *rows("truncated PNG", f"coco {MAPS}", "classes", cut, UNREADABLE),
     *rows("zero bytes", f"coco {MAPS}", "classes", content(b""), UNREADABLE),
-    *rows("a folder", f"coco {MAPS}", "classes", make_folder, UNREADABLE),
-    *rows("gigantic", f"coco {MAPS}", "classes", content(HUGE), UNREADABLE),
+    *rows("a folder", f"coco {MAPS}", "classes", make_folder, "is a folder; only regular files"),
+    *rows("gigantic", f"coco {MAPS}", "classes", content(HUGE), "200000x200000 px, .* million; at most"),
     # depth and disparity
     *rows("palette PNG", DEPTHS, "depth", palette, "palette|is uint8"),
     *rows("8-bit PNG where 16 bits are meant", "cityscapes nyuv2", "depth", map_of(EIGHT), "is uint8"),
@@ -145,7 +154,7 @@ ROWS = [
     *rows("map of another size", DEPTHS, "depth", map_of(SIXTEEN[:, 1:] * 2000), "31"),
     *rows("truncated PNG", DEPTHS, "depth", cut, UNREADABLE),
     *rows("zero bytes", DEPTHS, "depth", content(b""), UNREADABLE),
-    *rows("a folder", DEPTHS, "depth", make_folder, UNREADABLE),
+    *rows("a folder", DEPTHS, "depth", make_folder, "is a folder; only regular files"),
 ]
 
 

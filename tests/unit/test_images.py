@@ -180,5 +180,5 @@ def test_a_jpeg_whose_header_promises_a_flood_of_pixels_is_refused(tmp_path, upr
     content = (tmp_path / "a.jpg").read_bytes()
     at = content.index(b"\xff\xc0") + 5
     (tmp_path / "a.jpg").write_bytes(content[:at] + struct.pack(">HH", 40_000, 40_000) + content[at + 4 :])
-    with pytest.raises(ValueError, match=r"a\.jpg is missing or no readable image: .*; fetch"):
+    with pytest.raises(ValueError, match=r"a\.jpg is said to have 40000x40000 px, 1600 million; at most"):
         read_photo(tmp_path / "a.jpg", lambda full: 1, upright)

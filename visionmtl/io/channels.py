@@ -1,12 +1,15 @@
 """Images of any number of channels: .npy, TIFF with all its bands, PNG; brought to 8 bits by a declared range."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.io.depth_maps import read_array
+from visionmtl.io.image_headers import check_pixels
 from visionmtl.io.images import read_stored, stored_mode
+from visionmtl.io.paths import regular_file
 
 _BAND_AXES = "CSQI"  # tifffile's names of what is neither rows nor columns
 
@@ -44,23 +47,36 @@ def _read_tiff(file: Path) -> NDArray:
             f"{file} is a TIFF to be read with all its channels, and the package tifffile is not installed; .npy and "
             "PNG need none; pip install 'visionmtl[formats]'"
         ) from error
-    try:
-        with tifffile.TiffFile(file) as opened:
-            series = opened.series[0]
-            axes, values = series.axes, np.asarray(series.asarray())
     # what tifffile raises for damaged files, and for compressions that need the package imagecodecs
-    except (tifffile.TiffFileError, OSError, ValueError, LookupError, TypeError, EOFError) as error:
-        raise ValueError(
-            f"{file} cannot be read as TIFF: {error}; a whole file, uncompressed or with deflate, is needed; write it "
-            "again"
-        ) from error
-    bands = [at for at, axis in enumerate(axes) if axis in _BAND_AXES]
-    if sorted(axes.translate({ord(axis): None for axis in _BAND_AXES})) != ["X", "Y"] or len(bands) > 1:
-        raise ValueError(
-            f"{file} has the axes {axes} {list(values.shape)}; rows, columns and one of bands are read; split it into "
-            "files"
-        )
+    damaged = (tifffile.TiffFileError, OSError, ValueError, LookupError, TypeError, EOFError)
+    try:
+        opened = tifffile.TiffFile(regular_file(file))
+    except damaged as error:
+        raise _no_tiff(file, error) from error
+    with opened:
+        try:
+            series = opened.series[0]
+            axes, shape = series.axes, tuple(map(int, series.shape))
+        except damaged as error:
+            raise _no_tiff(file, error) from error
+        bands = [at for at, axis in enumerate(axes) if axis in _BAND_AXES]
+        if sorted(axes.translate({ord(axis): None for axis in _BAND_AXES})) != ["X", "Y"] or len(bands) > 1:
+            raise ValueError(
+                f"{file} has the axes {axes} {list(shape)}; rows, columns and one of bands are read; split it into "
+                "files"
+            )
+        check_pixels(file, shape[axes.index("Y")], shape[axes.index("X")], math.prod(shape[at] for at in bands))
+        try:
+            values = np.asarray(series.asarray())
+        except damaged as error:
+            raise _no_tiff(file, error) from error
     return np.moveaxis(values, bands[0], -1) if bands else values
+
+
+def _no_tiff(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file} cannot be read as TIFF: {error}; a whole file, uncompressed or with deflate, is needed; write it again"
+    )
 
 
 def to_bytes(values: NDArray, value_range: tuple[float, float] | None, file: Path, setting: str) -> NDArray[np.uint8]:

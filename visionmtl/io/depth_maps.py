@@ -8,7 +8,9 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.io.image_headers import check_pixels
 from visionmtl.io.images import read_png, read_stored
+from visionmtl.io.paths import regular_file
 
 PLAUSIBLE_M = (0.1, 300.0)
 """Where the middle of measured depths lies, from hand-held things to street views; air photographs lie beyond."""
@@ -16,7 +18,10 @@ PLAUSIBLE_M = (0.1, 300.0)
 _NUM_CHECKED = 4
 _BAR = 40  # characters
 # what numpy raises on a damaged header: also when it promises more values than memory holds
-_UNREADABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError)
+_UNREADABLE = (
+    OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError, TokenError, TypeError
+)  # fmt: skip
+_EXR_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
 
 
 def to_metres(
@@ -41,13 +46,16 @@ def to_metres(
 def read_array(file: Path) -> NDArray:
     """A file of `numpy.save`; what would run code is refused. Raises ValueError naming a damaged file."""
     try:
-        with file.open("rb") as stream:  # np.load would also take a .npz under this name, and give no array
-            array: NDArray = np.lib.format.read_array(stream, allow_pickle=False)
+        # mapped first: the file must be as long as its header says before memory is taken for it; and np.load would
+        # also take a .npz under this name, and give no array
+        mapped = np.lib.format.open_memmap(regular_file(file), mode="r")
     except _UNREADABLE as error:
         raise ValueError(
             f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
         ) from error
-    return array
+    if mapped.ndim > 1:
+        check_pixels(file, mapped.shape[0], mapped.shape[1], int(np.prod(mapped.shape[2:], dtype=object)))
+    return np.array(mapped)
 
 
 def read_depth(file: Path) -> NDArray:
@@ -72,13 +80,19 @@ def _read_exr(file: Path) -> NDArray:
             "install 'visionmtl[formats]'"
         ) from error
     try:
+        with OpenEXR.File(str(regular_file(file)), header_only=True) as opened:
+            headers = [opened.header(part) for part in range(len(opened.parts))]
+            windows = [[*map(int, (*header["dataWindow"][0], *header["dataWindow"][1]))] for header in headers]
+            num_channels = sum(len(header["channels"]) for header in headers)
+    except _EXR_ERRORS as error:
+        raise _no_exr(file, error) from error
+    for x1, y1, x2, y2 in windows:
+        check_pixels(file, y2 - y1 + 1, x2 - x1 + 1, num_channels)
+    try:
         with OpenEXR.File(str(file), separate_channels=True) as opened:
             channels = {name: channel.pixels for name, channel in opened.channels().items()}
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{file} cannot be read as OpenEXR: {str(error) or type(error).__name__}; a complete file is needed; write "
-            "it again"
-        ) from error
+    except _EXR_ERRORS as error:
+        raise _no_exr(file, error) from error
     for name in ("Z", "V", "Y"):
         if name in channels:
             return np.asarray(channels[name])
@@ -89,6 +103,13 @@ def _read_exr(file: Path) -> NDArray:
             "write it alone"
         )
     return np.asarray(values[0])
+
+
+def _no_exr(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file} cannot be read as OpenEXR: {str(error) or type(error).__name__}; a complete file is needed; write it "
+        "again"
+    )
 
 
 def check_positions(total: int) -> NDArray[np.int64]:

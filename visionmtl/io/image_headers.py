@@ -82,7 +82,11 @@ def open_header(file: Path) -> Image.Image:
             size = _webp_size(stream.read(64))
         if size is not None:  # Pillow makes room for the pixels of these at once
             check_pixels(file, *size)
-        opened = Image.open(file, formats=FORMATS)
+        try:
+            opened = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError:  # by Pillow's own limit; ours decides
+            checked_content(file)
+            opened = Image.open(file, formats=FORMATS)
     except ValueError:  # which says it all
         raise
     except PILLOW_ERRORS as error:

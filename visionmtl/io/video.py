@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.io.paths import regular_file
+
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
@@ -20,6 +22,8 @@ def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
     camera = source.removeprefix("camera:") if source.startswith("camera:") else None
     if camera is not None and not camera.isdecimal():
         raise ValueError(f"{source!r} names no camera; camera:0 is the first, camera:1 the second; correct the number")
+    if camera is None and Path(source).exists():  # else an address, or nothing
+        regular_file(source)
     capture = cv2.VideoCapture(source if camera is None else int(camera))
     if not capture.isOpened():
         raise ValueError(
