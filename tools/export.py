@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from visionmtl.export.base import Format
     from visionmtl.export.exporter import Exported
 
-FORMATS = ("onnx", "torch_export", "aotinductor", "openvino", "executorch")
+WEIGHTS = "safetensors"
+FORMATS = ("onnx", "torch_export", "aotinductor", "openvino", "executorch", WEIGHTS)
 ANY = "any"
 MANUAL = """
 The file holds the network with everything it needs: images of 0..255 go in, boxes after suppression, classes and
 metres come out, at the input's size. Names, colours, sizes, normalisation and the range of depth are in its metadata
 (docs/export.md says how to read them). After each export the file is run and compared with the network in float32.
+
+safetensors is the network for visionmtl itself: weights, settings, classes and a digest in one file that cannot run
+code. visionmtl.load and all commands take it wherever they take a checkpoint; a training cannot be resumed from it.
 
 exit status: 0, 1 where the file differs from the network by more than the tolerances, 2 for an error
 
@@ -27,6 +31,7 @@ examples:
   visionmtl export runs/nyuv2 --format onnx
   visionmtl export runs/nyuv2 --format onnx --batch any --outputs raw --tasks depth
   visionmtl export runs/nyuv2 --format openvino --int8
+  visionmtl export runs/nyuv2 --format safetensors
   visionmtl export runs/nyuv2 --format onnx --preprocessing outside --images photos/ --output net.onnx"""
 
 
@@ -105,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.format == WEIGHTS:
+        return _export_weights(args)
     check(args)
     from visionmtl.export import exporter
     from visionmtl.export.base import Format
@@ -125,6 +132,28 @@ def _export(args: argparse.Namespace) -> int:
             number = {"num_images": args.num_images} if is_set(args, "num_images") else {}
             exported = exporter.export(opened, path, file_format, **common, images=images, **number)
     return _show(exported, file_format, args.batch)
+
+
+def _export_weights(args: argparse.Namespace) -> int:
+    defaults = parser().parse_args([args.checkpoint, "--format", WEIGHTS, *(["--output", "-"] if args.output else [])])
+    idle = [name for name, value in vars(defaults).items() if name not in ("output", "overrides")]
+    idle = [f"--{name.replace('_', '-')}" for name in idle if getattr(args, name) != getattr(defaults, name)]
+    if idle:
+        raise ValueError(
+            f"{', '.join(idle)} would have no effect with --format {WEIGHTS}, which writes the whole network as it is; "
+            "settings and --output go with it; leave the others out"
+        )
+    from visionmtl.engine.checkpoint import open_model, save_weights
+
+    opened = open_model(args.checkpoint, "cpu", args.overrides)
+    path = args.output or opened.folder / "export" / f"{opened.path.stem}.{WEIGHTS}"
+    if path.suffix != f".{WEIGHTS}":
+        raise ValueError(f"{path} does not end in .{WEIGHTS}, as files of this format do; correct the name")
+    with tried(path):
+        save_weights(path, opened)
+    open_model(path)  # reads all of it
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB; step {opened.step}), for visionmtl.load")
+    return 0
 
 
 def _show(exported: Exported, file_format: Format, batch: int | None) -> int:

@@ -200,7 +200,7 @@ def tried(*files: Path | None, replace: bool = False) -> Iterator[None]:
                     f"{file} exists already; nothing is written over; choose another name, or move it away"
                 )
             made += _make_folder(file.parent)
-            trial = file.with_name(f"{file.name}.writing")  # finds names that are too long, too
+            trial = file.with_name(f"{file.name}.writing-{os.getpid()}")  # finds names that are too long, too
             trial.touch()
             trial.unlink()
         yield

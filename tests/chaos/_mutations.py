@@ -23,7 +23,7 @@ _VALUES: list[Any] = [
     {"size": [2**20, 2**20], "counts": [2**40]}, [[1e30] * 8], [[1, 2]],
 ]  # fmt: skip
 _YAML_WORDS = [
-    f"!!python/object/apply:os.system ['touch {TOUCH}']", f"!!python/name:os.system {{}}", "!!timestamp 2001-99-99",
+    f"!!python/object/apply:os.system ['touch {TOUCH}']", "!!python/name:os.system {}", "!!timestamp 2001-99-99",
     "2001-99-99", "!!int x", "!!binary =", "!!set {a, b}", "! x", "*a", "&a [*a]", "&a {b: *a}", "<<: *a", "<<: x",
     "<<: [1]", "? [a, b]", "? {a: b}", "? ", "0x_", "0b_", "0o9", "._", "1:1:1", "1e5", ".nan", "-.inf", "~", "yes: 1",
     "null: 1", "1.5: x", "\t", "\0", "\ufeff", "\x1b[2J", "{" * 300, "[" * 5000, "- " * 200, "%YAML 9.9\n---", "--- a\n--- b",
@@ -41,7 +41,16 @@ _LINE_WORDS = [
     "nan", "inf", "1e999", "-1", "9" * 5000, "0 0.5 0.5", "0 .1 .1 .2 .2 .3", "\0", "\x1b[2J", "../../x", "/etc/passwd",
     "\ufeff", "é", ",", ";", "#", "\u2028", "a b c", "255,255,256,x",
 ]  # fmt: skip
-_INTERESTING = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\0\1", b"\xff\xff", b"\0", b"\xff"]
+_INTERESTING = [
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\0\x80",
+    b"\0\1",
+    b"\xff\xff",
+    b"\0",
+    b"\xff",
+]
 
 
 def mutate(content: bytes, name: str, rng: random.Random, other: bytes) -> bytes:

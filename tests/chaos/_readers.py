@@ -368,7 +368,9 @@ def _image_readers() -> list[Reader]:
 
     readers = [of(f"photo {name}", name, _write_photos, partial(_read_photo, name), "io.images", "io.image_headers")
                for name in (*(f"photo.{ending}" for ending in _SAVED), "turned.jpg")]  # fmt: skip
-    readers += [of(f"labels {name}", name, _write_photos, partial(_read_png, name)) for name in ("palette.png", "deep.png")]
+    readers += [
+        of(f"labels {name}", name, _write_photos, partial(_read_png, name)) for name in ("palette.png", "deep.png")
+    ]
     names = ["depth.npy", "depth.png", "depth.tif"] + ["depth.exr"] * _has("OpenEXR")
     readers += [of(name, name, _write_depth, partial(_read_depth, name), "io.depth_maps") for name in names]
     bands = ["bands.npy"] + ["bands.tif"] * _has("tifffile")
@@ -529,7 +531,9 @@ def _write_predictions(root: Path) -> None:
     cv2.imwrite(str(root / "depth/a.png"), np.full((H, W), 300, np.uint16))
     scores = [{"image_id": "a", "scores": {"floor": 0.5, "shelf": 0.25}}]
     (root / "scores.json").write_text(json.dumps(scores))
-    (root / "description.json").write_text(json.dumps({"format": 1, "inputs": {"image": {"size": [8, 8]}}, "tasks": {}}))
+    (root / "description.json").write_text(
+        json.dumps({"format": 1, "inputs": {"image": {"size": [8, 8]}}, "tasks": {}})
+    )
 
 
 def _predictions(root: Path) -> None:

@@ -171,7 +171,10 @@ def _judge(error: BaseException, reader: Reader, file: Path) -> tuple[str, str]:
 
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return "fault", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {text[:200]}"
-    if not any(name in text for name in (file.name, *(file.parent.name for _ in reader.files if file.parent.name != "work"), *reader.named)):
+    if not any(
+        name in text
+        for name in (file.name, *(file.parent.name for _ in reader.files if file.parent.name != "work"), *reader.named)
+    ):
         return "fault", f"the file is not named: {text[:250]}"
     if text.count(";") < 2:
         return "fault", f"not in three parts: {text[:250]}"

@@ -145,7 +145,9 @@ class Configurable(Spec):
         if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
             value = {"type": value}
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-            found = shown(value, 50) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+            found = (
+                shown(value, 50) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+            )
             if isinstance(value, dict):
                 found = f"type {shown(value['type'], 50)}" if "type" in value else "no type"
             text = f"found {found}; a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"

@@ -150,9 +150,13 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise ValueError(f"{where}{line} is not YAML: {printable(problem)}; plain YAML is read; correct it there") from error
+        raise ValueError(
+            f"{where}{line} is not YAML: {printable(problem)}; plain YAML is read; correct it there"
+        ) from error
     except yaml.YAMLError as error:  # a character that no YAML holds
-        raise ValueError(f"{where} is not YAML: {printable(_one_line(error))}; plain YAML is read; correct it") from error
+        raise ValueError(
+            f"{where} is not YAML: {printable(_one_line(error))}; plain YAML is read; correct it"
+        ) from error
     except RecursionError as error:
         raise ValueError(f"{where} is not YAML: too deeply nested; {MAX_DEPTH} levels are read; flatten it") from error
 

@@ -1,55 +1,72 @@
 """Everything needed to continue a run or to use its network: plain data, written atomically."""
 
-import errno
+import json
+import math
 import os
-import shutil
-import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visionmtl.io.atomic import atomic_write
+from visionmtl.io.atomic import link, remove_unfinished
 from visionmtl.io.download import local_file
+from visionmtl.io.tensor_files import (
+    READING_FAILS,
+    named_tensors,
+    read_archive,
+    read_safetensors,
+    write_archive,
+    write_safetensors,
+)
 from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run, restore
 from visionmtl.structures import LabelSpace
 
-FORMAT = 1
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL}
-"""What the system answers where a file cannot have a second name (FAT, some network file systems)."""
+FORMAT = 2
+"""Of what is written. 1: without a digest."""
+SAFETENSORS = ".safetensors"
 
-_PARTS: dict[str, tuple[type, ...]] = {
-    "step": (int,), "epoch": (int,), "best": (int, float),
+_NETWORK_PARTS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "epoch": (int,),
     "run": (dict,), "run/model": (dict,), "run/tasks": (dict,), "run/data": (dict,), "run/data/size": (list, tuple),
-    "run/balance": (dict,), "run/optim": (dict,), "run/train": (dict,),
-    "spaces": (dict,), "net": (dict,), "ema": (dict, NoneType), "balancer": (dict,), "scaler": (dict,),
-    "optimizer": (dict,), "optimizer/state": (dict,), "optimizer/param_groups": (list,),
+    "run/balance": (dict,), "run/optim": (dict,), "run/train": (dict,), "spaces": (dict,), "net": (dict,),
 }  # fmt: skip
-"""What every checkpoint holds, by path. Newer ones also have "world", the number of processes that trained it."""
-READING_FAILS = (
-    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error,
-    UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
-"""What torch.load raises on bytes that it did not write; it has no exception of its own."""
+"""What every file of a network holds, by path."""
+_PARTS: dict[str, tuple[type, ...]] = _NETWORK_PARTS | {
+    "best": (int, float), "ema": (dict, NoneType), "balancer": (dict,), "scaler": (dict,), "optimizer": (dict,),
+    "optimizer/state": (dict,), "optimizer/param_groups": (list,),
+}  # fmt: skip
+"""What every checkpoint holds. Newer ones also have "world", the number of processes that trained it."""
+_SHOWN = 5
+
+
+class NotFinite(FloatingPointError):
+    """A loss, gradient or weight became infinite or not a number: what a setting can cure."""
+
+
+class Damaged(ValueError):
+    """A checkpoint cannot be read, is not what was written, or holds numbers that are not finite."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain data so that a crash leaves the old file or the new one, never half of either.
 
     The file before is kept as `<name>.previous`.
+    Raises NotFinite where weights or moments are not finite, DiskFull where there is no room.
     """
-    with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
-        if path.exists():
-            _link(path, path.with_name(path.name + ".previous"))
+    if num_bad := _not_finite(state):
+        raise NotFinite(
+            f"{path} is not written, because at step {state['step']} {_listing(num_bad)}; a checkpoint holds finite "
+            f"numbers only, so that {_what_is_kept(path)}; go on from it with --resume and a lower optim.lr, or set "
+            "optim.clip_norm"
+        )
+    write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
 def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
@@ -57,23 +74,60 @@ def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
     path = folder / "checkpoints" / "last.pt"
     save(path, state)
     if keep:
-        named = path.with_name(f"step-{state['step']:07d}.pt")
-        _link(path, named)
+        link(path, path.with_name(f"step-{state['step']:07d}.pt"))
         # by time, not by name: after going back to an earlier step, later ones lie there that are older
-        for old in sorted(path.parent.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns)[:-keep]:
+        for old in _steps(path.parent)[keep:]:
             old.unlink()
 
 
-def _link(path: Path, other: Path) -> None:
-    """Make `other` the same file as `path`; a copy where the file system has no hard links."""
-    other.unlink(missing_ok=True)
+def save_weights(path: Path, opened: "Opened", run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write a network as one .safetensors file: weights, settings and classes, and nothing that training needs.
+
+    run: in place of its own settings, as plain data. Returns the plain data in the file.
+    """
+    spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
+    settings = {
+        "visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces,
+        "run": run or opened.run.model_dump(mode="json"),
+    }  # fmt: skip
+    write_safetensors(path, opened.net.state_dict(), settings)
+    return settings
+
+
+@torch.no_grad()
+def _not_finite(state: Mapping[str, Any]) -> dict[str, int]:
+    """How many numbers are not finite, by the name of the tensor in weights, their average and moments.
+
+    All are looked at on their device, with one wait for it.
+    """
+    parts = {part: state[part] for part in ("net", "ema", "optimizer") if part in state}
+    tensors = {name: t.detach() for name, t in named_tensors(parts) if t.is_floating_point() and t.numel()}
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors.values():
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    # the largest absolute value is finite where all are; squares of finite ones may not be
+    flags: dict[torch.device, list[Tensor]] = {}
+    for (device, _), of_group in groups.items():
+        flags.setdefault(device, []).append(torch.stack(torch._foreach_norm(of_group, math.inf)).isfinite().all())
+    if all(bool(torch.stack(of_device).all()) for of_device in flags.values()):
+        return {}
+    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _listing(num_bad: Mapping[str, int]) -> str:
+    named = ", ".join(f"{name} ({count:,})" for name, count in list(num_bad.items())[:_SHOWN])
+    more = f" and {len(num_bad) - _SHOWN} more tensors" if len(num_bad) > _SHOWN else ""
+    return f"{sum(num_bad.values()):,} numbers are not finite, in {named}{more}"
+
+
+def _what_is_kept(path: Path) -> str:
+    if not path.is_file():
+        return f"there is no {path.name} yet"
     try:
-        os.link(path, other)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        with path.open("rb") as source, atomic_write(other) as copy:
-            shutil.copyfileobj(source, copy)
+        return f"{path} still is that of step {load(path)['step']}"
+    except ValueError as error:
+        return f"{path} is as it was ({error})"
 
 
 def find(path: str | Path) -> Path:
@@ -100,45 +154,105 @@ def find(path: str | Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running code from it. Raises ValueError where it is not one of ours, or not whole."""
+    """Read a checkpoint without running code from it, or a .safetensors file of `save_weights`, which has less in it.
+
+    Raises ValueError where it is not one of ours; Damaged, which is one, where it is not what was written.
+    """
     path = find(path)
     if path.suffix in (".yaml", ".yml", ".json"):
         raise ValueError(
             f"{path} is a {path.suffix} file, not a checkpoint; a .pt file or a run folder is needed; give "
             "runs/NAME/checkpoints/best.pt, or train first: visionmtl train CONFIG"
         )
-    previous = path.with_name(path.name + ".previous")
-    advice = f"use {previous} beside it" if previous.is_file() else "use one that visionmtl wrote, or train first"
+    advice = _advice(path)
+    state = _read_weights(path, advice) if path.suffix == SAFETENSORS else _read_archive(path, advice)
+    if num_bad := _not_finite(state):
+        raise Damaged(f"{path} is of no use: {_listing(num_bad)}; finite numbers are needed; {advice}")
+    return state
+
+
+def _read_archive(path: Path, advice: str) -> dict[str, Any]:
     try:  # a zip archive has its table of contents at the end: a file that was cut short has none
         whole = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+        state, has_digest = read_archive(path) if whole else (None, False)
+    except PermissionError:
+        raise
     except READING_FAILS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
+        raise Damaged(
             f"{path} is damaged or no checkpoint of visionmtl ({reason}); tensors and plain data are all that is "
             f"read; {advice}"
         ) from error
     if not whole:
-        raise ValueError(
+        raise Damaged(
             f"{path} ({path.stat().st_size:,} bytes) is no checkpoint, or was cut short; a checkpoint is the zip "
             f"archive that torch.save writes; {advice}"
         )
-    return _check_parts(state, path, advice)
-
-
-def _check_parts(state: Any, path: Path, advice: str) -> dict[str, Any]:
     if not isinstance(state, dict) or "format" not in state:
         kind = f"a dict with {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else f"a {_kind(state)}"
-        raise ValueError(
+        raise Damaged(
             f"{path} holds {kind}, and no checkpoint format; a checkpoint of visionmtl has one; {advice}. Weights of "
             "an encoder alone go to model.encoder.checkpoint"
         )
-    if state["format"] != FORMAT:
+    version = state["format"]
+    if version not in (*_MIGRATIONS, FORMAT):
         raise ValueError(
-            f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}; "
-            "use a checkpoint that visionmtl wrote, or the version that wrote it"
+            f"{path} has checkpoint format {version!r}; this version reads "
+            f"{' and '.join(map(str, (*_MIGRATIONS, FORMAT)))}; use a checkpoint that visionmtl wrote, or the version "
+            "that wrote it"
         )
-    for place, kinds in _PARTS.items():
+    if version != 1 and not has_digest:
+        raise Damaged(f"{path} has lost the digest at its end; files of format {version} have one; {advice}")
+    while state["format"] in _MIGRATIONS:
+        state = _MIGRATIONS[state["format"]](state)
+    return _check_parts(state, _PARTS, path, advice)
+
+
+def _migrate_1(state: dict[str, Any]) -> dict[str, Any]:
+    """From before the digest; the first of them have no curriculum either."""
+    return {"curriculum": {}, **state, "format": 2}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _migrate_1}
+"""From each earlier format to the next."""
+
+
+def _read_weights(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        tensors, settings = read_safetensors(path)
+    except ValueError as error:
+        raise Damaged(
+            f"{path} is damaged or no network of visionmtl ({error}); a file is needed that visionmtl export or publish "
+            f"wrote; {advice}"
+        ) from error
+    version = settings.get("visionmtl_format") if isinstance(settings, dict) else None
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has visionmtl_format {version!r}; this version reads {FORMAT}; use a network that visionmtl wrote"
+        )
+    return _check_parts({**settings, "net": tensors, "ema": None}, _NETWORK_PARTS, path, advice)
+
+
+def _advice(path: Path) -> str:
+    """What to do where a file is of no use: the other checkpoints beside it, the one before it first."""
+    names = [f"{path.name}.previous", "last.pt", "last.pt.previous", "best.pt", "best.pt.previous"]
+    files = dict.fromkeys([*(path.with_name(name) for name in names), *_steps(path.parent)])
+    others = [file for file in files if file != path and file.is_file()]
+    if not others:
+        return "use one that visionmtl wrote, or train first"
+    more = ", ".join(file.name for file in others[1:])
+    return f"use {others[0]} beside it" + (f", or {more}" if more else "")
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints by step in a folder, the one written last first."""
+    return sorted(folder.glob("step-*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
+def _check_parts(
+    state: dict[str, Any], parts: Mapping[str, tuple[type, ...]], path: Path, advice: str
+) -> dict[str, Any]:
+    for place, kinds in parts.items():
         above, _, part = place.rpartition("/")
         holder = state
         for key in filter(None, above.split("/")):
@@ -146,18 +260,18 @@ def _check_parts(state: Any, path: Path, advice: str) -> dict[str, Any]:
         if part not in holder or not isinstance(holder[part], kinds):
             found = f"a {_kind(holder[part])} as {place!r}" if part in holder else f"no {place!r}"
             allowed = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ValueError(f"{path} has {found}; a checkpoint has a {allowed} there; {advice}")
-    weights = {"net": state["net"], "balancer": state["balancer"]}
+            raise Damaged(f"{path} has {found}; a checkpoint has a {allowed} there; {advice}")
+    weights = {"net": state["net"], "balancer": state.get("balancer", {})}
     if state["ema"] is not None:
         weights["ema/module"] = state["ema"].get("module")
     for place, tensors in weights.items():
         if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise ValueError(f"{path} has other things than tensors by name in {place!r}; weights are such; {advice}")
+            raise Damaged(f"{path} has other things than tensors by name in {place!r}; weights are such; {advice}")
     for task, space in state["spaces"].items():
         try:
             _ = space and LabelSpace.from_plain(space)
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise Damaged(
                 f"{path} has no label space as 'spaces/{task}' ({error!r}); a checkpoint has one or None; {advice}"
             ) from error
     return state
@@ -165,10 +279,6 @@ def _check_parts(state: Any, path: Path, advice: str) -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
 def run_folder(path: Path) -> Path:
@@ -240,7 +350,7 @@ def results_file(folder: Path, step: int) -> Path:
 def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
     """The checkpoint to go on from, or None for a start from nothing. An existing run is never overwritten silently.
 
-    which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is one; or a path.
+    which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is any; or a path.
     dry_run: nothing will be written, so that a run that lies there is in no danger.
     """
     last = folder / "checkpoints" / "last.pt"
@@ -252,13 +362,103 @@ def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path
             )
         return None
     if which == "auto":
-        return last if last.exists() else None
+        return last if any(file.exists() for file in _last_first(last)) else None
     if "=" in which and not Path(which).exists():
         raise ValueError(
             f"--resume is given {which!r}, which is no file but looks like a setting; a path or nothing may follow "
             f"it; write settings before it ({which} --resume), or --resume=auto"
         )
     return Path(which)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The checkpoint that a run goes on from."""
+
+    path: Path
+    state: Mapping[str, Any]
+    warning: str | None = None
+    """What was wrong with the last one, and what is lost."""
+    damaged: Path | None = None
+    """The last one, where it is of no use."""
+
+
+def load_resumed(path: Path, fall_back: bool) -> Resumed:
+    """Read the checkpoint that a run goes on from.
+
+    fall_back: path is the last one of a run; where that is damaged or missing, the newest before it that is whole is
+        taken, with a warning.
+    Raises ValueError; where falling back finds nothing, it names all that were tried.
+    """
+    if not fall_back:
+        return Resumed(path, _with_training(load(path), path))
+    failures: list[str] = []
+    for file in _last_first(path):
+        if not file.is_file():
+            if file == path:
+                failures.append(f"{file} is missing")
+            continue
+        try:
+            state = _with_training(load(file), file)
+        except Damaged as error:
+            failures.append(str(error).partition("; use ")[0])
+            continue
+        warning = None
+        if failures:
+            reached = _last_logged_step(run_folder(path))
+            lost = f"steps {state['step'] + 1} to {reached}" if reached > state["step"] else "the steps after it"
+            warning = (
+                f"{'. '.join(failures)}. THE RUN GOES ON FROM {file}, which is whole, at step {state['step']}; {lost} "
+                "are trained again, and what was logged of them is dropped"
+            )
+        return Resumed(file, state, warning, path if failures and path.exists() else None)
+    raise ValueError(
+        f"no checkpoint in {path.parent} can be read: {'. '.join(failures)}. A whole one is needed to go on; copy one "
+        "there from elsewhere, go on from another file with --resume PATH, or begin anew with --output DIR"
+    )
+
+
+def _last_first(last: Path) -> list[Path]:
+    return [last, last.with_name(f"{last.name}.previous"), *_steps(last.parent)]
+
+
+def _with_training(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    if "optimizer" not in state:
+        raise ValueError(
+            f"{path} holds a network and no state of a training; a run goes on from a .pt file; begin a new run with "
+            f"its weights (--init-from {path})"
+        )
+    return state
+
+
+def _last_logged_step(folder: Path) -> int:
+    """The last step in metrics.jsonl, 0 where there is none."""
+    file = folder / "metrics.jsonl"
+    rows = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    for row in reversed(rows):
+        if row.endswith(b"\n"):  # else cut off by a crash
+            return int(json.loads(row)["step"])
+    return 0
+
+
+def clean_run(folder: Path, resumed: Resumed) -> list[str]:
+    """Before the first file is written: remove what killed processes and later steps left in a run directory.
+
+    A damaged last.pt gets another name, or the next checkpoint would make it the previous one in place of a whole one.
+    Returns a sentence for each thing that a user may look for.
+    """
+    notes = []
+    for inside in (folder, folder / "checkpoints", folder / "eval"):
+        remove_unfinished(inside)
+    if resumed.damaged:
+        aside = resumed.damaged.with_name(f"{resumed.damaged.name}.damaged")
+        os.replace(resumed.damaged, aside)
+        notes.append(f"{resumed.damaged} is called {aside.name} now")
+    for file in (folder / "eval").glob("step-*.json"):  # where one lies, its evaluation counts as done
+        if (number := file.stem.removeprefix("step-")).isdigit() and int(number) > resumed.state["step"]:
+            notes.append(f"{file} is removed; its step is later than that of the checkpoint, and comes again")
+            file.unlink()
+    return notes
 
 
 def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:

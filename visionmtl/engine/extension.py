@@ -11,8 +11,8 @@ from torch import Tensor
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
-from visionmtl.io.atomic import atomic_write
 from visionmtl.io.download import sha256
+from visionmtl.io.tensor_files import READING_FAILS, read_archive, write_archive
 from visionmtl.network import LossNet, Model, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Optim, Run, restore
@@ -120,8 +120,7 @@ class Extension:
             )
         self.penalty.set_fisher(fisher)
         if folder is not None:
-            with atomic_write(folder / "fisher.pt") as file:
-                torch.save({name: value.cpu() for name, value in fisher.items()}, file)
+            write_archive(folder / "fisher.pt", {name: value.cpu() for name, value in fisher.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The old network's file, and what was measured of it."""
@@ -178,8 +177,7 @@ def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
     In float32 and evaluation mode, image by image; every process measures the same.
     """
     if spec.fisher is not None:
-        found: dict[str, Tensor] = torch.load(spec.fisher, map_location="cpu", weights_only=True)
-        return found
+        return _read_fisher(Path(spec.fisher))
     path, saved = _load(spec)
     before = restore(saved["run"], str(path))
     spaces = _spaces(saved)
@@ -211,6 +209,23 @@ def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
         epoch += 1
     net.train(was_training)
     return normalised(fisher)
+
+
+def _read_fisher(file: Path) -> dict[str, Tensor]:
+    try:
+        fisher, _ = read_archive(file)
+    except READING_FAILS as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"extend.fisher {file} cannot be read ({reason}); a whole fisher.pt of a run is needed; correct the path, "
+            "or leave it out to measure it again"
+        ) from error
+    if not isinstance(fisher, dict) or not all(isinstance(value, Tensor) for value in fisher.values()):
+        raise ValueError(
+            f"extend.fisher {file} holds other things than tensors by name; a fisher.pt of a run is needed; correct "
+            "the path, or leave it out to measure it again"
+        )
+    return fisher
 
 
 def _spaces(saved: Mapping[str, Any]) -> dict[str, LabelSpace | None]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visionmtl.engine import checkpoint
+from visionmtl.io.tensor_files import READING_FAILS, has_settings, read_archive
 from visionmtl.modeling.weights import plain_name
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run
@@ -205,12 +206,15 @@ def _bare_encoder(path: Path) -> dict[str, Tensor] | None:
         return None
     from timm.models import load_state_dict
 
-    if path.suffix != ".safetensors":
+    if path.suffix == ".safetensors":
+        if has_settings(path):
+            return None
+    else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except checkpoint.READING_FAILS:
+            content, has_digest = read_archive(path)
+        except READING_FAILS:
             return None  # what is wrong is said where checkpoints are read
-        if not isinstance(content, Mapping) or "format" in content:
+        if has_digest or not isinstance(content, Mapping) or "format" in content:
             return None
     weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
     is_bare = bool(weights) and all(isinstance(value, Tensor) for value in weights.values())

@@ -29,6 +29,7 @@ from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
 from visionmtl.engine import checkpoint, distributed, teachers
 from visionmtl.engine import extension as extending
+from visionmtl.engine.checkpoint import NotFinite as NotFinite
 from visionmtl.engine.checkpoint import check_continues
 from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
@@ -60,10 +61,6 @@ from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
-
-
-class NotFinite(FloatingPointError):
-    """A loss or gradient became infinite or not a number: what a setting can cure."""
 
 
 def train(run: Run, options: TrainOptions | None = None) -> Results:
@@ -227,7 +224,7 @@ class Trainer:
         self.state = TrainState()
         self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
         self.stopping = False
-        self.resume_note: str | None = None
+        self.resume_lines: list[str] = []
         self.sharded = run.train.distributed.shard and ranks.world > 1
         self.extension = extending.open_extension(run, net) if run.extend else None
         self.learning = self.extension.learning if self.extension else list(net.tasks)
@@ -489,13 +486,19 @@ class Trainer:
     def _resume(self) -> bool:
         """Go on from a checkpoint, if the options ask for it and there is one."""
         assert self.data is not None
-        path = checkpoint.find_resumed(self.folder, self.options.resume, self.options.dry_run)
-        results = self.load_checkpoint(path, self.data.monitor) if path else None
+        folder, options = self.folder, self.options
+        path = checkpoint.find_resumed(folder, options.resume, options.dry_run)
+        resumed = checkpoint.load_resumed(path, fall_back=options.resume == "auto") if path else None
+        results = self.load_checkpoint(resumed.path, self.data.monitor, resumed.state) if resumed else None
         self.state.evaluated, self.state.results = results is not None, results or {}
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
         remedy = "let all machines see one run folder, or copy it to each"
         distributed.check_same(position, "the resumed step, and whether it was evaluated,", remedy)
+        if resumed:
+            self.resume_lines += [f"WARNING   {resumed.warning}"] if resumed.warning else []
+            if self.ranks.is_main_process and not options.dry_run:
+                self.resume_lines += [f"note      {line}" for line in checkpoint.clean_run(folder, resumed)]
         return path is not None
 
     def _plan(self) -> None:
@@ -734,15 +737,18 @@ class Trainer:
             **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
 
-    def load_checkpoint(self, path: Path, monitor: Monitor) -> Results | None:
+    def load_checkpoint(self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None) -> Results | None:
         """Restore the run; returns the results at its step, None where that was not evaluated to the end.
+
+        saved: what the file holds, where it has been read
 
         A checkpoint is written before the evaluation at its step, so the best value of that one is added here.
         Results under other names than the monitor's are of other data and do not count.
         """
-        saved = checkpoint.load(path)
+        saved = saved or checkpoint.load(path)
         self.load_state_dict(saved, path)
-        self.resume_note = checkpoint.steps_changed(saved, self._local_state())
+        if note := checkpoint.steps_changed(saved, self._local_state()):
+            self.resume_lines.append(f"note      {note}")
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
             self.state.best = -math.inf
         file = checkpoint.results_file(path.parent.parent, self.state.step)
@@ -854,5 +860,4 @@ class Trainer:
             yield "note      a loss is a mean over predictions of the whole step: one more forward pass a micro-batch"
         if resumed:
             yield f"resumed   at step {self.state.step}"
-        if self.resume_note:
-            yield f"note      {self.resume_note}"
+        yield from self.resume_lines

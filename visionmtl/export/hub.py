@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visionmtl.config.imports import allow_imports
 from visionmtl.config.paths import regular_file
 from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
-from visionmtl.engine.checkpoint import FORMAT, Opened, open_model, open_state
+from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_state, save_weights
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, read_results
 from visionmtl.inference.predictor import Predictor
@@ -60,8 +61,6 @@ def save_pretrained(
     results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval`
     repo: OWNER/NAME, for the card's example
     """
-    from safetensors.torch import save_file
-
     opened, folder = open_model(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
@@ -70,11 +69,8 @@ def save_pretrained(
     measured = _read_results(Path(results) if results else _newest_results(opened.folder))
     card = model_card(opened, measured, licence, repo or str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous().clone() for name, value in opened.net.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
-    plain = {"visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces}
-    write_json(folder / CONFIG, plain | {"run": _without_paths(opened.run.model_dump(mode="json"))})
+    settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")))
+    write_json(folder / CONFIG, settings)
     write_text(folder / CARD, card)
     return folder
 
@@ -132,9 +128,6 @@ def from_pretrained(
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -142,28 +135,43 @@ def _read_state(folder: Path) -> dict[str, Any]:
             "path, or load a checkpoint with visionmtl.load"
         )
     file = folder / CONFIG
-    content = read_object(file)
-    if content.get("visionmtl_format") != FORMAT:
-        found = shown(content.get("visionmtl_format"), 50)
+    settings = read_object(file)
+    version = settings.get("visionmtl_format")
+    if version not in (1, FORMAT) or isinstance(version, bool):
         raise ValueError(
-            f"{file} has visionmtl_format {found}; this version reads {FORMAT}; use a network that visionmtl wrote"
+            f"{file} has visionmtl_format {shown(version, 50)}; this version reads 1 and {FORMAT}; use a network that "
+            "visionmtl wrote"
         )
-    check_object(content, str(file), {"run.data.size": list, "spaces": dict, "step": int, "epoch": int})
-    for task, space in content["spaces"].items():
-        try:
-            _ = space and LabelSpace.from_plain(space)
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file} has no label space as 'spaces.{task}' ({error!r}); one or null is needed; use a network that "
-                "visionmtl wrote"
-            ) from error
-    try:
-        weights = load_file(regular_file(folder / WEIGHTS))
-    except (SafetensorError, OSError) as error:
+    if version == 1:  # without a digest, and with settings in this file alone
+        check_object(settings, str(file), {"run.data.size": list, "spaces": dict, "step": int, "epoch": int})
+        for task, space in settings["spaces"].items():
+            try:
+                _ = space and LabelSpace.from_plain(space)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file} has no label space as 'spaces.{task}' ({error!r}); one or null is needed; use a network "
+                    "that visionmtl wrote"
+                ) from error
+        return {**settings, "net": _load_format_1(folder / WEIGHTS), "ema": None}
+    state = load(folder / WEIGHTS)
+    if differing := [name for name in settings if settings[name] != state.get(name)]:
         raise ValueError(
-            f"{folder / WEIGHTS} holds no weights ({error}); a whole safetensors file is needed; fetch it again"
+            f"{file} has another {differing[0]!r} than {WEIGHTS}, which holds the same settings and is what "
+            "is read; the two must be equal; fetch both again, or publish the network anew"
+        )
+    return state
+
+
+def _load_format_1(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(regular_file(file))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); the file that save_pretrained wrote is needed; fetch it again"
         ) from error
-    return {**content, "net": weights, "ema": None}
 
 
 def _without_paths(run: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from visionmtl.io.tensor_files import READING_FAILS, check_archive
 
 _SHOWN = 5
 
@@ -21,9 +24,7 @@ def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
         raise ValueError(
             f"encoder checkpoint {path} does not exist; allowed is a .pth or .safetensors file; correct the path"
         )
-    from timm.models import load_state_dict  # seconds to import, and most runs start from no file
-
-    weights = load_state_dict(str(path))  # weights_only; unwraps state_dict, model and their averages
+    weights = _read_weights(path)
     own = whole.state_dict()
     classifier = _classifier_keys(whole)
     heads = {key for key in weights.keys() | own.keys() if key.startswith(classifier)}
@@ -35,6 +36,27 @@ def check_weights(path: Path, whole: nn.Module) -> dict[str, Tensor]:
             "choose another file"
         )
     return weights
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict  # seconds to import, and most runs start from no file
+
+    try:
+        if path.suffix != ".safetensors":
+            check_archive(path)
+        # unwraps state_dict, model and their averages; timm before 1.0.16 would run code without weights_only
+        weights: Any = load_state_dict(str(path), weights_only=True)
+        wrong = not all(isinstance(value, Tensor) for value in weights.values())
+        reason = "it holds other things than tensors by name" if wrong else None
+    except (*READING_FAILS, SafetensorError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    if reason:
+        raise ValueError(
+            f"encoder checkpoint {path} cannot be read ({reason}); tensors by name are all that is read, from a whole "
+            ".pth or .safetensors file; fetch it again, or choose another"
+        )
+    return dict(weights)
 
 
 def check_transfer(body: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
