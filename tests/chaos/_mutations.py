@@ -18,7 +18,8 @@ _VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3.5, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63, -(2**63), 10**400,
     "", "a", "0", "1e999", "../../etc/passwd", "/etc/passwd", "a\0b", "\ud800", "\x1b[2J\x1b]0;title\x07", "é" * 300,
     "${oc.env:HOME}", "${seed}", "~", f"__import__('os').system('touch {TOUCH}')", "os.system", "../../..", "a.b.C",
-    [], {}, [[]], [{}], [None], {"type": "a.b"}, {"type": None}, [0] * 300, _DEEP, _HUGE, [1, 2, 3, 4], [[1, 2], [3, 4]],
+    [], {}, [[]], [{}], [None], {"type": "a.b"}, {"type": None}, [0] * 300, _DEEP, _HUGE, [1, 2, 3, 4],
+    [[1, 2], [3, 4]],
     {"size": [0, 0], "counts": ""}, {"size": [0, 0], "counts": []}, {"size": [24, 32], "counts": "~~~~~~"},
     {"size": [2**20, 2**20], "counts": [2**40]}, [[1e30] * 8], [[1, 2]],
 ]  # fmt: skip
@@ -26,16 +27,21 @@ _YAML_WORDS = [
     f"!!python/object/apply:os.system ['touch {TOUCH}']", "!!python/name:os.system {}", "!!timestamp 2001-99-99",
     "2001-99-99", "!!int x", "!!binary =", "!!set {a, b}", "! x", "*a", "&a [*a]", "&a {b: *a}", "<<: *a", "<<: x",
     "<<: [1]", "? [a, b]", "? {a: b}", "? ", "0x_", "0b_", "0o9", "._", "1:1:1", "1e5", ".nan", "-.inf", "~", "yes: 1",
-    "null: 1", "1.5: x", "\t", "\0", "\ufeff", "\x1b[2J", "{" * 300, "[" * 5000, "- " * 200, "%YAML 9.9\n---", "--- a\n--- b",
+    "null: 1", "1.5: x", "\t", "\0", "\ufeff", "\x1b[2J", "{" * 300, "[" * 5000, "- " * 200, "%YAML 9.9\n---",
+    "--- a\n--- b",
     "${oc.env:HOME}", "${oc.decode:1}", "${oc.create:{a: b}}", "${", "${}", "${seed}${seed}", "${..seed}", "???",
-    "base: fuzz.yaml", "base: [1]", "base: ../../..", "remove: [a..b]", "type: ../../..", "type: os.path", "a: &x [1]\nb: *x",
+    "base: fuzz.yaml", "base: [1]", "base: ../../..", "remove: [a..b]", "type: ../../..", "type: os.path",
+    "a: &x [1]\nb: *x",
     "0x" + "f" * 9000, "9" * 5000, '"\\ud800"', "'", '"', "|\n", ">\n  a", "@", "`", "a: b: c", "- a\n b: c",
     "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9 if n else ['x'] * 9)}]\n" for n in range(9)),
 ]  # fmt: skip
 _XML_WORDS = [
-    '<?xml version="1.0" encoding="shift_jis"?>', '<?xml version="1.0" encoding="none"?>', "<!DOCTYPE a [<!ENTITY b 'c'>]>",
-    '<!DOCTYPE a SYSTEM "file:///etc/passwd">', "&lol;", "&#0;", "&#x1b;", "<![CDATA[", "]]>", "<a>" * 3000, "<object/>",
-    "<bndbox/>", "<xmin>nan</xmin>", "<xmin>1e999</xmin>", "<name>\x1b[2J</name>", "<size><width>-1</width></size>", "\0",
+    '<?xml version="1.0" encoding="shift_jis"?>', '<?xml version="1.0" encoding="none"?>',
+    "<!DOCTYPE a [<!ENTITY b 'c'>]>",
+    '<!DOCTYPE a SYSTEM "file:///etc/passwd">', "&lol;", "&#0;", "&#x1b;", "<![CDATA[", "]]>", "<a>" * 3000,
+    "<object/>",
+    "<bndbox/>", "<xmin>nan</xmin>", "<xmin>1e999</xmin>", "<name>\x1b[2J</name>", "<size><width>-1</width></size>",
+    "\0",
 ]  # fmt: skip
 _LINE_WORDS = [
     "nan", "inf", "1e999", "-1", "9" * 5000, "0 0.5 0.5", "0 .1 .1 .2 .2 .3", "\0", "\x1b[2J", "../../x", "/etc/passwd",

@@ -142,12 +142,12 @@ def _score(kind: Any, root: Path) -> None:
 
 
 def _read_instances(root: Path) -> None:
-    boxes = read_boxes(root / "boxes.json", masks=True)
+    boxes = read_boxes(root / "truth.json", masks=True)
     for row in range(len(boxes)):
         of_image = boxes.of(row)
         assert np.isfinite(of_image.xyxy).all()
         assert all(mask.shape == boxes.size(row) for mask in boxes.masks(row))
-    read_truth(root / "boxes.json", masks=True)
+    read_truth(root / "truth.json", masks=True)
 
 
 def _write_panoptic(root: Path) -> None:
@@ -208,8 +208,7 @@ def _text_readers() -> list[Reader]:
         return Reader(name, [file], _write_objects, read, modules, share=share)
 
     readers = [
-        Reader("COCO instances", ["boxes.json"], lambda root: (root / "boxes.json").write_text(json.dumps(_instances())),
-               _read_instances, ["io.coco.annotations"], share=2),
+        Reader("COCO instances", ["truth.json"], _write_scored, _read_instances, ["io.coco.annotations"], share=2),
         Reader("COCO truth, boxes", ["truth.json"], _write_scored, partial(_score, "bbox"), share=1.5),
         Reader("COCO truth, masks", ["truth.json"], _write_scored, partial(_score, "segm"), share=1.5),
         Reader("COCO results, boxes", ["results.json"], _write_scored, partial(_score, "bbox"), ["io.coco.results"]),
@@ -330,6 +329,10 @@ def _read_video(root: Path) -> None:
 _ARRAYS = {"start": np.arange(3), "xyxy": np.linspace(0, 9, 8, dtype=np.float32).reshape(2, 4)}
 
 
+def _write_index(root: Path) -> None:
+    index.save_arrays(root / "index", _ARRAYS)
+
+
 def _read_index(root: Path) -> None:
     arrays = index.open_arrays(root / "index")
     assert set(arrays) == set(_ARRAYS), "other arrays"
@@ -379,8 +382,7 @@ def _image_readers() -> list[Reader]:
     return [
         *readers,
         of("video", "clip.mp4", _write_video, _read_video, "io.video", share=0.3),
-        Reader("index of annotations", index_files, lambda root: index.save_arrays(root / "index", _ARRAYS), _read_index,
-               ["io.index"], named=["index"]),
+        Reader("index of annotations", index_files, _write_index, _read_index, ["io.index"], named=["index"]),
         Reader("cache, index", ["cache/index/ends.npy", "cache/index/sizes.npy", "cache/index/checksums.npy"],
                _write_packed, _read_packed, ["data.cache.packed"], named=["cache"]),
         Reader("cache, samples", ["cache/samples.bin"], _write_packed, _read_packed, named=["cache"]),
@@ -576,8 +578,8 @@ def _run_readers() -> list[Reader]:
                share=0.5),
         Reader("comparison, costs", [costs.FILE], _write_study, costs.read_costs, share=0.5),
         Reader("comparison, affinity", [affinity.FILE], _write_study, affinity.read_affinity, share=0.5),
-        Reader("pipeline.yaml", ["pipeline.yaml"], _write_pipeline, partial(_open_pipeline, "pipeline.yaml"), share=0.5),
-        Reader("pipeline.json", ["pipeline.json"], _write_pipeline, partial(_open_pipeline, "pipeline.json"), share=0.5),
+        *(Reader(name, [name], _write_pipeline, partial(_open_pipeline, name), share=0.5)
+          for name in ("pipeline.yaml", "pipeline.json")),
         Reader("predictions, manifest", ["submission.json"], _write_predictions, _predictions),
         Reader("predictions, depth", ["depth/a.png"], _write_predictions, _predictions),
         Reader("predictions, scores", ["scores.json"], _write_predictions, _scores),
