@@ -171,15 +171,11 @@ def _judge(error: BaseException, reader: Reader, file: Path) -> tuple[str, str]:
 
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return "fault", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {text[:200]}"
-    if not any(
-        name in text
-        for name in (file.name, *(file.parent.name for _ in reader.files if file.parent.name != "work"), *reader.named)
-    ):
+    folder = [file.parent.name] if file.parent.name != "work" else []
+    if not any(name in text for name in (file.name, *folder, *reader.named)):
         return "fault", f"the file is not named: {text[:250]}"
     if text.count(";") < 2:
         return "fault", f"not in three parts: {text[:250]}"
-    if any(sign < " " and sign not in "\n\t" for sign in text) and not isinstance(error, OSError):
-        return REFUSED, ""  # written out where it is shown, see `text_files.printable`
     return REFUSED, ""
 
 

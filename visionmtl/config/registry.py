@@ -132,8 +132,8 @@ class Configurable(Spec):
         members = cls.members()  # imports every file of the package
         if name not in members:
             text = (
-                f"unknown {cls.__name__} type {name!r}{did_you_mean(name, members)}; "
-                f"choose one of: {', '.join(sorted(members))}, or the import path of your own class"
+                f"unknown {cls.__name__} type {name[:80]!r}{did_you_mean(name, members)}; known are "
+                f"{', '.join(sorted(members))}, and the import path of your own class; correct it"
             )
             raise PydanticCustomError("type_unknown", "{text}", {"text": text})
         return members[name]
@@ -145,9 +145,8 @@ class Configurable(Spec):
         if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
             value = {"type": value}
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-            found = (
-                shown(value, 50) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-            )
+            is_single = isinstance(value, int | float | bool | None)
+            found = shown(value, 50) if is_single else f"a {type(value).__name__}"
             if isinstance(value, dict):
                 found = f"type {shown(value['type'], 50)}" if "type" in value else "no type"
             text = f"found {found}; a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"

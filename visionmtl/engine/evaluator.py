@@ -201,11 +201,20 @@ def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any])
     write_json(path, {"header": header, "results": results})
 
 
+_KINDS = {"protocol": str, "per_class": dict, "pr_curves": dict, "absent": list, "absent_but_predicted": list,
+          "not_annotated": list}  # fmt: skip
+"""What the results of a task hold beside numbers; a plug-in's may hold more."""
+
+
 def read_results(path: Path) -> Results:
     """The results in a file that `save_json` wrote. Raises ValueError for another."""
     results: Results = read_object(path, {"results": dict})["results"]
     for name, of_task in results.items():
-        check_object(of_task, f"{path}: results.{name}")
+        where = f"{path}: results.{name}"
+        check_object(of_task, where)
+        check_object(of_task, where, {key: kind for key, kind in _KINDS.items() if key in of_task})
+        for of_class, values in of_task.get("per_class", {}).items():
+            check_object(values, f"{where}.per_class.{of_class}")
     return results
 
 

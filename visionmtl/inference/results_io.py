@@ -299,7 +299,7 @@ def _open_scores(path: Path, space: LabelSpace) -> Predictions:
         if strange := [name for name in scores if name not in space.classes]:
             raise ValueError(
                 f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, "
-                f"which is no class of {space.name}; correct it"
+                f"which is no class of {space.name}; it has {', '.join(space.classes)[:200]}; correct it"
             )
         key = canonical(row.get("image_id"))
         if key is None or key in by_image:

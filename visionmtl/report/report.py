@@ -182,7 +182,8 @@ def _summary(
     """The results in sentences."""
     for name, result in results.items():
         metric, direction = primary.get(name, ("abs_rel", "min"))
-        value = result.get(metric)
+        numbers = _numbers(result)
+        value = numbers.get(metric)
         if value is None:
             continue
         if name not in primary:
@@ -196,13 +197,13 @@ def _summary(
             f"{result.get('images', '?')} images."
         )
         if metric != "rmse_m" and isinstance(per_class := result.get("per_class"), Mapping):
-            known = {c: row[k] for c, row in per_class.items() for k in ("ap", "iou") if row.get(k) is not None}
+            known = {c: row[k] for c, row in per_class.items() for k in ("ap", "iou") if k in _numbers(row)}
             if len(known) > 1:
                 best, worst = max(known, key=lambda c: known[c]), min(known, key=lambda c: known[c])
                 yield f"{name} is best at {best} ({known[best]:.2f}) and worst at {worst} ({known[worst]:.2f})."
-        if result.get("delta1") is not None and result.get("abs_rel") is not None:
+        if {"delta1", "abs_rel"} <= numbers.keys():
             yield (
-                f"{name} is off by {result['abs_rel']:.1%} on average; {result['delta1']:.1%} are within 25 % of the "
+                f"{name} is off by {numbers['abs_rel']:.1%} on average; {numbers['delta1']:.1%} are within 25 % of the "
                 "truth."
             )
     for name, of in confusions.items():
@@ -248,13 +249,13 @@ def _card(task: str, result: Mapping[str, Any], primary: PrimaryMetrics) -> dict
     notes = [f"protocol {result['protocol']}"] if "protocol" in result else []
     notes += [f"{value:,} {name.replace('_', ' ')}" for name, value in numbers.items() if isinstance(value, int)]
     if result.get("absent"):
-        notes.append(f"classes without truth: {', '.join(result['absent'])}")
+        notes.append(f"classes without truth: {', '.join(map(str, result['absent']))}")
     if result.get("not_annotated"):
-        notes.append(f"classes that this data set does not annotate: {', '.join(result['not_annotated'])}")
+        notes.append(f"classes that this data set does not annotate: {', '.join(map(str, result['not_annotated']))}")
     return {
         "task": task,
         "metric": metric,
-        "value": result.get(metric),
+        "value": numbers.get(metric),
         "better": {"max": "higher is better", "min": "lower is better", "": ""}[direction],
         "others": {name: value for name, value in numbers.items() if name != metric and not isinstance(value, int)},
         "note": "; ".join(notes),
