@@ -8,14 +8,11 @@ millimetres, as the prepared folder stores it: at most 0.5 mm off, where the Kin
 Paper, licence and download: see `nyuv2`; the class mappings: https://github.com/ankurhanda/nyuv2-meta-data
 """
 
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
-from scipy.io.matlab import MatReadError
 
 from visionmtl.datasets.nyuv2 import (
     CLASSES,
@@ -28,7 +25,9 @@ from visionmtl.datasets.nyuv2 import (
     things_space,
 )
 from visionmtl.io.depth_maps import unit_notes
+from visionmtl.io.image_headers import check_pixels
 from visionmtl.io.label_maps import outlines
+from visionmtl.io.mat_files import Variable, read_numbers
 from visionmtl.structures import Boxes, LabelSpace, Sample
 
 MAT = "nyu_depth_v2_labeled.mat"
@@ -203,17 +202,25 @@ class Official:
     def _check_arrays(self) -> None:
         arrays = self._arrays()
         try:
+            elsewhere = sorted(name for name in (*_ARRAYS, "names", "sceneTypes") if _lies_elsewhere(arrays, name))
             missing = sorted(name for name in (*_ARRAYS, "names") if not hasattr(arrays.get(name), "shape"))
         except _DAMAGED as error:
             raise ValueError(
                 f"{self.file} cannot be read: {error}; the official file is complete HDF5; {_GET_IT}"
             ) from error
+        if elsewhere:
+            raise ValueError(
+                f"{self.file}: {', '.join(elsewhere)} lie in other files, to which it leads; the official file holds "
+                f"everything itself; {_GET_IT}"
+            )
         if missing:
             raise ValueError(
                 f"{self.file} has no {', '.join(missing)}; wanted are {', '.join(_ARRAYS)} and names; it is not the "
                 f"labelled set of NYUv2: {_GET_IT}"
             )
         count, *size = arrays["labels"].shape or (0,)
+        if len(size) == 2:
+            check_pixels(self.file, *size)
         for name, kind in _ARRAYS.items():
             shape, dtype = arrays[name].shape, arrays[name].dtype
             expected = (count, 3, *size) if name == "images" else (count, *size)
@@ -223,6 +230,15 @@ class Official:
                     "images [N, 3, W, H] and labels, instances (unsigned) and depths (float) [N, W, H]; the file is "
                     "damaged or was written anew in another way: get the official one"
                 )
+
+
+def _lies_elsewhere(arrays: Any, name: str) -> bool:
+    """Whether an array is read from another file: HDF5 has three ways to name one, anywhere on the disk."""
+    link = arrays.get(name, getlink=True)
+    if link is None or type(link).__name__ == "ExternalLink":
+        return link is not None
+    array = arrays.get(name)
+    return bool(getattr(array, "is_virtual", False) or getattr(array, "external", None))
 
 
 def _open_hdf5(file: Path) -> Any:
@@ -251,21 +267,20 @@ def _find(root: Path, name: str) -> Path:
     return files[0]
 
 
-def _load(file: Path, key: str) -> Any:
+def _load(file: Path, key: str) -> Variable:
     """One variable of a small MATLAB file."""
-    try:
-        content = scipy.io.loadmat(file, simplify_cells=True)
-    except (ValueError, TypeError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise ValueError(f"{file} cannot be read: {error}; a complete MATLAB 5 file is needed; get it again") from error
+    content = read_numbers(file)
     if key not in content:
-        known = ", ".join(name for name in content if not name.startswith("__"))
-        raise ValueError(f"{file} has no {key}, only {known}; it is not the official file of this name; get it again")
+        known = ", ".join(content) or "none"
+        raise ValueError(
+            f"{file} has no numbers {key}, only {known}; it is not the official file of this name; get it again"
+        )
     return content[key]
 
 
 def _whole(file: Path, key: str) -> NDArray[np.int64]:
     """[N] whole numbers of one variable."""
-    values = np.ravel(_load(file, key))
+    values = np.ravel(np.asarray(_load(file, key)))
     if values.dtype.kind not in "uif" or not np.isfinite(values).all() or (values != np.rint(values)).any():
         raise ValueError(
             f"{file}: {key} holds {values.dtype} {values[:3].tolist()}; whole numbers are needed; it is not the "
@@ -308,7 +323,7 @@ def _compare_13(root: Path) -> None:
     """The 13 classes are written down here; a file that says otherwise is not ignored."""
     for file in _candidates(root, "class13Mapping.mat"):
         content = _load(file, "classMapping13")
-        labels = content.get("labels13") if isinstance(content, dict) else None
+        labels = content.get("labels13") if isinstance(content, dict) else content
         if not np.array_equal(np.ravel(np.asarray(labels)), SEG40_TO_13[1:]):
             raise ValueError(
                 f"{file} differs from the official 13 classes; allowed is labels13 = 12 5 6 1 4 9 10 12 ...; get the "

@@ -194,6 +194,27 @@ def test_variables_of_other_types_are_refused(tmp_path, file, content):
         NYUv2Mat(root=str(tmp_path)).build()
 
 
+@pytest.mark.parametrize("way", ["link", "storage", "virtual"])
+def test_an_array_that_lies_in_another_file_is_not_read(tmp_path, way):
+    write_official(tmp_path, drawn_frames(1))
+    (tmp_path / "secret").write_bytes(bytes(10_000))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["images"] = np.zeros((1, 3, 32, 24), np.uint8)
+    with h5py.File(tmp_path / MAT, "a") as file:
+        shape = file["images"].shape
+        del file["images"]
+        if way == "link":
+            file["images"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "images")
+        elif way == "storage":
+            file.create_dataset("images", shape, np.uint8, external=[(str(tmp_path / "secret"), 0, 10_000)])
+        else:
+            layout = h5py.VirtualLayout(shape, np.uint8)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "images", shape)
+            file.create_virtual_dataset("images", layout)
+    with pytest.raises(ValueError, match="images lie in other files, to which it leads; the official file holds"):
+        NYUv2Mat(root=str(tmp_path)).build()
+
+
 @pytest.mark.parametrize("name", ["names", "labels"])
 def test_a_group_or_numbers_where_something_else_is_meant_are_refused(tmp_path, name):
     write_official(tmp_path, drawn_frames(1))
