@@ -257,4 +257,4 @@ def _read_camera(file: Path) -> tuple[float, float, Intrinsics | None]:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

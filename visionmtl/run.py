@@ -485,6 +485,8 @@ def _problem(detail: Any, tree: Tree) -> str:
         kept = isinstance(found, str | int | float | bool | None)
         value = (repr(found) if isinstance(found, str) else shown(found)) if kept else f"a {type(found).__name__}"
         text = f"found {value[:200]}; {text[0].lower()}{text[1:]}; correct the value"
+    elif ";" not in text:  # pydantic's own, of types that it does not list
+        text = f"found {shown(detail['input'], 100)}; {text[0].lower()}{text[1:]}; correct the value"
     elif detail["type"] == "unknown_field" and "did you mean" not in text:
         elsewhere = settings_called(str(keys[-1]))
         text += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""

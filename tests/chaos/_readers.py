@@ -59,6 +59,8 @@ class Reader:
     """Modules of the package whose reading it is."""
     named: Sequence[str] = ()
     """What an error may name instead of the file."""
+    parts: int = 3
+    """Of its errors; those of single settings say what is wrong and what to do, and where the setting is."""
     share: float = 1.0
     """Of inputs, compared with others; less for those that are slow."""
 
@@ -99,7 +101,7 @@ def _layout_readers() -> list[Reader]:
     return [
         Reader(
             f"{name}: {kind}", [file], LAYOUTS[name].write, partial(read, name), modules[name],
-            share=0.25 if name == "nyuv2_mat" else 0.7,
+            named=["labels/a.png"] if kind == "names" else [], share=0.25 if name == "nyuv2_mat" else 0.7,
         )
         for name, layout in LAYOUTS.items()
         for kind, file in layout.files.items()
@@ -234,7 +236,14 @@ def _text_readers() -> list[Reader]:
         "voc": "Annotations/2007_000000.xml", "labelme": "IMG_0.json", "coco": "annotations/instances_train2017.json",
     }  # fmt: skip
     return readers + [
-        Reader(f"unknown folder: {name}", [file], getattr(write_layouts, name), _understand, share=0.1)
+        Reader(
+            f"unknown folder: {name}",
+            [file],
+            getattr(write_layouts, name),
+            _understand,
+            named=["work holds"],
+            share=0.1,
+        )
         for name, file in unknown.items()
     ]
 
@@ -560,12 +569,13 @@ def _description(root: Path) -> None:
 
 def _run_readers() -> list[Reader]:
     return [
-        Reader("config", ["fuzz.yaml"], _write_config, lambda root: config.load(root / "fuzz.yaml"), share=2),
+        Reader("config", ["fuzz.yaml"], _write_config, lambda root: config.load(root / "fuzz.yaml"), parts=2,
+               share=2),
         Reader("config, base of one", ["below.yaml"], _write_config, lambda root: config.load(root / "fuzz.yaml"),
-               named=["fuzz.yaml"]),
+               named=["fuzz.yaml"], parts=2),
         Reader("comparison", ["compare.yaml"], _write_comparison, lambda root: comparison.read(root / "compare.yaml"),
-               named=["below.yaml"], share=0.2),
-        Reader("settings in a checkpoint", ["run.json"], _write_settings, _restore, share=2),
+               named=["below.yaml"], parts=2, share=0.2),
+        Reader("settings in a checkpoint", ["run.json"], _write_settings, _restore, parts=2, share=2),
         Reader("checkpoint", ["last.pt"], _write_checkpoint, _read_checkpoint, share=0.7),
         Reader("hub, config.json", ["hub/config.json"], _write_hub, _read_hub, share=0.2, named=["model.safetensors"]),
         Reader("hub, weights", ["hub/model.safetensors"], _write_hub, _read_hub, share=0.2),

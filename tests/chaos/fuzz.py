@@ -174,8 +174,8 @@ def _judge(error: BaseException, reader: Reader, file: Path) -> tuple[str, str]:
     folder = [file.parent.name] if file.parent.name != "work" else []
     if not any(name in text for name in (file.name, *folder, *reader.named)):
         return "fault", f"the file is not named: {text[:250]}"
-    if text.count(";") < 2:
-        return "fault", f"not in three parts: {text[:250]}"
+    if text.count(";") < reader.parts - 1:
+        return "fault", f"not in {reader.parts} parts: {text[:250]}"
     return REFUSED, ""
 
 

@@ -21,6 +21,8 @@ from visionmtl.config.text_files import (
     shown,
 )
 
+TEN = [", ".join([f"'${{a{n}}}'"] * 10) for n in range(8)]
+TENFOLD = "a0: [x, x]\n" + "".join(f"a{n + 1}: [{ten}]\n" for n, ten in enumerate(TEN))
 LAUGHS = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}' if n else 'x'] * 9)}]\n" for n in range(9))
 
 
@@ -157,8 +159,7 @@ def test_references_are_followed_to_settings_and_variables(tmp_path, monkeypatch
         ("a: ${nothing.here}", "names no setting"),
         ("a: ${", r"without a path"),
         ("a: {b: 1}\nc: x${a}", "no single value"),
-        ("a0: [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(f"a{n}: [{', '.join(['"${a' + str(n - 1) + '}"'] * 10)}]"
-         for n in range(1, 9)), "references written out"),
+        (TENFOLD, "references written out"),
         ("\n".join(f"a{n}: ${{a{n + 1}}}" for n in range(100)) + "\na100: 1", "leads in a circle, or over 32 others"),
     ],
 )  # fmt: skip

@@ -36,7 +36,7 @@ def read_objects(file: Path) -> ImageObjects:
         if kind in _NO_BOX:
             left_out[f"shapes of kind {kind} have no box (left out)"] += 1
             continue
-        if kind not in _LEAST_POINTS:
+        if not isinstance(kind, str) or kind not in _LEAST_POINTS:
             known = ", ".join([*_LEAST_POINTS, *_NO_BOX])
             raise bad_entry(file, f"{place}.shape_type", kind, f"known are {known}")
         points = _points(file, place, shape.get("points"), _LEAST_POINTS[kind])

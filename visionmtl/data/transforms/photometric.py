@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.config.registry import did_you_mean
-from visionmtl.config.text_files import MAX_YAML_BYTES, read_object, read_text, read_yaml
+from visionmtl.config.text_files import MAX_YAML_BYTES, read_object, read_text, read_yaml, shown
 
 _PROBE_PX = 64
 
@@ -79,11 +79,17 @@ def _names(node: Any, file: Path) -> Iterator[str]:
     """The class names of a saved transform and of those inside it."""
     if not isinstance(node, dict) or not isinstance(node.get("__class_fullname__"), str):
         raise ValueError(
-            f"augment.pipeline {file} has an entry without a transform's name: {node!r}; each needs "
+            f"augment.pipeline {file} has an entry without a transform's name: {shown(node, 80)}; each needs "
             "`__class_fullname__`; save the pipeline again"
         )
     yield node["__class_fullname__"]
-    for inner in node.get("transforms", ()):
+    inside = node.get("transforms", [])
+    if not isinstance(inside, list):
+        raise ValueError(
+            f"augment.pipeline {file} has `transforms` {shown(inside, 80)}; a list of transforms is needed; save the "
+            "pipeline again"
+        )
+    for inner in inside:
         yield from _names(inner, file)
 
 
