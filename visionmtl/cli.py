@@ -22,7 +22,6 @@ from visionmtl import __version__
 from visionmtl.config.imports import allow_imports
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean, settings_called
-from visionmtl.config.text_files import printable
 
 # found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
 _folder = shipped_folder("tools")
@@ -170,6 +169,8 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         return 130
     # FloatingPointError: the losses of a run are not finite
     except (ValueError, OSError, FloatingPointError) as error:
+        from visionmtl.config.text_files import printable  # here: it imports YAML, for which --help should not wait
+
         print(f"error: {printable(_told(error))}", file=sys.stderr)
         return ERROR
 

@@ -242,6 +242,7 @@ def _text_readers() -> list[Reader]:
             getattr(write_layouts, name),
             _understand,
             named=["work holds"],
+            parts=2,
             share=0.1,
         )
         for name, file in unknown.items()

@@ -12,7 +12,7 @@ from visionmtl.config.suggest import did_you_mean
 from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject
 from visionmtl.io.paths import read_lines
-from visionmtl.structures import IGNORE
+from visionmtl.structures import IGNORE, has_controls
 
 Color = tuple[int, int, int]
 """RGB, 0 to 255."""
@@ -27,16 +27,21 @@ def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     """Names, and the class of each pixel value where the file gives it: a YAML or JSON list, or mapping value: name."""
     content, _ = read_yaml(file, "a YAML or JSON file with class names")  # JSON is YAML
     if isinstance(content, dict):
-        named = {key: name for key, name in content.items() if pixel_range(key) and isinstance(name, str)}
+        named = {key: name for key, name in content.items() if pixel_range(key) and _is_name(name)}
         if content and len(named) == len(content):
             values = by_value(named, str(file))
             return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
-    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+    if isinstance(content, list) and content and all(map(_is_name, content)):
         return tuple(content), None
     raise ValueError(
         f"{file} is no list of class names, and no mapping from pixel values 0 to 255 to names; one is needed; write "
-        "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers"
+        "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers, and "
+        "without control characters"
     )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and not has_controls(value)
 
 
 def pixel_range(key: object, highest: int = 255) -> range | None:
@@ -131,8 +136,8 @@ def to_classes(
         everywhere = sorted(here.union(undeclared_elsewhere))
         others = f"; undeclared in all files are {everywhere}" if len(everywhere) > len(here) else ""
         raise ValueError(
-            f"{file} holds {sorted(here)}, which are neither classes nor ignored{others}; correct the files, or name "
-            "these values in `values` or `ignore`"
+            f"{file} holds {sorted(here)}, which are neither classes nor ignored{others}; allowed are the values that "
+            "`classes`, `values` and `ignore` declare; correct the files, or name these values there"
         )
     return classes.astype(np.uint8)
 

@@ -13,6 +13,8 @@ from visionmtl.config.suggest import did_you_mean
 from visionmtl.config.text_files import shown
 
 Point = tuple[float, float]
+MAX_COORDINATE = 1e5
+"""Pixels. Polygons are rasterised point by point: one at 1e9 would fill the memory, and kills pycocotools."""
 
 
 class LabelledObject(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry, of_polygons
 from visionmtl.io.paths import read_lines
+from visionmtl.structures import has_controls
 
 _TOLERANCE = 1e-3
 """Tools round outwards: by this much a fraction may lie outside 0..1."""
@@ -93,6 +94,8 @@ def read_classes(file: Path) -> tuple[str, ...]:
         names: tuple[str, ...] = read_data_yaml(file)["names"]
     else:
         names = tuple(line for line in read_lines(file) if line)
+    if odd := [name for name in names if has_controls(name)]:
+        raise ValueError(f"{file} names {odd[0]!r}; a name has no control characters; correct it")
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
         found = f"names {twice!r} twice" if twice else "is empty"

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.config.text_files import read_object, read_text
+from visionmtl.config.text_files import check_object, read_object, read_text
 from visionmtl.datasets import name_all
 from visionmtl.engine.logging import parse_row
 from visionmtl.metrics.distance import DistanceMeter
@@ -151,6 +151,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_ENVIRONMENT = {"gpus": list, "packages": dict}
+
+
 def _facts(run: Run | None, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """What the head of the page says of the run: name and value."""
     yield "written", f"{datetime.now():%Y-%m-%d %H:%M}"
@@ -161,7 +164,8 @@ def _facts(run: Run | None, machine: Mapping[str, Any], rows: Sequence[Mapping[s
         yield "validated on", ", ".join(name_all(run.data.val))
         yield "input", "{} x {} px".format(*run.data.input_size)
     if machine:
-        gpus, versions = machine.get("gpus") or [], machine.get("packages") or {}
+        check_object(machine, "env.json", {name: kind for name, kind in _ENVIRONMENT.items() if name in machine})
+        gpus, versions = machine.get("gpus", []), machine.get("packages", {})
         yield "device of the training", " + ".join(map(str, gpus)) or f"CPU, {machine.get('cpu_cores', '?')} cores"
         yield from ((name, str(versions[name])) for name in ("torch",) if name in versions)
         if machine.get("commit"):

@@ -18,6 +18,7 @@ from pycocotools import mask as rle
 
 from visionmtl.config.text_files import read_json, shown
 from visionmtl.io.index import Arrays, cached
+from visionmtl.io.objects import MAX_COORDINATE
 from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
 from visionmtl.structures import MAX_CLASSES, Boxes, has_controls
 
@@ -32,7 +33,6 @@ _DROPPED = (
 _NUM_UNUSABLE = 2  # reasons, from the first, that also hold for scoring; boxes of the others are official truth, if odd
 OTHER_KIND = len(_DROPPED)
 """The reason of what is no box of interest; it is left out without a note."""
-_MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
 
 
 class AnnotationIndex:
@@ -581,4 +581,4 @@ def _covers(code: bytes, pixels: int) -> bool:
 
 def _is_polygon(part: object) -> bool:
     # False for NaN
-    return isinstance(part, list) and all(type(x) in (int, float) and abs(x) < _MAX_COORDINATE for x in part)
+    return isinstance(part, list) and all(type(x) in (int, float) and abs(x) < MAX_COORDINATE for x in part)
