@@ -110,11 +110,52 @@ def test_where_another_process_was_faster_its_index_stays(source, tmp_path):
     assert len(kept(tmp_path / "cache")) == 1
 
 
-def test_a_damaged_index_is_named_with_what_to_do(source):
+@pytest.mark.parametrize("name", ["numbers.npy", "empty.npy", "names.npy", "arrays.json"])
+@pytest.mark.parametrize("how", ["a bit", "cut short", "longer", "gone", "of another version"])
+def test_a_damaged_index_is_told_and_made_anew(source, name, how):
     folder = cached(source, "kind", make).folder
-    (folder / "numbers.npy").write_bytes((folder / "numbers.npy").read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"the index .* is damaged: .*; delete the folder"):
-        cached(source, "kind", make)
+    for at in range(-1, -60, -7):
+        content = bytearray((folder / name).read_bytes())
+        if how == "gone":
+            (folder / name).unlink()
+        elif how == "of another version":
+            (folder / "arrays.json").rename(folder / "names.txt")
+        elif how == "a bit":
+            content[at] ^= 4
+            (folder / name).write_bytes(content)
+        else:
+            (folder / name).write_bytes(content[:at] if how == "cut short" else content + b"0")
+        with pytest.warns(UserWarning, match=r"the index .* is damaged, .*: .*; .*: it is deleted and made anew from "):
+            found = cached(source, "kind", make)
+        assert found["numbers"].sum() == 10 and (cached(source, "kind", never)["names"] == make()["names"]).all()
+
+
+def test_an_index_that_is_damaged_while_it_is_opened_by_a_worker_has_its_length(source):
+    arrays = cached(source, "kind", make)
+    sent = pickle.dumps(arrays)
+    (arrays.folder / "numbers.npy").write_bytes(b"")
+    with pytest.raises(index.CacheError, match=r"numbers\.npy: it has another length"):
+        pickle.loads(sent)
+
+
+def test_nothing_in_a_cache_is_executed(source, tmp_path):
+    """An array of objects is a pickle, which runs what it likes; with sound checksums too."""
+
+    class Payload:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    folder = cached(source, "kind", make).folder
+    for path in folder.iterdir():
+        path.unlink()
+    np.save(folder / "numbers.npy", np.array([Payload()], object), allow_pickle=True)
+    text = index.json.dumps(
+        {"numbers": ((folder / "numbers.npy").stat().st_size, index.file_crc32(folder / "numbers.npy"))}
+    )
+    (folder / "arrays.json").write_text(f"{index.zlib.crc32(text.encode()):08x} {text}")
+    with pytest.warns(UserWarning, match=r"numbers\.npy: .*made anew"):
+        assert cached(source, "kind", make)["numbers"].sum() == 10
+    assert not (tmp_path / "owned").exists()
 
 
 def test_the_default_folder_is_the_users_cache(monkeypatch):

@@ -5,15 +5,20 @@ $VISIONMTL_CACHE, else $XDG_CACHE_HOME/visionmtl, else ~/.cache/visionmtl; never
 read-only or shared. Deleting the cache is always safe. The folder's name holds a hash of the *whole* source file:
 450 MB take 0.4 s (blake2b, one core), while a size or a date can lie. All processes of a machine map the same pages.
 Of processes that start together one parses, and the others wait for it.
+
+Beside the arrays lies a list of them, with the length and CRC-32 of each and of itself. A folder that does not agree
+with its list is told, deleted and written anew.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,11 @@ MIN_BYTES = 16_000_000
 WAIT_S = 600.0
 """How long a process waits for another that parses; full COCO takes 20 s where the disk is fast."""
 
-_NAMES = "names.txt"  # written last: the arrays that belong to the folder
+_LIST = "arrays.json"  # written last: the arrays that belong to the folder
+
+
+class CacheError(ValueError):
+    """What is kept in a cache is not what was written."""
 
 
 class Arrays(Mapping[str, NDArray]):
@@ -48,7 +57,8 @@ class Arrays(Mapping[str, NDArray]):
         return len(self._arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open_arrays, (self.folder,)) if self.folder else (Arrays, (self._arrays,))
+        # a worker need not read every byte again that its parent has checked
+        return (open_arrays, (self.folder, False)) if self.folder else (Arrays, (self._arrays,))
 
 
 def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -> Arrays:
@@ -59,22 +69,27 @@ def cached(source: Path, kind: str, make: Callable[[], Mapping[str, NDArray]]) -
     if source.stat().st_size < MIN_BYTES:
         return Arrays(make())
     folder = cache_folder() / f"{source.stem}-{kind}-{content_key(source)}"
-    if folder.is_dir():
-        return open_arrays(folder)
-    with locked(folder.parent / f".{folder.name}.lock", wait_s=WAIT_S):
-        if folder.is_dir():  # by the process that was waited for
+    with suppress(CacheError):  # told below, by the process that writes it anew
+        if folder.is_dir():
             return open_arrays(folder)
+    with locked(folder.parent / f".{folder.name}.lock", wait_s=WAIT_S):
+        if folder.is_dir():  # damaged, or by the process that was waited for
+            try:
+                return open_arrays(folder)
+            except CacheError as error:
+                warnings.warn(f"{error}: it is deleted and made anew from {source}", stacklevel=2)
+                shutil.rmtree(folder, ignore_errors=True)
         arrays = make()
         try:
             save_arrays(folder, arrays)
-        except OSError as error:
+            return open_arrays(folder)
+        except (OSError, CacheError) as error:
             warnings.warn(
                 f"cannot keep the index of {source} in {folder.parent}: {error}; it stays in memory, and every start "
                 "parses the file again; set VISIONMTL_CACHE to a folder that can be written",
                 stacklevel=2,
             )
             return Arrays(arrays)
-    return open_arrays(folder)
 
 
 @contextmanager
@@ -128,9 +143,13 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray]) -> None:
     unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     unfinished.mkdir()
     try:
+        listed = {}
         for name, array in arrays.items():
-            np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
-        (unfinished / _NAMES).write_text("\n".join(arrays))
+            file = unfinished / f"{name}.npy"
+            np.save(file, array, allow_pickle=False)
+            listed[name] = file.stat().st_size, file_crc32(file)
+        text = json.dumps(listed)
+        (unfinished / _LIST).write_text(f"{zlib.crc32(text.encode()):08x} {text}")
         try:
             unfinished.rename(folder)
         except OSError:
@@ -140,18 +159,38 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone already where the renaming succeeded
 
 
-def open_arrays(folder: Path) -> Arrays:
-    """Map the arrays of a folder; nothing is read before it is used."""
+def open_arrays(folder: Path, verify: bool = True) -> Arrays:
+    """Map the arrays of a folder, after every byte was compared with the checksums that were kept.
+
+    verify: False compares lengths alone. Raises CacheError naming the file that is not as it was written.
+    """
+    file = folder / _LIST
     try:
-        names = (folder / _NAMES).read_text().split()
-        # a plain view of each map: slices of np.memmap drag that class along, also into other processes
-        arrays = {name: np.asarray(_mapped(folder / f"{name}.npy")) for name in names}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"the index {folder} is damaged: {error}; it must hold every array in its {_NAMES}; delete the folder and "
-            "start again"
+        checksum, _, text = file.read_text().partition(" ")
+        if checksum != f"{zlib.crc32(text.encode()):08x}":
+            raise EOFError("it has another checksum than when it was written")
+        arrays = {}
+        for name, (num_bytes, crc32) in json.loads(text).items():
+            file = folder / f"{name}.npy"
+            if file.stat().st_size != num_bytes or (verify and file_crc32(file) != crc32):
+                raise EOFError("it has another length or checksum than when it was written")
+            # a plain view of each map: slices of np.memmap drag that class along, also into other processes
+            arrays[name] = np.asarray(_mapped(file))
+    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:  # the last two: JSON of another shape
+        raise CacheError(
+            f"the index {folder} is damaged, {file.name}: {error}; every byte must be as written; delete the folder "
+            "and start again"
         ) from error
     return Arrays(arrays, folder)
+
+
+def file_crc32(file: Path) -> int:
+    """CRC-32 of a file's bytes."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _mapped(file: Path) -> NDArray:

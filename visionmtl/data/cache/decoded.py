@@ -1,4 +1,4 @@
-"""Training images decoded once and kept on disk: written at the first start, read at later ones, refused when stale.
+"""Training images decoded once and kept on disk: written at the first start, read at later ones, anew when stale.
 
 What is kept: the image, reduced by the divisor (1, 2, 4, 8) that the largest zoom of the run allows, and the labels the
 run's tasks learn, at full size. Batches are the same, bit for bit, as without the cache, but for images that a smaller
@@ -6,13 +6,16 @@ zoom would have decoded at a larger divisor: those are resized in two steps then
 changes photographs by one to four grey levels.
 
 A data set has changed when its settings, the number of its images, the size or date of a file with an image or its
-labels, or one of NUM_PROBES samples, compared byte for byte at every start, has.
+labels, or one of NUM_PROBES samples, compared byte for byte at every start, has. A cache of a data set that changed, or
+whose index is damaged, is told, deleted and written anew. Of a damaged sample the data set itself is read, and it is
+told as well.
 """
 
 import hashlib
 import json
 import shutil
 import uuid
+import warnings
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +35,7 @@ from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_p
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.workers import init_worker, start_method
 from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
-from visionmtl.io.index import locked
+from visionmtl.io.index import CacheError, locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
 VERSION = 3
@@ -75,7 +78,20 @@ class CachedReader:
 
     def read_part(self, index: int, request: ReadRequest) -> Sample:
         """See `visionmtl.datasets.DatasetReader`."""
-        return self.packed.read(index, request.fields & self.fields)
+        wanted = request.fields & self.fields
+        try:
+            return self.packed.read(index, wanted)
+        except CacheError as error:
+            work = _Packing(
+                self.reader, frozenset(_text(self.packed.extra["fields"])), self.packed.sizes[:, 2].tolist()
+            )
+            block = np.frombuffer(to_block(work[index][0]), np.uint8)
+            if zlib.crc32(block) != self.packed.checksum(index):  # the data set is another one now
+                raise
+            warnings.warn(
+                f"{error}: until then the sample is read from {self.file(index) or 'its source'}", stacklevel=2
+            )
+            return self.packed.sample(index, block, wanted)
 
 
 def with_cache(
@@ -90,7 +106,7 @@ def with_cache(
     """The sources, read from caches in `folder`; those that are not there yet are written first, one process a machine.
 
     specs: the settings of each source; fields: labels that the run's tasks learn; size, max_zoom: of the network's
-    input, and the largest that is drawn. Raises ValueError when a data set has changed, or the disk is too small.
+    input, and the largest that is drawn. Raises ValueError when the disk is too small.
     """
     choose_scale = partial(jpeg_scale, size=size, params=CropParams(max_zoom))
     return [
@@ -109,10 +125,11 @@ def _open(
     wait = partial(Console().print, f"another process writes the cache of {source.name}; waiting for it", markup=False)
     with locked(folder / f"{stem}.lock", wait):
         packed = _find(folder, stem, fields, choose_scale)
+        if packed is not None and (why := _difference(packed, source)):
+            _discard(packed.folder, f"data set {source.name} is no longer what it was made from: {why}")
+            packed = None
         if packed is None:
             packed = _write(folder, stem, source, fields, choose_scale, workers)
-        else:
-            _check_unchanged(packed, source)
     return CachedReader(source.reader, packed, fields)
 
 
@@ -120,7 +137,11 @@ def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegSca
     """A cache of this data set that holds the labels and enough of every image: the smallest, as a new one would be."""
     fitting: list[SampleStore] = []
     for index in sorted(folder.glob(f"{stem}-*/index")):
-        packed = SampleStore(index.parent)
+        try:
+            packed = SampleStore(index.parent)
+        except CacheError as error:
+            _discard(index.parent, str(error))
+            continue
         sizes = np.unique(packed.sizes, axis=0)
         enough = all(choose_scale((height, width)) % jpeg_scale == 0 for height, width, jpeg_scale in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
@@ -128,23 +149,25 @@ def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegSca
     return max(fitting, key=lambda packed: int(packed.sizes[:, 2].sum()), default=None)
 
 
-def _check_unchanged(packed: SampleStore, source: NamedDataset) -> None:
-    before, now, what = packed.extra["stamps"], _stamps(source), ""
+def _discard(folder: Path, why: str) -> None:
+    """Delete a cache, and say so: what it was made for finds none then, and writes one."""
+    Console(stderr=True).print(f"the cache {folder} does not fit: {why}: it is deleted and written anew", markup=False)
+    shutil.rmtree(folder)
+
+
+def _difference(packed: SampleStore, source: NamedDataset) -> str:
+    """What has changed in a data set since it was packed; "" where nothing has."""
+    before, now = packed.extra["stamps"], _stamps(source)
     if len(before) != len(now):
-        what = f"{len(now)} images instead of {len(before)}"
-    elif len(changed := np.flatnonzero((before != now).any(axis=1))):
+        return f"{len(now)} images instead of {len(before)}"
+    if len(changed := np.flatnonzero((before != now).any(axis=1))):
         first = source.file(int(changed[0]))
-        what = f"files of {len(changed)} of {len(before)} images, or of their labels, changed, first of {first}"
+        return f"files of {len(changed)} of {len(before)} images, or of their labels, changed, first of {first}"
     work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
-    for index in () if what else _probes(len(source)):
+    for index in _probes(len(source)):
         if zlib.crc32(to_block(work[index][0])) != packed.checksum(index):
-            what = f"sample {index} ({source.file(index) or 'drawn'}) reads otherwise now"
-            break
-    if what:
-        raise ValueError(
-            f"data set {source.name} is no longer what the cache {packed.folder} was made from: {what}; a cache holds "
-            "one state of its data set; delete that folder, and the next start writes it anew"
-        )
+            return f"sample {index} ({source.file(index) or 'drawn'}) reads otherwise now"
+    return ""
 
 
 def _write(

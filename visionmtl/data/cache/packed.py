@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionmtl.io.index import open_arrays, save_arrays
+from visionmtl.io.index import CacheError, open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
 _DTYPES = ("uint8", "uint16", "float32", "int64", "bool")
@@ -102,7 +102,7 @@ class SampleStore:
         self._index = open_arrays(folder / "index")
         file, size = folder / _SAMPLES, int(self._index["ends"][-1])
         if not file.is_file() or file.stat().st_size != size:
-            raise ValueError(
+            raise CacheError(
                 f"{file} is missing or has another size than the {size} bytes its index tells; it must be as it was "
                 f"written; delete {folder} and start again"
             )
@@ -132,18 +132,22 @@ class SampleStore:
     def read(self, index: int, fields: frozenset[str]) -> Sample:
         """The sample with these of its labels; arrays are read-only. A process checks each sample once.
 
-        Raises ValueError when the bytes are not those that were written.
+        Raises CacheError when the bytes are not those that were written.
         """
         start, end = int(self._index["ends"][index - 1]) if index else 0, int(self._index["ends"][index])
         block = self._bytes[start:end]
         if not self._checked[index]:
             if zlib.crc32(block.data) != self.checksum(index):
-                raise ValueError(
+                raise CacheError(
                     f"{self.folder / _SAMPLES} is damaged: sample {index} (bytes {start} to {end}) has another "
                     f"checksum than when it was written; every byte must be as written; delete {self.folder} and "
                     "start again"
                 )
             self._checked[index] = True
+        return self.sample(index, block, fields)
+
+    def sample(self, index: int, block: NDArray[np.uint8], fields: frozenset[str]) -> Sample:
+        """Sample `index`, whose bytes these are, with these of its labels."""
         parts = _to_arrays(block)
         labels: dict[str, Any] = {name: parts[name] for name in _ARRAYS if name in fields & set(parts)}
         if "depth_m" in labels and "depth_table" in parts:
