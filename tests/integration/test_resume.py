@@ -1,5 +1,7 @@
 """Resuming: a run cut in two computes what a whole one does, bit for bit, and nothing is overwritten silently."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +154,33 @@ def test_ranks_drop_different_channels_also_after_resuming(cut: Path):
     assert scene_run.differences(losses[0], losses[2])
 
 
-def test_a_damaged_checkpoint_points_at_the_one_before_which_works(cut: Path, tmp_path: Path):
-    whole_file = (cut / "checkpoints" / "last.pt").read_bytes()
-    path = tmp_path / "run" / "checkpoints" / "last.pt"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(whole_file[: len(whole_file) // 2])
-    path.with_name("last.pt.previous").write_bytes(whole_file)
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    damaged = bytearray((folder / "last.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "last.pt").unlink()
+    (folder / "last.pt").write_bytes(damaged)
+    for copy in folder.glob("step-*.pt"):
+        copy.unlink()
     run = settings(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"last\.pt is damaged .*SHA-256 differs.*; use .*last\.pt\.previous beside it"):
+        train(run, TrainOptions(resume=str(folder / "last.pt")))
+    capsys.readouterr()
 
-    with pytest.raises(ValueError, match=r"is no checkpoint, or was cut short; .*; use .*last\.pt\.previous beside it"):
-        train(run, TrainOptions(resume="auto"))
+    train(run, TrainOptions(resume="auto"))
 
-    train(run, TrainOptions(resume=str(path.with_name("last.pt.previous")), max_steps=CUT + 1))
-    assert scene_run.last_state(tmp_path / "run")["step"] == CUT + 1
+    for said in (capsys.readouterr().out, (tmp_path / "run" / "train.log").read_text()):
+        said = said.replace("\n", " ")
+        assert re.search(r"WARNING +\S+last\.pt is damaged .* THE RUN GOES ON FROM \S+last\.pt\.previous, .*at step 3", said)
+        assert "steps 4 to 6 are trained again" in said and "last.pt is called last.pt.damaged now" in said
+        assert "step-0000006.json is removed" in said
+    assert scene_run.differences(scene_run.last_state(tmp_path / "run"), scene_run.last_state(whole)) == []
+    for kind in ("train", "val"):
+        assert scene_run.rows(tmp_path / "run", kind) == scene_run.rows(whole, kind)
+    assert (tmp_path / "run" / "eval" / "step-0000006.json").is_file()
 
 
 def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path, tmp_path: Path):

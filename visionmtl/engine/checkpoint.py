@@ -1,7 +1,6 @@
 """Everything needed to continue a run or to use its network: plain data, written atomically."""
 
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -105,12 +104,12 @@ def _not_finite(state: Mapping[str, Any]) -> dict[str, int]:
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors.values():
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    # the largest absolute value is finite where all are; squares of finite ones may not be
     flags: dict[torch.device, list[Tensor]] = {}
     for (device, _), of_group in groups.items():
-        flags.setdefault(device, []).append(torch.stack(torch._foreach_norm(of_group, math.inf)).isfinite().all())
+        flags.setdefault(device, []).append(torch.stack(torch._foreach_norm(of_group)).isfinite().all())
     if all(bool(torch.stack(of_device).all()) for of_device in flags.values()):
         return {}
+    # squares of large numbers may be infinite where they are not
     counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
     return {name: count for name, count in counts.items() if count}
 

@@ -224,6 +224,7 @@ class Trainer:
         self.state = TrainState()
         self.steps_per_epoch = self.total_steps = self.last_step = 0  # known when the loop starts
         self.stopping = False
+        self.resume_note: str | None = None
         self.resume_lines: list[str] = []
         self.sharded = run.train.distributed.shard and ranks.world > 1
         self.extension = extending.open_extension(run, net) if run.extend else None
@@ -747,8 +748,7 @@ class Trainer:
         """
         saved = saved or checkpoint.load(path)
         self.load_state_dict(saved, path)
-        if note := checkpoint.steps_changed(saved, self._local_state()):
-            self.resume_lines.append(f"note      {note}")
+        self.resume_note = checkpoint.steps_changed(saved, self._local_state())
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
             self.state.best = -math.inf
         file = checkpoint.results_file(path.parent.parent, self.state.step)
@@ -861,3 +861,5 @@ class Trainer:
         if resumed:
             yield f"resumed   at step {self.state.step}"
         yield from self.resume_lines
+        if self.resume_note:
+            yield f"note      {self.resume_note}"
