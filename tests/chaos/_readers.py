@@ -388,7 +388,7 @@ def _image_readers() -> list[Reader]:
     readers += [of(name, name, _write_depth, partial(_read_depth, name), "io.depth_maps") for name in names]
     bands = ["bands.npy"] + ["bands.tif"] * _has("tifffile")
     readers += [of(name, name, _write_depth, partial(_read_bands, name), "io.channels") for name in bands]
-    index_files = [f"index/{name}.npy" for name in _ARRAYS] + ["index/names.txt"]
+    index_files = [f"index/{name}.npy" for name in _ARRAYS] + ["index/arrays.json"]
     return [
         *readers,
         of("video", "clip.mp4", _write_video, _read_video, "io.video", share=0.3),

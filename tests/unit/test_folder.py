@@ -325,7 +325,7 @@ def test_undeclared_values_of_all_files_are_told_at_once(root):
         save(root / f"labels/{name}.png", np.full((H, W), value, np.uint8))
     reader = spec(root).build()
     for index, value in ((0, 77), (1, 78)):
-        message = rf"holds \[{value}\], which are neither .*; undeclared in all files are \[77, 78\]; correct"
+        message = rf"holds \[{value}\], which are neither .*; undeclared in all files are \[77, 78\]; allowed"
         with pytest.raises(ValueError, match=message):
             reader.read(index)
 

@@ -272,7 +272,7 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     inside = _below_configs(path)
     for candidate in (path, path.with_name(path.name + ".yaml"), SHIPPED / inside, SHIPPED / f"{inside}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     known = sorted(str(file.relative_to(SHIPPED)) for file in SHIPPED.rglob("*.yaml"))
     near = difflib.get_close_matches(inside.name, known, n=3, cutoff=0.5) or known
@@ -313,13 +313,13 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
 
 def find_base(path: Path, base: str) -> Path:
     """The base file named in `path`: relative to it, else a shipped config."""
-    for file in (path.parent / Path(base).expanduser(), SHIPPED / _below_configs(Path(base))):
-        if file.is_file():
+    for file in (path.parent / os.path.expanduser(base), SHIPPED / _below_configs(Path(base))):
+        if os.path.isfile(file):  # for a name that is too long for any disk, pathlib raises
             return file
-    folder = (path.parent / base).parent
-    near = did_you_mean(Path(base).name, (other.name for place in (folder, SHIPPED) for other in place.glob("*.yaml")))
+    places = [place for place in ((path.parent / base).parent, SHIPPED) if os.path.isdir(place)]
+    near = did_you_mean(Path(base).name, (other.name for place in places for other in place.glob("*.yaml")))
     raise ConfigError(
-        f"{path} builds on {base!r}, which does not exist{near}; a base is a file relative to this one, or a shipped "
+        f"{path} builds on {base[:200]!r}, which does not exist{near}; a base is a file relative to this one, or a shipped "
         "config; correct `base:`"
     )
 

@@ -250,12 +250,8 @@ class _Loader(yaml.SafeLoader):
                 ) from error
         return super().construct_object(node, deep)
 
-    def _refusal(self, line: int, problem: str, advice: str) -> "_RefusedError":
-        return _RefusedError(f"{self._where}:{line}: {printable(problem)}; plain YAML is read; {advice}")
-
-
-class _RefusedError(ValueError):
-    """What a YAML text may not hold."""
+    def _refusal(self, line: int, problem: str, advice: str) -> ValueError:
+        return ValueError(f"{self._where}:{line}: {printable(problem)}; plain YAML is read; {advice}")
 
 
 def _without_dates() -> None:
