@@ -12,7 +12,7 @@ from write_layouts import write
 
 from visionmtl.datasets import Dataset
 from visionmtl.io import labelme as labelme_file
-from visionmtl.io import voc
+from visionmtl.io import voc as voc_file
 from visionmtl.structures import IGNORE
 
 H, W = 20, 40
@@ -442,5 +442,5 @@ def test_xml_that_is_more_than_xml_is_refused(tmp_path, content, said):
     file = tmp_path / "a.xml"
     file.write_text(content)
     with pytest.raises(ValueError, match=said) as told:
-        voc.read_objects(file, 1)
+        voc_file.read_objects(file, 1)
     assert type(told.value).__module__ != "xml.parsers.expat" and "a.xml" in str(told.value)

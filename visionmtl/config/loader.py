@@ -319,8 +319,8 @@ def find_base(path: Path, base: str) -> Path:
     places = [place for place in ((path.parent / base).parent, SHIPPED) if os.path.isdir(place)]
     near = did_you_mean(Path(base).name, (other.name for place in places for other in place.glob("*.yaml")))
     raise ConfigError(
-        f"{path} builds on {base[:200]!r}, which does not exist{near}; a base is a file relative to this one, or a shipped "
-        "config; correct `base:`"
+        f"{path} builds on {base[:200]!r}, which does not exist{near}; a base is a file relative to this one, or a "
+        "shipped config; correct `base:`"
     )
 
 
