@@ -62,7 +62,6 @@ setup(
         "filelock>=3.12",
         "jinja2>=3.1",
         "numpy>=1.26",
-        "omegaconf>=2.3",
         # the headless build: albumentations requires it, and `opencv-python` beside it overwrites its files
         "opencv-python-headless>=4.10",
         "pillow>=10.3",

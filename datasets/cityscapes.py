@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from visionmtl.config.text_files import read_json, shown
 from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.cityscapes import (
     CITYSCAPES7,
@@ -27,7 +28,6 @@ from visionmtl.io.cityscapes import (
     PanopticBoxes,
     class_table,
 )
-from visionmtl.io.coco.annotations import read_json
 from visionmtl.io.depth_maps import depth_from_codes
 from visionmtl.io.images import read_map, read_photo
 from visionmtl.io.label_maps import outlines
@@ -244,7 +244,8 @@ def _read_camera(file: Path) -> tuple[float, float, Intrinsics | None]:
     sound = [float(v) for v, limit in zip(values, limits, strict=True) if _is_number(v) and 0 < v < limit]
     if len(sound) < 2:
         raise ValueError(
-            f"{file} has extrinsic.baseline {values[0]} and intrinsic.fx {values[1]}; both must be numbers above 0, in "
+            f"{file} has extrinsic.baseline {shown(values[0], 50)} and intrinsic.fx {shown(values[1], 50)}; both "
+            "must be numbers above 0, in "
             f"metres (below {_MAX_BASELINE_M:g}) and pixels; unpack {_PACKAGE['camera']} again"
         )
     inner = camera["intrinsic"]
@@ -256,4 +257,4 @@ def _read_camera(file: Path) -> tuple[float, float, Intrinsics | None]:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -31,10 +31,11 @@ from typing_extensions import Self
 
 from visionmtl.config.registry import Spec
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import read_json, shown
 from visionmtl.datasets import Dataset, PartReader, shortened
 from visionmtl.io import labelme, voc, yolo
 from visionmtl.io.channels import read_channels, to_bytes
-from visionmtl.io.coco.annotations import box_index, read_boxes, read_json
+from visionmtl.io.coco.annotations import box_index, read_boxes
 from visionmtl.io.depth_maps import check_positions, read_depth, to_metres, unit_notes
 from visionmtl.io.images import SUFFIXES, has_alpha, has_palette, image_size, is_turned, read_photo, read_png
 from visionmtl.io.label_maps import (
@@ -606,7 +607,7 @@ class FolderReader(PartReader):
             classes = [value] if isinstance(value, str) else value
             if not isinstance(classes, list) or not all(isinstance(one, str) and one for one in classes):
                 raise ValueError(
-                    f"{file}: {name!r} is {str(value)[:50]!r}; a class name or a list of them is needed; correct it"
+                    f"{file}: {name!r} is {shown(value, 50)}; a class name or a list of them is needed; correct it"
                 )
             position = found.find(name)
             if position == ABSENT:

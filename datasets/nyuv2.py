@@ -21,8 +21,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import read_json, shown
 from visionmtl.datasets import Dataset, PartReader
-from visionmtl.io.coco.annotations import BoxesByStem, read_json
+from visionmtl.io.coco.annotations import BoxesByStem
 from visionmtl.io.depth_maps import unit_notes
 from visionmtl.io.images import read_map, read_photo, read_png
 from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
@@ -292,7 +293,7 @@ def _annotation_file(root: Path, split: str) -> Path:
 def _read_meta(file: Path) -> dict[str, Any]:
     content: Any = read_json(file) if file.is_file() else {}
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {str(content)[:50]!r}; an object {{...}} is needed; {_GET_IT}")
+        raise ValueError(f"{file} holds {shown(content, 50)}; an object {{...}} is needed; {_GET_IT}")
     return content
 
 
@@ -301,7 +302,7 @@ def _check_classes(meta: Path, classes: int) -> None:
     expected, listed = ["void", *CLASSES[classes]], _read_meta(meta).get(f"seg{classes}")
     if listed not in (None, expected):
         raise ValueError(
-            f"{meta} lists seg{classes} as {str(listed)[:100]} ...; officially 0 is void, 1 {expected[1]}, 2 "
+            f"{meta} lists seg{classes} as {shown(listed, 100)}; officially 0 is void, 1 {expected[1]}, 2 "
             f"{expected[2]} ...; {_GET_IT}"
         )
 

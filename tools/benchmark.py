@@ -86,6 +86,7 @@ def parser() -> ToolParser:
     add("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
     for name, number in (("--images", 118_287), ("--boxes", 860_001)):
         add(name, type=positive, default=number, metavar="N", help=f"of memory; default: COCO's {number}")
+    p.add_imports()
     return p
 
 

@@ -38,6 +38,7 @@ def parser() -> ToolParser:
     p.add_argument("--no-train", action="store_true", help="report what is finished")
     p.add_argument("--no-costs", action="store_true", help="do not time steps at the end, which wants an idle machine")
     add_device(p)
+    p.add_imports()
     return p
 
 

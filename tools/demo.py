@@ -36,6 +36,7 @@ def parser() -> ToolParser:
     p.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: this machine alone")
     p.add_argument("--port", type=port, default=7860, help="default: 7860")
     add_device(p)
+    p.add_imports()
     return p
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried, tried_folder
 from visionmtl.config.paths import home_path
+from visionmtl.config.text_files import printable
 from visionmtl.engine.verify_results import Expectation
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -85,6 +86,7 @@ def parser() -> ToolParser:
     add_device(p)
     p.add_argument("--batch-size", type=positive, metavar="N", help="default: the run's train.batch_size")
     p.add_argument("--limit-batches", type=positive, metavar="N", help="only the first N batches of each process")
+    p.add_imports()
     return p
 
 
@@ -318,8 +320,8 @@ def _save_and_print(
     if file:
         save_json(results, file, header)
     for note in notes:
-        print(f"note: {note}")
-    print(title)
+        print(f"note: {printable(note)}")
+    print(printable(title))
     print(results_table(results))
     for name, result in results.items():
         _show_classes(name, result)

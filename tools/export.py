@@ -76,6 +76,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "--num-images", type=at_least(0), metavar="N", help="compare on so many; 0: do not compare; default: 50"
     )
+    p.add_imports()
     return p
 
 

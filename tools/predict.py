@@ -79,6 +79,7 @@ def parser() -> ToolParser:
     add_device(p)
     p.add_argument("--batch-size", type=positive, metavar="N", help="default: the run's train.batch_size")
     p.add_argument("--num", type=positive, metavar="N", help="only the first N images")
+    p.add_imports()
     return p
 
 

@@ -30,6 +30,7 @@ def parser() -> ToolParser:
         "--results", type=home_path, metavar="FILE", help="JSON of an evaluation; default: the newest of the run"
     )
     p.add_argument("--public", action="store_true", help="with --repo: everybody may read it; default: private")
+    p.add_imports()
     return p
 
 

@@ -75,6 +75,7 @@ def parser() -> ToolParser:
     p.add_argument("--max-steps", type=positive, metavar="N", help="stop with a checkpoint after N optimiser steps")
     p.add_argument("--profile", type=positive, metavar="N", help="write a profiler trace of N steps, and stop")
     add_device(p)
+    p.add_imports()
     return p
 
 

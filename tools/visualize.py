@@ -112,6 +112,7 @@ def parser() -> ToolParser:
         help="pictures (default: 16, or every INPUT), or video frames; with --worst or --best: the images to choose "
         "from (default: all)",
     )  # fmt: skip
+    p.add_imports()
     return p
 
 

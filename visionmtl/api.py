@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionmtl import run as config
+from visionmtl.config.imports import allow_imports
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, tasks_of
 from visionmtl.data.loader import val_loader
@@ -28,18 +29,24 @@ from visionmtl.tasks.base import Task
 
 
 def train(
-    config_or_run: str | Path | Run, *overrides: str, output: str | Path | None = None, **options: Any
+    config_or_run: str | Path | Run,
+    *overrides: str,
+    output: str | Path | None = None,
+    allow_import: Sequence[str] = (),
+    **options: Any,
 ) -> Results:
     """Train, and return the last evaluation: by task a dict of metrics, as `results["depth"]["rmse_m"]`.
 
     config_or_run: a YAML file, the name of a shipped one, or a `Run`; overrides: "train.epochs=3"
     output: the run folder; None: the config's, else runs/NAME
+    allow_import: modules of plug-ins that checkpoints may import (init_from, extend, distill), which runs them
     options: fields of `engine.options.TrainOptions`, as max_steps=100, resume="auto", device="cpu"
     """
     run = _read(config_or_run, overrides)
     start = TrainOptions(**options)
     name = "unnamed" if isinstance(config_or_run, Run) else Path(config_or_run).stem
-    return trainer.train(place(run, name, output, start.overfit), start)
+    with allow_imports(allow_import):
+        return trainer.train(place(run, name, output, start.overfit), start)
 
 
 def place(run: Run, name: str, output: str | Path | None, overfit: int | None) -> Run:
@@ -72,12 +79,13 @@ def evaluate(
     batch_size: int | None = None,
     limit_batches: int | None = None,
     device: str = "auto",
+    allow_import: Sequence[str] = (),
 ) -> Results:
     """Evaluate a checkpoint, or a run folder's best, on the run's validation data; results as those of `train`.
 
-    The arguments are the options of `tools/eval.py`.
+    The arguments are the options of `tools/eval.py`; allow_import: see `visionmtl.load`.
     """
-    with distributed.group(device) as ranks:
+    with distributed.group(device) as ranks, allow_imports(allow_import):
         evaluation = Evaluation(open_model(checkpoint, ranks.device, overrides, split), ranks, data, protocol)
         return evaluation.measure(tta, batch_size, limit_batches)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from visionmtl import __version__
+from visionmtl.config.imports import allow_imports
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean, settings_called
 
@@ -96,6 +97,13 @@ class ToolParser(argparse.ArgumentParser):
         # with a default, or argparse would call it required where another positional is missing
         self.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help=what)
 
+    def add_imports(self) -> None:
+        """The option --allow-import, for tools that read what somebody else may have written; see `run_tool`."""
+        self.add_argument(
+            "--allow-import", action="append", default=[], metavar="MODULE",
+            help="let a checkpoint import this module of plug-ins, which runs it; may be repeated; default: none",
+        )  # fmt: skip
+
     def error(self, message: str) -> NoReturn:
         """As argparse; `--lr 0.1` is told of `optim.lr=0.1`."""
         unknown = re.match(r"unrecognized arguments: --?([\w.-]+)(?:[= ](\S+))?", message)
@@ -140,14 +148,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Do the work of a tool; what its user can cure becomes one line `error: ...` and exit status 2.
 
-    A fault of ours keeps its traceback. What a terminal cannot show is written as its code, and a reader that closes
-    the pipe ends the tool silently with 141, as shells call it.
+    A fault of ours keeps its traceback. What a terminal cannot show is written as its code, and so are control
+    characters in the error; a reader that closes the pipe ends the tool silently with 141, as shells call it.
+    Inside, `args.allow_import` may be imported by what is read.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = work(args)
+        with allow_imports(getattr(args, "allow_import", ())):
+            status = work(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -159,7 +169,9 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         return 130
     # FloatingPointError: the losses of a run are not finite; MemoryError: see `engine.memory_errors`
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        print(f"error: {_told(error)}", file=sys.stderr)
+        from visionmtl.config.text_files import printable  # here: it imports YAML, for which --help should not wait
+
+        print(f"error: {printable(_told(error))}", file=sys.stderr)
         return ERROR
 
 

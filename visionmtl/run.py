@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +17,14 @@ from typing_extensions import Self
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.config import durations, loader
+from visionmtl.config.imports import foreign_settings
 from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
 from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
+from visionmtl.config.text_files import check_plain, shown, texts_in
 from visionmtl.data.loader import Data
 from visionmtl.network import Model
+from visionmtl.structures import has_controls
 from visionmtl.tasks.base import Task
 from visionmtl.transfer.base import Extend
 from visionmtl.transfer.distillation import Distill
@@ -417,6 +420,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), split: str | None = No
     return read(path, overrides, split).run
 
 
+def load_recorded(folder: Path) -> Run:
+    """The run that a run directory keeps in config.yaml: whoever wrote it, modules are imported as `restore` does."""
+    file = folder / "config.yaml"
+    with foreign_settings(str(file)):
+        return load(file)
+
+
 def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = None) -> Loaded:
     """As `load`, with the origins."""
     tree = loader.read(path, overrides)
@@ -426,7 +436,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = No
 
 def _choose_split(tree: Tree, split: str | None) -> None:
     if split is not None:
-        for number in range(len(tree.resolved("data")["val"])):
+        val = tree.resolved("data").get("val")
+        for number in range(len(val) if isinstance(val, list) else 0):  # what is no list, validation will tell
             tree.override(f"data.val.{number}.split={split}")
 
 
@@ -434,22 +445,50 @@ def restore(plain: dict[str, Any], origin: str, overrides: Sequence[str] = (), s
     """The run that a checkpoint holds as plain data, with overrides. Raises ConfigError listing every problem.
 
     origin: the checkpoint, for messages. A new data.root moves every path that lies in the old one.
+    What the checkpoint holds is taken as it is: no reference in it is followed, no variable of the environment is read,
+    and a module is imported only where the user allowed it by name (see `config.imports`).
     """
+    _check_saved(plain, origin)
     if not plain["train"].get("compile"):  # where it does nothing, and what was saved may be a former default
         plain = {**plain, "train": {k: v for k, v in plain["train"].items() if k != "activation_memory"}}
     # whatever the value of a former setting, it changed no result
     data, distributed = _without_former(Data, plain["data"]), plain["train"].get("distributed", {})
-    train = {**plain["train"], "distributed": _without_former(Distributed, distributed)}
+    distributed = _without_former(Distributed, distributed) if isinstance(distributed, dict) else distributed
+    train = {**plain["train"], "distributed": distributed}
     tree = Tree({**plain, "data": data, "train": train}, {(): origin})
-    before = plain["data"]["root"]
+    before = plain["data"].get("root")
     for override in overrides:
         tree.override(override)
     _choose_split(tree, split)
     settings = tree.resolved()
     after = settings["data"].get("root") if isinstance(settings.get("data"), dict) else None
-    if before and after and before != after:
+    if isinstance(before, str) and isinstance(after, str) and before and after and before != after:
         settings["data"] = moved(settings["data"], before, after)
-    return checked(Run, settings, tree, origin)
+    with foreign_settings(origin):
+        return checked(Run, settings, tree, origin)
+
+
+def _check_saved(plain: Mapping[str, Any], origin: str) -> None:
+    """Raises ConfigError for saved settings that no run of ours has: these are plain data without references."""
+    try:
+        check_plain(plain, origin)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for section in ("model", "tasks", "data", "train"):
+        if not isinstance(plain.get(section), dict):
+            raise ConfigError(
+                f"{origin} has no settings {section!r}; a run has a mapping there; use a file that visionmtl wrote"
+            )
+    if controls := [text for text in texts_in(plain) if has_controls(text)]:
+        raise ConfigError(
+            f"{origin} holds the setting {shown(controls[0])}; settings have no control characters, which "
+            "terminals obey; use a file that visionmtl wrote"
+        )
+    if "${" in (text := next((text for text in texts_in(plain) if "${" in text), "")):
+        raise ConfigError(
+            f"{origin} holds the setting {shown(text)}; saved settings have no references ${{...}}, and none is "
+            "followed there; use a file that visionmtl wrote, or give the value as an override"
+        )
 
 
 def _without_former(spec: type[Spec], plain: dict[str, Any]) -> dict[str, Any]:
@@ -487,7 +526,8 @@ def load_union_tasks(path: str | Path, overrides: Sequence[str] = ()) -> dict[st
     """The tasks of a config file that set `classes`; the rest of it may be missing or not fit. Raises ConfigError."""
     tree = loader.read(path, overrides)
     tasks = tree.values.get("tasks")
-    names = [name for name, task in tasks.items() if isinstance(task, dict) and task.get("classes")] if tasks else []
+    given = tasks.items() if isinstance(tasks, dict) else ()
+    names = [str(name) for name, task in given if isinstance(task, dict) and task.get("classes")]
     values = {"tasks": {name: tree.resolved("tasks")[name] for name in names}}
     return checked(_TasksAlone, values, tree, path).tasks
 
@@ -508,8 +548,11 @@ def _problem(detail: Any, tree: Tree) -> str:
         text = f"missing; it must be given; add {dotted(keys)}: VALUE"
     elif detail["type"] in PYDANTIC_ERRORS - {"value_error"}:
         found = detail["input"]
-        shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
-        text = f"found {shown}; {text[0].lower()}{text[1:]}; correct the value"
+        kept = isinstance(found, str | int | float | bool | None)
+        value = (repr(found) if isinstance(found, str) else shown(found)) if kept else f"a {type(found).__name__}"
+        text = f"found {value[:200]}; {text[0].lower()}{text[1:]}; correct the value"
+    elif ";" not in text:  # pydantic's own, of types that it does not list
+        text = f"found {shown(detail['input'], 100)}; {text[0].lower()}{text[1:]}; correct the value"
     elif detail["type"] == "unknown_field" and "did you mean" not in text:
         elsewhere = settings_called(str(keys[-1]))
         text += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""

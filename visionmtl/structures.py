@@ -26,6 +26,11 @@ top left corner of the image is (0, 0) and the centre of its first pixel (0.5, 0
 add 0.5 to its cx and cy."""
 
 
+def has_controls(text: str) -> bool:
+    """Whether a text holds control characters, C0, DEL or C1: line ends, tabs, and what a terminal obeys."""
+    return any(sign < " " or "\x7f" <= sign <= "\x9f" for sign in text)
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """A named list of classes; class id = position. A task learns one space, a data set provides one per field."""
@@ -40,6 +45,11 @@ class LabelSpace:
             raise ValueError(
                 f"label space {self.name!r} has {len(self.classes)} classes and {len(self.colours)} colours; "
                 f"allowed are 1 to {MAX_CLASSES} classes with one colour each; correct its definition"
+            )
+        if odd := [name for name in self.classes if has_controls(name)]:
+            raise ValueError(
+                f"label space {self.name!r} has the class {odd[0]!r}; a name without control characters is needed, for "
+                "terminals obey them; correct it where the classes are named"
             )
         if self.ids and len(self.ids) != len(self.classes):
             raise ValueError(

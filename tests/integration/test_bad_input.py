@@ -53,22 +53,22 @@ def no_images(inside) -> None:
     inside["images"], inside["annotations"] = [], []
 
 
-NO_OBJECT = r"no list 'images'|extrinsic.baseline None|object \{|no list of class names"
+NO_OBJECT = r"no list 'images'|extrinsic.baseline null|object \{|no list of class names"
 NO_NUMBERS = r"\[0\] is .* four numbers"
 TOO_LARGE = 10**400  # for a float
 
 ROWS = [
     # a file as a whole
-    *of_texts("JSON cut in half", cut, "cannot be read|is no complete JSON"),
+    *of_texts("JSON cut in half", cut, "is not YAML|is no complete JSON"),
     *of_texts("empty file", content(""), "is no complete JSON|is no list of class names"),
     *of_texts("a list", content("[]"), NO_OBJECT),
     *of_texts("null", content("null"), NO_OBJECT),
     *of_texts("brackets in brackets", content("[" * 100_000), "is no complete JSON", leave=("names",)),
-    *rows("brackets in brackets", "folder", "names", content("[" * 1000), "cannot be read"),  # YAML is slow
-    *of_texts("a number of 5000 digits", content(f'{{"a": {"9" * 5000}}}'), "cannot be read|is no complete JSON"),
+    *rows("brackets in brackets", "folder", "names", content("[" * 1000), "nested deeper than 64"),  # YAML is slow
+    *of_texts("a number of 5000 digits", content(f'{{"a": {"9" * 5000}}}'), "5,000 characters|is no complete JSON"),
     *of_texts("byte order mark", in_bytes("utf-8", b"\xef\xbb\xbf")),
     *of_texts("UTF-16", in_bytes("utf-16"), leave=("names",)),
-    *of_texts("a folder", make_folder, "cannot be read|is no complete JSON|found no|declares no|found nothing"),
+    *of_texts("a folder", make_folder, "is a folder|cannot be read|found no|declares no|found nothing"),
     *rows("missing file", "coco folder", "boxes", remove, "found no"),
     *rows("missing file", "coco", "segments", remove, "found no"),
     *rows("missing file", "nyuv2", "boxes", remove, "found nothing as annotations/"),
@@ -106,10 +106,10 @@ ROWS = [
     *rows("wrong class mapping", "coco cityscapes", "boxes", change(names_exchanged), "official"),
     *rows("wrong class mapping", "coco", "segments", change(names_exchanged), "official"),
     *rows("wrong class mapping", "nyuv2", "unit", put("seg13", ["void", "books", "bed"]), "lists seg13 as"),
-    *rows("wrong class mapping", "folder", "names", content("{0: floor, 1: shelf, 1: person}"), "pixel value twice"),
+    *rows("wrong class mapping", "folder", "names", content("{0: floor, 1: shelf, 1: cup}"), "'1' stands twice"),
     *rows("wrong class mapping", "folder", "names", content("{0: floor, ²: shelf}"), "is no list of class names"),
     *rows("wrong class mapping", "folder", "names", content("{0: floor, 300: shelf}"), "is no list of class names"),
-    *rows("wrong class mapping", "folder", "names", content("2001-99-99"), "cannot be read"),
+    *rows("wrong class mapping", "folder", "names", content("2001-99-99"), "is no list of class names"),
     # ids
     *rows("duplicate ids", BOXES, "boxes", twice("images"), r"images\[\d\] is .* needs its own id"),
     *rows("duplicate ids", BOXES, "boxes", twice("categories"), r"categories\[\d+\] is .* needs its own id"),
@@ -136,7 +136,7 @@ ROWS = [
     *rows("empty split", "coco nyuv2", "boxes", change(no_images), "lists no"),
     *rows("empty split", "folder nyuv2", "list", content("\n"), "is empty; it"),
     *rows("empty split", "folder nyuv2 coco", "boxes", put("annotations", []), noted="lists no box at all; all 2"),
-    *rows("UTF-16", "folder nyuv2", "list", in_bytes("utf-16"), "cannot be read: .*UTF-8 is needed"),
+    *rows("UTF-16", "folder nyuv2", "list", in_bytes("utf-16"), "is not in UTF-8: byte 0 is 0xff"),
     *rows("byte order mark", "folder nyuv2", "list", in_bytes("utf-8", b"\xef\xbb\xbf")),
     # names
     *rows("`..` in a file name", FLAT, "boxes", put("images/0/file_name", "../a.jpg"), r"without '\.\.'"),
@@ -147,7 +147,7 @@ ROWS = [
     *rows("half a character", BOXES, "boxes", put("categories/0/name", "\ud800"), "a text as name"),
     *rows("name of 5000 letters", "coco", "boxes", put("images/0/file_name", f"{'a' * 5000}/a.jpg"), "are missing"),
     # units
-    *rows("camera", "cityscapes", "camera", put("extrinsic", None), "extrinsic.baseline None"),
+    *rows("camera", "cityscapes", "camera", put("extrinsic", None), "extrinsic.baseline null"),
     *rows("camera", "cityscapes", "camera", put("extrinsic/baseline", 0), "both must be numbers above 0"),
     *rows("camera", "cityscapes", "camera", put("extrinsic/baseline", -0.2), "both must be numbers above 0"),
     *rows("camera", "cityscapes", "camera", put("extrinsic/baseline", True), "both must be numbers above 0"),

@@ -40,9 +40,10 @@ PUBLIC: dict[str, list[str]] = {
     "build_model": ["config_or_run", "*overrides"],
     "evaluate": [
         "checkpoint", "*overrides", "split", "data", "protocol", "tta", "batch_size", "limit_batches", "device",
+        "allow_import",
     ],
-    "load": ["path", "device", "tasks", "precision", "batch_size", "threads", "compile"],
-    "train": ["config_or_run", "*overrides", "output", "**options"],
+    "load": ["path", "device", "tasks", "precision", "batch_size", "threads", "compile", "allow_import"],
+    "train": ["config_or_run", "*overrides", "output", "allow_import", "**options"],
 }  # fmt: skip
 
 

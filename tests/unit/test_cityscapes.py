@@ -239,8 +239,8 @@ def test_a_reader_survives_the_way_to_a_worker_and_holds_no_object_per_image(dra
         ("instanceIds", np.zeros((9, 9), np.uint16), "one value a pixel"),
         ("disparity", np.full(SIZE, 7, np.uint8), "is uint8; the official file has uint16; unpack disparity"),
         ("camera", b'{"extrinsic": {"base', "camera.json is no complete JSON"),
-        ("camera", b"[]", "extrinsic.baseline None and intrinsic.fx None; both must be"),
-        ("camera", b'{"extrinsic": {"baseline": 0.2}}', "extrinsic.baseline 0.2 and intrinsic.fx None; both must be"),
+        ("camera", b"[]", "extrinsic.baseline null and intrinsic.fx null; both must be"),
+        ("camera", b'{"extrinsic": {"baseline": 0.2}}', "extrinsic.baseline 0.2 and intrinsic.fx null; both must be"),
     ],
 )
 def test_a_broken_file_is_named_with_what_to_do(root, part, content, message):

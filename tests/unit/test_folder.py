@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from omegaconf import OmegaConf
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from visionmtl.config.text_files import parse_yaml
 from visionmtl.datasets import Dataset
 from visionmtl.datasets.folder import Folder
 from visionmtl.structures import IGNORE
@@ -274,7 +274,7 @@ def test_a_description_that_cannot_be_meant_is_refused(root, change, message):
 def test_the_example_in_the_handbook_is_a_description():
     handbook = (Path(__file__).parents[2] / "datasets/README.md").read_text(encoding="utf-8")
     (example,) = [part.partition("```")[0] for part in handbook.split("```yaml\n")[1:] if "type: folder" in part]
-    data = OmegaConf.to_container(OmegaConf.create(example))["data"]
+    data = parse_yaml(example, "the example")[0]["data"]
     train, val = (TypeAdapter(Dataset).validate_python(data[part][0]) for part in ("train", "val"))
     assert train.model_copy(update={"split": "val"}) == val
 
@@ -325,7 +325,7 @@ def test_undeclared_values_of_all_files_are_told_at_once(root):
         save(root / f"labels/{name}.png", np.full((H, W), value, np.uint8))
     reader = spec(root).build()
     for index, value in ((0, 77), (1, 78)):
-        message = rf"holds \[{value}\], which are neither .*; undeclared in all files are \[77, 78\]; correct"
+        message = rf"holds \[{value}\], which are neither .*; undeclared in all files are \[77, 78\]; allowed"
         with pytest.raises(ValueError, match=message):
             reader.read(index)
 

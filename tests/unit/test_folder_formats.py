@@ -11,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from write_layouts import write
 
 from visionmtl.datasets import Dataset
+from visionmtl.io import labelme as labelme_file
+from visionmtl.io import voc as voc_file
 from visionmtl.structures import IGNORE
 
 H, W = 20, 40
@@ -415,3 +417,30 @@ def test_polygons_of_yolo_become_a_segmentation_and_boxes_do_not(root):
         reader.read(1)
     with pytest.raises(ValidationError, match=r"segmentation of polygons .yolo. needs `classes`"):
         open_folder(root, segmentation={**settings, "classes": None})
+
+
+@pytest.mark.parametrize("value", [1e30, -1e6, float("nan")])
+def test_coordinates_of_labelme_that_would_kill_pycocotools_are_refused(tmp_path, value):
+    file = tmp_path / "a.json"
+    shape = {"label": "cup", "points": [[1, 2], [value, 2], [3, 4]], "shape_type": "polygon"}
+    file.write_text(json.dumps({"imageHeight": H, "imageWidth": W, "shapes": [shape]}))
+    with pytest.raises(ValueError, match=r"a.json: shapes\[0\].points is .* are needed, below 100,000 px"):
+        labelme_file.read_objects(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('<?xml version="1.0" encoding="shift_jis"?><annotation/>', "is no complete XML: multi-byte encodings"),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "is no complete XML: unknown encoding"),
+        ("<!DOCTYPE a [<!ENTITY b 'cccc'><!ENTITY d '&b;&b;&b;'>]><annotation>&d;</annotation>", "a document type"),
+        ("<!DOCTYPE a SYSTEM 'file:///etc/passwd'><annotation/>", "a document type"),
+        ("<annotation>&nothing;</annotation>", "is no complete XML: undefined entity"),
+    ],
+)
+def test_xml_that_is_more_than_xml_is_refused(tmp_path, content, said):
+    file = tmp_path / "a.xml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=said) as told:
+        voc_file.read_objects(file, 1)
+    assert type(told.value).__module__ != "xml.parsers.expat" and "a.xml" in str(told.value)

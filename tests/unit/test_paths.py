@@ -55,7 +55,7 @@ def test_a_list_that_is_no_text_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone \r\n\ntwo")
     assert read_lines(tmp_path / "a.txt") == ["one", "", "two"]
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"a\.txt cannot be read: .*; a text file in UTF-8 is needed; write it again"):
+    with pytest.raises(ValueError, match=r"a\.txt is not in UTF-8: byte 3 .*; a text file in UTF-8 is needed; save"):
         read_lines(tmp_path / "a.txt")
 
 

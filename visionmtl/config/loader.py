@@ -1,26 +1,24 @@
 """YAML files merged onto their bases, then overrides from the command line: one tree that knows every origin."""
 
 import difflib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import MAX_NODES, parse_yaml, printable, read_yaml
 
 SHIPPED = shipped_folder("configs")
 
 Key = str | int
 KeyPath = tuple[Key, ...]
 """The way to a value: field names, and positions in lists."""
-
-
-_MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 class ConfigError(ValueError):
@@ -131,12 +129,9 @@ class Tree:
             )
         keys = self.locate(path, by)
         try:
-            holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(
-                f"{by}: {value!r} is not YAML ({_one_line(error)}); put it into quotes: {path}='\"...\"'"
-            ) from error
-        parsed = holder["value"]
+            parsed, _ = parse_yaml(value, by)
+        except ValueError as error:
+            raise ConfigError(f"{error}, or put the value into quotes: {path}='\"...\"'") from error
         positions = [at for at, key in enumerate(keys) if isinstance(key, int)]
         split = positions[-1] + 1 if positions else 0
         above: Any = parsed
@@ -152,22 +147,112 @@ class Tree:
 
     def resolved(self, part: str | None = None) -> dict[str, Any]:
         """The values with `${...}` filled in; part: only those below one top-level name."""
-        whole = OmegaConf.create(self.values)
-        try:
-            chosen = whole if part is None else whole[part]
-            plain = OmegaConf.to_container(chosen, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            path = str(error.full_key or "").replace("[", ".").replace("]", "")
-            keys = tuple(int(part) if part.isdecimal() else part for part in path.split("."))
-            if isinstance(error, MissingMandatoryValue):
-                problem = "left open (???); it must be given"
-            else:
-                problem = f"{_one_line(error.msg)}; ${{...}} must name a setting, or a set variable as ${{oc.env:NAME}}"
+        if part is not None and part not in self.values:
+            raise ConfigError(f"{part}: missing; it must be given; add {part}: ... (from {self.origins[()]})")
+        keys: KeyPath = () if part is None else (part,)
+        plain = _Interpolation(self).fill_in(_descend(self.values, keys), keys)
+        if not isinstance(plain, dict):
             raise ConfigError(
-                f"{dotted(keys)}: {problem}; add {dotted(keys)}=VALUE (from {self.origin(keys)})"
-            ) from error
-        assert isinstance(plain, dict)
+                f"{part}: found {printable(repr(plain))[:100]}; a mapping of settings is needed; correct the value "
+                f"(from {self.origin(keys)})"
+            )
         return {str(key): value for key, value in plain.items()}
+
+
+_REFERENCE = re.compile(r"\\\$\{|\$\{(?P<inside>[^${}]*)\}|\$\{")
+_HINT = "${...} must name a setting, or a set variable as ${oc.env:NAME}; "
+_MAX_CHAIN = 32
+"""References that lead from one to the next."""
+
+
+class _Interpolation:
+    """Fills in `${path.of.a.setting}` and `${oc.env:VARIABLE}`, with limits on what comes out of it."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._filled: dict[KeyPath, tuple[Any, int]] = {}  # what was referred to, with the number of values in it
+        self._chain: list[KeyPath] = []  # of references that are being followed
+        self._num_values = 0
+
+    def fill_in(self, value: Any, keys: KeyPath) -> Any:
+        """The value with every reference in it followed. keys: where it stands, for messages."""
+        self._count(1, keys)
+        if isinstance(value, dict):
+            return {key: self.fill_in(inner, (*keys, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.fill_in(inner, (*keys, at)) for at, inner in enumerate(value)]
+        if value == "???" and isinstance(value, str):
+            raise self._problem(keys, "left open (???); it must be given", hint="")
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        alone = _REFERENCE.fullmatch(value)
+        if alone and alone["inside"] is not None:
+            return self._follow(alone["inside"], keys)
+        text = _REFERENCE.sub(lambda match: self._text(match, keys), value)
+        self._count(len(text) // 100, keys)
+        return text
+
+    def _text(self, match: re.Match[str], keys: KeyPath) -> str:
+        if match[0].startswith("\\"):
+            return "${"
+        if match["inside"] is None:
+            raise self._problem(keys, "'${' without a path and '}' behind it; \\${ stands for the signs themselves")
+        value = self._follow(match["inside"], keys)
+        if isinstance(value, dict | list):
+            raise self._problem(keys, f"{match[0]} is no single value, and stands inside a text; name a single one")
+        return str(value)
+
+    def _follow(self, inside: str, keys: KeyPath) -> Any:
+        kind, colon, argument = inside.partition(":")
+        if colon:
+            variable, comma, default = (part.strip() for part in argument.partition(","))
+            if kind.strip() != "oc.env":
+                raise self._problem(keys, f"${{{inside}}} names no setting and no variable")
+            if variable in os.environ:
+                return os.environ[variable]
+            if not comma:
+                raise self._problem(keys, f"the environment has no variable {variable!r}; set it")
+            return None if default == "null" else default.strip("'\"")
+
+        target: KeyPath = ()
+        here: Any = self.tree.values
+        for part in inside.strip().replace("[", ".").replace("]", "").split("."):
+            if isinstance(here, str) and "${" in here:
+                here = self._at(target, here, keys)
+            key: Key = int(part) if isinstance(here, list) and re.fullmatch("[0-9]{1,9}", part) else part
+            if isinstance(here, dict) and key not in here and re.fullmatch("-?[0-9]{1,9}", part):
+                key = int(part)
+            if not (key in here if isinstance(here, dict) else isinstance(here, list) and key in range(len(here))):
+                raise self._problem(keys, f"${{{inside}}} names no setting")
+            target, here = (*target, key), here[key]
+        return self._at(target, here, keys)
+
+    def _at(self, target: KeyPath, value: Any, keys: KeyPath) -> Any:
+        """What stands at `target`, filled in; once, however often it is referred to."""
+        if target in self._chain or len(self._chain) == _MAX_CHAIN:
+            raise self._problem(
+                keys, f"its reference leads in a circle, or over {_MAX_CHAIN} others, at {dotted(target)}"
+            )
+        if target in self._filled:
+            filled, size = self._filled[target]
+            self._count(size, keys)
+            return filled
+        self._chain.append(target)
+        before = self._num_values
+        filled = self.fill_in(value, target)
+        self._chain.pop()
+        self._filled[target] = filled, self._num_values - before
+        return filled
+
+    def _count(self, num: int, keys: KeyPath) -> None:
+        self._num_values += num
+        if self._num_values > MAX_NODES:
+            raise self._problem(keys, f"the config has more than {MAX_NODES:,} values, references written out")
+
+    def _problem(self, keys: KeyPath, problem: str, hint: str = _HINT) -> ConfigError:
+        return ConfigError(
+            f"{dotted(keys)}: {printable(problem)}; {hint}add {dotted(keys)}=VALUE (from {self.tree.origin(keys)})"
+        )
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
@@ -187,7 +272,7 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     inside = _below_configs(path)
     for candidate in (path, path.with_name(path.name + ".yaml"), SHIPPED / inside, SHIPPED / f"{inside}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     known = sorted(str(file.relative_to(SHIPPED)) for file in SHIPPED.rglob("*.yaml"))
     near = difflib.get_close_matches(inside.name, known, n=3, cutoff=0.5) or known
@@ -203,12 +288,12 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
         raise ConfigError(
             f"configs build on each other in a circle: {chain}; a base must not lead back; remove one `base:`"
         )
-    text = path.read_text(encoding="utf-8")
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not YAML: {_one_line(error)}; correct it there") from error
+        values, node = read_yaml(path, "a config (YAML)")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} holds a {type(values).__name__}; a config is a mapping of settings; write `seed: 0` or the like"
@@ -228,14 +313,14 @@ def _file(path: Path, below: tuple[Path, ...]) -> Tree:
 
 def find_base(path: Path, base: str) -> Path:
     """The base file named in `path`: relative to it, else a shipped config."""
-    for file in (path.parent / Path(base).expanduser(), SHIPPED / _below_configs(Path(base))):
-        if file.is_file():
+    for file in (path.parent / os.path.expanduser(base), SHIPPED / _below_configs(Path(base))):
+        if os.path.isfile(file):  # for a name that is too long for any disk, pathlib raises
             return file
-    folder = (path.parent / base).parent
-    near = did_you_mean(Path(base).name, (other.name for place in (folder, SHIPPED) for other in place.glob("*.yaml")))
+    places = [place for place in ((path.parent / base).parent, SHIPPED) if os.path.isdir(place)]
+    near = did_you_mean(Path(base).name, (other.name for place in places for other in place.glob("*.yaml")))
     raise ConfigError(
-        f"{path} builds on {base!r}, which does not exist{near}; a base is a file relative to this one, or a shipped "
-        "config; correct `base:`"
+        f"{path} builds on {base[:200]!r}, which does not exist{near}; a base is a file relative to this one, or a "
+        "shipped config; correct `base:`"
     )
 
 
@@ -255,7 +340,7 @@ def _lines(node: yaml.Node | None, keys: KeyPath) -> dict[KeyPath, int]:
     """The line on which each value below `keys` is written; of a merged mapping (<<), its lines at the anchor."""
     lines: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
-        for key, value in _merge_keys_resolved(node):
+        for key, value in node.value:
             lines[(*keys, key.value)] = key.start_mark.line + 1
             lines |= _lines(value, (*keys, key.value))
     elif isinstance(node, yaml.SequenceNode):
@@ -263,18 +348,6 @@ def _lines(node: yaml.Node | None, keys: KeyPath) -> dict[KeyPath, int]:
             lines[(*keys, position)] = value.start_mark.line + 1
             lines |= _lines(value, (*keys, position))
     return lines
-
-
-def _merge_keys_resolved(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Key and value nodes of a mapping: its own, then those of merged mappings that nothing before them has."""
-    own = [pair for pair in node.value if pair[0].tag != _MERGE_TAG]
-    merged = [value for key, value in node.value if key.tag == _MERGE_TAG]
-    merged = [one for value in merged for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
-    pairs = {key.value: (key, value) for key, value in own}
-    for mapping in merged:
-        for key, value in _merge_keys_resolved(mapping):
-            pairs.setdefault(key.value, (key, value))
-    return list(pairs.values())
 
 
 def _everything(value: Any) -> list[KeyPath]:
@@ -291,7 +364,3 @@ def _descend(value: Any, keys: Sequence[Key]) -> Any:
         else:
             return None
     return value
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Paths: where the top-level folders of the project lie, and what `~` means. Imports nothing heavy."""
 
 import os
+import stat
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -24,3 +25,30 @@ def shipped_folder(name: str) -> Path:
 def home_path(text: str) -> Path:
     """A path from a command line; `~` is the home folder, which a shell does not fill in after `--option=`."""
     return Path(os.path.expanduser(text))
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def regular_file(path: str | Path) -> Path:
+    """The path, once it is known that opening it cannot hang: a regular file lies there, or a link to one.
+
+    Every reader asks this before it opens a file: opening a named pipe waits for a writer, and a device may never end.
+    Raises ValueError for what is no regular file, OSError where there is nothing or asking is not allowed.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # the system takes no name with a zero byte, or with halves of a character
+        raise ValueError(
+            f"{str(path)!r} is no name of a file: {error}; a name without zero bytes, in UTF-8, is needed; correct the "
+            "name where it is written"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; only regular files are opened, since "
+            "others may never answer or end; put the file itself there, or correct the path"
+        )
+    return path if isinstance(path, Path) else Path(path)

@@ -21,7 +21,9 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 from typing_extensions import Self
 
+from visionmtl.config import imports
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import shown
 
 
 class Spec(BaseModel):
@@ -74,7 +76,8 @@ class Configurable(Spec):
     `class Task(Configurable, package="visionmtl.tasks")`. A member declares `type: Literal["depth"] = "depth"`.
     A field annotated with the base then accepts any member, given as an instance or as a mapping with `type`.
     Code outside the package joins by its import path: `type: my_module.MyTask`, declared
-    `type: Literal["my_module.MyTask"]`, so that a saved config finds it again.
+    `type: Literal["my_module.MyTask"]`, so that a saved config finds it again. From a checkpoint such a path is
+    imported only where the user allows the module by name, see `config.imports`.
     """
 
     package: ClassVar[str] = ""
@@ -102,6 +105,14 @@ class Configurable(Spec):
         """The member called `name`; a name with a dot is imported. Raises PydanticCustomError with the choices."""
         if "." in name:
             module, _, attribute = name.rpartition(".")
+            if not all(part.isidentifier() for part in name.split(".")):
+                text = (
+                    f"type {name!r} is no import path; one is module.Class, names joined by dots; correct it, or "
+                    f"choose one of: {', '.join(sorted(cls.members()))}"
+                )
+                raise PydanticCustomError("type_import", "{text}", {"text": text})
+            if refused := imports.refusal(module):
+                raise PydanticCustomError("type_import", "{text}", {"text": f"type {name!r}: {refused}"})
             try:
                 found = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError) as error:
@@ -121,8 +132,8 @@ class Configurable(Spec):
         members = cls.members()  # imports every file of the package
         if name not in members:
             text = (
-                f"unknown {cls.__name__} type {name!r}{did_you_mean(name, members)}; "
-                f"choose one of: {', '.join(sorted(members))}, or the import path of your own class"
+                f"unknown {cls.__name__} type {name[:80]!r}{did_you_mean(name, members)}; known are "
+                f"{', '.join(sorted(members))}, and the import path of your own class; correct it"
             )
             raise PydanticCustomError("type_unknown", "{text}", {"text": text})
         return members[name]
@@ -134,7 +145,11 @@ class Configurable(Spec):
         if isinstance(value, str):  # `pyramid: fpn` is short for `pyramid: {type: fpn}`
             value = {"type": value}
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-            text = f"a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
+            is_single = isinstance(value, int | float | bool | None)
+            found = shown(value, 50) if is_single else f"a {type(value).__name__}"
+            if isinstance(value, dict):
+                found = f"type {shown(value['type'], 50)}" if "type" in value else "no type"
+            text = f"found {found}; a {cls.__name__} needs 'type'; choose one of: {', '.join(sorted(cls.members()))}"
             raise PydanticCustomError("type_missing", "{text}", {"text": text})
         return cls.find(value["type"]).model_validate(value)
 

@@ -18,10 +18,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from visionmtl.config.text_files import read_json
 from visionmtl.datasets import shortened
 from visionmtl.io import voc, yolo
 from visionmtl.io.channels import read_channels
-from visionmtl.io.coco.annotations import read_json
 from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
 from visionmtl.io.label_maps import color_file
@@ -478,7 +478,9 @@ class _Finder:
             content = read_json(self._root / min(files))
             keys = ("images", "annotations", "categories")
             lists: list[Any] = [content.get(key) for key in keys] if isinstance(content, dict) else [None]
-            if not all(isinstance(one, list) for one in lists) or not all("bbox" in one for one in lists[1][:1]):
+            if not all(isinstance(one, list) for one in lists) or not all(
+                isinstance(one, dict) and (of is not lists[1] or "bbox" in one) for of in lists for one in of
+            ):
                 continue
             hits = sum(str(image.get("file_name")).rpartition("/")[2] in names for image in lists[0])
             hits += "instances" in template

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from visionmtl.config.text_files import check_object, read_object
 from visionmtl.data.label_spaces import Spaces, supervises, tasks_of
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets import NamedDataset
@@ -200,6 +201,23 @@ def save_json(results: Mapping[str, Any], path: Path, header: Mapping[str, Any])
     write_json(path, {"header": header, "results": results})
 
 
+_KINDS = {"protocol": str, "per_class": dict, "pr_curves": dict, "absent": list, "absent_but_predicted": list,
+          "not_annotated": list}  # fmt: skip
+"""What the results of a task hold beside numbers; a plug-in's may hold more."""
+
+
+def read_results(path: Path) -> Results:
+    """The results in a file that `save_json` wrote. Raises ValueError for another."""
+    results: Results = read_object(path, {"results": dict})["results"]
+    for name, of_task in results.items():
+        where = f"{path}: results.{name}"
+        check_object(of_task, where)
+        check_object(of_task, where, {key: kind for key, kind in _KINDS.items() if key in of_task})
+        for of_class, values in of_task.get("per_class", {}).items():
+            check_object(values, f"{where}.per_class.{of_class}")
+    return results
+
+
 def choose_json(path: Path, header: Mapping[str, Any], free_name: bool) -> Path:
     """Where `save_json` may write without losing other results: a file of this very header is replaced, no other.
 
@@ -218,7 +236,6 @@ def choose_json(path: Path, header: Mapping[str, Any], free_name: bool) -> Path:
 
 def _header_of(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path).get("header")
+    except ValueError:  # a file of another kind
         return None
-    return document.get("header") if isinstance(document, dict) else None

@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures can be watched: TensorBoard, Weights & Biases, MLflow, behind one interface."""
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.config.text_files import read_text
 from visionmtl.run import LoggerName
 
 
@@ -71,6 +73,17 @@ class TensorBoard(MetricLogger):
         self._writer.close()
 
 
+def _run_id(file: Path) -> str:
+    """The id of a run, as wandb and MLflow write them. Raises ValueError for another text."""
+    text = read_text(file, max_bytes=1000).strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", text):
+        raise ValueError(
+            f"{file} holds {text[:80]!r}, which is no id of a run; letters, digits, _ and - are allowed; delete the "
+            "file to go on as a new run there"
+        )
+    return text
+
+
 class WandB(MetricLogger):
     """Weights & Biases. Its own variables apply: WANDB_PROJECT, WANDB_MODE=offline, WANDB_ENTITY, ..."""
 
@@ -81,7 +94,7 @@ class WandB(MetricLogger):
 
         self._wandb = wandb
         file = folder / "wandb_run.txt"  # a resumed run goes on under its id
-        known = file.read_text(encoding="utf-8").strip() if resume_step is not None and file.exists() else None
+        known = _run_id(file) if resume_step is not None and file.exists() else None
         self._run = wandb.init(dir=str(folder), name=folder.name, id=known, resume="allow" if known else None)
         file.write_text(str(self._run.id) + "\n", encoding="utf-8")
         self._run.define_metric("*", step_metric="step")  # its own counter refuses what comes again after a resume
@@ -118,7 +131,7 @@ class MLflow(MetricLogger):
         self._client = MlflowClient(tracking_uri=uri)
         file = folder / "mlflow_run.txt"  # a resumed run goes on under its id
         if resume_step is not None and file.exists():
-            self._id = file.read_text(encoding="utf-8").strip()
+            self._id = _run_id(file)
             self._client.update_run(self._id, status="RUNNING")
             return
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "visionmtl")

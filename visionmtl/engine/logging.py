@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from typing_extensions import Self
 
+from visionmtl.config.text_files import check_object, parse_line, printable
 from visionmtl.engine.environment import environment
 from visionmtl.engine.loggers import check_loggers, open_loggers
 from visionmtl.io.atomic import atomic_write, write_text
@@ -76,7 +77,7 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message of `logger`."""
-        text = record.getMessage()
+        text = printable(record.getMessage())
         if self._files:
             self._files.line(text)
         if self._screen:
@@ -257,6 +258,13 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
             yield f"{path}{key}", inner
 
 
+def parse_row(line: str, where: str) -> dict[str, Any]:
+    """One row of a metrics.jsonl. Raises ValueError; where: file and line."""
+    row = parse_line(line, where)
+    check_object(row, where, {"step": int, "kind": str})
+    return row
+
+
 def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
     """Keep the rows up to a step, with its evaluation or without; a last line cut off by a crash goes too.
 
@@ -267,7 +275,7 @@ def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
     *whole, _ = content.split(b"\n")
     kept, damaged = [], []
     for number, line in enumerate(whole, 1):
-        place = _place(line)
+        place = _place(line, path)
         if place is None:
             damaged.append(number)
         elif place <= last:
@@ -287,14 +295,13 @@ def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
     return note
 
 
-def _place(line: bytes) -> tuple[int, str] | None:
+def _place(line: bytes, path: Path) -> tuple[int, str] | None:
     """Step and kind of a row; None where it is none."""
     try:
-        row = json.loads(line)
-        place = row["step"], row["kind"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        row = parse_row(line.decode(), str(path))
+    except ValueError:
         return None
-    return place if isinstance(place[0], int) and isinstance(place[1], str) else None
+    return row["step"], row["kind"]
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 import math
 import os
 import signal
@@ -38,7 +37,7 @@ from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.dry_run import measure_worst_case
-from visionmtl.engine.evaluator import autocast, evaluate, save_json
+from visionmtl.engine.evaluator import autocast, evaluate, read_results, save_json
 from visionmtl.engine.forgetting import BEFORE, write_report
 from visionmtl.engine.fsdp import (
     apply_fsdp,
@@ -791,7 +790,7 @@ class Trainer:
         if not (self.folder / BEFORE).is_file():
             logger.info(f"note      {self.folder / BEFORE} is not there, so that nothing can be compared with it")
             return
-        before = json.loads((self.folder / BEFORE).read_text(encoding="utf-8"))["results"]
+        before = read_results(self.folder / BEFORE)
         split = [{"data": dataset.name, "images": len(dataset)} for dataset in self.data.val_datasets]
         header = {**self.extension.record(), "method": self.extension.spec.type, "step": self.state.step, "val": split}
         text = write_report(self.folder, header, before, self.state.results, self.net.tasks, self.extension.old)
@@ -879,7 +878,7 @@ class Trainer:
         file = checkpoint.results_file(path.parent.parent, self.state.step)
         if not file.exists():
             return None
-        results: Results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        results = read_results(file)
         if set(results) != set(monitor.eval_names):
             return None
         self.state.best = max(self.state.best, monitor.value(results))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from visionmtl.config.registry import Configurable
+from visionmtl.config.text_files import parse_line
 from visionmtl.export.graph import Description, Graph
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -72,6 +73,11 @@ def format_of(path: Path) -> Format:
         f"{path} has no ending of an exported file; they end in {', '.join(sorted(kind.suffix for kind in kinds))}; "
         "give a file that visionmtl export wrote"
     )
+
+
+def parse_description(text: str, path: Path) -> Description:
+    """The description that an exported file carries as JSON. Raises ValueError for another text."""
+    return parse_line(text, f"the description in {path}")
 
 
 def no_description(path: Path) -> ValueError:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from visionmtl.config.imports import foreign_settings
+from visionmtl.config.text_files import check_object
 from visionmtl.data.transforms.augment import fit
 from visionmtl.export.base import Format, format_of
 from visionmtl.export.graph import CONTENT, FORMAT, IMAGE, Description, restore_raw
@@ -29,9 +31,10 @@ class ExportedModel:
         chosen = file_format or format_of(path)
         chosen.check_installed()
         self.description: Description = chosen.read_description(path)
-        if self.description["format"] != FORMAT:
+        check_object(self.description, f"the description in {path}", {f"inputs.{IMAGE}": dict, "tasks": dict})
+        if self.description.get("format") != FORMAT:
             raise ValueError(
-                f"{path} has a description of format {self.description['format']!r}; this version reads {FORMAT}; "
+                f"{path} has a description of format {self.description.get('format')!r}; this version reads {FORMAT}; "
                 "export the network again"
             )
         self.run = chosen.open(path, threads)
@@ -44,7 +47,8 @@ class ExportedModel:
         self._mean, self._std = (np.array(image[name], np.float32) for name in ("mean", "std"))
         adapter: TypeAdapter[Task] = TypeAdapter(Task)
         described = self.description["tasks"].items()
-        self.tasks = {name: adapter.validate_python(of_task["settings"]) for name, of_task in described}
+        with foreign_settings(str(path)):
+            self.tasks = {name: adapter.validate_python(of_task["settings"]) for name, of_task in described}
         self.spaces = {
             name: of_task["space"] and LabelSpace.from_plain(of_task["space"]) for name, of_task in described
         }

@@ -1,7 +1,6 @@
 """Trained networks on the Hugging Face hub: weights as safetensors, settings as JSON, and a model card."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionmtl.config.imports import allow_imports
+from visionmtl.config.paths import regular_file
+from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
 from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_state, save_weights
 from visionmtl.engine.distributed import choose_device
-from visionmtl.engine.evaluator import Precision
+from visionmtl.engine.evaluator import Precision, read_results
 from visionmtl.inference.predictor import Predictor
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.tensor_files import has_settings
 from visionmtl.metrics.distance import DistanceMeter
+from visionmtl.structures import LabelSpace
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}
@@ -105,6 +108,7 @@ def from_pretrained(
     device: str | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     precision: Precision | None = None,
+    allow_import: Sequence[str] = (),
 ) -> Predictor:
     """The network of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME of the hub.
 
@@ -119,7 +123,9 @@ def from_pretrained(
         raise ValueError(f"revision is {revision!r}, but {repo} is a folder, which has none; leave it out")
     state = _read_state(folder)
     chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
-    return Predictor(open_state(state, folder / WEIGHTS, chosen), tasks, precision)
+    with allow_imports(allow_import):
+        opened = open_state(state, folder / WEIGHTS, chosen)
+    return Predictor(opened, tasks, precision)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
@@ -129,24 +135,29 @@ def _read_state(folder: Path) -> dict[str, Any]:
             f"{folder} has no {' and no '.join(missing)}; a folder that save_pretrained wrote has both; correct the "
             "path, or load a checkpoint with visionmtl.load"
         )
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    file = folder / CONFIG
+    settings = read_object(file)
+    version = settings.get("visionmtl_format")
+    if version not in (1, FORMAT) or isinstance(version, bool):
         raise ValueError(
-            f"{folder / CONFIG} is damaged ({error}); the JSON that save_pretrained wrote is needed; fetch it again"
-        ) from error
-    version = settings.get("visionmtl_format") if isinstance(settings, dict) else type(settings).__name__
-    if version not in (1, FORMAT):
-        raise ValueError(
-            f"{folder / CONFIG} has visionmtl_format {version!r}; this version reads 1 and {FORMAT}; use a network "
-            "that visionmtl wrote"
+            f"{file} has visionmtl_format {shown(version, 50)}; this version reads 1 and {FORMAT}; use a network that "
+            "visionmtl wrote"
         )
     if version == 1 and not has_settings(folder / WEIGHTS):  # without a digest, and with settings in this file alone
+        check_object(settings, str(file), {"run.data.size": list, "spaces": dict, "step": int, "epoch": int})
+        for task, space in settings["spaces"].items():
+            try:
+                _ = space and LabelSpace.from_plain(space)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file} has no label space as 'spaces.{task}' ({error!r}); one or null is needed; use a network "
+                    "that visionmtl wrote"
+                ) from error
         return {**settings, "net": _load_format_1(folder / WEIGHTS), "ema": None}
     state = load(folder / WEIGHTS)
     if differing := [name for name in settings if settings[name] != state.get(name)]:
         raise ValueError(
-            f"{folder / CONFIG} has another {differing[0]!r} than {WEIGHTS}, which holds the same settings and is what "
+            f"{file} has another {differing[0]!r} than {WEIGHTS}, which holds the same settings and is what "
             "is read; the two must be equal; fetch both again, or publish the network anew"
         )
     return state
@@ -157,7 +168,7 @@ def _load_format_1(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        return load_file(regular_file(file))
     except SafetensorError as error:
         raise ValueError(
             f"{file} is damaged ({error}); the file that save_pretrained wrote is needed; fetch it again"
@@ -192,11 +203,7 @@ def _newest_results(folder: Path) -> Path | None:
 def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
     if file is None:
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise ValueError(f"{file} has no `results`; the JSON file of an evaluation has; give what visionmtl eval wrote")
-    return results
+    return read_results(file)
 
 
 def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence: str, repo: str) -> str:

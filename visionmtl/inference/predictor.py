@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from visionmtl.config.imports import allow_imports
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.collate import pad
 from visionmtl.data.transforms.augment import fit
@@ -426,6 +427,7 @@ def load(
     batch_size: int | None = None,
     threads: int = 1,
     compile: bool = False,
+    allow_import: Sequence[str] = (),
 ) -> Predictor:
     """The network of a checkpoint, or of a run folder (its best checkpoint, else its last).
 
@@ -433,9 +435,11 @@ def load(
     tasks: only these are computed; None = all of the run
     precision: "fp32", "bf16" or "fp16"; None = the run's, so that the numbers are those of `tools/eval.py`
     batch_size, threads, compile: see `Predictor`
+    allow_import: modules of plug-ins that the checkpoint may import, which runs them
     """
     chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
-    opened = open_model(path, chosen)
+    with allow_imports(allow_import):
+        opened = open_model(path, chosen)
     return Predictor(opened, tasks, precision, batch_size=batch_size, threads=threads, compile=compile)
 
 

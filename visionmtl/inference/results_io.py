@@ -14,6 +14,7 @@ do not tell how many there were: boxes are in the order of image ids.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 
 from visionmtl.config.paths import home_path
 from visionmtl.config.registry import did_you_mean
+from visionmtl.config.text_files import check_object, read_json, read_object, shown
 from visionmtl.data.label_spaces import Spaces
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.coco.annotations import canonical, read_json
+from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
 from visionmtl.io.paths import Files, composed, is_hidden
@@ -291,13 +293,13 @@ def _open_scores(path: Path, space: LabelSpace) -> Predictions:
         scores = row.get("scores") if isinstance(row, dict) else None
         if not isinstance(scores, dict) or not all(_is_score(value) for value in scores.values()):
             raise ValueError(
-                f"{path}: entry[{number}] is {str(row)[:80]}; it needs image_id, and as scores a number of 0..1 for "
+                f"{path}: entry[{number}] is {shown(row, 80)}; it needs image_id, and as scores a number of 0..1 for "
                 "each class name; correct it"
             )
         if strange := [name for name in scores if name not in space.classes]:
             raise ValueError(
                 f"{path}: entry[{number}] has a score of {strange[0]!r}{did_you_mean(strange[0], space.classes)}, "
-                f"which is no class of {space.name}; correct it"
+                f"which is no class of {space.name}; it has {', '.join(space.classes)[:200]}; correct it"
             )
         key = canonical(row.get("image_id"))
         if key is None or key in by_image:
@@ -337,8 +339,14 @@ def _check_field(task: Task) -> None:
 
 def _declared_units(folder: Path) -> float | None:
     manifest = folder.parent / MANIFEST
-    declared = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    value: float | None = declared.get(folder.name, {}).get("units_per_metre")
+    of_folder = (read_object(manifest) if manifest.is_file() else {}).get(folder.name) or {}
+    check_object(of_folder, f"{manifest}: {folder.name}")
+    value = of_folder.get("units_per_metre")
+    if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+        raise ValueError(
+            f"{manifest}: {folder.name} has units_per_metre {shown(value, 50)}; a number above 0 is needed; correct "
+            "it, or give --depth-units"
+        )
     return value
 
 

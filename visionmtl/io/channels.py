@@ -1,6 +1,8 @@
 """Images of any number of channels: .npy, TIFF with all its bands, PNG; brought to 8 bits by a declared range."""
 
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,10 @@ def _read_tiff(file: Path) -> NDArray:
             "PNG need none; pip install 'visionmtl[formats]'"
         ) from error
     # what tifffile raises for damaged files, and for compressions that need the package imagecodecs
-    damaged = (tifffile.TiffFileError, OSError, ValueError, LookupError, TypeError, EOFError)
+    damaged = (
+        tifffile.TiffFileError, OSError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, struct.error,
+        zlib.error,
+    )  # fmt: skip
     try:
         opened = tifffile.TiffFile(regular_file(file))
     except damaged as error:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject
 from visionmtl.io.paths import read_lines
-from visionmtl.structures import IGNORE
+from visionmtl.structures import IGNORE, has_controls
 
 Color = tuple[int, int, int]
 """RGB, 0 to 255."""
@@ -25,28 +25,23 @@ _COLOR_LAST = re.compile(rf"(.*?\S)\s*[,;:\t ]\s*{_NUMBERS}(?:\s*[:;,].*)?")
 
 def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
     """Names, and the class of each pixel value where the file gives it: a YAML or JSON list, or mapping value: name."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
-    # ValueError: no UTF-8, or a date that does not exist; RecursionError: brackets in brackets
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{file} cannot be read: {error}; a YAML or JSON file with class names is needed; write it, or correct the "
-            "path"
-        ) from error
-    if isinstance(content, dict) and isinstance(node, yaml.MappingNode):
-        if len(node.value) > len(content):  # YAML would take the last
-            raise ValueError(f"{file} names a pixel value twice; each has one class; correct it")
-        named = {key: name for key, name in content.items() if pixel_range(key) and isinstance(name, str)}
+    content, _ = read_yaml(file, "a YAML or JSON file with class names")  # JSON is YAML
+    if isinstance(content, dict):
+        named = {key: name for key, name in content.items() if pixel_range(key) and _is_name(name)}
         if content and len(named) == len(content):
             values = by_value(named, str(file))
             return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
-    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+    if isinstance(content, list) and content and all(map(_is_name, content)):
         return tuple(content), None
     raise ValueError(
         f"{file} is no list of class names, and no mapping from pixel values 0 to 255 to names; one is needed; write "
-        "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers"
+        "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers, and "
+        "without control characters"
     )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and not has_controls(value)
 
 
 def pixel_range(key: object, highest: int = 255) -> range | None:
@@ -141,8 +136,8 @@ def to_classes(
         everywhere = sorted(here.union(undeclared_elsewhere))
         others = f"; undeclared in all files are {everywhere}" if len(everywhere) > len(here) else ""
         raise ValueError(
-            f"{file} holds {sorted(here)}, which are neither classes nor ignored{others}; correct the files, or name "
-            "these values in `values` or `ignore`"
+            f"{file} holds {sorted(here)}, which are neither classes nor ignored{others}; allowed are the values that "
+            "`classes`, `values` and `ignore` declare; correct the files, or name these values there"
         )
     return classes.astype(np.uint8)
 
@@ -162,12 +157,7 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
     labelmap.txt); a first line without numbers is a heading, # begins a comment.
     """
     if file.suffix.lower() in (".yaml", ".yml", ".json"):
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"{file} cannot be read: {error}; a mapping NAME: [r, g, b] is needed; write it"
-            ) from error
+        content, _ = read_yaml(file, "a mapping NAME: [r, g, b]")
         if isinstance(content, dict) and content and all(_colors_of(value) for value in content.values()):
             return {str(name): _colors_of(value) for name, value in content.items()}
         raise ValueError(

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from visionmtl.io.coco.annotations import read_json
-from visionmtl.io.objects import ImageObjects, LabelledObject, Point, bad_entry, of_polygons
+from visionmtl.config.text_files import read_json
+from visionmtl.io.objects import MAX_COORDINATE, ImageObjects, LabelledObject, Point, bad_entry, of_polygons
 
 _LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
 _CIRCLE_POINTS = 64
@@ -23,7 +23,7 @@ def read_objects(file: Path) -> ImageObjects:
     if not isinstance(shapes, list):
         raise ValueError(f"{file} has no list `shapes`; a file of LabelMe has one; name the folder of its files")
     size = content.get("imageHeight"), content.get("imageWidth")
-    if not all(type(side) is int and side > 0 for side in size):
+    if not all(type(side) is int and 0 < side < 2**31 for side in size):
         raise bad_entry(file, "imageHeight, imageWidth", size, "whole pixels are needed", "save it again with LabelMe")
     objects: list[LabelledObject] = []
     groups: dict[tuple[str, Any], list[list[Point]]] = {}
@@ -36,7 +36,7 @@ def read_objects(file: Path) -> ImageObjects:
         if kind in _NO_BOX:
             left_out[f"shapes of kind {kind} have no box (left out)"] += 1
             continue
-        if kind not in _LEAST_POINTS:
+        if not isinstance(kind, str) or kind not in _LEAST_POINTS:
             known = ", ".join([*_LEAST_POINTS, *_NO_BOX])
             raise bad_entry(file, f"{place}.shape_type", kind, f"known are {known}")
         points = _points(file, place, shape.get("points"), _LEAST_POINTS[kind])
@@ -65,7 +65,9 @@ def read_objects(file: Path) -> ImageObjects:
 def _points(file: Path, place: str, points: object, least: int) -> list[Point]:
     sound = isinstance(points, list) and len(points) >= least and all(map(_is_point, points))
     if not sound or not isinstance(points, list):
-        raise bad_entry(file, f"{place}.points", points, f"{least} or more points [x, y] are needed")
+        raise bad_entry(
+            file, f"{place}.points", points, f"{least} or more points [x, y] are needed, below {MAX_COORDINATE:,.0f} px"
+        )
     return [(float(x), float(y)) for x, y in points]
 
 
@@ -73,5 +75,5 @@ def _is_point(point: object) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 2
-        and all(type(value) in (int, float) and math.isfinite(value) for value in point)
+        and all(type(value) in (int, float) and abs(value) < MAX_COORDINATE for value in point)
     )

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import shown
 
 Point = tuple[float, float]
+MAX_COORDINATE = 1e5
+"""Pixels. Polygons are rasterised point by point: one at 1e9 would fill the memory, and kills pycocotools."""
 
 
 class LabelledObject(NamedTuple):
@@ -131,4 +134,5 @@ def left_out_notes(objects: Iterable[ImageObjects], where: str) -> list[str]:
 
 def bad_entry(file: Path, place: str, found: object, allowed: str, advice: str = "correct or remove it") -> ValueError:
     """The error for one entry of a label file."""
-    return ValueError(f"{file}: {place} is {str(found)[:120]!r}; {allowed}; {advice}")
+    text = repr(found[:120]) if isinstance(found, str) else shown(found, 120)
+    return ValueError(f"{file}: {place} is {text}; {allowed}; {advice}")

@@ -7,7 +7,6 @@ and mean the same file.
 import functools
 import os
 import re
-import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,34 +17,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from visionmtl.config.paths import regular_file as regular_file  # readers of files look for it here
+from visionmtl.config.text_files import read_text
+
 ABSENT, AMBIGUOUS = -1, -2
-
-
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
-
-
-def regular_file(path: str | Path) -> Path:
-    """The path, once it is known that opening it cannot hang: a regular file lies there, or a link to one.
-
-    Every reader asks this before it opens a file: opening a named pipe waits for a writer, and a device may never end.
-    Raises ValueError for what is no regular file, OSError where there is nothing or asking is not allowed.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError as error:  # the system takes no name with a zero byte, or with halves of a character
-        raise ValueError(
-            f"{str(path)!r} is no name of a file: {error}; a name without zero bytes, in UTF-8, is needed; correct the "
-            "name where it is written"
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise ValueError(
-            f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; only regular files are opened, since "
-            "others may never answer or end; put the file itself there, or correct the path"
-        )
-    return path if isinstance(path, Path) else Path(path)
 
 
 def is_hidden(name: str) -> bool:
@@ -157,10 +132,7 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file in UTF-8, with or without a byte order mark, stripped; empty ones too."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; a text file in UTF-8 is needed; write it again") from error
+    return [line.strip() for line in read_text(file).splitlines()]
 
 
 def check_distinct(names: Sequence[str], what: str, advice: str) -> None:

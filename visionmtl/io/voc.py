@@ -5,11 +5,19 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from visionmtl.config.text_files import read_bytes
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry
 
 _DIFFICULT = "objects are `difficult`: neither hit nor miss, as in VOC's own evaluation"
 _NO_SIZE = "files do not give the size of their image (it is not compared)"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+_MAX_BYTES = 64_000_000
+
+
+class _DocumentTypeError(ValueError):
+    """A file declares a document type."""
 
 
 def read_objects(file: Path, first_pixel: int) -> ImageObjects:
@@ -60,7 +68,7 @@ def parse(file: Path) -> Element:
     parser.buffer_text = True
 
     def refuse(name: str, *_: object) -> None:
-        raise ValueError(
+        raise _DocumentTypeError(
             f"{file} declares a document type ({name}), which can hold entities; plain XML is read; remove <!DOCTYPE "
             "...>"
         )
@@ -69,9 +77,13 @@ def parse(file: Path) -> Element:
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
+    content = read_bytes(file, _MAX_BYTES, "an annotation of Pascal VOC")
     try:
-        parser.Parse(file.read_bytes(), True)
-    except (OSError, expat.ExpatError) as error:
+        parser.Parse(content, True)
+    except _DocumentTypeError:
+        raise
+    # LookupError, ValueError: of an encoding that Python does not know, or that takes several bytes a sign
+    except (expat.ExpatError, LookupError, ValueError) as error:
         raise ValueError(
             f"{file} is no complete XML: {error}; an annotation of Pascal VOC is needed; write or fetch it again"
         ) from error

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry, of_polygons
 from visionmtl.io.paths import read_lines
+from visionmtl.structures import has_controls
 
 _TOLERANCE = 1e-3
 """Tools round outwards: by this much a fraction may lie outside 0..1."""
@@ -68,19 +68,14 @@ def read_objects(file: Path, size: tuple[int, int], classes: tuple[str, ...]) ->
 
 def read_data_yaml(file: Path) -> dict[str, Any]:
     """The content of a data.yaml, `names` as a tuple by number. Raises ValueError for one without sound names."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{file} cannot be read: {error}; a data.yaml with `names` is needed; correct the file or the path"
-        ) from error
+    content, _ = read_yaml(file, "a data.yaml with `names`")
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         whole = sorted(names) == list(range(len(names))) if all(type(key) is int for key in names) else False
         names = [names[key] for key in range(len(names))] if whole else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise ValueError(
-            f"{file} has no `names` of classes: a list, or a mapping from 0, 1, 2, ... to a name, is needed; add it"
+            f"{file} has no `names` of classes; a list, or a mapping from 0, 1, 2, ... to a name, is needed; add it"
         )
     chosen = tuple(map(str, names))
     if (count := content.get("nc")) is not None and count != len(chosen):
@@ -99,6 +94,8 @@ def read_classes(file: Path) -> tuple[str, ...]:
         names: tuple[str, ...] = read_data_yaml(file)["names"]
     else:
         names = tuple(line for line in read_lines(file) if line)
+    if odd := [name for name in names if has_controls(name)]:
+        raise ValueError(f"{file} names {odd[0]!r}; a name has no control characters; correct it")
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
         found = f"names {twice!r} twice" if twice else "is empty"

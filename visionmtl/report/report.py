@@ -1,7 +1,6 @@
 """A run on one page: an HTML file that holds its numbers, curves and pictures, and loads nothing."""
 
 import base64
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,11 +12,13 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.config.text_files import check_object, read_object, read_text
 from visionmtl.datasets import name_all
+from visionmtl.engine.logging import parse_row
 from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.report.charts import Chart, line_chart
 from visionmtl.report.evidence import Confusion, Evidence, ImagePanels
-from visionmtl.run import Run, load
+from visionmtl.run import Run, load_recorded
 from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import to_cell
 
@@ -73,8 +74,10 @@ def write_report(
     results: by task, what its meter computed; pictures: uint8 [H, W, 3] RGB with their titles.
     evidence, confusions: what was collected on the way; facts: further lines of the head, by name.
     """
-    texts = {name: _text(run_dir / name) for name in ("config.yaml", "env.json")}
-    run = load(run_dir / "config.yaml") if texts["config.yaml"] else None
+    files = {name: run_dir / name for name in ("config.yaml", "env.json")}
+    texts = {name: read_text(file) if file.is_file() else "" for name, file in files.items()}
+    run = load_recorded(run_dir) if texts["config.yaml"] else None
+    machine = read_object(files["env.json"]) if texts["env.json"] else {}
     tasks = run.tasks if run else {}
     primary = {name: _primary(tasks[name.partition("@")[0]]) for name in results if name.partition("@")[0] in tasks}
     rows = read_rows(run_dir / "metrics.jsonl")
@@ -112,7 +115,7 @@ def write_report(
         path,
         "report.html.j2",
         name=run_dir.resolve().name,
-        facts=[*_facts(run, texts["env.json"], rows), *(facts or {}).items()],
+        facts=[*_facts(run, machine, rows), *(facts or {}).items()],
         missing=[name for name in (*texts, "metrics.jsonl") if not (run_dir / name).is_file()],
         shown=shown | ({"Pictures"} if named["images"] or named["pictures"] else set()),
         **named,
@@ -137,21 +140,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, [] without one; a last line cut off by a crash is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{path}:{number} is not JSON ({error}); every line holds one object; repair or delete that line"
-            ) from error
+            rows.append(parse_row(line, f"{path}:{number}"))
+        except ValueError:
+            if number < len(lines):
+                raise
     return rows
 
 
-def _facts(run: Run | None, environment: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+_ENVIRONMENT = {"gpus": list, "packages": dict}
+
+
+def _facts(run: Run | None, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """What the head of the page says of the run: name and value."""
     yield "written", f"{datetime.now():%Y-%m-%d %H:%M}"
     if run:
@@ -160,13 +163,13 @@ def _facts(run: Run | None, environment: str, rows: Sequence[Mapping[str, Any]])
         yield "trained on", ", ".join(name_all(run.data.train))
         yield "validated on", ", ".join(name_all(run.data.val))
         yield "input", "{} x {} px".format(*run.data.input_size)
-    if environment:
-        machine = json.loads(environment)
+    if machine:
+        check_object(machine, "env.json", {name: kind for name, kind in _ENVIRONMENT.items() if name in machine})
         gpus, versions = machine.get("gpus", []), machine.get("packages", {})
-        yield "device of the training", " + ".join(gpus) or f"CPU, {machine.get('cpu_cores', '?')} cores"
-        yield from ((name, versions[name]) for name in ("torch",) if name in versions)
+        yield "device of the training", " + ".join(map(str, gpus)) or f"CPU, {machine.get('cpu_cores', '?')} cores"
+        yield from ((name, str(versions[name])) for name in ("torch",) if name in versions)
         if machine.get("commit"):
-            yield "commit", machine["commit"][:12]
+            yield "commit", str(machine["commit"])[:12]
     last = rows[-1] if rows else {}
     for key in ("step", "epoch"):
         if isinstance(last.get(key), int):
@@ -183,7 +186,8 @@ def _summary(
     """The results in sentences."""
     for name, result in results.items():
         metric, direction = primary.get(name, ("abs_rel", "min"))
-        value = result.get(metric)
+        numbers = _numbers(result)
+        value = numbers.get(metric)
         if value is None:
             continue
         if name not in primary:
@@ -197,13 +201,13 @@ def _summary(
             f"{result.get('images', '?')} images."
         )
         if metric != "rmse_m" and isinstance(per_class := result.get("per_class"), Mapping):
-            known = {c: row[k] for c, row in per_class.items() for k in ("ap", "iou") if row.get(k) is not None}
+            known = {c: row[k] for c, row in per_class.items() for k in ("ap", "iou") if k in _numbers(row)}
             if len(known) > 1:
                 best, worst = max(known, key=lambda c: known[c]), min(known, key=lambda c: known[c])
                 yield f"{name} is best at {best} ({known[best]:.2f}) and worst at {worst} ({known[worst]:.2f})."
-        if result.get("delta1") is not None and result.get("abs_rel") is not None:
+        if {"delta1", "abs_rel"} <= numbers.keys():
             yield (
-                f"{name} is off by {result['abs_rel']:.1%} on average; {result['delta1']:.1%} are within 25 % of the "
+                f"{name} is off by {numbers['abs_rel']:.1%} on average; {numbers['delta1']:.1%} are within 25 % of the "
                 "truth."
             )
     for name, of in confusions.items():
@@ -249,13 +253,13 @@ def _card(task: str, result: Mapping[str, Any], primary: PrimaryMetrics) -> dict
     notes = [f"protocol {result['protocol']}"] if "protocol" in result else []
     notes += [f"{value:,} {name.replace('_', ' ')}" for name, value in numbers.items() if isinstance(value, int)]
     if result.get("absent"):
-        notes.append(f"classes without truth: {', '.join(result['absent'])}")
+        notes.append(f"classes without truth: {', '.join(map(str, result['absent']))}")
     if result.get("not_annotated"):
-        notes.append(f"classes that this data set does not annotate: {', '.join(result['not_annotated'])}")
+        notes.append(f"classes that this data set does not annotate: {', '.join(map(str, result['not_annotated']))}")
     return {
         "task": task,
         "metric": metric,
-        "value": result.get(metric),
+        "value": numbers.get(metric),
         "better": {"max": "higher is better", "min": "lower is better", "": ""}[direction],
         "others": {name: value for name, value in numbers.items() if name != metric and not isinstance(value, int)},
         "note": "; ".join(notes),
@@ -384,7 +388,3 @@ def data_uri(picture: NDArray[np.uint8]) -> str:
     written, webp = cv2.imencode(".webp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 82])
     assert written
     return f"data:image/webp;base64,{base64.b64encode(webp.tobytes()).decode('ascii')}"
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""

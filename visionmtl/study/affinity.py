@@ -6,7 +6,6 @@ steps have one length for all tasks, `STEP` of the shared weights' norm, so that
 kept checkpoints (`train.keep`) with their averaged weights, not in every n-th step of training.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visionmtl.config.text_files import read_object, shown
 from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
@@ -112,7 +112,17 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
 def read_affinity(folder: Path) -> dict[str, list[list[float]]]:
     """By key of the run (see `comparison.key_of`), the matrices measured so far."""
     file = folder / FILE
-    plain = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    plain = read_object(file) if file.is_file() else {}
+    for key, matrix in plain.items():
+        try:
+            sound = np.array(matrix, np.float64).ndim == 2  # null is NaN
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ValueError(
+                f"{file} holds {shown(matrix, 80)} under {shown(key, 80)}; a matrix of numbers is needed there; delete "
+                "the file to measure again"
+            )
     return {renewed_key(key): matrix for key, matrix in plain.items()}
 
 

@@ -15,6 +15,7 @@ from visionmtl.config import loader
 from visionmtl.config.loader import ConfigError
 from visionmtl.config.registry import Spec
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.config.text_files import check_object
 from visionmtl.datasets import Dataset, name_all
 from visionmtl.datasets.subset import Subset
 from visionmtl.metrics.base import Direction, declared
@@ -363,6 +364,7 @@ def renewed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A default that has changed since is kept as it was. Raises ConfigError where a setting is no longer known.
     """
+    check_object(settings, "a run of this comparison")
     return settings_of(config.restore(dict(settings), "a run of this comparison"))
 
 
@@ -370,5 +372,5 @@ def renewed_key(key: str) -> str:
     """The same for what `key_of` wrote; a key that can no longer be read stays as it is, and fits no run."""
     try:
         return json.dumps(renewed(json.loads(key)), sort_keys=True)
-    except ConfigError:
+    except (ValueError, RecursionError):  # of JSON or of settings
         return key

@@ -1,6 +1,5 @@
 """What a step of each run costs, timed in turns with one of them in the same process; parameters and arithmetic."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from visionmtl.benchmark.measure import Timing, alternate, count_flops, median, ratio
+from visionmtl.config.text_files import check_object, read_object
 from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
@@ -35,11 +35,22 @@ class Cost:
     gflop: float  # of the network's forward pass on one image, a multiply-add as two
 
 
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "key": str, "baseline": str, "baseline_ms": (int, float), "ratio": (int, float), "num_parameters": int,
+    "gflop": (int, float),
+}  # fmt: skip
+
+
 def read_costs(folder: Path) -> dict[str, Cost]:
     """By variant; those measured so far."""
     file = folder / FILE
-    plain = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {name: Cost(**{**cost, "key": renewed_key(cost["key"])}) for name, cost in plain.items()}
+    plain = read_object(file) if file.is_file() else {}
+    for name, cost in plain.items():
+        check_object(cost, f"{file}: {name}", _FIELDS)
+    return {
+        name: Cost(**{**{field: cost[field] for field in _FIELDS}, "key": renewed_key(cost["key"])})
+        for name, cost in plain.items()
+    }
 
 
 def step_ms(costs: Mapping[str, Cost]) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """Runs that lie in a folder already, however they were trained, read as a comparison."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from visionmtl import run as config
+from visionmtl.config.text_files import read_object
+from visionmtl.engine.evaluator import read_results
 from visionmtl.metrics.base import Direction
 from visionmtl.run import Run
 from visionmtl.study.comparison import Comparison, PlannedRuns, RunEntry, Variant, key_of, settings_of
@@ -61,7 +62,7 @@ def _runs(folder: Path) -> Iterator[tuple[Path, Run, Path]]:
     for file in sorted(folder.rglob("config.yaml")):
         evaluations = sorted((file.parent / "eval").glob("step-*.json"))
         if evaluations:
-            yield file.parent, config.load(file), evaluations[-1]
+            yield file.parent, config.load_recorded(file.parent), evaluations[-1]
 
 
 def _check_same_data(found: Sequence[tuple[Path, Run, Path]]) -> None:
@@ -102,6 +103,5 @@ def _references(variants: dict[str, Variant]) -> dict[tuple[str, float | None], 
 
 
 def _result(run: Run, file: Path) -> Result:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    results = content["results"]
-    return Result(settings_of(run), None, content["header"]["step"], {}, results, (), 0, 0.0, 0.0)
+    step = read_object(file, {"header.step": int})["header"]["step"]
+    return Result(settings_of(run), None, step, {}, read_results(file), (), 0, 0.0, 0.0)

@@ -15,8 +15,10 @@ import torch
 
 from visionmtl import api
 from visionmtl.config.loader import ConfigError
+from visionmtl.config.text_files import check_object, read_object
 from visionmtl.datasets import Dataset
 from visionmtl.engine import checkpoint
+from visionmtl.engine.evaluator import read_results
 from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.io.atomic import write_json
 from visionmtl.metrics.base import Results
@@ -52,14 +54,23 @@ class Result:
         write_json(folder / RESULT, vars(self))
 
 
+_RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "settings": dict, "diverged": (str, type(None)), "step": int, "held_out": dict, "test": (dict, type(None)),
+    "test_sets": list, "num_parameters": int, "peak_memory_mb": (int, float), "train_s": (int, float),
+}  # fmt: skip
+
+
 def load_result(folder: Path) -> Result | None:
     """The result of a finished run; None where there is none. Raises ValueError for a file of another kind."""
     file = folder / RESULT
     if not file.is_file():
         return None
     try:
-        return Result(**json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
+        content = read_object(file, _RESULT_FIELDS)
+        for name, of_task in (content["held_out"] | (content["test"] or {})).items():
+            check_object(of_task, f"{file}: results of {name}")
+        return Result(**content)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{file} holds no result of a run ({error}); this version wrote it or it is not read; delete the folder "
             "to train the run again"
@@ -69,7 +80,7 @@ def load_result(folder: Path) -> Result | None:
 def begun_settings(folder: Path) -> Mapping[str, Any] | None:
     """The settings (see `settings_of`) of the run that began in a folder; None: none did."""
     file = folder / BEGUN
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_object(file) if file.is_file() else None
 
 
 def differences(stored: Mapping[str, Any], run: Run) -> list[str]:
@@ -136,7 +147,7 @@ def _train_and_evaluate(run: Run, folder: Path, test: Sequence[Dataset] | None, 
             return
     best = checkpoint.find(folder)
     step = checkpoint.load(best)["step"]
-    held_out = json.loads(checkpoint.results_file(folder, step).read_text(encoding="utf-8"))["results"]
+    held_out = read_results(checkpoint.results_file(folder, step))
     tested = None
     if test is not None:
         tested = api.evaluate(best, f"data.val={json.dumps(test_sets)}", device=device)

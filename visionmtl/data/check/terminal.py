@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from visionmtl.config.text_files import printable
 from visionmtl.data.check.rules import SEVERITIES, Finding, Severity
 from visionmtl.data.check.tally import Numbers, charts, sentences
 
@@ -60,10 +61,10 @@ def print_result(console: Console, data_sets: Sequence[Numbers], findings: Seque
         console.print(f"\n{severity}: {rule}, {role} {data_set}{count}", style=_COLOURS[severity])
         shown = _SHOWN[severity]
         for finding in group[:shown]:
-            console.print(f"  {finding.text}", soft_wrap=True)
+            console.print(f"  {printable(finding.text)}", soft_wrap=True)
         if places := [finding.place for finding in group[shown:]]:
             more = f" and {len(places) - _MORE_FILES} more" if len(places) > _MORE_FILES else ""
-            console.print(f"  also {', '.join(places[:_MORE_FILES])}{more}", soft_wrap=True)
+            console.print(f"  also {printable(', '.join(places[:_MORE_FILES]))}{more}", soft_wrap=True)
     if any(numbers["asked"] < (numbers["images"] or 0) for numbers in data_sets):
         console.print("\nonly some images were read; what is absent, or twice, can be told of these alone")
     train, val = (sum(n["read"] for n in data_sets if n["role"] == role) for role in ("train", "val"))
@@ -77,7 +78,7 @@ def _print_data_set(console: Console, numbers: Numbers) -> None:
         console.print("  could not be opened, see below")
         return
     for line in sentences(numbers):
-        console.print(f"  {line}", soft_wrap=True)
+        console.print(f"  {printable(line)}", soft_wrap=True)
     for chart in charts(numbers, _MAX_CLASSES):
         table = Table(chart.title, *chart.columns, "share", "", box=None, padding=(0, 0, 0, 2))
         for column in table.columns[1:-1]:
@@ -85,5 +86,6 @@ def _print_data_set(console: Console, numbers: Numbers) -> None:
         longest = max((row["share"] for row in chart.rows), default=0) or 1
         for row in chart.rows:
             counts = ["" if row[column] is None else f"{row[column]:,}" for column in chart.columns]
-            table.add_row(row["name"], *counts, f"{row['share']:.2%}", "|" + "#" * round(row["share"] / longest * _BAR))
+            bar = "|" + "#" * round(row["share"] / longest * _BAR)
+            table.add_row(printable(row["name"]), *counts, f"{row['share']:.2%}", bar)
         console.print(table)

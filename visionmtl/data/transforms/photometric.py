@@ -1,7 +1,6 @@
 """People's own albumentations pipelines: read from a file as plain data, held to transforms that move no pixel."""
 
 import functools
-import json
 import os
 import random
 import warnings
@@ -11,10 +10,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from visionmtl.config.registry import did_you_mean
+from visionmtl.config.text_files import MAX_YAML_BYTES, read_object, read_text, read_yaml, shown
 
 _PROBE_PX = 64
 
@@ -66,11 +65,10 @@ def _read(file: Path) -> dict[str, Any]:
     how = "allowed is a file that albumentations' A.save(pipeline, file, data_format='yaml') wrote"
     if not file.is_file():
         raise ValueError(f"augment.pipeline {file} does not exist; {how}; correct the path")
-    text = file.read_text(encoding="utf-8")
     try:
-        # YAML would read JSON's 1e-05 as a word
-        content = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        is_json = read_text(file, max_bytes=MAX_YAML_BYTES).lstrip().startswith("{")
+        content = read_object(file) if is_json else read_yaml(file)[0]
+    except ValueError as error:
         raise ValueError(f"augment.pipeline {file} is neither JSON nor YAML ({error}); {how}; save it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("transform"), dict):
         raise ValueError(f"augment.pipeline {file} holds no `transform`; {how}; save it again")
@@ -81,11 +79,17 @@ def _names(node: Any, file: Path) -> Iterator[str]:
     """The class names of a saved transform and of those inside it."""
     if not isinstance(node, dict) or not isinstance(node.get("__class_fullname__"), str):
         raise ValueError(
-            f"augment.pipeline {file} has an entry without a transform's name: {node!r}; each needs "
+            f"augment.pipeline {file} has an entry without a transform's name: {shown(node, 80)}; each needs "
             "`__class_fullname__`; save the pipeline again"
         )
     yield node["__class_fullname__"]
-    for inner in node.get("transforms", ()):
+    inside = node.get("transforms", [])
+    if not isinstance(inside, list):
+        raise ValueError(
+            f"augment.pipeline {file} has `transforms` {shown(inside, 80)}; a list of transforms is needed; save the "
+            "pipeline again"
+        )
+    for inner in inside:
         yield from _names(inner, file)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from visionmtl.export.base import Format, Runner, no_description
+from visionmtl.export.base import Format, Runner, no_description, parse_description
 from visionmtl.export.formats.torch_export import output_names, torch_runner
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_path
@@ -29,9 +29,8 @@ class AOTInductor(Format):
         metadata = torch._inductor.aoti_load_package(str(path)).get_metadata()
         if KEY not in metadata:
             raise no_description(path)
-        description: Description = json.loads(metadata[KEY])
-        return description
+        return parse_description(metadata[KEY], path)
 
     def open(self, path: Path, threads: int | None) -> Runner:
         model = torch._inductor.aoti_load_package(str(path))
-        return torch_runner(model, output_names(json.loads(model.get_metadata()[KEY])), threads)
+        return torch_runner(model, output_names(parse_description(model.get_metadata()[KEY], path)), threads)

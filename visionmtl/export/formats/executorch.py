@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from numpy.typing import NDArray
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
 from visionmtl.export.formats.torch_export import output_names
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
@@ -43,8 +43,7 @@ class ExecuTorch(Format):
         program = _program(path)
         if KEY not in program.method_names:
             raise no_description(path)
-        description: Description = json.loads(program.load_method(KEY).execute([])[0])
-        return description
+        return parse_description(program.load_method(KEY).execute([])[0], path)
 
     def open(self, path: Path, threads: int | None) -> Runner:
         if threads is not None:

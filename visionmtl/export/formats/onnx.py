@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
 from visionmtl.modeling.weights import quiet_logger
@@ -57,8 +57,7 @@ class Onnx(Format):
         metadata = _session(onnxruntime, path, 1).get_modelmeta().custom_metadata_map
         if KEY not in metadata:
             raise no_description(path)
-        description: Description = json.loads(metadata[KEY])
-        return description
+        return parse_description(metadata[KEY], path)
 
     def open(self, path: Path, threads: int | None) -> Runner:
         import onnxruntime

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
 from visionmtl.export.formats.onnx import KEY, Onnx
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_path
@@ -45,8 +45,7 @@ class OpenVINO(Format):
         model = openvino.Core().read_model(str(path))
         if not model.has_rt_info([KEY]):
             raise no_description(path)
-        description: Description = json.loads(model.get_rt_info([KEY]).astype(str))
-        return description
+        return parse_description(model.get_rt_info([KEY]).astype(str), path)
 
     def open(self, path: Path, threads: int | None) -> Runner:
         import openvino

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from numpy.typing import NDArray
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
 
@@ -30,13 +30,12 @@ class TorchExport(Format):
         torch.export.load(str(path), extra_files=files)
         if not files[DESCRIPTION]:
             raise no_description(path)
-        description: Description = json.loads(files[DESCRIPTION])
-        return description
+        return parse_description(files[DESCRIPTION], path)
 
     def open(self, path: Path, threads: int | None) -> Runner:
         files = {DESCRIPTION: ""}
         module = torch.export.load(str(path), extra_files=files).module()
-        return torch_runner(module, output_names(json.loads(files[DESCRIPTION])), threads)
+        return torch_runner(module, output_names(parse_description(files[DESCRIPTION], path)), threads)
 
 
 def output_names(description: Description) -> list[str]:

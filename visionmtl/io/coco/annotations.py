@@ -5,7 +5,6 @@ flat arrays that every worker shares: a Python object per image or annotation wo
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from visionmtl.config.text_files import read_json, shown
 from visionmtl.io.index import Arrays, cached
+from visionmtl.io.objects import MAX_COORDINATE
 from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
-from visionmtl.structures import MAX_CLASSES, Boxes
+from visionmtl.structures import MAX_CLASSES, Boxes, has_controls
 
 Entry = dict[str, Any]
 
@@ -32,7 +33,6 @@ _DROPPED = (
 _NUM_UNUSABLE = 2  # reasons, from the first, that also hold for scoring; boxes of the others are official truth, if odd
 OTHER_KIND = len(_DROPPED)
 """The reason of what is no box of interest; it is left out without a note."""
-_MAX_COORDINATE = 1e5  # polygons are rasterised point by point: one at 1e9 would fill the memory
 
 
 class AnnotationIndex:
@@ -254,8 +254,9 @@ class Annotations:
             )
         ids = ids_of(file, "categories", categories, "id", unique=True)
         for number, entry in enumerate(categories):
-            if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
-                raise bad(file, "categories", number, categories, "a text as name")
+            name = entry.get("name")
+            if not isinstance(name, str) or not is_unicode(name) or has_controls(name):
+                raise bad(file, "categories", number, categories, "a text as name, without control characters")
         names = [entry["name"] for entry in categories]
         _check_once(file, "categories", categories, "name", names)
         by_id = sorted(zip(ids, names, strict=True), key=lambda category: id_order(category[0]))
@@ -444,26 +445,6 @@ def existing(file: Path) -> Path:
     return file
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds, in UTF-8, -16 or -32, with or without a byte order mark."""
-    try:
-        content = file.read_bytes()
-        return json.loads(content)
-    # ValueError: no UTF-8, no JSON, or a number of thousands of digits; RecursionError: brackets in brackets
-    except (OSError, ValueError, RecursionError) as error:
-        start = b"" if isinstance(error, OSError) else content[:200].lstrip(b"\xef\xbb\xbf \r\n\t")
-        other = ""
-        if start.startswith(b"<"):
-            other = "XML, such as Pascal VOC's"
-        elif file.suffix.lower() in (".csv", ".tsv", ".txt", ".xml", ".yaml", ".yml"):
-            other = f"a {file.suffix} file that begins with {start[:40].decode(errors='replace')!r}"
-        if other:
-            raise ValueError(f"{file} is {other}; JSON is needed; convert it, or name another file") from error
-        raise ValueError(
-            f"{file} is no complete JSON: {error}; it may have been cut short; download or write it again"
-        ) from error
-
-
 def read_lists(file: Path, keys: Sequence[str]) -> dict[str, list[Entry]]:
     """The lists under these keys, all of whose entries are objects."""
     content = read_json(file)
@@ -555,9 +536,7 @@ def _check_once(file: Path, what: str, entries: Sequence[Entry], key: str, value
 
 def bad(file: Path, what: str, number: int, entries: Sequence[Any], needed: str) -> ValueError:
     """The error for entry `number` of the list `what`; of a file that is one list, `what` is "entry"."""
-    text = json.dumps(entries[number])
-    shown = text if len(text) <= 200 else f"{text[:200]} ..."
-    return ValueError(f"{file}: {what}[{number}] is {shown}; it needs {needed}; correct or remove it")
+    return ValueError(f"{file}: {what}[{number}] is {shown(entries[number])}; it needs {needed}; correct or remove it")
 
 
 def encode(file: Path, what: str, number: int, entries: Sequence[Entry], size: list[int]) -> bytes:
@@ -609,4 +588,4 @@ def _covers(code: bytes, pixels: int) -> bool:
 
 def _is_polygon(part: object) -> bool:
     # False for NaN
-    return isinstance(part, list) and all(type(x) in (int, float) and abs(x) < _MAX_COORDINATE for x in part)
+    return isinstance(part, list) and all(type(x) in (int, float) and abs(x) < MAX_COORDINATE for x in part)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.config.text_files import read_json
 from visionmtl.io.atomic import plain_json
-from visionmtl.io.coco.annotations import bad, check_objects, ids_of, is_number, read_json
+from visionmtl.io.coco.annotations import bad, check_objects, ids_of, is_number
 from visionmtl.structures import Detections, LabelSpace
 
 Row = dict[str, Any]
