@@ -155,7 +155,7 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as error:
-        print(f"error: {error or 'interrupted'}", file=sys.stderr)
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     # FloatingPointError: the losses of a run are not finite
     except (ValueError, OSError, FloatingPointError) as error:
