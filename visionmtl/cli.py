@@ -165,7 +165,7 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as error:
-        print(f"error: {error or 'interrupted'}", file=sys.stderr)
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     # FloatingPointError: the losses of a run are not finite; MemoryError: see `engine.memory_errors`
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
