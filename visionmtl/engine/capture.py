@@ -1,14 +1,12 @@
 """The first step that is not finite, written to a file before the run ends, for `engine.replay` to look at."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +18,8 @@ from visionmtl.ops.ranks import Counts
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 
-if TYPE_CHECKING:
-    from visionmtl.engine.trainer import StepOutput, Trainer
+Trainer = Any
+"""A `trainer.Trainer`; that module imports this one."""
 
 FORMAT = 1
 KIND = "captured step"
@@ -41,11 +39,12 @@ def state_before(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_step(
-    trainer: Trainer, before: Mapping[str, Any], batches: Sequence[Batch], totals: Counts, output: StepOutput
+    trainer: Trainer, before: Mapping[str, Any], batches: Sequence[Batch], totals: Counts, output: Any
 ) -> None:
     """Write the step that was just done where it was not finite, and raise NotFinite. Waits for the device.
 
-    before: see `state_before`; batches, totals: what the step computed on, and what its losses were divided by
+    before: see `state_before`; batches, totals: what the step computed on, and what its losses were divided by;
+    output: what `train_step` returns
     """
     tally = trainer.finite.read()
     counted = tally.for_loss if trainer.finite.fp16 else tally.skipped  # a scale too large is no fault

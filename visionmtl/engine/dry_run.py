@@ -1,13 +1,11 @@
 """What `--dry-run` measures: the largest batches that training and evaluation may meet, and what a whole run takes."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +16,8 @@ from visionmtl.engine.evaluator import evaluate
 from visionmtl.engine.logging import peak_memory_mb
 from visionmtl.structures import Batch
 
-if TYPE_CHECKING:
-    from visionmtl.engine.trainer import Trainer
+Trainer = Any
+"""A `trainer.Trainer`; that module imports this one."""
 
 STEPS = 2
 """Of each kind: the first makes graphs, moments and buffers, the last is timed."""
