@@ -458,13 +458,14 @@ def bad_image(project: Project) -> str:
 
 
 FILLER = """
-import sys
+import sys, time
 with open(sys.argv[1], "wb", buffering=0) as file:
     while True:
         try:
             file.write(b"0" * 65536)
         except OSError:
             print(flush=True)
+            time.sleep(0.001)
 """
 
 
