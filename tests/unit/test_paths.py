@@ -113,6 +113,6 @@ def test_no_name_leads_out_of_the_root_and_links_below_it_may(tmp_path, name):
     (tmp_path / "a").write_text("secret")
     (tmp_path / "root" / "linked").symlink_to(tmp_path)
     files = Files(tmp_path / "root")
-    with pytest.raises(ValueError, match="leads out of .*root; files of a data set have relative names"):
+    with pytest.raises(ValueError, match=r"leads out of .*root; files of a data set have relative names"):
         files.present([name])
     assert files.present(["linked/a"]).all()

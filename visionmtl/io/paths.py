@@ -109,7 +109,7 @@ class Files:
             )
 
     def _find(self, name: str) -> str | None:
-        """The name as on disk; None where there is no such file. Raises ValueError for one that leads out of the root."""
+        """The name as on disk; None where there is none. Raises ValueError for one that leads out of the root."""
         if leads_out(name):
             raise ValueError(
                 f"{name!r} leads out of {self.root}; files of a data set have relative names without '..'; correct the "
