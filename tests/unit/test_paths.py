@@ -105,3 +105,14 @@ def test_links_to_files_are_regular_and_a_missing_file_is_the_callers_to_tell(tm
     assert regular_file(tmp_path / "b") == tmp_path / "b"
     with pytest.raises(FileNotFoundError):
         regular_file(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["../a", "b/../../a", "/etc/passwd", "b/..", "a\0b"])
+def test_no_name_leads_out_of_the_root_and_links_below_it_may(tmp_path, name):
+    (tmp_path / "root" / "b").mkdir(parents=True)
+    (tmp_path / "a").write_text("secret")
+    (tmp_path / "root" / "linked").symlink_to(tmp_path)
+    files = Files(tmp_path / "root")
+    with pytest.raises(ValueError, match=r"leads out of .*root; files of a data set have relative names"):
+        files.present([name])
+    assert files.present(["linked/a"]).all()

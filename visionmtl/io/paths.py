@@ -84,7 +84,12 @@ class Files:
             )
 
     def _find(self, name: str) -> str | None:
-        """The name as on disk; None where there is no such file."""
+        """The name as on disk; None where there is none. Raises ValueError for one that leads out of the root."""
+        if leads_out(name):
+            raise ValueError(
+                f"{name!r} leads out of {self.root}; files of a data set have relative names without '..'; correct the "
+                "name where it is written"
+            )
         folder, slash, last = name.rpartition("/")
         if folder not in self._listings:
             real_folder = self._find(folder) if folder else ""
@@ -203,6 +208,14 @@ def any_case(pattern: str) -> str:
     if not ending.isalnum():
         return pattern
     return start + dot + "".join(f"[{sign.lower()}{sign.upper()}]" if sign.isalpha() else sign for sign in ending)
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name from a file is absolute or has `..`: it could mean any file of the machine.
+
+    Links below the root may lead anywhere: whoever made the folder put them there. See docs/decisions.md.
+    """
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name
 
 
 def stays_inside(name: str) -> bool:
