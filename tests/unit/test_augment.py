@@ -312,9 +312,9 @@ def test_what_is_off_draws_no_number():
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(ValueError, match="whole is 0.5, but zoom is"):
+    with pytest.raises(ValueError, match=r"whole is 0\.5, but zoom is"):
         Augment(whole=0.5)
     with pytest.raises(ValueError, match="no view is a crop"):
         Augment(zoom=(0.5, 1), max_class_share=0.75)
-    with pytest.raises(ValueError, match="0 < low <= high; write e.g. sigma_px"):
+    with pytest.raises(ValueError, match=r"0 < low <= high; write e\.g\. sigma_px"):
         Blur(probability=0.5, sigma_px=(2, 1))

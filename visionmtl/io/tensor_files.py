@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def write_archive(path: Path, content: Any, previous: Path | None = None) -> Non
     with atomic_write(path, previous, num_bytes) as file:
         hashing = _Hashing(file)
         try:
-            torch.save(content, hashing)
+            torch.save(content, cast(IO[bytes], hashing))
         except RuntimeError:  # of torch's writer, which ends an archive that could not be written
             if hashing.error is None:
                 raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ SHOWN = ("miou", "pixel_accuracy", "abs_rel", "rmse_m", "log10", "delta1")
 def with_definitions(meter: Meter) -> Meter:
     """The meter, with `definitions` in its results where there are several: by name, metrics under other rules."""
     if isinstance(meter, SegmentationMeter):
-        return Definitions(meter, _SegmentationDefinitions(meter))
-    if isinstance(meter, DepthMeter):
+        definitions = Definitions(meter, _SegmentationDefinitions(meter))
+    elif isinstance(meter, DepthMeter):
         limits = meter.min_m, meter.max_m
-        return Definitions(
+        definitions = Definitions(
             meter,
             *(
                 _DepthDefinition(limits, scope, cropped, align)
@@ -31,7 +31,9 @@ def with_definitions(meter: Meter) -> Meter:
                 for align in ("none", "median")
             ),
         )
-    return meter
+    else:
+        return meter
+    return cast(Meter, definitions)  # `metrics` depends on the meter, so it is no class variable
 
 
 class Definitions:
@@ -40,7 +42,7 @@ class Definitions:
     def __init__(self, own: Meter, *others: Any) -> None:
         self.own, self.others = own, others
         definitions = {f"definitions/*/{name}": better for name, better in own.metrics.items() if name in SHOWN}
-        self.metrics: Mapping[str, Direction | None] = {**own.metrics, **definitions}  # type: ignore[misc]
+        self.metrics: Mapping[str, Direction | None] = {**own.metrics, **definitions}
 
     def update(self, prediction: Any, sample: Sample) -> None:
         """Count one image."""

@@ -133,8 +133,8 @@ class Augment(Spec):
     ) -> Sample:
         """The view that `draw` chose, of an image that may be reduced by the divisor that `CropResize.cut` allows.
 
-        enlarged: `size` as a multiple of the size that depth is relative to. Draws numbers for the settings that are on:
-        pipeline, blur, max_class_share, rotate_deg and place.
+        enlarged: `size` as a multiple of the size that depth is relative to. Draws numbers for the settings that are
+        on: pipeline, blur, max_class_share, rotate_deg and place.
         """
         # cv2 rather than albumentations: crop, then resize, touches only the pixels that are kept, and each map
         # gets its own interpolation and dtype in one line
@@ -144,7 +144,7 @@ class Augment(Spec):
             view = replace(view, image=repaint(view.image, self.pipeline, rng))
         if self.blur and rng.random() < self.blur.probability:
             blurred = cv2.GaussianBlur(view.image, (0, 0), rng.uniform(*self.blur.sigma_px))
-            view = replace(view, image=blurred.reshape(view.image.shape))
+            view = replace(view, image=np.asarray(blurred, np.uint8).reshape(view.image.shape))
         if self.rotate_deg:
             view = self._rotated(view, rng.uniform(-self.rotate_deg, self.rotate_deg))
         return _placed(view, size, rng) if self.place == "random" else view
