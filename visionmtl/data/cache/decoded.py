@@ -85,7 +85,7 @@ class CachedReader:
                 self.reader, frozenset(_text(self.packed.extra["fields"])), self.packed.sizes[:, 2].tolist()
             )
             block = np.frombuffer(to_block(work[index][0]), np.uint8)
-            if zlib.crc32(memoryview(block)) != self.packed.checksum(index):  # the data set is another one now
+            if zlib.crc32(block.data) != self.packed.checksum(index):  # the data set is another one now
                 raise
             warnings.warn(
                 f"{error}: until then the sample is read from {self.file(index) or 'its source'}", stacklevel=2
