@@ -30,7 +30,7 @@ from visionmtl.engine.trainer import train
 SERIES = {"main": 60, "write": 50, "worker": 30, "group": 40, "rank": 20}
 """Kills of: the training process; the same in a checkpoint write; a loader worker; all processes at once; one of two
 ranks under torchrun's agent."""
-HANGS_S = 120.0
+HANGS_S = 300.0
 LIVELY: dict[str, Any] = {  # everything that has a state or draws random numbers
     "model": {"encoder": {"drop_path": 0.3}},
     "balance": {"type": "uncertainty"},
@@ -268,7 +268,8 @@ class Harness:
         def attempt(folder: Path) -> bool:
             child = self.child(lambda: start_ranks(folder, self.files, count), folder.name)
             while self.kills["rank"] < count:
-                if child.wait(self.random.uniform(0.3, 4)) is not None:
+                self.let_run(child, folder)
+                if child.code is not None:
                     break
                 if ranks := [pid for pid, parent in child.members().items() if parent == child.pid]:
                     os.kill(self.random.choice(ranks), signal.SIGKILL)
