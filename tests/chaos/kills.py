@@ -119,7 +119,7 @@ class Harness:
         self.files = FolderData(folder / "data")
         self.random = random.Random(seed)
         self.kills = dict.fromkeys(SERIES, 0)
-        self.resumes = self.trainings = self.starts = 0
+        self.resumes = self.from_checkpoint = self.trainings = self.starts = 0
         self.left_in_shm: set[str] = set()
         self.whole: dict[int, Path] = {}
 
@@ -154,6 +154,7 @@ class Harness:
         if wrong:
             raise Failed(f"{folder} differs from the undisturbed run in {wrong[:5]}")
         self.trainings += 1
+        self.from_checkpoint += (self.folder / f"{folder.name}.txt").read_text(errors="replace").count("resumed   at")
         shutil.rmtree(folder)
 
     def series(self, name: str, count: int, attempt: Callable[[Path], bool], ranks: int = 1) -> None:
@@ -312,7 +313,9 @@ def main(argv: list[str]) -> int:
         if failure
         else (f"all {harness.trainings} trainings ended as the undisturbed one bit for bit, each row once")
     )
-    print(f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} resumes; {verdict}; {left}")
+    print(
+        f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} further starts, {harness.from_checkpoint} from a checkpoint; {verdict}; {left}"
+    )
     return 1 if failure or harness.left_in_shm else 0
 
 
