@@ -314,7 +314,8 @@ def main(argv: list[str]) -> int:
         else (f"all {harness.trainings} trainings ended as the undisturbed one bit for bit, each row once")
     )
     print(
-        f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} further starts, {harness.from_checkpoint} from a checkpoint; {verdict}; {left}"
+        f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} further starts, "
+        f"{harness.from_checkpoint} from a checkpoint; {verdict}; {left}"
     )
     return 1 if failure or harness.left_in_shm else 0
 
