@@ -30,7 +30,7 @@ from visionmtl.engine.trainer import train
 SERIES = {"main": 60, "write": 50, "worker": 30, "group": 40, "rank": 20}
 """Kills of: the training process; the same in a checkpoint write; a loader worker; all processes at once; one of two
 ranks under torchrun's agent."""
-HANGS_S = 120.0
+HANGS_S = 300.0
 LIVELY: dict[str, Any] = {  # everything that has a state or draws random numbers
     "model": {"encoder": {"drop_path": 0.3}},
     "balance": {"type": "uncertainty"},
@@ -119,7 +119,7 @@ class Harness:
         self.files = FolderData(folder / "data")
         self.random = random.Random(seed)
         self.kills = dict.fromkeys(SERIES, 0)
-        self.resumes = self.trainings = self.starts = 0
+        self.resumes = self.from_checkpoint = self.trainings = self.starts = 0
         self.left_in_shm: set[str] = set()
         self.whole: dict[int, Path] = {}
 
@@ -154,6 +154,7 @@ class Harness:
         if wrong:
             raise Failed(f"{folder} differs from the undisturbed run in {wrong[:5]}")
         self.trainings += 1
+        self.from_checkpoint += (self.folder / f"{folder.name}.txt").read_text(errors="replace").count("resumed   at")
         shutil.rmtree(folder)
 
     def series(self, name: str, count: int, attempt: Callable[[Path], bool], ranks: int = 1) -> None:
@@ -180,11 +181,21 @@ class Harness:
             f"{name}: ended with {child.code} without being killed, after {self.kills[name]}\n{child.tail(40)}"
         )
 
+    def let_run(self, child: Child, folder: Path) -> None:
+        """A third of the times a random time from the start on, else also some steps, so that trainings get on."""
+        rows = folder / "metrics.jsonl"
+        known = rows.stat().st_size if rows.exists() else 0
+        if self.random.random() < 2 / 3:
+            wanted = known + 500 * self.random.randint(1, 12)  # a row has 400 to 600 bytes
+            while (rows.stat().st_size if rows.exists() else 0) < wanted and child.wait(0.01) is None:
+                pass
+        child.wait(self.random.uniform(0, 1.5))
+
     def main(self, count: int) -> None:
         def attempt(folder: Path) -> bool:
             child = self.child(lambda: start(folder, self.files), folder.name)
             if self.kills["main"] < count:
-                child.wait(self.random.uniform(0, 2.5))
+                self.let_run(child, folder)
             if self.kills["main"] >= count or child.code is not None:
                 return self.ended(child, "main", count)
             os.kill(child.pid, signal.SIGKILL)
@@ -225,7 +236,7 @@ class Harness:
             while killing and not child.loader_workers() and child.wait(0.01) is None:
                 pass
             if killing:
-                child.wait(self.random.uniform(0, 1.5))
+                self.let_run(child, folder)
             if not killing or child.code is not None:
                 return self.ended(child, name, count)
             members, workers = child.members(), child.loader_workers()
@@ -258,7 +269,8 @@ class Harness:
         def attempt(folder: Path) -> bool:
             child = self.child(lambda: start_ranks(folder, self.files, count), folder.name)
             while self.kills["rank"] < count:
-                if child.wait(self.random.uniform(0.3, 4)) is not None:
+                self.let_run(child, folder)
+                if child.code is not None:
                     break
                 if ranks := [pid for pid, parent in child.members().items() if parent == child.pid]:
                     os.kill(self.random.choice(ranks), signal.SIGKILL)
@@ -301,7 +313,10 @@ def main(argv: list[str]) -> int:
         if failure
         else (f"all {harness.trainings} trainings ended as the undisturbed one bit for bit, each row once")
     )
-    print(f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} resumes; {verdict}; {left}")
+    print(
+        f"kills: {sum(harness.kills.values())} by SIGKILL ({of_each}), {harness.resumes} further starts, "
+        f"{harness.from_checkpoint} from a checkpoint; {verdict}; {left}"
+    )
     return 1 if failure or harness.left_in_shm else 0
 
 
