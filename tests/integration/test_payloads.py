@@ -95,7 +95,11 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 def test_a_pickle_with_a_payload_runs_nothing(tmp_path: Path, door: str, wrapping: str):
     target, path = tmp_path / "touched", tmp_path / "last.pt"
     whole = {**scene_run.checkpoint_content(1), "format": 1, "net": {"a": torch.zeros(1)}}
-    for value in (Payload(target), {**whole, "curriculum": Payload(target)}, {"a": torch.zeros(1), "b": Payload(target)}):
+    for value in (
+        Payload(target),
+        {**whole, "curriculum": Payload(target)},
+        {"a": torch.zeros(1), "b": Payload(target)},
+    ):
         path.write_bytes(WRAPPINGS[wrapping](value))
         with pytest.raises(ValueError, match=r"last\.pt|no checkpoint in") as error:
             DOORS[door](path)

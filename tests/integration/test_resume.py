@@ -166,7 +166,9 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_
     for copy in folder.glob("step-*.pt"):
         copy.unlink()
     run = settings(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"last\.pt is damaged .*SHA-256 differs.*; use .*last\.pt\.previous beside it"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt is damaged .*SHA-256 differs.*; use .*last\.pt\.previous beside it"
+    ):
         train(run, TrainOptions(resume=str(folder / "last.pt")))
     capsys.readouterr()
 
@@ -174,7 +176,9 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_
 
     for said in (capsys.readouterr().out, (tmp_path / "run" / "train.log").read_text()):
         said = said.replace("\n", " ")
-        assert re.search(r"WARNING +\S+last\.pt is damaged .* THE RUN GOES ON FROM \S+last\.pt\.previous, .*at step 3", said)
+        assert re.search(
+            r"WARNING +\S+last\.pt is damaged .* THE RUN GOES ON FROM \S+last\.pt\.previous, .*at step 3", said
+        )
         assert "steps 4 to 6 are trained again" in said and "last.pt is called last.pt.damaged now" in said
         assert "step-0000006.json is removed" in said
     assert scene_run.differences(scene_run.last_state(tmp_path / "run"), scene_run.last_state(whole)) == []

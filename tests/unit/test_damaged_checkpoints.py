@@ -217,12 +217,16 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path):
     bad = content(8)
     bad["net"]["conv.weight"][3:5] = torch.tensor([torch.nan, torch.inf])
     bad["optimizer"]["state"][0]["exp_avg"][0] = -torch.inf
-    with pytest.raises(NotFinite, match=r"net/conv.weight \(2\), optimizer/.*exp_avg \(1\); .* there is no last.pt yet"):
+    with pytest.raises(
+        NotFinite, match=r"net/conv.weight \(2\), optimizer/.*exp_avg \(1\); .* there is no last.pt yet"
+    ):
         checkpoint.save(path, bad)
     assert list(tmp_path.iterdir()) == []
 
     checkpoint.save(path, content(7))
-    with pytest.raises(NotFinite, match=r"at step 8 3 numbers .*last\.pt still is that of step 7; .*--resume and a low"):
+    with pytest.raises(
+        NotFinite, match=r"at step 8 3 numbers .*last\.pt still is that of step 7; .*--resume and a low"
+    ):
         checkpoint.save(path, bad)
     with pytest.raises(NotFinite, match=r"ema/module/a \(1\)"):
         checkpoint.save(path, content(8, ema={"module": {"a": torch.tensor([torch.nan])}, "updates": 1}))
@@ -263,7 +267,9 @@ def test_no_room_leaves_the_old_ones_whole_and_nothing_half(tmp_path: Path, limi
     folder = tmp_path / "checkpoints"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
-    said = r"last\.pt cannot be written: File too large after [\d,]+ bytes; the one that was there before is whole; about "
+    said = (
+        r"last\.pt cannot be written: File too large after [\d,]+ bytes; the one that was there before is whole; about "
+    )
     with largest_file(limit), pytest.raises(DiskFull, match=said + r"24,004 bytes are needed, .*; make room"):
         checkpoint.save_step(tmp_path, content(3), keep=1)
 
@@ -282,7 +288,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_old_ones_whole(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, call, full)
-        with pytest.raises(DiskFull, match=r"last\.pt cannot be written: No space left on device after 2\d,\d{3} bytes"):
+        with pytest.raises(
+            DiskFull, match=r"last\.pt cannot be written: No space left on device after 2\d,\d{3} bytes"
+        ):
             checkpoint.save(tmp_path / "last.pt", content(3))
 
     assert {file.name for file in tmp_path.iterdir()} <= {"last.pt", "last.pt.previous"}

@@ -739,9 +739,7 @@ class Trainer:
             **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
 
-    def load_checkpoint(
-        self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None
-    ) -> Results | None:
+    def load_checkpoint(self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None) -> Results | None:
         """Restore the run; returns the results at its step, None where that was not evaluated to the end.
 
         saved: what the file holds, where it has been read

@@ -14,8 +14,8 @@ from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_s
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision
 from visionmtl.inference.predictor import Predictor
-from visionmtl.io.tensor_files import has_settings
 from visionmtl.io.atomic import write_json, write_text
+from visionmtl.io.tensor_files import has_settings
 from visionmtl.metrics.distance import DistanceMeter
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
