@@ -170,7 +170,7 @@ def test_a_missing_last_one_is_gone_back_from_as_well(three_steps: Path):
 
 
 def test_where_none_is_whole_all_that_were_tried_are_named(three_steps: Path):
-    files = [file for file in three_steps.iterdir()]
+    files = list(three_steps.iterdir())
     for file in files:
         spoil(file)
     with pytest.raises(ValueError, match=r"^no checkpoint in .* can be read: .*; copy one .*--resume PATH") as error:
