@@ -229,8 +229,8 @@ def _read_weights(path: Path, advice: str) -> dict[str, Any]:
         tensors, settings = read_safetensors(path)
     except ValueError as error:
         raise Damaged(
-            f"{path} is damaged or no network of visionmtl ({error}); a file is needed that visionmtl export or "
-            f"publish wrote; {advice}"
+            f"{path} is damaged or no network of visionmtl ({error}); a file that visionmtl export or publish "
+            f"wrote is needed; {advice}"
         ) from error
     version = settings.get("visionmtl_format") if isinstance(settings, dict) else None
     if version != FORMAT:
