@@ -301,9 +301,8 @@ class Run(Spec):
         channels, augment = self.model.encoder.in_chans, self.data.augment
         if channels != 3 and (augment.colors or augment.pipeline):
             text = (
-                "changes colours of RGB (brightness, contrast, saturation, hue_turns, grey or pipeline), and images have "
-                f"{channels} "
-                "channels, whose colours nobody knows; set those to 0 and leave `pipeline` out"
+                "changes colours of RGB (brightness, contrast, saturation, hue_turns, grey or pipeline), and images "
+                f"have {channels} channels, whose colours nobody knows; set those to 0 and leave `pipeline` out"
             )
             raise _problem_at(("data", "augment"), text)
         curriculum = self.train.curriculum

@@ -272,8 +272,9 @@ def test_some_views_stay_whole():
     sample, augment = drawn(0), Augment(zoom=(2, 2), whole=0.5)
     zooms = [augment.draw(np.random.default_rng(seed)).zoom for seed in range(400)]
     assert set(zooms) == {1.0, 2.0} and 0.4 < np.mean(np.array(zooms) == 1) < 0.6
-    assert augment.apply(sample, SIZE, np.random.default_rng(0)).depth_m.shape == (
-        augment.apply(sample, SIZE, np.random.default_rng(0)).image.shape[:2]
+    assert (
+        augment.apply(sample, SIZE, np.random.default_rng(0)).depth_m.shape
+        == (augment.apply(sample, SIZE, np.random.default_rng(0)).image.shape[:2])
     )
 
 
@@ -282,7 +283,9 @@ def test_blur_and_grey_come_as_often_as_they_are_asked_for():
     sample = Sample(image=image, image_id="")
     blurred = [
         not np.array_equal(
-            Augment(blur=Blur(probability=0.3, sigma_px=(1, 1))).apply(sample, (64, 64), np.random.default_rng(s)).image,
+            Augment(blur=Blur(probability=0.3, sigma_px=(1, 1)))
+            .apply(sample, (64, 64), np.random.default_rng(s))
+            .image,
             image,
         )
         for s in range(200)
@@ -309,9 +312,9 @@ def test_what_is_off_draws_no_number():
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(ValueError, match="whole is 0.5, but zoom is"):
+    with pytest.raises(ValueError, match=r"whole is 0\.5, but zoom is"):
         Augment(whole=0.5)
     with pytest.raises(ValueError, match="no view is a crop"):
         Augment(zoom=(0.5, 1), max_class_share=0.75)
-    with pytest.raises(ValueError, match="0 < low <= high; write e.g. sigma_px"):
+    with pytest.raises(ValueError, match=r"0 < low <= high; write e\.g\. sigma_px"):
         Blur(probability=0.5, sigma_px=(2, 1))

@@ -280,6 +280,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.num_not_finite = torch.zeros((), device=ranks.device)
         """Steps of this start whose gradient was not finite; read when the loop logs."""
+        self.early_tasks = {name: early for name, task in run.tasks.items() if (early := task.early())}
+        """Tasks whose loss begins under other settings, see `Task.early`."""
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
@@ -300,11 +302,14 @@ class Trainer:
         the step counts in `num_not_finite`.
         """
         self.net.train()
+        for name, (share, early) in self.early_tasks.items():  # compiled once more where this changes
+            begins = int(share * self.run.train.epochs)
+            self.net.tasks[name] = early if self.epoch < begins else self.run.tasks[name]
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
         if self.schedule:
-            for task in self.schedule.held(self.epoch):
-                self.net.decoders[task].eval()
+            for module in self._held():
+                module.eval()
             micro_batches = [self.schedule.mask(batch, self.epoch) for batch in micro_batches]
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
@@ -329,6 +334,11 @@ class Trainer:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
             self.schedule.measure(of_tasks, labelled, self.state.step / max(1, self.steps_per_epoch))
         return StepOutput(losses, labelled, weights, self._optimizer_step())
+
+    def _held(self) -> list[nn.Module]:
+        """Decoders, and auxiliary heads beside them, that the curriculum keeps as they are in this epoch."""
+        held = self.schedule.held(self.epoch) if self.schedule else set()
+        return [of[task] for of in (self.net.decoders, self.net.auxiliary) for task in held if task in of]
 
     @property
     def epoch(self) -> int:
@@ -395,8 +405,8 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
-        for task in self.schedule.held(self.epoch) if self.schedule else ():
-            for parameter in self.net.decoders[task].parameters():
+        for module in self._held():
+            for parameter in module.parameters():
                 parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:
