@@ -201,7 +201,9 @@ class MultiTaskNet(nn.Module):
         of_task, initial = self.trunk.split_with_initial(shared)
         if not self.auxiliary:
             return of_task, initial
-        return of_task, {name: [layer(of_task[name]) for layer in layers] for name, layers in self.auxiliary.items()}
+        return of_task, {
+            name: [layer(of_task[name]) for layer in layers.children()] for name, layers in self.auxiliary.items()
+        }
 
     def keep(self, tasks: Sequence[str]) -> None:
         """Leave out what serves none of `tasks`, so that the other tasks cost nothing; for predictions."""

@@ -54,7 +54,12 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write a checkpoint that predicts with other weights, as `state` otherwise; no run can go on from it."""
-    without = {"ema": None, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "balancer": {}}
+    without: dict[str, Any] = {
+        "ema": None,
+        "optimizer": {"state": {}, "param_groups": []},
+        "scaler": {},
+        "balancer": {},
+    }
     save(path, {key: value for key, value in state.items() if key != "format"} | {"net": dict(weights)} | without)
 
 

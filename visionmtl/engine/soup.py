@@ -24,14 +24,15 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
             f"the checkpoints are {', '.join(map(str, paths)) or 'none'}; a soup needs two or more, each once; name "
             "others, or runs by their folders"
         )
-    first, total = load(paths[0]), {}
+    first = load(paths[0])
+    total: dict[str, Tensor] = {}
     for path in paths:
         state = load(path)
         _check_alike(first, state, paths[0], path)
         for name, value in best_weights(state).items():
             # what is counted, as num_batches_tracked, stays that of the first
             if value.is_floating_point():
-                total[name] = total.get(name, 0) + value.double()
+                total[name] = total[name] + value.double() if name in total else value.double()
             else:
                 total.setdefault(name, value)
     own = best_weights(first)

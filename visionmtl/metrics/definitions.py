@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,23 @@ from visionmtl.structures import IGNORE, Sample
 SHOWN = ("miou", "pixel_accuracy", "abs_rel", "rmse_m", "log10", "delta1")
 """The metrics that a table of definitions has, as far as they are measured."""
 
+_SCOPES: tuple[Literal["per_image", "pooled"], ...] = ("per_image", "pooled")
+_ALIGNMENTS: tuple[Literal["none", "median"], ...] = ("none", "median")
+
 
 def with_definitions(meter: Meter) -> Meter:
     """The meter, with `definitions` in its results where there are several: by name, metrics under other rules."""
     if isinstance(meter, SegmentationMeter):
-        return Definitions(meter, _SegmentationDefinitions(meter))
+        return cast(Meter, Definitions(meter, _SegmentationDefinitions(meter)))
     if isinstance(meter, DepthMeter):
         limits = meter.min_m, meter.max_m
-        return Definitions(
-            meter,
-            *(
-                _DepthDefinition(limits, scope, cropped, align)
-                for cropped in (False, True)
-                for scope in ("per_image", "pooled")
-                for align in ("none", "median")
-            ),
-        )
+        others = [
+            _DepthDefinition(limits, scope, cropped, align)
+            for cropped in (False, True)
+            for scope in _SCOPES
+            for align in _ALIGNMENTS
+        ]
+        return cast(Meter, Definitions(meter, *others))
     return meter
 
 
@@ -40,7 +41,7 @@ class Definitions:
     def __init__(self, own: Meter, *others: Any) -> None:
         self.own, self.others = own, others
         definitions = {f"definitions/*/{name}": better for name, better in own.metrics.items() if name in SHOWN}
-        self.metrics: Mapping[str, Direction | None] = {**own.metrics, **definitions}  # type: ignore[misc]
+        self.metrics: Mapping[str, Direction | None] = {**own.metrics, **definitions}
 
     def update(self, prediction: Any, sample: Sample) -> None:
         """Count one image."""

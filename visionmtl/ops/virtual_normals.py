@@ -47,7 +47,7 @@ def valid_groups(depth_m: Tensor, valid: Tensor, camera: Tensor) -> Tensor:
 
     depth_m: true metres [B, H, W], anything where not `valid`, bool [B, H, W]
     """
-    indices = point_indices(*depth_m.shape[1:], depth_m.device)
+    indices = point_indices(depth_m.shape[1], depth_m.shape[2], depth_m.device)
     measured = valid.flatten(1).index_select(1, indices.flatten()).unflatten(1, (3, -1)).all(dim=1)
     a, b, c = group_points(torch.where(valid, depth_m, 1.0), camera).unbind(1)
     edges = [b - a, c - a, c - b]

@@ -144,7 +144,7 @@ class Augment(Spec):
             view = replace(view, image=repaint(view.image, self.pipeline, rng))
         if self.blur and rng.random() < self.blur.probability:
             blurred = cv2.GaussianBlur(view.image, (0, 0), rng.uniform(*self.blur.sigma_px))
-            view = replace(view, image=blurred.reshape(view.image.shape))
+            view = replace(view, image=np.asarray(blurred, np.uint8).reshape(view.image.shape))
         if self.rotate_deg:
             view = self._rotated(view, rng.uniform(-self.rotate_deg, self.rotate_deg))
         return _placed(view, size, rng) if self.place == "random" else view
