@@ -106,8 +106,8 @@ def check(args: argparse.Namespace) -> None:
     idle += [name for name in _NEEDS_NETWORK if args.from_predictions and not args.truth and getattr(args, name)]
     if args.all_protocols and (args.protocol or args.report):
         raise ValueError(
-            f"--all-protocols and --{'protocol' if args.protocol else 'report'} do not go together: it has the "
-            "rules of all, in its own table; leave one of them out"
+            f"--all-protocols and --{'protocol' if args.protocol else 'report'} do not go together: it has the rules "
+            "of all, in its own table; leave one of them out"
         )
     if args.iou_type and not args.truth:
         idle.append("iou_type")
@@ -160,8 +160,8 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
         "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
         "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": args.ap_backend,
-        "all_protocols": args.all_protocols, "precision": run.train.precision, "device": ranks.device.type,
-        "torch": torch.__version__,
+        "all_protocols": args.all_protocols,
+        "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
     words = [
         split,

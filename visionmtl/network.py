@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Spec
@@ -15,7 +16,7 @@ from visionmtl.modeling.encoder import Encoder
 from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.pyramids.base import Pyramid
 from visionmtl.modeling.pyramids.fpn import FPN
-from visionmtl.modeling.sharing.base import Parts, Sharing
+from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.ops.color import normalise
 from visionmtl.ops.ranks import Counts
@@ -29,12 +30,25 @@ FEATURES = "shared maps"
 """Where a teacher's shared maps stand among soft targets; no task can be called so."""
 
 
+class DeepSupervision(Spec, frozen=True):
+    """Auxiliary predictions of dense tasks from coarse maps, which labels teach, too (arXiv:1409.5185).
+
+    Each is the task's last layer on a shared map, under the task's own loss. Predictions and exports do not have them.
+    """
+
+    levels: tuple[int, ...] = Field((3, 4), min_length=1)
+    """Of the pyramid, stride 2**level."""
+    weight: float = Field(0.4, gt=0)
+    """Factor on their losses."""
+
+
 class Model(Spec, frozen=True):
     """Settings of everything before the decoders; those belong to their tasks."""
 
     encoder: Encoder
     pyramid: Pyramid = FPN()
     sharing: Sharing = Hard()
+    deep_supervision: DeepSupervision | None = None
     freeze: tuple[str, ...] = ()
     """Parts that do not learn: names of modules or parameters of the network, such as `trunk.encoder.body.layer1` or
     `decoders.depth`, or patterns such as `trunk.encoder.*.bn?.*`. Frozen modules stay in evaluation mode."""
@@ -67,9 +81,36 @@ class MultiTaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1) * 255, persistent=False)
         self.decoders = nn.ModuleDict({name: self.trunk.decoder(name, parts) for name in tasks})
+        self.auxiliary = nn.ModuleDict()
+        self.initial_weight: float = self.trunk.initial_weight
+        """Factor on losses of initial and of auxiliary predictions."""
+        if spec.deep_supervision:
+            self._check_supervision(spec.deep_supervision, spec.sharing.type, parts)
+            self.initial_weight = spec.deep_supervision.weight
+            for name in parts.dense:
+                self.auxiliary[name] = parts.last_layers(name, spec.deep_supervision.levels, self.trunk.out_channels)
 
         if spec.freeze:
             self._freeze(spec.freeze)
+
+    def _check_supervision(self, supervision: DeepSupervision, sharing: str, parts: Parts) -> None:
+        trunk = type(self.trunk)
+        if trunk.split_with_initial is not Trunk.split_with_initial or trunk.decoder is not Trunk.decoder:
+            raise ValueError(
+                f"model.deep_supervision is set, but sharing {sharing!r} has predictions or decoders of its own on the "
+                "shared maps; hard and other sharings that hand out whole pyramids are allowed; remove one of the two"
+            )
+        for name, decoder in parts.dense.items():
+            if missing := set(supervision.levels) - set(decoder.levels):
+                raise ValueError(
+                    f"model.deep_supervision.levels names {sorted(missing)}, which the decoder of task {name!r} does "
+                    f"not read; it reads {list(decoder.levels)}; correct the levels"
+                )
+        if not parts.dense:
+            raise ValueError(
+                f"model.deep_supervision would have no effect: none of {', '.join(parts.levels)} has a dense decoder; "
+                "segmentation, depth and normals have; remove it"
+            )
 
     def _freeze(self, patterns: Sequence[str]) -> None:
         """Stop what these names mean from learning. Raises ValueError for one that means nothing, or all."""
@@ -152,13 +193,23 @@ class MultiTaskNet(nn.Module):
 
     def with_initial(self, image: Tensor) -> tuple[dict[str, Raw], Mapping[str, Sequence[Raw]]]:
         """As `forward`, and the initial predictions: all that a training step takes losses of."""
-        of_task, initial = self.trunk.split_with_initial(self.shared(image))
+        of_task, initial = self.split_with_initial(self.shared(image))
         return {name: decoder(of_task[name]) for name, decoder in self.decoders.items()}, initial
+
+    def split_with_initial(self, shared: Any) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Raw]]]:
+        """What each task's module reads, and raw initial or auxiliary predictions by task, which only losses need."""
+        of_task, initial = self.trunk.split_with_initial(shared)
+        if not self.auxiliary:
+            return of_task, initial
+        return of_task, {
+            name: [layer(of_task[name]) for layer in layers.children()] for name, layers in self.auxiliary.items()
+        }
 
     def keep(self, tasks: Sequence[str]) -> None:
         """Leave out what serves none of `tasks`, so that the other tasks cost nothing; for predictions."""
         for name in [name for name in self.tasks if name not in tasks]:
             del self.tasks[name], self.decoders[name]
+        self.auxiliary.clear()
         self.trunk.keep(tasks)
 
 
@@ -298,7 +349,7 @@ class LossNet(nn.Module):
         color: Tensor | None,
     ) -> Counts:
         """What tasks count of their predictions, see `tasks.base.Task.count_predictions`; other decoders do not run."""
-        maps, initial = self.net.trunk.split_with_initial(self.net.shared(image, color))
+        maps, initial = self.net.split_with_initial(self.net.shared(image, color))
         counts: Counts = {}
         for name, task in self.tasks.items():
             if not task.counts_predictions:
@@ -317,7 +368,7 @@ class LossNet(nn.Module):
 
     def split(self, shared: Any) -> tuple[Mapping[str, Maps], Mapping[str, Sequence[Raw]]]:
         """What lies between the cut and the tasks' own modules."""
-        return self.net.trunk.split_with_initial(shared)
+        return self.net.split_with_initial(shared)
 
     def of_task(
         self,
@@ -331,8 +382,8 @@ class LossNet(nn.Module):
     ) -> dict[str, Tensor]:
         """One task behind the cut: what its decoder reads -> its loss parts.
 
-        Those of its initial predictions are added up as `initial_<part>`, which labels alone teach; those against
-        teachers are called `soft_<part>`.
+        Those of its initial and auxiliary predictions are added up as `initial_<part>`, which labels alone teach; those
+        against teachers are called `soft_<part>`.
         """
         raw, task = self.net.decoders[name](maps), self.net.tasks[name]
         loss = task.loss
@@ -340,7 +391,7 @@ class LossNet(nn.Module):
             parts = loss(raw, dict(targets), labelled, dict(totals))
             for number, prediction in enumerate(initial):
                 for part, value in loss(prediction, dict(targets), labelled, _of_initial(totals, number)).items():
-                    weighted = self.net.trunk.initial_weight * value
+                    weighted = self.net.initial_weight * value
                     key = f"initial_{part}"
                     parts[key] = parts[key] + weighted if key in parts else weighted
             if soft is not None:
@@ -353,7 +404,7 @@ class LossNet(nn.Module):
         """Replace what can be one graph by `one_graph` of it: everything, or the trunk and each task, where cut."""
         if self.cut:  # each task's backward runs on its own, and the copies at the cut must be leaves
             self.shared = one_graph(self.shared)  # type: ignore[method-assign]
-            if self.net.trunk.splits_by_modules:
+            if self.net.trunk.splits_by_modules or self.net.auxiliary:
                 self.split = one_graph(self.split)  # type: ignore[method-assign]
             self.of_task = one_graph(self.of_task)  # type: ignore[method-assign]
         else:

@@ -96,7 +96,7 @@ class Sample:
     image_labels: NDArray[np.int64] | None = None  # [N] class ids of the image as a whole, each once; N = 0: none fits
     disparity_px_metre: float | None = None  # stereo baseline (m) x focal length (px of the whole image); disparity
     # in px is this / depth_m; None = no stereo camera
-    intrinsics: Intrinsics | None = None  # of the camera, for the whole image
+    intrinsics: Intrinsics | None = None  # of the camera, for the whole image; of an augmented view for the view
     full_size: tuple[int, int] | None = None  # (H, W) of the labels where `image` is reduced, else None
     jpeg_scale: int = 1  # by which divisor, see `ReadRequest`
     annotated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)

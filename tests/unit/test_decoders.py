@@ -40,6 +40,21 @@ def test_decoder_answers_at_a_quarter(member: str, levels: tuple[int, ...], sepa
     check(decoder, drawn((2, 3, 4, 5)), (64, 128))
 
 
+def test_pooled_context_lets_every_cell_see_the_whole_image():
+    maps = drawn((2, 3, 4, 5))
+    check(SemanticFPN(channels=16, context="pooled", levels=(2, 3, 4, 5)), maps, (64, 128))
+
+    torch.manual_seed(0)
+    module = SemanticFPN(channels=16, norm="frozen", context="pooled").build(8).eval()
+    changed = {**maps, 5: maps[5].clone()}
+    changed[5][:, :, :, -1] += 5  # the right edge
+    with torch.no_grad():
+        moved = (module(changed) - module(maps)).abs().amax(dim=(0, 1, 2))
+        plain = SemanticFPN(channels=16, norm="frozen").build(8).eval()
+        near = (plain(changed) - plain(maps)).abs().amax(dim=(0, 1, 2))
+    assert moved[0] > 0 and near[0] == 0
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_smp_decoder_that_is_accepted_trains_at_every_size(arch: str, norm: str):

@@ -32,7 +32,7 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
         for name, value in best_weights(state).items():
             # what is counted, as num_batches_tracked, stays that of the first
             if value.is_floating_point():
-                total[name] = total.get(name, 0) + value.double()
+                total[name] = total[name] + value.double() if name in total else value.double()
             else:
                 total.setdefault(name, value)
     own = best_weights(first)

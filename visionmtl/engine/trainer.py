@@ -303,6 +303,8 @@ class Trainer:
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
+        self.early_tasks = {name: early for name, task in run.tasks.items() if (early := task.early())}
+        """Tasks whose loss begins under other settings, see `Task.early`."""
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
@@ -325,11 +327,14 @@ class Trainer:
         before = state_before(self) if self.captures else None
         self.finite.begin(self.net, self._methods, unguarded(self.optimizer))
         self.net.train()
+        for name, (share, early) in self.early_tasks.items():  # compiled once more where this changes
+            begins = int(share * self.run.train.epochs)
+            self.net.tasks[name] = early if self.epoch < begins else self.run.tasks[name]
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
         if self.schedule:
-            for task in self.schedule.held(self.epoch):
-                self.net.decoders[task].eval()
+            for module in self._held():
+                module.eval()
             micro_batches = [self.schedule.mask(batch, self.epoch) for batch in micro_batches]
         counts = [batch.counts for batch in micro_batches]
         if len(micro_batches) > 1 and self.counts_predictions:
@@ -367,6 +372,11 @@ class Trainer:
     def _methods(self) -> list[nn.Module]:
         """What has state beside the network that a step changes."""
         return [self.balancer, *([self.schedule] if self.schedule else [])]
+
+    def _held(self) -> list[nn.Module]:
+        """Decoders, and auxiliary heads beside them, that the curriculum keeps as they are in this epoch."""
+        held = self.schedule.held(self.epoch) if self.schedule else set()
+        return [of[task] for of in (self.net.decoders, self.net.auxiliary) for task in held if task in of]
 
     @property
     def epoch(self) -> int:
@@ -449,8 +459,8 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
-        for task in self.schedule.held(self.epoch) if self.schedule else ():
-            for parameter in self.net.decoders[task].parameters():
+        for module in self._held():
+            for parameter in module.parameters():
                 parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:

@@ -15,25 +15,24 @@ from visionmtl.structures import IGNORE, Sample
 SHOWN = ("miou", "pixel_accuracy", "abs_rel", "rmse_m", "log10", "delta1")
 """The metrics that a table of definitions has, as far as they are measured."""
 
+_SCOPES: tuple[Literal["per_image", "pooled"], ...] = ("per_image", "pooled")
+_ALIGNMENTS: tuple[Literal["none", "median"], ...] = ("none", "median")
+
 
 def with_definitions(meter: Meter) -> Meter:
     """The meter, with `definitions` in its results where there are several: by name, metrics under other rules."""
     if isinstance(meter, SegmentationMeter):
-        definitions = Definitions(meter, _SegmentationDefinitions(meter))
-    elif isinstance(meter, DepthMeter):
+        return cast(Meter, Definitions(meter, _SegmentationDefinitions(meter)))
+    if isinstance(meter, DepthMeter):
         limits = meter.min_m, meter.max_m
-        definitions = Definitions(
-            meter,
-            *(
-                _DepthDefinition(limits, scope, cropped, align)
-                for cropped in (False, True)
-                for scope in ("per_image", "pooled")
-                for align in ("none", "median")
-            ),
-        )
-    else:
-        return meter
-    return cast(Meter, definitions)  # `metrics` depends on the meter, so it is no class variable
+        others = [
+            _DepthDefinition(limits, scope, cropped, align)
+            for cropped in (False, True)
+            for scope in _SCOPES
+            for align in _ALIGNMENTS
+        ]
+        return cast(Meter, Definitions(meter, *others))
+    return meter
 
 
 class Definitions:

@@ -36,15 +36,15 @@ _COLUMNS = (
 )
 
 _Row = dict[str, float]
-"""By _COLUMNS but the last: sums over one image's valid pixels, in metres; log_factor is ln of the median factor."""
+"""By _COLUMNS but the last: sums over one image's valid pixels, in metres; log_factor: ln of its median factor."""
 
 
 class DepthMeter:
     """AbsRel, SqRel, RMSE and the rest; valid where min_m < truth < max_m, predictions clamped to [min_m, max_m].
 
-    protocol: "nyu_eigen" (NYUv2 depth papers), "nyu_median" (the same with align "median"), "per_image" (the same
-    without crop), "pooled" (multi-task papers) or "batch_mean" (only to reproduce tables made so: groups of
-    `group_images` in the order of their ids).
+    protocol: "nyu_eigen" (NYUv2 depth papers), "nyu_median" (the same with align "median"), "per_image"
+    ("nyu_eigen" without crop), "pooled" (multi-task papers) or "batch_mean"
+    (only to reproduce tables made so: groups of `group_images` in the order of their ids).
     align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
     protocol's name. Aligned or not, `scale_spread` and `aligned_delta1` tell how much of the error is one factor an
     image: the standard deviation over images of ln(median(truth) / median(clamped prediction)), and delta1 after that

@@ -106,6 +106,13 @@ class Task(Configurable, package="visionmtl.tasks"):
         """
         return {}
 
+    def early(self) -> "tuple[float, Task] | None":
+        """Up to which share of the epochs the `loss` of other settings teaches, and those; None: always its own.
+
+        Nothing but the loss may differ, and `count` must count for both.
+        """
+        return None
+
     @abstractmethod
     def loss(
         self, raw: Raw, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]

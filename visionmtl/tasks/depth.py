@@ -19,7 +19,8 @@ from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
-from visionmtl.structures import ImageMeta, LabelSpace, Maps, Sample
+from visionmtl.ops.virtual_normals import valid_groups, virtual_normal_loss
+from visionmtl.structures import ImageMeta, Intrinsics, LabelSpace, Maps, Sample
 from visionmtl.tasks.base import SoftLoss, Task
 from visionmtl.visualization.draw import DrawOptions, draw_depth, draw_depth_errors
 
@@ -42,6 +43,10 @@ class Depth(Task, frozen=True):
     variance_focus: float = Field(0.85, ge=0, lt=1, description="lambda of the scale-invariant loss")
     gradient_weight: float = Field(0.5, ge=0, description="factor of the multi-scale gradient term; 0 = off")
     gradient_scales: int = Field(4, ge=1)
+    virtual_normal_weight: float = Field(
+        0.0, ge=0, description="factor of virtual normals (arXiv:1907.12209), which keep surfaces flat; 0 = off"
+    )
+    """Needs a camera: that of the sample where its data set knows it, else one that sees 60 degrees across."""
     protocol: DepthProtocol = "per_image"
 
     @field_validator("protocol", mode="before")
@@ -79,21 +84,31 @@ class Depth(Task, frozen=True):
             module.rescale(slope, offset)
 
     def collate(self, samples: Sequence[Sample | None], size: tuple[int, int]) -> dict[str, Tensor]:
-        """depth_m: float32 [B, H, W], 0 in the padding and where not measured."""
+        """depth_m: float32 [B, H, W], 0 in the padding and where not measured.
+
+        With virtual normals also camera: float32 [B, 4], fx, fy, cx, cy in pixels of the input.
+        """
         depth_m = torch.zeros(len(samples), *size)
         for i, sample in enumerate(samples):
             if sample is not None and sample.depth_m is not None:
                 height, width = sample.depth_m.shape
                 depth_m[i, :height, :width] = torch.from_numpy(sample.depth_m)
-        return {"depth_m": depth_m}
+        targets = {"depth_m": depth_m}
+        if self.virtual_normal_weight:
+            usual = _usual_camera(size)
+            cameras = [sample.intrinsics if sample and sample.intrinsics else usual for sample in samples]
+            targets["camera"] = torch.tensor(cameras, dtype=torch.float32)
+        return targets
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Images with a measured pixel, and pairs of measured neighbours by scale and direction."""
+        """Images with a measured pixel, pairs of measured neighbours by scale and direction, groups of three points."""
         valid = self._valid(targets["depth_m"])
         counts = {"images": valid.flatten(1).any(dim=1).sum().float()}
         if self.gradient_weight:
             for k, (in_row, in_column) in enumerate(neighbours(valid, self.gradient_scales)):
                 counts |= {f"row_pairs_{k}": in_row.sum().float(), f"column_pairs_{k}": in_column.sum().float()}
+        if self.virtual_normal_weight:
+            counts["groups"] = valid_groups(targets["depth_m"], valid, targets["camera"]).sum().float()
         return counts
 
     def _valid(self, depth_m: Tensor) -> Tensor:
@@ -102,7 +117,7 @@ class Depth(Task, frozen=True):
     def loss(
         self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Parts "silog" and "gradient"; at full resolution, in float32."""
+        """Parts "silog" and, when chosen, "gradient" and "virtual_normals"; at full resolution, in float32."""
         depth_m = targets["depth_m"]
         valid = self._valid(depth_m) & labelled[:, None, None]
         # replaced before the log: a masked NaN would still poison the gradient
@@ -113,6 +128,13 @@ class Depth(Task, frozen=True):
             names = [f"{axis}_pairs_{k}" for k in range(self.gradient_scales) for axis in ("row", "column")]
             loss = gradient_matching(log_pred, log_true, valid, [totals[name] for name in names])
             parts["gradient"] = self.gradient_weight * loss
+        if self.virtual_normal_weight:
+            # an e beyond the range, where silog teaches alone: further out, the exponential would overflow
+            limits = math.log(self.min_depth_m) - 1, math.log(self.max_depth_m) + 1
+            loss = virtual_normal_loss(
+                log_pred.clamp(*limits).exp(), depth_m, valid, targets["camera"], totals["groups"]
+            )
+            parts["virtual_normals"] = self.virtual_normal_weight * loss
         return parts
 
     def check_teacher(self, teacher: Task) -> None:
@@ -215,6 +237,12 @@ class Depth(Task, frozen=True):
         options: DrawOptions,
     ) -> NDArray[np.uint8]:
         return draw_depth_errors(image, prediction, truth)
+
+
+def _usual_camera(size: tuple[int, int]) -> Intrinsics:
+    """One that sees 60 degrees across an input of (H, W) pixels, straight ahead in the middle."""
+    focal_px = size[1] / 2 / math.tan(math.radians(30))
+    return focal_px, focal_px, size[1] / 2, size[0] / 2
 
 
 def _both_views(

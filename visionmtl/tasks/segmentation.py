@@ -52,8 +52,17 @@ class Segmentation(ClassTask, frozen=True):
     region_loss: Literal["dice", "lovasz"] | None = Field(None, description="added to cross-entropy")
     region_weight: float | None = Field(None, gt=0, description="factor of region_loss; unset = 1")
 
+    late_losses_from: float | None = Field(
+        None, gt=0, lt=1, description="share of the epochs after which hardest and region_loss begin; unset = at once"
+    )
+
     @model_validator(mode="after")
     def _no_idle_settings(self) -> Self:
+        if self.late_losses_from is not None and self.hardest is None and self.region_loss is None:
+            raise ValueError(
+                f"late_losses_from is {self.late_losses_from}, but hardest and region_loss are unset, so it would have "
+                "no effect; set one of them, or remove late_losses_from"
+            )
         if self.region_weight is not None and self.region_loss is None:
             raise ValueError(
                 f"region_weight is {self.region_weight}, but region_loss is unset, so it would have no effect; "
@@ -85,6 +94,13 @@ class Segmentation(ClassTask, frozen=True):
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Labelled pixels."""
         return {"pixels": (targets["classes"] != IGNORE).sum().float()}
+
+    def early(self) -> tuple[float, Task] | None:
+        """Plain cross-entropy before `late_losses_from`."""
+        if self.late_losses_from is None:
+            return None
+        plain = {"hardest": None, "region_loss": None, "region_weight": None, "late_losses_from": None}
+        return self.late_losses_from, self.model_copy(update=plain)
 
     def loss(
         self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]

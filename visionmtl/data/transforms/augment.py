@@ -15,7 +15,7 @@ from visionmtl.config.registry import Spec
 from visionmtl.data.transforms.crop_resize import CropParams, CropResize, Size
 from visionmtl.data.transforms.photometric import open_pipeline, repaint
 from visionmtl.ops.color import color_matrix
-from visionmtl.structures import IGNORE, Boxes, ImageMeta, Sample
+from visionmtl.structures import IGNORE, Boxes, ImageMeta, Intrinsics, Sample
 
 _TRIES = 10
 """Places that are drawn at most until no class fills too much of a crop; the last is taken as it is."""
@@ -186,6 +186,7 @@ class Augment(Spec):
             depth_m=None if sample.depth_m is None else crop.nearest(sample.depth_m) / np.float32(zoom),
             normals=normals,
             image_labels=sample.image_labels,
+            intrinsics=None if sample.intrinsics is None else _camera_of(sample.intrinsics, crop, zoom),
             annotated=sample.annotated,
         )
 
@@ -238,14 +239,28 @@ class Augment(Spec):
         normals = None if view.normals is None else turned(view.normals, cv2.INTER_NEAREST, 0)
         if normals is not None:
             normals[..., :2] = normals[..., :2] @ turn.T.astype(normals.dtype)
+        intrinsics = view.intrinsics
+        if intrinsics is not None:
+            middle = np.array([width, height]) / 2
+            cx, cy = (turn @ (np.array(intrinsics[2:]) - middle) + middle).tolist()
+            intrinsics = *intrinsics[:2], cx, cy
         return replace(
             view,
+            intrinsics=intrinsics,
             image=turned(view.image, cv2.INTER_LINEAR, 0),
             boxes=boxes,
             segmentation=None if view.segmentation is None else turned(view.segmentation, cv2.INTER_NEAREST, IGNORE),
             depth_m=None if view.depth_m is None else turned(view.depth_m, cv2.INTER_NEAREST, 0),
             normals=normals,
         )
+
+
+def _camera_of(intrinsics: Intrinsics, crop: CropResize, zoom: float) -> Intrinsics:
+    """The camera that sees a view whose depth was divided by `zoom`: what it spans across stays as wide in metres."""
+    fx, fy, cx, cy = intrinsics
+    ((x, y, _, _),) = crop.boxes(np.array([[cx, cy, cx, cy]], np.float64)).tolist()
+    sy, sx = crop.scale
+    return fx * sx / zoom, fy * sy / zoom, x, y
 
 
 def _placed(view: Sample, size: Size, rng: np.random.Generator) -> Sample:
@@ -262,8 +277,13 @@ def _placed(view: Sample, size: Size, rng: np.random.Generator) -> Sample:
     boxes = view.boxes
     if boxes is not None:
         boxes = replace(boxes, xyxy=boxes.xyxy + np.array([left, top, left, top], np.float32))
+    intrinsics = view.intrinsics
+    if intrinsics is not None:
+        fx, fy, cx, cy = intrinsics
+        intrinsics = fx, fy, cx + left, cy + top
     return replace(
         view,
+        intrinsics=intrinsics,
         image=behind(view.image, 0),
         boxes=boxes,
         segmentation=behind(view.segmentation, IGNORE),
