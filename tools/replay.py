@@ -14,7 +14,6 @@ The step is computed without compiling. The exit status is 0 where something tha
 is finite.
 
 examples:
-  visionmtl train configs/quickstart.yaml train.not_finite.policy=capture
   visionmtl replay runs/quickstart/captured/step-0000012.pt
   visionmtl replay runs/quickstart/captured/step-0000012.pt --device cpu    rule the device out
 """

@@ -1,5 +1,6 @@
 """Damage to files: bytes of any kind, and values of JSON, YAML, XML and PNG by their structure; all from a seed."""
 
+import copy
 import json
 import random
 import struct
@@ -119,11 +120,11 @@ def _damage_value(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = _places(value, []) if isinstance(value, dict | list) else []
         if not places or rng.random() < 0.02:
-            return rng.choice(_VALUES)
+            return _value(rng)
         holder, key = rng.choice(places)
         kind = rng.randrange(6)
         if kind <= 2:
-            holder[key] = rng.choice(_VALUES)
+            holder[key] = _value(rng)
         elif kind == 3:
             del holder[key]
         elif kind == 4:
@@ -132,8 +133,12 @@ def _damage_value(value: Any, rng: random.Random) -> Any:
         elif isinstance(holder, list):
             holder.insert(key, holder[key])
         else:
-            holder[rng.choice(["type", "id", "", "\x1b[2J", "0", "name"])] = rng.choice(_VALUES)
+            holder[rng.choice(["type", "id", "", "\x1b[2J", "0", "name"])] = _value(rng)
     return value
+
+
+def _value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(_VALUES))  # the next damage may be inside it
 
 
 def _keys(holder: Any) -> Any:

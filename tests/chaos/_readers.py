@@ -92,7 +92,7 @@ def _layout_readers() -> list[Reader]:
     """Every file of every layout of `drawn_layouts`, read as its data set."""
     modules = {
         "coco": ["io.coco.annotations", "io.coco.panoptic", "io.images"], "cityscapes": ["io.cityscapes"],
-        "folder": ["io.label_maps", "io.paths"], "nyuv2": ["io.depth_maps"], "nyuv2_mat": [],
+        "folder": ["io.label_maps", "io.paths"], "nyuv2": ["io.depth_maps"], "nyuv2_mat": ["io.mat_files"],
     }  # fmt: skip
 
     def read(name: str, root: Path) -> None:
@@ -577,7 +577,7 @@ def _run_readers() -> list[Reader]:
         Reader("comparison", ["compare.yaml"], _write_comparison, lambda root: comparison.read(root / "compare.yaml"),
                named=["below.yaml"], parts=2, share=0.2),
         Reader("settings in a checkpoint", ["run.json"], _write_settings, _restore, parts=2, share=2),
-        Reader("checkpoint", ["last.pt"], _write_checkpoint, _read_checkpoint, share=0.7),
+        Reader("checkpoint", ["last.pt"], _write_checkpoint, _read_checkpoint, ["io.tensor_files"], share=0.7),
         Reader("hub, config.json", ["hub/config.json"], _write_hub, _read_hub, share=0.2, named=["model.safetensors"]),
         Reader("hub, weights", ["hub/model.safetensors"], _write_hub, _read_hub, share=0.2),
         Reader("metrics.jsonl, report", ["metrics.jsonl"], _write_run_folder, _read_run_folder, share=0.3),

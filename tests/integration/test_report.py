@@ -125,7 +125,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out_but_a_broken_one_is_named(tmp_pat
     assert len(read_rows(rows)) == 1
 
     rows.write_text('{"kind"\n{"kind": "train", "step": 1}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:1 is not JSON .*; every line holds one object; repair"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1 is not JSON .*; one object a line is needed; repair"):
         read_rows(rows)
 
 
