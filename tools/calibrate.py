@@ -24,6 +24,7 @@ def parser() -> ToolParser:
     p.add_overrides("settings that replace those of the run, for reading the data")
     p.add_argument("--output", type=home_path, required=True, metavar="FILE.pt", help="the new checkpoint")
     p.add_argument("--limit-batches", type=positive, metavar="N", help="only the first N batches; default: all images")
+    p.add_imports()
     add_device(p)
     return p
 

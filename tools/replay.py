@@ -23,6 +23,7 @@ def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("replay", __doc__, MANUAL)
     p.add_argument("step", type=home_path, metavar="FILE", help="RUN/captured/step-N.pt")
+    p.add_imports()
     add_device(p)
     return p
 

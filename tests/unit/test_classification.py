@@ -264,7 +264,7 @@ def test_a_file_lists_any_number_of_classes(tmp_path: Path):
     assert reader.notes == [f"{tmp_path / 'labels.json'}: 1 of its 4 images are not among those read"]
     assert reader.label_files(0) == [tmp_path / "labels.json"]
     (tmp_path / "labels.json").write_text('{"1.png": 3}')
-    with pytest.raises(ValueError, match=r"'1.png' is '3'; a class name or a list of them is needed"):
+    with pytest.raises(ValueError, match=r"'1\.png' is 3; a class name or a list of them is needed"):
         folder(tmp_path, file="labels.json")
 
 

@@ -94,7 +94,7 @@ def test_every_tool_that_opens_what_others_wrote_has_the_option():
     for verb in cli.verbs():
         text = (Path(cli.__path__[0]) / f"{verb}.py").read_text()
         reads_checkpoints = any(word in text for word in ("heckpoint", "open_model", "existing"))
-        assert ("add_imports()" in text) >= reads_checkpoints or verb in ("prepare", "check_data"), verb
+        assert ("add_imports()" in text) >= reads_checkpoints or verb in ("prepare", "check_data", "soup"), verb
 
 
 def test_the_users_own_config_imports_and_that_of_a_run_folder_does_not(plug_in):

@@ -55,19 +55,21 @@ class WatchedLoader(DataLoader[Item]):
         settings: DataLoader's own.
         """
         self._place, self._timeout_s = place, timeout_s
-        self._activity = Activity(num_workers) if num_workers else None
+        self._activity: Activity | None = None  # from the first pass on: it starts the server of the workers
         super().__init__(
             dataset,
             num_workers=num_workers,
-            worker_init_fn=partial(init_worker, activity=self._activity),
             multiprocessing_context=start_method() if num_workers else None,
             generator=torch.Generator(),  # else every pass draws from the global generator, and resuming is not exact
             **settings,
         )
 
     def __iter__(self) -> Any:
-        if self._activity is None:
+        if not self.num_workers:
             return super().__iter__()
+        if self._activity is None:
+            self._activity = Activity(self.num_workers)
+            self.worker_init_fn = partial(init_worker, activity=self._activity)
         if self._iterator is None:
             self._activity.clear()
         self._oom_kills = _oom_kills()

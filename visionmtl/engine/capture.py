@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from visionmtl.engine.nonfinite import NotFinite, largest_weight
-from visionmtl.io.atomic import atomic_write
+from visionmtl.io.tensor_files import write_archive
 from visionmtl.ops.ranks import Counts
 from visionmtl.run import Run
 from visionmtl.structures import Batch
@@ -63,8 +62,7 @@ def check_step(
         "batches": [_plain(batch) for batch in batches], "images": _images(trainer), "totals": totals,
         "losses": losses, "grad_norm": float(output.grad_norm), **before,
     }  # fmt: skip
-    with atomic_write(file) as opened:
-        torch.save(tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, content), opened)
+    write_archive(file, tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, content))
     what = ", ".join(tally.first_losses) or ("the gradient" if counted else "weights after the update")
     raise NotFinite(
         f"step {step} is not finite: {what}; the run goes on only with finite values; its batch and the state before "

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from visionmtl.engine.capture import FORMAT, KIND
-from visionmtl.engine.checkpoint import READING_FAILS
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.evaluator import autocast
 from visionmtl.engine.nonfinite import largest_weight
 from visionmtl.engine.trainer import Trainer
+from visionmtl.io.tensor_files import READING_FAILS, read_archive
 from visionmtl.network import LossNet, build_model
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import restore
@@ -47,7 +47,7 @@ class Replay:
 def load_step(path: Path) -> dict[str, Any]:
     """Read a captured step without running code from it. Raises ValueError where it is none."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state, _ = read_archive(path)
     except FileNotFoundError as error:
         raise ValueError(
             f"there is no captured step {path}; train.not_finite.policy=capture writes them to "
