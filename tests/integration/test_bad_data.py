@@ -94,6 +94,7 @@ def test_files_that_go_bad_in_epoch_3_are_left_out_and_a_resumed_run_is_the_same
     assert not (tmp_path / "none" / FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_worker_meets_a_bad_file_as_the_training_process_does_and_evaluation_leaves_none_out(tmp_path: Path):
     data = FolderData(tmp_path / "data")
     (data.root / "images/train/1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)

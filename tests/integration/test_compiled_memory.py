@@ -37,6 +37,7 @@ def kept_bytes(forward: fx.Graph) -> int:
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.slow
 def test_a_smaller_share_keeps_less_for_the_backward():
     everything, (forward, backward) = graphs(1.0)[0], graphs(0.95)
     assert kept_bytes(forward) < 0.8 * kept_bytes(everything)
