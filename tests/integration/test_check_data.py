@@ -193,6 +193,7 @@ def test_the_official_layouts_are_read_as_they_are(tmp_path):
     assert [one["boxes"]["crowds"] for one in report["data_sets"]] == [1, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_finds(mine):
     mine.write("images/val/12.png", photo(0))
     alone = mine.check()

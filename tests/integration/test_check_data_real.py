@@ -37,7 +37,7 @@ def pixels(files):
     return sum(np.bincount(cv2.imread(str(file), cv2.IMREAD_UNCHANGED).ravel(), minlength=256) for file in files)
 
 
-@pytest.mark.parametrize("classes", [13, 40])
+@pytest.mark.parametrize("classes", [pytest.param(13, marks=pytest.mark.slow), 40])
 def test_nyuv2_is_what_its_files_say(real_data, tmp_path, classes):
     root = real_data / "nyuv2"
     settings = {"type": "nyuv2", "root": str(root), "classes": classes}

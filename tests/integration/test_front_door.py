@@ -229,6 +229,7 @@ def test_plug_in_paths_from_before_the_move_are_the_same_modules():
     assert of_new_process(code).split() == ["True"] * 12
 
 
+@pytest.mark.slow
 def test_a_plug_in_written_for_the_old_paths_is_found_by_type(tmp_path: Path):
     (tmp_path / "my_module.py").write_text(
         "from typing import Literal\n"

@@ -65,7 +65,10 @@ def header(name: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+LARGE = [pytest.param(name, marks=pytest.mark.slow) if name.endswith("_resnet50") else name for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_a_recipe_trains_and_evaluates(name: str, official: Path, tmp_path: Path):
     small = [*SMALL, "data.eval_size=[128,256]"] if "eval_size" in TREES[name]["data"] else SMALL
     options = ["--device", "cpu", "--dry-run", "--output", str(tmp_path / "out")]

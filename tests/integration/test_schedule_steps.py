@@ -115,6 +115,7 @@ def one_of_two(groups: Iterator[None], folder: Path) -> None:
             torch.save(two_or_one(*case, ranks, mine), folder / f"{number}-{ranks.rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_on_all_images(tmp_path: Path):
     """To 1e-5 of each tensor's largest entry."""
     processes.run(2, one_of_two, tmp_path)

@@ -113,8 +113,7 @@ class FiniteGuard(nn.Module):
     def judge(self, step: int, norm: Tensor, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """bool scalar, the same on all ranks: whether the step must be undone.
 
-        step: its number, from 1; norm: of all ranks' gradients; losses: this rank's, by task and part, the same names
-        in each step
+        step: its number, from 1; norm: of all ranks' gradients; losses: this rank's, by task and part
         """
         assert self._statistics is not None
         values = torch.stack([value for parts in losses.values() for value in parts.values()])
@@ -130,10 +129,14 @@ class FiniteGuard(nn.Module):
         self.counts.copy_(torch.stack(counts))
         is_first = undo & (self.first_step < 0)
         self.first_step.copy_(torch.where(is_first, step, self.first_step))
+        of_losses = [f"{task}/{part}" for task, of_task in losses.items() for part in of_task]
+        names = (*of_losses, *("running statistics" for _ in statistics))
         if self._first_parts is None:
-            names = [f"{task}/{part}" for task, of_task in losses.items() for part in of_task]
-            self._names = (*names, *("running statistics" for _ in statistics))
             self._first_parts = torch.zeros_like(parts)
+        elif names != self._names:  # a loss began or ended
+            before = dict(zip(self._names, self._first_parts, strict=True))
+            self._first_parts = torch.stack([before.get(name, torch.zeros_like(for_loss)) for name in names])
+        self._names = names
         self._first_parts.copy_(torch.where(is_first, parts, self._first_parts))
         return undo
 
