@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from project import ROOT
 
 CHAOS = ROOT / "tests" / "chaos"
