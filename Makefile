@@ -27,7 +27,7 @@ quickstart: .venv/installed
 	@echo "the pictures and figures are in runs/quickstart/report.html"
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "$(TESTS)"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "$(TESTS)" --durations 30
 
 chaos: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m chaos tests/chaos

@@ -93,6 +93,7 @@ def test_teachers_see_the_augmented_batch_with_their_own_normalisation(tmp_path:
     assert state.net.mean.flatten()[0] != net.mean.flatten()[0]
 
 
+@pytest.mark.slow
 def test_several_teachers_and_views_give_their_mean(tmp_path: Path):
     paths = [teacher(tmp_path / str(seed), seed) for seed in (1, 2)]
     run = student(paths)

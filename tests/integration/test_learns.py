@@ -48,7 +48,9 @@ def share_left(run: Run) -> dict[str, float]:
     return {task: after[task] / before[task] for task in before}
 
 
-@pytest.mark.parametrize("data", [{}, PARTLY], ids=["all labels", "half the labels"])
+@pytest.mark.parametrize(
+    "data", [{}, pytest.param(PARTLY, marks=pytest.mark.slow)], ids=["all labels", "half the labels"]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_method_teaches_every_task(name: str, data: dict[str, Any]):
     """One of each way to run the backwards; all methods: tests/unit/test_balance.py."""

@@ -275,6 +275,7 @@ def test_an_update_that_spoils_weights_is_never_saved(tmp_path: Path, ema_decay:
 # ---- fp16 ----
 
 
+@pytest.mark.slow
 def test_a_loss_scale_that_is_searched_for_is_no_fault_and_one_without_end_is(monkeypatch: pytest.MonkeyPatch):
     state = small_state(small_run(TASKS, precision="fp16"))
     batch = small_batch(TASKS)

@@ -78,6 +78,7 @@ def test_every_head_with_its_loss_is_one_graph(head: Head):
     check_one_graph({"boxes": Detection(head=head)})
 
 
+@pytest.mark.slow
 def test_all_tasks_and_their_other_losses_together_are_one_graph():
     check_one_graph(small_tasks() | LOSSES)
 

@@ -209,6 +209,7 @@ def check_two_are_one(cases: Sequence[tuple[str, Balance]], accumulate: int, fol
             assert apart <= 1e-5 * value.double().nan_to_num().abs().max(), (way, balance, name, float(apart))
 
 
+@pytest.mark.slow
 def test_two_processes_share_as_one_on_all_images(tmp_path: Path):
     check_two_are_one(OVER_RANKS, 1, tmp_path)
 

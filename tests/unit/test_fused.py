@@ -116,6 +116,7 @@ torch.testing.assert_close(ours[0], sum(each), rtol=1e-5, atol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_interpreted_on_a_cpu_equal_the_plain_way():
     pytest.importorskip("triton")
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
