@@ -26,7 +26,7 @@ from visionmtl.datasets import Dataset, PartReader
 from visionmtl.io.coco.annotations import BoxesByStem
 from visionmtl.io.depth_maps import unit_notes
 from visionmtl.io.images import read_map, read_photo, read_png
-from visionmtl.io.paths import Files, check_distinct, is_hidden, read_lines
+from visionmtl.io.paths import Files, check_distinct, is_hidden, leads_out, read_lines
 from visionmtl.structures import LabelSpace, ReadRequest, Sample, at_full_size
 from visionmtl.visualization.palette import palette
 
@@ -269,6 +269,11 @@ def _stems(file: Path) -> list[str]:
     if not stems:
         problem = f"{file} is empty" if file.is_file() else f"found no {file}"
         raise ValueError(f"{problem}; it lists the images of the split, one number a line; {_GET_IT}")
+    if outside := [stem for stem in stems if leads_out(stem)]:
+        raise ValueError(
+            f"{file} names {shown(outside[0], 100)}, which leads out of the data set; it lists the images of the "
+            f"split, one number a line; {_GET_IT}"
+        )
     check_distinct(stems, str(file), "list it once")
     return stems
 

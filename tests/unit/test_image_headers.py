@@ -14,7 +14,7 @@ from PIL import Image
 from visionmtl.io import image_headers
 from visionmtl.io.channels import read_channels
 from visionmtl.io.depth_maps import read_depth
-from visionmtl.io.image_headers import MAX_PIXELS, checked_content, max_pixels
+from visionmtl.io.image_headers import MAX_PIXELS, checked_content, max_pixels, open_header
 from visionmtl.io.images import (
     has_alpha,
     has_palette,
@@ -252,3 +252,17 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
         file.truncate(2**40)  # takes no room on the disk
     with pytest.raises(ValueError, match=r"a\.png has 1099\.5 GB; at most 134\.2 million pixels"):
         read_png(tmp_path / "a.png")
+
+
+def test_a_tiff_without_its_dimensions_is_refused_by_name(tmp_path: Path):
+    """Pillow raises TypeError for it."""
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(file)
+    content = file.read_bytes()
+    width = b"\x00\x01\x04\x00" if b"\x00\x01\x04\x00" in content else b"\x00\x01\x03\x00"  # tag 256, its type
+    assert content.count(width) == 1
+    file.write_bytes(content.replace(width, b"\xff\xfe" + width[2:]))
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        checked_content(file)
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        open_header(file)

@@ -28,7 +28,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 PILLOW_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, Image.DecompressionBombError
 )  # fmt: skip
 """What Pillow raises for files that are damaged or no images."""
 
