@@ -1,6 +1,7 @@
 """A step that is not finite changes nothing, on any rank, under any method; the policies raise, skip and capture."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import processes
 import pytest
 import scene_run
 import torch
-from toy_run import FIXED, MODEL, small_batch, small_run, small_state, small_tasks
+from toy_run import FIXED, MODEL, SpoilsGradient, small_batch, small_run, small_state, small_tasks
 
 from visionmtl.balance.bargaining import NashMTL
 from visionmtl.balance.base import Balance
@@ -19,6 +20,8 @@ from visionmtl.balance.progress import DWA, FAMO
 from visionmtl.balance.uncertainty import Uncertainty
 from visionmtl.balance.upgrad import UPGrad
 from visionmtl.cli import main
+from visionmtl.data.loader import train_loader
+from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint, distributed, nonfinite
 from visionmtl.engine.nonfinite import FiniteGuard, NotFinite, Restorable
 from visionmtl.engine.options import TrainOptions
@@ -34,18 +37,6 @@ METHODS: dict[str, Balance] = {
     "graddrop": GradDrop(), "upgrad": UPGrad(smoothing=0.5, loss_scale="initial"),
     "parameters": UPGrad(level="parameters"),
 }  # fmt: skip
-
-
-class _Spoils(torch.autograd.Function):
-    """The identity, whose gradient is NaN."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * math.nan
 
 
 def spoilt(batch: Batch, value: float = math.nan) -> Batch:
@@ -107,7 +98,7 @@ def test_so_does_one_whose_losses_are_finite(monkeypatch: pytest.MonkeyPatch, me
     before = changed_by_a_step(state)
 
     def wrong(self: Depth, *arguments: Any) -> dict[str, torch.Tensor]:
-        return {part: _Spoils.apply(value) for part, value in right(self, *arguments).items()}
+        return {part: SpoilsGradient.apply(value) for part, value in right(self, *arguments).items()}
 
     monkeypatch.setattr(Depth, "loss", wrong)
     state.train_step([batch])
@@ -320,6 +311,23 @@ def test_a_captured_step_is_plain_data_of_the_state_before_it_without_paths(capt
     assert not scene_run.differences(trainer.net.state_dict(), state["net"])
     assert not scene_run.differences(trainer.optimizer.state_dict()["state"], state["optimizer"]["state"])
     assert torch.equal(scene_run.batches(run)[1].image, state["batches"][0]["image"])
+
+
+def test_a_captured_step_names_its_images_behind_another_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Three steps of two images, then of one: the fifth step reads the image behind the seventh."""
+    folder = tmp_path / "run"
+    settings = {"not_finite": {"policy": "capture"}}
+    run_with_bad_steps(monkeypatch, folder, set(), TrainOptions(max_steps=3), train=settings)
+    with pytest.raises(NotFinite, match="visionmtl replay"):
+        run_with_bad_steps(monkeypatch, folder, {5}, TrainOptions(resume="auto"), train={**settings, "batch_size": 1})
+
+    state = torch.load(folder / "captured" / "step-0000005.pt", weights_only=True)
+    run = scene_run.run(folder, ["depth"])
+    loader = train_loader(run.data, run.tasks, {"depth": None}, open_datasets(run.data.train), 1, run.seed)
+    keys = loader.batch_sampler.mixture.keys(0)  # type: ignore[union-attr]
+    assert state["images"] == [[f"scenes {keys[7].index}"]]
+    assert (state["step"] - state["offset"]) // state["steps_per_epoch"] == 0
+    assert torch.equal(next(itertools.islice(loader, 7, None)).image, state["batches"][0]["image"])
 
 
 def test_without_the_fault_the_replay_is_finite_and_says_so(captured: Path, capsys: pytest.CaptureFixture[str]):

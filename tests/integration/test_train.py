@@ -13,6 +13,7 @@ import pytest
 import scene_run
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_run import SpoilsGradient
 
 from visionmtl import run as config
 from visionmtl.engine import checkpoint
@@ -156,16 +157,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(
     assert not list(tmp_path.rglob("*.pt"))
 
 
-class _SpoilsGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * math.nan
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("balance", ["fixed", "upgrad"])
 def test_a_gradient_that_is_not_finite_moves_no_weight_and_ends_the_run(
@@ -174,7 +165,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_ends_the_run(
     right = Depth.loss
 
     def wrong(self: Depth, *arguments: Any) -> dict[str, torch.Tensor]:
-        return {part: _SpoilsGradient.apply(value) for part, value in right(self, *arguments).items()}
+        return {part: SpoilsGradient.apply(value) for part, value in right(self, *arguments).items()}
 
     run = scene_run.run(
         tmp_path / "run", balance={"type": balance}, optim={"name": optimizer}, train={"log_every_steps": 100}

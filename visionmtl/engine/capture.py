@@ -56,6 +56,7 @@ def check_step(
     losses = {task: {part: float(value) for part, value in of.items()} for task, of in output.losses.items()}
     content = {
         "format": FORMAT, "kind": KIND, "step": step - 1, "steps_per_epoch": trainer.steps_per_epoch,
+        "offset": trainer.continuation.offset,
         "rank": trainer.ranks.rank, "world": trainer.ranks.world, "device": trainer.ranks.device.type,
         "settings": _without_paths(trainer.run),
         "spaces": {task: space and space.plain() for task, space in trainer.net.spaces.items()},
@@ -89,10 +90,10 @@ def _images(trainer: Trainer) -> list[list[str]]:
     """By micro-batch: data set and number of each image; none where the trainer has no data."""
     if trainer.data is None or not trainer.steps_per_epoch:
         return []
-    epoch, done = divmod(trainer.state.step - 1, trainer.steps_per_epoch)
+    epoch, done = divmod(trainer.steps_of_this_size - 1, trainer.steps_per_epoch)
     accumulate = trainer.run.train.accumulate
     sampler: Any = copy.copy(trainer.data.train_loader.batch_sampler)
-    sampler.set_epoch(epoch, done * accumulate)
+    sampler.set_epoch(epoch, done * accumulate, trainer.shift(epoch))
     datasets = trainer.data.train_datasets
     ends = list(itertools.accumulate(len(dataset) for dataset in datasets))
 

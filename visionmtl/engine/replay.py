@@ -16,6 +16,7 @@ from visionmtl.engine.capture import FORMAT, KIND
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.evaluator import autocast
 from visionmtl.engine.nonfinite import largest_weight
+from visionmtl.engine.position import Continuation
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.tensor_files import READING_FAILS, read_archive
 from visionmtl.network import LossNet, build_model
@@ -112,6 +113,7 @@ def _trainer(state: Mapping[str, Any], path: Path, ranks: Ranks) -> Trainer:
     if state["scaler"]:
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.state.step, trainer.steps_per_epoch = state["step"], state["steps_per_epoch"]
+    trainer.continuation = Continuation(state["offset"])  # with it, the trainer knows the epoch
     return trainer
 
 

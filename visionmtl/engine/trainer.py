@@ -394,9 +394,10 @@ class Trainer:
         if not self.steps_per_epoch:
             return Position(0, 0)
         epoch, steps = divmod(self.steps_of_this_size, self.steps_per_epoch)
-        return Position(epoch, steps * self.images_per_step + self._shift(epoch))
+        return Position(epoch, steps * self.images_per_step + self.shift(epoch))
 
-    def _shift(self, epoch: int) -> int:
+    def shift(self, epoch: int) -> int:
+        """Images by which the batches of an epoch lie later in its order, see `BatchSampler.set_epoch`."""
         return self.continuation.shift if epoch == self.continuation.epoch else 0
 
     @torch.no_grad()
@@ -637,7 +638,7 @@ class Trainer:
         if size:
             logger.info(f"epoch {epoch} at {size[0]}x{size[1]}")
         loader = self.data.smaller[size] if size else self.data.train_loader
-        loader.batch_sampler.set_epoch(epoch, done * settings.accumulate, self._shift(epoch))  # type: ignore[union-attr]
+        loader.batch_sampler.set_epoch(epoch, done * settings.accumulate, self.shift(epoch))  # type: ignore[union-attr]
         batches = itertools.islice(loader, (self.steps_per_epoch - done) * settings.accumulate)
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
             set_lr(self.optimizer, self._lr_factor())
@@ -828,9 +829,8 @@ class Trainer:
     def save_on_rank_zero(self, write: Callable[[dict[str, Any]], None]) -> None:
         """Let the first rank write the state; where it is sharded, the others help to gather it.
 
-        Weights that are not finite are never saved: NotFinite.
+        Raises NotFinite for weights that are not finite; `_losses`, which comes first, raises it on all ranks.
         """
-        self._check_weights()
         if self.ranks.is_main_process or self.sharded:
             state = self.state_dict()
             if self.ranks.is_main_process:
