@@ -12,18 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _filler import FILLER
 from kills import HANGS_S, Failed, Harness, start
-
-FILL = """
-import sys, time
-with open(sys.argv[1], "wb", buffering=0) as file:
-    while True:
-        try:
-            file.write(b"0" * 65536)
-        except OSError:
-            time.sleep(0.001)
-"""
-"""Takes every byte that becomes free, as another job on the same disk does."""
 
 
 def disturbed(harness: Harness, folder: Path, disturb: Callable[[], Callable[[], None]], expected: str) -> None:
@@ -56,7 +46,7 @@ def full_disk(harness: Harness) -> str:
         return "a full disk was not tried, since only root can mount a small one"
 
     def fill() -> Callable[[], None]:
-        filling = subprocess.Popen([sys.executable, "-c", FILL, small / "filler"])
+        filling = subprocess.Popen([sys.executable, "-c", FILLER, small / "filler"], stdout=subprocess.DEVNULL)
 
         def undo() -> None:
             filling.kill()

@@ -24,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from _filler import FILLER
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("YOLO_VERBOSE", "false")
 HERE = Path(__file__).resolve().parent
@@ -455,18 +457,6 @@ def bad_image(project: Project) -> str:
             damage_image(images[0])
 
     return said(lambda: project.train(images, damage))
-
-
-FILLER = """
-import sys, time
-with open(sys.argv[1], "wb", buffering=0) as file:
-    while True:
-        try:
-            file.write(b"0" * 65536)
-        except OSError:
-            print(flush=True)
-            time.sleep(0.001)
-"""
 
 
 def full_disk(project: Project) -> str:

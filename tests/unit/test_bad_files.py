@@ -51,7 +51,7 @@ IO = OSError(5, "Input/output error", "/data/1.png")
 
 
 def test_a_disk_that_comes_back_is_waited_for(pauses: list[float]):
-    assert read_persistently(failing([IO, caused(IO), IO]), 3, "image 1") == "read"
+    assert read_persistently(failing([IO, caused(IO), IO]), 3, lambda: "image 1") == "read"
     assert pauses == [0.25, 1, 4]
 
 
@@ -64,13 +64,13 @@ def test_a_damaged_file_is_tried_once_more_and_a_failing_disk_as_often_as_set(
 ):
     errors = [error] * 9
     with pytest.raises(UnreadableSample, match=r"/data/1\.png|image 1 of drawn: damaged"):
-        read_persistently(failing(errors), retries, "image 1 of drawn")
+        read_persistently(failing(errors), retries, lambda: "image 1 of drawn")
     assert 9 - len(errors) == attempts == len(pauses) + 1
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_bad_file():
     with pytest.raises(KeyError):
-        read_persistently(failing([KeyError("x")]), 3, "image 1")
+        read_persistently(failing([KeyError("x")]), 3, lambda: "image 1")
 
 
 def test_out_of_a_worker_comes_the_text_alone():

@@ -11,3 +11,10 @@ def seconds(text: str) -> float:
     if not match:
         raise ValueError(f"{text!r} is no duration; allowed are e.g. 90s, 45m, 2h; correct it")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

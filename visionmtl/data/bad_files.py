@@ -35,8 +35,8 @@ class UnreadableSample(ValueError):
         super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_persistently(read: Callable[[], Value], retries: int, place: str) -> Value:
-    """What `read` returns. place: of the sample, for messages.
+def read_persistently(read: Callable[[], Value], retries: int, place: Callable[[], str]) -> Value:
+    """What `read` returns. place: names the sample, for messages.
 
     Raises UnreadableSample when it fails each time: where the disk gives an error 1 + retries times, with pauses that
     grow; where the content is wrong twice, since a network disk may have given half of a file.
@@ -47,7 +47,7 @@ def read_persistently(read: Callable[[], Value], retries: int, place: str) -> Va
             return read()
         except READ_ERRORS as error:
             if attempt >= (retries if _of_the_disk(error) else min(retries, 1)):
-                raise UnreadableSample(with_place(str(error), place)) from error
+                raise UnreadableSample(with_place(str(error), place())) from error
         time.sleep(FIRST_PAUSE_S * 4**attempt)
         attempt += 1
 

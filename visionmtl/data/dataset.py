@@ -78,7 +78,7 @@ class JointDataset:
             now_reading(index)
             return dataset.read_part(inner, request)
 
-        sample = read_persistently(read, self._bad_files.retries, self.place(index))
+        sample = read_persistently(read, self._bad_files.retries, partial(self.place, index))
         labelled = (name for name in supervised if getattr(sample, self._tasks[name].field) is not None)
         return sample, frozenset(labelled), dataset.name
 

@@ -4,15 +4,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visionmtl.config.text_files import check_object, parse_line, read_text
 from visionmtl.engine.distributed import any_rank, gather_objects
 from visionmtl.io.atomic import write_text
-from visionmtl.structures import BadFile, Batch
+from visionmtl.structures import Batch
 
 FILE = "bad_files.jsonl"
 logger = logging.getLogger("visionmtl")
@@ -36,7 +38,7 @@ class BadFileRecord:
         self._rows: list[dict[str, Any]] = []
         if self._file and self._file.exists():
             if resumed:
-                self._rows = [_row(line, self._file) for line in self._file.read_text(encoding="utf-8").splitlines()]
+                self._rows = _read_rows(self._file)
             else:
                 self._file.unlink()
         self._pending: list[dict[str, Any]] = []  # of this rank
@@ -47,7 +49,7 @@ class BadFileRecord:
         for bad in (bad for batch in batches for bad in batch.bad_files):
             if bad.index not in self._left_out[bad.dataset]:
                 now = datetime.now().astimezone().isoformat(timespec="seconds")
-                self._pending.append({"time": now, "epoch": epoch, "step": step, **_plain(bad)})
+                self._pending.append({"time": now, "epoch": epoch, "step": step, **asdict(bad)})
 
     def share(self) -> None:
         """Write and count what the ranks have taken note of; all call this together.
@@ -103,16 +105,11 @@ class BadFileRecord:
             )
 
 
-def _plain(bad: BadFile) -> dict[str, Any]:
-    return {"dataset": bad.dataset, "index": bad.index, "file": bad.file, "error": bad.error}
-
-
-def _row(line: str, file: Path) -> dict[str, Any]:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        return {**row, "dataset": row["dataset"], "index": row["index"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} has the line {line[:80]!r}; each is a JSON object with `dataset` and `index`; remove the line, or "
-            "move the file away"
-        ) from error
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        where = f"{file}:{number}"
+        row = parse_line(line, where)
+        check_object(row, where, {"dataset": str, "index": int})
+        rows.append(row)
+    return rows

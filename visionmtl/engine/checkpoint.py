@@ -274,14 +274,19 @@ def _check_parts(
     for place, tensors in weights.items():
         if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise Damaged(f"{path} has other things than tensors by name in {place!r}; weights are such; {advice}")
-    for task, space in state["spaces"].items():
+    check_spaces(state["spaces"], path, advice)
+    return state
+
+
+def check_spaces(spaces: Mapping[str, Any], path: Path, advice: str) -> None:
+    """Raise Damaged where a task has neither a label space, as plain data, nor None."""
+    for task, space in spaces.items():
         try:
             _ = space and LabelSpace.from_plain(space)
         except (LookupError, TypeError, ValueError) as error:
             raise Damaged(
                 f"{path} has no label space as 'spaces/{task}' ({error!r}); a checkpoint has one or None; {advice}"
             ) from error
-    return state
 
 
 def _kind(value: Any) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from visionmtl.config.durations import clock
 from visionmtl.datasets import most_boxes
 from visionmtl.engine.evaluator import evaluate
 from visionmtl.engine.logging import peak_memory_mb
+from visionmtl.io.tensor_files import num_tensor_bytes
 from visionmtl.structures import Batch
 
 Trainer = Any
@@ -47,7 +47,7 @@ def measure_worst_case(trainer: Trainer) -> list[str]:
     shapes = {task: tuple(of["boxes"].shape[:2]) for task, of in train_batch.targets.items() if "boxes" in of}
     boxes = "".join(f", {padded} padded boxes an image ({task})" for task, (_, padded) in shapes.items())
     rows.append(_measured("training step", _shape(train_batch, accumulate) + boxes, train_step, trainer))
-    state_bytes = _state_bytes(trainer)
+    state_bytes = num_tensor_bytes(trainer.state_dict())  # all processes must call this one
 
     net = trainer.eval_model()
     tasks = dict(net.tasks)
@@ -138,13 +138,6 @@ def _shape(batch: Batch, times: int = 1) -> str:
     return (f"{times} x " if times > 1 else "") + f"{images} images of {height}x{width}"
 
 
-def _state_bytes(trainer: Trainer) -> int:
-    """Bytes of the tensors of a checkpoint. All processes must call it."""
-    return sum(
-        leaf.numel() * leaf.element_size() for leaf in tree_leaves(trainer.state_dict()) if isinstance(leaf, Tensor)
-    )
-
-
 def _table(rows: list[Measured]) -> list[str]:
     header = ("worst case", "batch", "time", "peak memory")
     cells = [header, *((row.what, row.batch, f"{row.seconds:.3g} s", row.memory) for row in rows)]
@@ -174,15 +167,9 @@ def _projection(
     gib = state_bytes / 2**30
     bound = "loading" if step_load_s > rows[0].seconds else "the step"
     return [
-        f"whole run  {settings.epochs} epochs of {steps_per_epoch:,} steps: {_duration(training_s)} ({bound} decides: "
+        f"whole run  {settings.epochs} epochs of {steps_per_epoch:,} steps: {clock(training_s)} ({bound} decides: "
         f"loading an image takes {train_load_s * 1e3:.3g} ms, {workers} at a time); {evaluations} evaluations of "
-        f"{val_batches:,} batches: {_duration(evaluating_s)}; together at most {_duration(training_s + evaluating_s)}",
+        f"{val_batches:,} batches: {clock(evaluating_s)}; together at most {clock(training_s + evaluating_s)}",
         f"disk       {gib:.3g} GiB a checkpoint, up to {files} of them: {files * gib:.3g} GiB",
         "note       memory of loader workers and of results that grow with the validation set is not in the table",
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from typing_extensions import Self
 
+from visionmtl.config.durations import clock
 from visionmtl.config.text_files import check_object, parse_line, printable
 from visionmtl.engine.environment import environment
 from visionmtl.engine.loggers import check_loggers, open_loggers
@@ -226,7 +227,6 @@ class _Screen:
 
 def _figures(row: Mapping[str, Any]) -> str:
     losses = [f"{task} {sum(parts.values()):.4g}" for task, parts in row["losses"].items()]
-    hours, minutes, seconds = (int(row["eta_s"]) // unit % base for unit, base in ((3600, 10**6), (60, 60), (1, 60)))
     return "  ".join(
         [
             *losses,
@@ -234,7 +234,7 @@ def _figures(row: Mapping[str, Any]) -> str:
             f"{row['images_per_s']:.1f} images/s",
             f"waiting for data {row['data_time']:.0%}",
             f"{row['memory_mb']:,.0f} MB",
-            f"eta {hours}:{minutes:02}:{seconds:02}",
+            f"eta {clock(row['eta_s'])}",
         ]
     )
 

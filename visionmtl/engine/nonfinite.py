@@ -82,7 +82,7 @@ class FiniteGuard(nn.Module):
     """Undoes steps that are not finite, on all ranks together, and counts them. Nothing waits for the device.
 
     A step is not finite where the norm of its gradient, a loss part of any rank or micro-batch, or a running
-    statistic of any rank is not. Then weights and moments stay (see `skip_if_not_finite`), buffers of the network, of
+    statistic of any rank is not. Then weights and moments stay (see `optim.skip_next_step`), buffers of the network, of
     the balancing method and of the curriculum go back to what they were, and the weight average sees only those.
     """
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from visionmtl.engine.checkpoint import best_weights, check_classes, find, load, save_for_prediction
@@ -56,9 +55,6 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], path: Path,
             f"{other_path} is another network than {path}: {what}; a soup is made of networks of one architecture; "
             "leave it out"
         )
-    bad = [name for name, value in best_weights(other).items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"{other_path} has weights that are not finite ({bad[0]}); all must be; leave it out")
 
 
 def _architecture(run: Mapping[str, Any]) -> dict[str, Any]:

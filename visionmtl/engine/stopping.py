@@ -62,9 +62,7 @@ class StopSignals:
             for number in ASKS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
-            if hasattr(
-                signal, "pthread_sigmask"
-            ):  # a process of a fork server may have inherited that they are blocked
+            if hasattr(signal, "pthread_sigmask"):  # a fork server's process may have inherited that they are blocked
                 self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 

@@ -12,14 +12,13 @@ from visionmtl.config.imports import allow_imports
 from visionmtl.config.paths import regular_file
 from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
-from visionmtl.engine.checkpoint import FORMAT, Opened, load, open_model, open_state, save_weights
+from visionmtl.engine.checkpoint import FORMAT, Opened, check_spaces, load, open_model, open_state, save_weights
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import Precision, read_results
 from visionmtl.inference.predictor import Predictor
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.tensor_files import has_settings
 from visionmtl.metrics.distance import DistanceMeter
-from visionmtl.structures import LabelSpace
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}
@@ -145,14 +144,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         )
     if version == 1 and not has_settings(folder / WEIGHTS):  # without a digest, and with settings in this file alone
         check_object(settings, str(file), {"run.data.size": list, "spaces": dict, "step": int, "epoch": int})
-        for task, space in settings["spaces"].items():
-            try:
-                _ = space and LabelSpace.from_plain(space)
-            except (LookupError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{file} has no label space as 'spaces.{task}' ({error!r}); one or null is needed; use a network "
-                    "that visionmtl wrote"
-                ) from error
+        check_spaces(settings["spaces"], file, "use a network that visionmtl wrote")
         return {**settings, "net": _load_format_1(folder / WEIGHTS), "ema": None}
     state = load(folder / WEIGHTS)
     if differing := [name for name in settings if settings[name] != state.get(name)]:

@@ -61,8 +61,7 @@ def write_archive(path: Path, content: Any, previous: Path | None = None) -> Non
 
     previous: see `atomic_write`. Raises DiskFull.
     """
-    num_bytes = sum(value.numel() * value.element_size() for _, value in named_tensors(content))
-    with atomic_write(path, previous, num_bytes) as file:
+    with atomic_write(path, previous, num_tensor_bytes(content)) as file:
         hashing = _Hashing(file)
         try:
             torch.save(content, cast(IO[bytes], hashing))
@@ -165,6 +164,11 @@ def named_tensors(content: Any, name: str = "") -> list[tuple[str, Tensor]]:
     else:
         return []
     return [pair for key, inner in items for pair in named_tensors(inner, f"{name}/{key}" if name else str(key))]
+
+
+def num_tensor_bytes(content: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    return sum(value.numel() * value.element_size() for _, value in named_tensors(content))
 
 
 def _sha256(file: IO[bytes], num_bytes: int | None, digest: Any = None) -> Any:
