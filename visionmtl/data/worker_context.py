@@ -116,8 +116,12 @@ def start_server() -> None:
 def end_with_server() -> None:
     """Let the kernel kill this process when the fork server ends, which ends with the process that it works for.
 
-    So ends a worker that was stopped, or that hangs in a decoder, too. Linux only.
+    So ends a worker that was stopped, or that hangs in a decoder, too; the kernel's part is for Linux only.
     """
+    server: Any = multiprocessing.forkserver._forkserver
+    if server._forkserver_alive_fd is not None:  # while anybody holds it, the server does not end
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
