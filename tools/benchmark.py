@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,9 @@ busy with other work.
 examples:
   visionmtl benchmark step --encoder resnet50 --batch 8 --size 512 512 --peers
   visionmtl benchmark infer --size 480 640 --batches 1 8
+  visionmtl benchmark infer --config configs/nyuv2_mobilenetv2.yaml
   visionmtl benchmark balance --rounds 5 --clock cpu
+  visionmtl benchmark roofline --batch 16 --size 512 512            the least a GPU step can take; needs no GPU
   visionmtl benchmark gpu --json gpu.json --markdown gpu.md         everything, in at most eight minutes
 """
 
@@ -31,24 +34,28 @@ def parser() -> ToolParser:
     p = ToolParser("benchmark", __doc__, MANUAL)
     verbs = p.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
     made = {}
-    for measure in (step, gpu, data, balance, sharing, infer):
+    for measure in (step, gpu, data, balance, sharing, infer, roofline):
         verb = made[measure] = verbs.add_parser(measure.__name__, help=measure.__doc__, description=measure.__doc__)
         verb.set_defaults(measure=measure)
         verb.add_argument("--json", type=home_path, metavar="FILE", help="write the figures there too")
         verb.add_argument("--markdown", type=home_path, metavar="FILE", help="write what is printed there too")
 
-    for measure, rounds in ((step, 7), (gpu, 7), (balance, 5), (sharing, 10), (infer, 40)):
+    for measure, rounds in ((step, 7), (gpu, 7), (balance, 5), (sharing, 10), (infer, 40), (roofline, 0)):
         add = made[measure].add_argument
-        add("--encoder", default="resnet50", metavar="NAME", help="timm's name; default: resnet50")
-        add("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
+        add("--encoder", metavar="NAME", help="timm's name; default: resnet50")
+        add("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: 512 512")
+        add("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
+        if measure in (step, infer, roofline):
+            add("--config", type=home_path, metavar="FILE", help="network, losses, size and batch of a config instead")
+        if measure != infer:
+            add("--batch", type=positive, metavar="N", help="images; default: 16")
+            add("--boxes", type=positive, default=30, metavar="N", help="boxes an image on average; default: 30")
+        if measure == roofline:
+            continue
         add("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-        add("--set", nargs="+", default=(), metavar="a.b=c", help="settings of the run, as for train.py")
         add("--rounds", type=positive, default=rounds, metavar="N", help=f"of each; default: {rounds}")
         add("--seconds", type=float, default=0.25, help="of a round, one step at least; default: 0.25")
-        if measure != infer:
-            add("--batch", type=positive, default=16, metavar="N", help="images; default: 16")
-            add("--boxes", type=positive, default=30, metavar="N", help="boxes an image on average; default: 30")
         if measure != gpu:
             add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's, for a busy machine")
 
@@ -78,6 +85,15 @@ def parser() -> ToolParser:
     batches(
         "--beside", nargs="+", metavar="NAME=FILE", help="with --export: ONNX files of other networks, fixed shapes"
     )
+
+    add = made[roofline].add_argument
+    add("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
+    for name, number, text in (
+        ("--tflops", 750, "TFLOP/s of matrix products in bf16"),
+        ("--tbytes", 4.2, "TB/s of memory"),
+        ("--launch-us", 2, "least microseconds of a kernel"),
+    ):
+        add(name, type=float, default=number, metavar="X", help=f"{text}; default: {number}, of an H200")
 
     add = made[data].add_argument
     add("--only", choices=("memory", "loading"), help="one part; default: both")
@@ -112,9 +128,21 @@ def _setting(args: argparse.Namespace) -> "tuple[Workload, Timing]":
     from visionmtl.benchmark.measure import Timing
     from visionmtl.benchmark.workload import Workload
 
-    batch, boxes = getattr(args, "batch", 1), getattr(args, "boxes", 30)
-    workload = Workload(args.encoder, batch, tuple(args.size), boxes, args.precision, args.device, args.set)
-    return workload, Timing(args.rounds, args.seconds, getattr(args, "clock", "wall"))
+    timing = Timing(args.rounds, args.seconds, getattr(args, "clock", "wall"))
+    boxes = getattr(args, "boxes", 30)
+    shape = {name: value for name in ("encoder", "batch", "size") if (value := getattr(args, name, None))}
+    if config := getattr(args, "config", None):
+        if shape:
+            name = next(iter(shape))
+            raise ValueError(
+                f"--{name} would have no effect beside --config, which names encoder, size and batch; change them by "
+                "--set, or leave one of the two out"
+            )
+        workload = Workload.of_config(config, boxes, args.precision, args.device, args.set)
+        return workload if hasattr(args, "batch") else replace(workload, batch=1), timing
+    shape = {"encoder": "resnet50", "batch": 16 if hasattr(args, "batch") else 1, "size": (512, 512), **shape}
+    size = tuple(shape["size"])
+    return Workload(shape["encoder"], shape["batch"], size, boxes, args.precision, args.device, args.set), timing
 
 
 def step(args: argparse.Namespace) -> "Iterator[Figure]":
@@ -175,6 +203,15 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
             f"--{idle[0]} would have no effect without --export; it is for exported networks; leave it out"
         )
     return measure_predictions(*_setting(args), args.batches)
+
+
+def roofline(args: argparse.Namespace) -> "Iterator[Figure]":
+    """The least that a training step can take on a GPU, kernel by kernel of the compiled graphs; needs no GPU."""
+    from visionmtl.benchmark.roofline import Roof, measure_roofline
+
+    args.device, args.rounds, args.seconds = "cpu", 1, 0.0  # nothing is timed
+    roof = Roof(args.tflops, args.tbytes, args.launch_us, half=args.precision == "bf16")
+    return measure_roofline(_setting(args)[0], roof)
 
 
 def _named_file(text: str) -> tuple[str, Path]:

@@ -2,7 +2,7 @@
 
     python docs/examples/forgetting.py OUT [--seeds 0 1 2] [SETTING=VALUE ...]
 
-Two additions on drawn rooms of 96x128: depth to a network of boxes and classes, and the kind of floor to one of all
+Two additions on drawn rooms of 64x96: depth to a network of boxes and classes, and the kind of floor to one of all
 three. The old network learns 1,600 rooms; the new task is learnt on 800 others, whose labels of the old tasks only
 `joint` reads. All are judged on the same 256 rooms. `alone` learns the new task there from random weights, in as many
 steps. OUT/forgetting.md is written anew after each run; the same command goes on where an earlier one was stopped.
@@ -36,7 +36,7 @@ Scores = dict[str, float | None]  # by task, in its metric of METRICS
 
 def config(tasks: Sequence[str], rooms: Mapping[str, Any], extend: Mapping[str, Any] | None) -> dict[str, Any]:
     """Settings of one run that learns some tasks from drawn rooms."""
-    size = [96, 128]
+    size = [64, 96]
     return {
         "model": {"encoder": {"name": "resnet10t"}, "pyramid": {"type": "fpn", "channels": 64, "smooth_from": 2}},
         "tasks": {name: TASKS[name] for name in tasks},

@@ -9,7 +9,7 @@ import torch
 
 from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Timing, Work, alternate, count_flops, median, ratio
-from visionmtl.benchmark.workload import TASKS, Workload
+from visionmtl.benchmark.workload import Workload
 from visionmtl.network import MultiTaskNet
 from visionmtl.structures import ImageMeta, Maps
 from visionmtl.tasks.base import Raw
@@ -25,7 +25,7 @@ def measure_predictions(workload: Workload, timing: Timing, batches: Sequence[in
     latency one call a round.
     """
     timing.check(workload.on)
-    nets = {"joint": workload.net().eval()} | {task: workload.net([task]).eval() for task in TASKS}
+    nets = {"joint": workload.net().eval()} | {task: workload.net([task]).eval() for task in workload.tasks}
     yield Note(
         f"Predictions with random weights on {workload.text}; from uint8 images in memory to arrays at their size. "
         f"Clock: {timing.clock}."
@@ -55,7 +55,7 @@ def measure_predictions(workload: Workload, timing: Timing, batches: Sequence[in
 def _task_parallelism(workload: Workload, timing: Timing, nets: Mapping[str, MultiTaskNet]) -> Iterator[Figure]:
     """What a task costs that is left out, and decoders that run at the same time instead of one after the other."""
     rows: list[Sequence[Cell]] = []
-    for task in TASKS:
+    for task in workload.tasks:
         kept = workload.net().eval()
         kept.keep([task])
         works = [_works(workload, net, 1)[RAW] for net in (kept, nets[task])]
@@ -68,7 +68,7 @@ def _task_parallelism(workload: Workload, timing: Timing, nets: Mapping[str, Mul
     if timing.clock == "cpu":
         yield Note("SKIPPED: decoders at the same time; the clock adds up the threads; use --clock wall")
         return
-    how = "in CUDA streams" if workload.on.type == "cuda" else f"in {len(TASKS)} threads"
+    how = "in CUDA streams" if workload.on.type == "cuda" else f"in {len(workload.tasks)} threads"
     in_turn = _works(workload, nets["joint"], 1)[RAW]
     times = alternate({"in turn": in_turn, how: _at_once(workload, nets["joint"])}, workload.on, timing)
     serial, parallel = times.values()

@@ -83,13 +83,13 @@ def ratio(ours: Sequence[float], *theirs: Sequence[float]) -> float:
 
 def count_flops(work: Work) -> float:
     """Floating-point operations of one call in matrix products and convolutions, a multiply-add as two."""
-    formulas = {torch.ops.aten.convolution_backward: _backward_flops}
+    formulas = {torch.ops.aten.convolution_backward: backward_flops}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return float(counter.get_total_flops())
 
 
-def _backward_flops(
+def backward_flops(
     grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], _bias: Any, _stride: Any, _padding: Any,
     _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, mask: Sequence[bool], out_shape: Any,
 ) -> int:  # fmt: skip

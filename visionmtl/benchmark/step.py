@@ -83,6 +83,11 @@ class Step:
                 f"--modes names cuda_graph, and the device is {self.workload.on}; only CUDA devices record such "
                 "graphs; leave it out"
             )
+        if self.peers and set(self.workload.tasks) != set(TASKS):
+            raise ValueError(
+                f"--peers, and the config's tasks are {', '.join(self.workload.tasks)}; the peers are one network each "
+                f"for {', '.join(TASKS)}; leave --peers out"
+            )
         self.timing.check(self.workload.on)
 
     def _steps(self) -> Iterator[tuple[str, Mode, Callable[[], Work]]]:
@@ -104,7 +109,7 @@ class Step:
         for mode in self.modes:
             for count in self.compare_boxes if mode != "cuda_graph" and f"joint, {mode}" in self.built else ():
                 yield _with_boxes(mode, count), mode, joint(mode, workload.batch_of(workload.samples(count)))
-        for task in TASKS if self.without else ():
+        for task in workload.tasks if self.without else ():
             yield f"joint without {task}", first, partial(_without, workload, first, task, batch)
         if self.peers and "compiled" in self.modes:
             for name, make in peers(workload, batch, compiled=True).items():
@@ -160,7 +165,7 @@ class Step:
             for count in counts[1:]:
                 few, many = (times[_with_boxes(mode, n)] for n in (counts[0], count))
                 yield Row(f"joint, {mode}, {count} boxes / {counts[0]}", ratio(many, few), "", 1.05)
-        for task in TASKS:
+        for task in workload.tasks:
             if (less := f"joint without {task}") in times and f"joint, {first}" in times:
                 share = 1 - ratio(times[less], times[f"joint, {first}"])
                 yield Row(f"share of {task} in the step ({first})", 100 * share, "%")
@@ -176,7 +181,7 @@ def _with_boxes(mode: Mode, count: int) -> str:
 
 def _without(workload: Workload, mode: Mode, task: str, batch: Batch) -> Work:
     """The joint step of the other tasks."""
-    others = [name for name in TASKS if name != task]
+    others = [name for name in workload.tasks if name != task]
     less = replace(
         batch,
         targets={name: batch.targets[name] for name in others},

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +22,13 @@ from visionmtl.engine.evaluator import DTYPES
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
-from visionmtl.run import Run, restore
+from visionmtl.run import Run, load, restore
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
 
 FIXED = Fixed()
 TASKS = ("detection", "segmentation", "depth")
 FIVE_TASKS = (*TASKS, "normals", "classification")
-SPACES: dict[str, LabelSpace | None] = {
+SPACES: dict[str, LabelSpace | None] = {  # by type of task
     "detection": COCO80, "segmentation": CITYSCAPES19, "depth": None, "normals": None, "classification": CITYSCAPES19,
 }  # fmt: skip
 Mode = Literal["eager", "compiled", "cuda_graph"]
@@ -48,6 +49,27 @@ class Workload:
     precision: str | None = None  # fp32 or bf16; None: bf16 on CUDA devices, else fp32
     device: str = "auto"
     overrides: Sequence[str] = ()  # further settings of the run, as on train.py's command line
+    config: Path | None = None  # whose run is measured instead, see `of_config`
+
+    @classmethod
+    def of_config(
+        cls, file: Path, boxes: int, precision: str | None, device: str, overrides: Sequence[str]
+    ) -> "Workload":
+        """Network, losses, size and batch of a config; images, labels and label spaces stay those of the benchmark."""
+        run = load(file, overrides)
+        if unknown := [name for name, task in run.tasks.items() if task.type not in SPACES]:
+            raise ValueError(
+                f"tasks.{unknown[0]} in {file} is of type {run.tasks[unknown[0]].type!r}, for which there are no "
+                f"random labels; allowed are {', '.join(SPACES)}; leave it out by ~tasks.{unknown[0]}"
+            )
+        return cls(
+            run.model.encoder.name, run.train.batch_size, run.data.size, boxes, precision, device, overrides, file
+        )  # fmt: skip
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of those that are measured together."""
+        return tuple(load(self.config, self.overrides).tasks) if self.config else TASKS
 
     @property
     def on(self) -> torch.device:
@@ -72,8 +94,14 @@ class Workload:
     def _precision(self) -> str:
         return self.precision or ("bf16" if self.on.type == "cuda" else "fp32")
 
-    def run(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
+    def run(self, tasks: Sequence[str] | None = None, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
         """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
+        tasks = self.tasks if tasks is None else tasks
+        if self.config:
+            run = load(self.config, self.overrides)
+            train = run.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
+            learnt = {name: run.tasks[name] for name in tasks}
+            return run.model_copy(update={"tasks": learnt, "balance": balance, "train": train})
         defaults = Run.model_validate({
             "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in FIVE_TASKS},
@@ -84,14 +112,15 @@ class Workload:
         run = restore(defaults, "the benchmark", [f"model.encoder.name={self.encoder}", *self.overrides])
         return run.model_copy(update={"tasks": {name: run.tasks[name] for name in tasks}, "balance": balance})
 
-    def net(self, tasks: Sequence[str] = TASKS) -> MultiTaskNet:
+    def net(self, tasks: Sequence[str] | None = None) -> MultiTaskNet:
         """The network of `run`, with the same random weights at each call, on the device."""
         run = self.run(tasks)
         torch.manual_seed(0)
-        net = build_model(run.model, run.tasks, {name: SPACES[name] for name in tasks}, self.size).to(self.on)
+        spaces = {name: SPACES[task.type] for name, task in run.tasks.items()}
+        net = build_model(run.model, run.tasks, spaces, self.size).to(self.on)
         return net.to(memory_format=torch.channels_last) if run.train.channels_last else net
 
-    def trainer(self, tasks: Sequence[str] = TASKS, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
+    def trainer(self, tasks: Sequence[str] | None = None, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
         """A training before its first step."""
         return Trainer(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
 
@@ -101,12 +130,12 @@ class Workload:
         counts = rng.integers(1, 2 * self.boxes, self.batch) if boxes is None else [boxes] * self.batch
         return [_sample(rng, self.size, int(count)) for count in counts]
 
-    def batch_of(self, samples: Sequence[Sample], tasks: Sequence[str] = TASKS) -> Batch:
+    def batch_of(self, samples: Sequence[Sample], tasks: Sequence[str] | None = None) -> Batch:
         """What the loader hands over: uint8 images, targets and colour matrices, pinned where there is a GPU."""
         run = self.run(tasks)
         image = pad([sample.image for sample in samples], self.size)
         targets = {name: task.collate(samples, self.size) for name, task in run.tasks.items()}
-        labelled = {name: torch.ones(len(samples), dtype=torch.bool) for name in tasks}
+        labelled = {name: torch.ones(len(samples), dtype=torch.bool) for name in run.tasks}
         counts = {name: task.count(targets[name], self.size) for name, task in run.tasks.items()}
         batch = Batch(image, targets, labelled, counts, torch.eye(3, 4).repeat(len(samples), 1, 1))
         return batch.pin_memory() if self.on.type == "cuda" else batch

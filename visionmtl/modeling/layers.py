@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from visionmtl.ops.resize import exporting
+
 Norm = Literal["batch", "sync", "group", "frozen"]
 """BatchNorm; BatchNorm synchronised over ranks; GroupNorm (32 groups at most); BatchNorm that never updates."""
 
@@ -44,7 +46,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, h, w]."""
-        if not torch.compiler.is_compiling() or x.device.type == "cpu":
+        if not torch.compiler.is_compiling() or exporting():
             return super().forward(x)
         groups = x.float().unflatten(1, (self.num_groups, -1))
         variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)

@@ -12,7 +12,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
+    """Whether the graph at hand is exported rather than compiled."""
     # torch 2.11 answers is_exporting() with True while torch.compile traces, too
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
@@ -22,7 +23,7 @@ def double_nearest(x: Tensor) -> Tensor:
 
     A compiled `F.interpolate` would scatter the gradient with atomics; as a repetition its gradient is a sum.
     """
-    if not torch.compiler.is_compiling() or _exporting():  # repetitions are slow in other runtimes
+    if not torch.compiler.is_compiling() or exporting():  # repetitions are slow in other runtimes
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
 
@@ -32,13 +33,14 @@ def upsample(x: Tensor, factor: int) -> Tensor:
 
     `F.interpolate`, whose own backward scatters with atomics on a GPU, which is slow and not reproducible: of a
     compiled step with ResNet-50 on one H200 it was a tenth. `_Upsample` replaces it wherever a gradient is wanted
-    there. A CPU has no such trouble, and an exported graph no gradient.
+    there or the compiler would write that scatter. An eager CPU has no such trouble, and an exported graph no gradient.
     """
     if factor < 1:
         raise ValueError(f"factor is {factor}; allowed are whole numbers from 1; use resize to shrink")
     if factor == 1:
         return x
-    if x.device.type == "cpu" or not torch.is_grad_enabled() or _exporting():
+    scatters = torch.compiler.is_compiling() or x.device.type != "cpu"
+    if not scatters or not torch.is_grad_enabled() or exporting():
         return _interpolate(x, factor)
     up: Tensor = _Upsample.apply(x, factor)
     return up
