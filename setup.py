@@ -51,7 +51,14 @@ setup(
     package_dir=carried,
     packages=[*find_packages(include=["visionmtl", "visionmtl.*"]), *carried, "visionmtl._datasets.scenes"],
     package_data={
-        "visionmtl": ["py.typed", "report/*.j2", "inference/*.html", "inference/*.css", "inference/*.js"],
+        "visionmtl": [
+            "py.typed",
+            "report/*.j2",
+            "inference/*.html",
+            "inference/*.css",
+            "inference/*.js",
+            "networks/*",
+        ],
         "visionmtl._configs": ["*.yaml", "*.json", "compare/*.yaml"],
     },
     include_package_data=False,

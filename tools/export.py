@@ -31,7 +31,7 @@ examples:
   visionmtl export runs/nyuv2 --format onnx
   visionmtl export runs/nyuv2 --format onnx --batch any --outputs raw --tasks depth
   visionmtl export runs/nyuv2 --format openvino --int8
-  visionmtl export runs/nyuv2 --format safetensors
+  visionmtl export runs/nyuv2 --format safetensors --half
   visionmtl export runs/nyuv2 --format onnx --preprocessing outside --images photos/ --output net.onnx"""
 
 
@@ -62,6 +62,7 @@ def parser() -> ToolParser:
         "--int8", action="store_true",
         help="onnx, openvino: 8-bit weights and activations; decoding and the last layers stay in float32",
     )  # fmt: skip
+    p.add_argument("--half", action="store_true", help="safetensors: weights as float16, in half the bytes")
     p.add_argument(
         "--calibration-images", type=positive, metavar="N", help="with --int8: training images; default: 100"
     )
@@ -93,6 +94,8 @@ def check(args: argparse.Namespace) -> None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         with_what = "with --int8, whose losses of metrics are measured instead" if args.int8 else "without --int8"
         raise ValueError(f"{names} would have no effect {with_what}; give what is used; leave it out")
+    if args.half:
+        raise ValueError(f"--half is for safetensors, and the format is {args.format}; leave it out, or use --int8")
     if args.opset and args.format != "onnx":
         raise ValueError(f"--opset is for onnx, and the format is {args.format}; leave it out, or choose onnx")
     if args.num_images == 0 and args.images:
@@ -136,12 +139,12 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_weights(args: argparse.Namespace) -> int:
     defaults = parser().parse_args([args.checkpoint, "--format", WEIGHTS, *(["--output", "-"] if args.output else [])])
-    idle = [name for name, value in vars(defaults).items() if name not in ("output", "overrides")]
+    idle = [name for name, value in vars(defaults).items() if name not in ("output", "overrides", "half")]
     idle = [f"--{name.replace('_', '-')}" for name in idle if getattr(args, name) != getattr(defaults, name)]
     if idle:
         raise ValueError(
             f"{', '.join(idle)} would have no effect with --format {WEIGHTS}, which writes the whole network as it is; "
-            "settings and --output go with it; leave the others out"
+            "settings, --half and --output go with it; leave the others out"
         )
     from visionmtl.engine.checkpoint import open_model, save_weights
 
@@ -150,7 +153,7 @@ def _export_weights(args: argparse.Namespace) -> int:
     if path.suffix != f".{WEIGHTS}":
         raise ValueError(f"{path} does not end in .{WEIGHTS}, as files of this format do; correct the name")
     with tried(path):
-        save_weights(path, opened)
+        save_weights(path, opened, half=args.half)
     open_model(path)  # reads all of it
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB; step {opened.step}), for visionmtl.load")
     return 0

@@ -29,6 +29,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "--results", type=home_path, metavar="FILE", help="JSON of an evaluation; default: the newest of the run"
     )
+    p.add_argument("--half", action="store_true", help="weights as float16, in half the bytes")
     p.add_argument("--public", action="store_true", help="with --repo: everybody may read it; default: private")
     p.add_imports()
     return p
@@ -48,7 +49,7 @@ def _publish(args: argparse.Namespace) -> int:
         )
     from visionmtl.export.hub import push_to_hub, save_pretrained
 
-    options = {"licence": args.licence, "results": args.results}
+    options = {"licence": args.licence, "results": args.results, "half": args.half}
     if args.folder is not None:
         print(f"written: {save_pretrained(args.checkpoint, args.folder, **options)}")
     else:

@@ -36,7 +36,7 @@ def train_on_two_machines(folder: Path, kill: bool = False) -> list[int]:
         port = taken.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=2",
-        "--monitor-interval=0.1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={folder.name}",
+        "--monitor-interval=0.1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1",
         "--local-addr=127.0.0.1", str(ROOT / "tools" / "train.py"), str(folder / "config.yaml"), "--resume",
         "--output", str(folder / "run"), "--device", "cpu",
     ]  # fmt: skip

@@ -120,3 +120,39 @@ def test_options_that_would_have_no_effect_are_refused(
         assert said in capsys.readouterr().err
     assert main([*command, "data.eval_size=[96,96]", "--output", str(tmp_path / "new" / "a.safetensors")]) == 0
     assert open_model(tmp_path / "new" / "a.safetensors").run.data.eval_size == (96, 96)
+
+
+def test_half_the_bytes_are_the_network_within_float16(trained: Path, file: Path, tmp_path: Path):
+    small = tmp_path / "small.safetensors"
+    assert main(["export", str(trained), "--format", "safetensors", "--half", "--output", str(small)]) == 0
+    assert small.stat().st_size < 0.6 * file.stat().st_size
+    whole, half = (open_model(one).net for one in (file, small))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], value, rtol=2**-11, atol=1e-7)
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+
+
+def test_numbers_beyond_float16_are_not_halved(trained: Path, tmp_path: Path):
+    opened = open_model(trained)
+    torch.nn.init.constant_(next(opened.net.parameters()), 1e5)
+    with pytest.raises(ValueError, match=r"beyond float16, which ends at 65504: .* numbers are not finite; .*; write"):
+        checkpoint.save_weights(tmp_path / "a.safetensors", opened, half=True)
+
+
+def test_a_network_of_the_package_is_known_by_its_name(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    networks, home = tmp_path / "networks", tmp_path / "home"
+    networks.mkdir()
+    home.mkdir()
+    (networks / "tiny.safetensors").write_bytes(file.read_bytes())
+    monkeypatch.setattr(checkpoint, "PACKAGED", networks)
+    monkeypatch.chdir(home)
+
+    assert load("tiny", device="cpu").net.tasks.keys() == {"depth"}
+    assert main(["eval", "tiny"]) == 0
+    assert [path.name for path in networks.iterdir()] == ["tiny.safetensors"], "nothing is written into the package"
+    assert list((home / "runs" / "tiny" / "eval").iterdir())
+    with pytest.raises(ValueError, match=r"no checkpoint tinny; .*; with the package comes tiny$"):
+        load("tinny")
+    (home / "tiny").mkdir()
+    with pytest.raises(ValueError, match="tiny is a folder without a checkpoint"):
+        load("tiny")

@@ -31,6 +31,8 @@ from visionmtl.structures import LabelSpace
 FORMAT = 2
 """Of what is written. 1: without a digest."""
 SAFETENSORS = ".safetensors"
+PACKAGED = Path(__file__).resolve().parents[1] / "networks"
+"""Trained networks that come with the package, NAME.safetensors each, with a card NAME.md."""
 
 _NETWORK_PARTS: dict[str, tuple[type, ...]] = {
     "step": (int,), "epoch": (int,),
@@ -87,17 +89,28 @@ def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
             old.unlink()
 
 
-def save_weights(path: Path, opened: "Opened", run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def save_weights(
+    path: Path, opened: "Opened", run: Mapping[str, Any] | None = None, half: bool = False
+) -> dict[str, Any]:
     """Write a network as one .safetensors file: weights, settings and classes, and nothing that training needs.
 
-    run: in place of its own settings, as plain data. Returns the plain data in the file.
+    run: in place of its own settings, as plain data; half: weights as float16, in half the bytes; read, they are
+    float32 again. Returns the plain data in the file.
     """
     spaces = {name: space and space.plain() for name, space in opened.net.spaces.items()}
     settings = {
         "visionmtl_format": FORMAT, "step": opened.step, "epoch": opened.epoch, "spaces": spaces,
         "run": run or opened.run.model_dump(mode="json"),
     }  # fmt: skip
-    write_safetensors(path, opened.net.state_dict(), settings)
+    weights = opened.net.state_dict()
+    if half:
+        weights = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
+        if num_bad := _not_finite({"net": weights}):
+            raise ValueError(
+                f"{opened.path} holds numbers beyond float16, which ends at 65504: {_listing(num_bad)}; half the bytes "
+                "are for weights within it; write it as float32"
+            )
+    write_safetensors(path, weights, settings)
     return settings
 
 
@@ -140,9 +153,12 @@ def _what_is_kept(path: Path) -> str:
 def find(path: str | Path) -> Path:
     """The checkpoint at `path`; of a run folder its best, else its last. Raises ValueError where there is none.
 
-    A URL with a checksum is one, too: https://HOST/best.pt#sha256=HEX, see `io.download`.
+    A URL with a checksum is one, too: https://HOST/best.pt#sha256=HEX, see `io.download`; and so is the name of a
+    network that comes with the package, where no file of that name lies there.
     """
     path = local_file(path)
+    if not path.exists() and (network := PACKAGED / f"{path}{SAFETENSORS}").is_file() and path.name == str(path):
+        return network
     if path.is_dir():
         for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt"):
             if (path / name).is_file():
@@ -155,9 +171,14 @@ def find(path: str | Path) -> Path:
         near = sorted(str(file) for inside in ("*.pt", "checkpoints/*.pt") for file in path.parent.glob(inside))[:5]
         raise ValueError(
             f"there is no checkpoint {path}; a run keeps them in checkpoints/last.pt and best.pt; "
-            + (f"nearby are: {', '.join(near)}" if near else "train first, or correct the path")
+            + (f"nearby are: {', '.join(near)}" if near else f"train first, or correct the path{_packaged()}")
         )
     return path
+
+
+def _packaged() -> str:
+    names = sorted(file.stem for file in PACKAGED.glob(f"*{SAFETENSORS}"))
+    return f"; with the package comes {', '.join(names)}" if names else ""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -294,8 +315,13 @@ def _kind(value: Any) -> str:
 
 
 def run_folder(path: Path) -> Path:
-    """The run directory of a checkpoint; where that was moved out of one, the folder it lies in."""
+    """The run directory of a checkpoint; where that was moved out of one, the folder it lies in.
+
+    Of a network of the package it is runs/NAME, for nothing is written into the package.
+    """
     folder = path.resolve().parent
+    if folder == PACKAGED:
+        return Path("runs") / path.stem
     return folder.parent if folder.name == "checkpoints" else folder
 
 

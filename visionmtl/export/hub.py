@@ -53,13 +53,20 @@ Encoder {encoder}, input {size} px, {parameters:,} parameters, step {step}, epoc
 
 
 def save_pretrained(
-    checkpoint: str | Path, folder: str | Path, *, licence: str, results: str | Path | None = None, repo: str = ""
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    licence: str,
+    results: str | Path | None = None,
+    repo: str = "",
+    half: bool = False,
 ) -> Path:
     """Write a network as the hub has it into a new or empty folder: the moving average of its weights, where kept.
 
     licence: of the weights, by the hub's name, such as apache-2.0, or `other`; data may forbid what code allows
     results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval`
     repo: OWNER/NAME, for the card's example
+    half: weights as float16, in half the bytes
     """
     opened, folder = open_model(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -69,7 +76,7 @@ def save_pretrained(
     measured = _read_results(Path(results) if results else _newest_results(opened.folder))
     card = model_card(opened, measured, licence, repo or str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")))
+    settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")), half)
     write_json(folder / CONFIG, settings)
     write_text(folder / CARD, card)
     return folder
@@ -83,6 +90,7 @@ def push_to_hub(
     results: str | Path | None = None,
     private: bool = True,
     token: str | None = None,
+    half: bool = False,
 ) -> str:
     """Upload what `save_pretrained` writes to the repository OWNER/NAME, which is made where it is missing.
 
@@ -93,7 +101,8 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(checkpoint, Path(temporary) / "network", licence=licence, results=results, repo=repo)
+        folder = Path(temporary) / "network"
+        save_pretrained(checkpoint, folder, licence=licence, results=results, repo=repo, half=half)
         api = HfApi(token=token)
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with visionmtl"))
