@@ -16,6 +16,7 @@ formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of 
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
+fast = ["faster-coco-eval>=1.6"]
 export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
@@ -94,6 +95,7 @@ setup(
         "demo": demo,
         "executorch": ["executorch>=1.0"],  # pins its own versions of much
         "export": export,
+        "fast": fast,
         "formats": formats,
         "supervision": supervision,
         "dev": [
@@ -104,7 +106,7 @@ setup(
             *supervision,
             "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
-            "faster-coco-eval",
+            *fast,
             "import-linter>=2.17",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",

@@ -69,8 +69,8 @@ def parser() -> ToolParser:
         help="units per metre in depth files: 256 as KITTI, 1000 for millimetres; default: 256, or as saved",
     )  # fmt: skip
     p.add_argument(
-        "--ap-backend", choices=["pycocotools", "faster_coco_eval"], default="pycocotools",
-        help="what computes AP; both give the same numbers; default: pycocotools",
+        "--ap-backend", choices=["pycocotools", "faster_coco_eval"],
+        help="what computes AP; both give the same numbers; default: the run's setting, of files pycocotools",
     )  # fmt: skip
     p.add_argument(
         "--json", type=home_path, metavar="FILE",
@@ -275,12 +275,12 @@ def _score_coco_files(args: argparse.Namespace) -> int:
     from visionmtl.engine.evaluator import choose_json
     from visionmtl.metrics.coco_ap import score_files
 
-    file = home_path(args.from_predictions[0])
-    header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": args.ap_backend}
+    file, backend = home_path(args.from_predictions[0]), args.ap_backend or "pycocotools"
+    header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": backend}
     with ExitStack() as targets:
         if args.json:
             targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
-        kind, result, notes = score_files(file, args.truth, args.ap_backend, args.iou_type)
+        kind, result, notes = score_files(file, args.truth, backend, args.iou_type)
         for expectation in args.expect:
             expectation.check_task([kind])
         title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"
@@ -295,7 +295,7 @@ def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> Non
     """What concerns the numbers to come: better found before the evaluation than after it."""
     from visionmtl.metrics.detection import DetectionMeter
 
-    if args.ap_backend != "pycocotools":
+    if args.ap_backend:
         boxes = [meter for meter in meters.values() if isinstance(meter, DetectionMeter)]
         if not boxes:
             raise ValueError("--ap-backend would have no effect; it counts boxes, and none are scored; leave it out")

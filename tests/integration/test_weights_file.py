@@ -135,7 +135,9 @@ def test_half_the_bytes_are_the_network_within_float16(trained: Path, file: Path
 def test_numbers_beyond_float16_are_not_halved(trained: Path, tmp_path: Path):
     opened = open_model(trained)
     torch.nn.init.constant_(next(opened.net.parameters()), 1e5)
-    with pytest.raises(ValueError, match=r"beyond float16, which ends at 65504: .* numbers are not finite, in .*; write"):
+    with pytest.raises(
+        ValueError, match=r"beyond float16, which ends at 65504: .* numbers are not finite, in .*; write"
+    ):
         checkpoint.save_weights(tmp_path / "a.safetensors", opened, half=True)
 
 

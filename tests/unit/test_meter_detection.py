@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
+from visionmtl.tasks.detection import Detection
 
 CATS = LabelSpace("animals", ("cat", "dog", "bird"), ((0, 0, 0),) * 3)
 PIXEL = np.zeros((1, 1, 3), np.uint8)
@@ -148,6 +150,14 @@ def test_precision_over_recall_by_hand():
 
     assert curves["iou50"] == pytest.approx([1.0] * 51 + [2 / 3] * 50)
     assert curves["iou75"] == curves["iou50"]
+
+
+def test_a_backend_that_is_not_installed_is_an_error_before_the_first_image(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(
+        ValueError, match=r"'faster_coco_eval' is not installed; .* run `pip install visionmtl\[fast\]`"
+    ):
+        Detection(ap_backend="faster_coco_eval").meter(CATS)
 
 
 def test_faster_coco_eval_gives_the_same_numbers():

@@ -118,7 +118,7 @@ def precision_and_recall(
     """
     if not classes:
         return np.zeros((10, len(RECALLS), 0, 4, len(cuts))), np.zeros((10, 0, 4, len(cuts)))
-    coco_class, evaluation_class = _backend(backend)
+    coco_class, evaluation_class = check_backend(backend)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints at every step
         truth_index = _index(coco_class, truth, images, classes)
         found_index = _index(coco_class, [_whole(one, kind) for one in found], images, classes)
@@ -175,7 +175,8 @@ def official_lines(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _backend(name: Backend) -> tuple[Any, Any]:
+def check_backend(name: Backend) -> tuple[Any, Any]:
+    """Its classes of annotations and of evaluation. Raises ValueError where it is not installed."""
     if name == "pycocotools":
         return COCO, COCOeval
     try:
@@ -183,7 +184,7 @@ def _backend(name: Backend) -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise ValueError(
             "backend 'faster_coco_eval' is not installed; 'pycocotools' always is; "
-            "run `pip install faster-coco-eval`, or choose 'pycocotools'"
+            "run `pip install visionmtl[fast]`, or choose 'pycocotools'"
         ) from error
     return package.COCO, package.COCOeval_faster
 

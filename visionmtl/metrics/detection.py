@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.metrics.base import Direction
-from visionmtl.metrics.coco_ap import Annotation, Backend, precision_and_recall, summary
+from visionmtl.metrics.coco_ap import Annotation, Backend, check_backend, precision_and_recall, summary
 from visionmtl.structures import Boxes, Detections, LabelSpace, Sample
 
 _Image = tuple[str, Boxes, Detections]
@@ -33,6 +33,7 @@ class DetectionMeter:
     def __init__(self, space: LabelSpace, max_detections: int = 100, backend: Backend = "pycocotools") -> None:
         if max_detections < 1:
             raise ValueError(f"max_detections is {max_detections}; allowed is 1 or more; COCO's own value is 100")
+        check_backend(backend)
         self.space = space
         self.max_detections = max_detections
         self.backend = backend

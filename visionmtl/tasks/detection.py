@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from visionmtl.metrics.base import Meter
+from visionmtl.metrics.coco_ap import Backend
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head, RawBoxes
@@ -50,6 +51,9 @@ class Detection(ClassTask, frozen=True):
     min_score: float = Field(0.01, ge=0, lt=1, description="candidates below are dropped before suppression")
     max_iou: float = Field(0.6, gt=0, le=1, description="boxes of one class that overlap more are one object")
     candidates: int = Field(1000, ge=1, description="candidates an image that enter suppression")
+    ap_backend: Backend = Field(
+        "pycocotools", description="what computes AP; faster_coco_eval gives the same numbers in a sixth of the time"
+    )
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -258,7 +262,7 @@ class Detection(ClassTask, frozen=True):
 
     def meter(self, space: LabelSpace | None) -> Meter:
         assert space is not None
-        return DetectionMeter(space, self.max_detections)
+        return DetectionMeter(space, self.max_detections, self.ap_backend)
 
     def truth(self, sample: Sample) -> Detections | None:
         """The labelled boxes with score 1."""
