@@ -273,9 +273,10 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
 
 def _score_coco_files(args: argparse.Namespace) -> int:
     from visionmtl.engine.evaluator import choose_json
-    from visionmtl.metrics.coco_ap import score_files
+    from visionmtl.metrics.coco_ap import Backend, score_files
 
-    file, backend = home_path(args.from_predictions[0]), args.ap_backend or "pycocotools"
+    file = home_path(args.from_predictions[0])
+    backend: Backend = args.ap_backend or "pycocotools"
     header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": backend}
     with ExitStack() as targets:
         if args.json:
