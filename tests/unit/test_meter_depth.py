@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from visionmtl.metrics.depth import DepthMeter
 from visionmtl.structures import Sample
@@ -218,3 +219,16 @@ def test_nyu_median_is_nyu_eigen_of_aligned_predictions():
     names = ("abs_rel", "rmse_m", "delta1", "log_bias", "aligned_delta1")
     assert {name: result[name] for name in names} == pytest.approx({name: by_hand[name] for name in names}, rel=1e-5)
     assert result["delta1"] == result["aligned_delta1"] and result["protocol"].startswith("nyu_median: 0.001 < truth")
+
+
+@pytest.mark.parametrize("align", ["none", "median"])
+def test_sums_that_wait_for_no_device_are_those_over_the_valid_pixels_alone(align):
+    meter = DepthMeter(align=align)
+    for guess, true in zip(*rooms(4, (9, 11)), strict=True):
+        guess = np.abs(guess) + 0.1  # the median of an aligned prediction must be positive
+        sums = [
+            meter._sums(torch.tensor(guess).double(), torch.tensor(true).double(), on_cpu) for on_cpu in (True, False)
+        ]
+        torch.testing.assert_close(*sums, rtol=1e-12, atol=1e-12)
+    nothing = torch.zeros(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(*(meter._sums(nothing + 1, nothing, on_cpu) for on_cpu in (True, False)), equal_nan=True)

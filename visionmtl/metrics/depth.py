@@ -104,18 +104,27 @@ class DepthMeter:
                     "defined for 480x640 (NYUv2); choose protocol 'per_image' for other data"
                 )
             guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
-        self._pending.append((sample.image_id, self._sums(guess.double(), truth.double())))
+        self._pending.append((sample.image_id, self._sums(guess.double(), truth.double(), guess.device.type == "cpu")))
         if isinstance(prediction, np.ndarray):
             self._collect()
 
-    def _sums(self, guess: Tensor, truth: Tensor) -> Tensor:
-        """float64 [len(_COLUMNS)] over one image's valid pixels, without waiting for a device."""
+    def _sums(self, guess: Tensor, truth: Tensor, on_cpu: bool) -> Tensor:
+        """float64 [len(_COLUMNS)] over one image's valid pixels.
+
+        on_cpu: the others are taken out first; on a device, their number would have to be waited for
+        """
         valid = (truth > self.min_m) & (truth < self.max_m)
+        median = _masked_median
+        if on_cpu:
+            median = _median
+            counted = valid.numpy()
+            guess, truth = (torch.from_numpy(depth_m.numpy()[counted]) for depth_m in (guess, truth))
+            valid = torch.ones_like(truth, dtype=torch.bool)
         wrong = (guess.isnan() & valid).sum()
-        middle = _median(guess if self.align == "median" else guess.clamp(self.min_m, self.max_m), valid)
+        middle = median(guess if self.align == "median" else guess.clamp(self.min_m, self.max_m), valid)
         if self.align == "median":
             wrong = torch.where(wrong > 0, wrong, -((middle <= 0) | middle.isinf()).long())
-        factor = torch.where(valid.any() & (wrong == 0), _median(truth, valid) / middle, 1.0)
+        factor = torch.where(valid.any() & (wrong == 0), median(truth, valid) / middle, 1.0)
 
         # pixels that do not count become 1 m on both sides: no error, and no NaN either
         def limited(depth_m: Tensor) -> Tensor:
@@ -183,16 +192,17 @@ def _sums(guess: Tensor, true: Tensor, aligned: Tensor, valid: Tensor, wrong: Te
     Of the log error also its mean and centred sum. aligned: the guess scaled by `factor`
     """
     pixels = valid.sum()
-    difference = (guess - true).abs()
-    log_error = guess.log() - true.log()
-    ratio = torch.maximum(guess / true, true / guess)
+    difference, quotient = (guess - true).abs(), guess / true
+    square = difference.square()
+    log_error = quotient.log()
+    ratio = torch.maximum(quotient, true / guess)
     bias = log_error.sum() / pixels.clamp(min=1)
     sums = {
         "pixels": pixels,
         "abs_rel": (difference / true).sum(),
-        "sq_rel": (difference.square() / true).sum(),
+        "sq_rel": (square / true).sum(),
         "abs": difference.sum(),
-        "sq": difference.square().sum(),
+        "sq": square.sum(),
         "log10": log_error.abs().sum() / math.log(10),
         "sq_log": log_error.square().sum(),
         "bias": bias,
@@ -205,8 +215,13 @@ def _sums(guess: Tensor, true: Tensor, aligned: Tensor, valid: Tensor, wrong: Te
     return torch.stack([sums[name].double() for name in _COLUMNS])
 
 
-def _median(values: Tensor, valid: Tensor) -> Tensor:
-    """Of the valid values, as numpy has it (the mean of the middle two); NaN without any."""
+def _median(values: Tensor, _valid: Tensor) -> Tensor:
+    """Of all values, the mean of the middle two; NaN without any. Need not sort them."""
+    return torch.tensor(np.median(values.numpy()) if values.numel() else np.nan, dtype=values.dtype)
+
+
+def _masked_median(values: Tensor, valid: Tensor) -> Tensor:
+    """The same of the valid values, without waiting for a device."""
     ordered = torch.where(valid, values, torch.inf).flatten().sort().values
     count = valid.sum()
     middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
