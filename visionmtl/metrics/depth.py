@@ -1,7 +1,7 @@
 """Errors of metric depth under a named protocol."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -114,9 +114,8 @@ class DepthMeter:
         on_cpu: the others are taken out first; on a device, their number would have to be waited for
         """
         valid = (truth > self.min_m) & (truth < self.max_m)
-        median = _masked_median
+        median: Callable[[Tensor, Tensor], Tensor] = _median if on_cpu else _masked_median
         if on_cpu:
-            median = _median
             counted = valid.numpy()
             guess, truth = (torch.from_numpy(depth_m.numpy()[counted]) for depth_m in (guess, truth))
             valid = torch.ones_like(truth, dtype=torch.bool)
