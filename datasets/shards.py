@@ -137,9 +137,10 @@ class ShardsReader(PartReader):
                 raise self._damaged(index, "has another checksum than when it was written")
             if attempt < 3:
                 self._remote.discard(f"{shard_name(number)}.tar", self._shards[number].tar.sha256)
+        assert self._remote is not None
         raise StoreError(
-            f"{self.file(index)} was fetched three times and could not be read whole from {self._remote and self._remote.folder}"
-            "; a disk that keeps what is written, with room for the shards, is needed; check it, or set `cache`"
+            f"{self.file(index)} was fetched three times and could not be read whole from {self._remote.folder}; a "
+            "disk that keeps what is written, with room for the shards, is needed; check it, or set `cache`"
         )
 
     def fetch(self, index: int) -> None:

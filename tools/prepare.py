@@ -91,16 +91,14 @@ def _prepare(args: argparse.Namespace) -> int:
     given = [name for name in ("shard_mb", "split", "workers") if getattr(args, name) is not None]
     if args.data != "shards" and (given or args.overrides):
         strange = f"--{given[0].replace('_', '-')}" if given else args.overrides[0]
-        raise ValueError(
-            f"{strange} has no effect on prepare {args.data}; it is for shards; leave it out"
-        )
+        raise ValueError(f"{strange} has no effect on prepare {args.data}; it is for shards; leave it out")
     if args.data == "folder":
         name = args.source.resolve().name or "folder"
         return _prepare_folder(args, args.target or Path(f"{name}.yaml"))
     if args.target is None or not args.check or args.object_name != "object":
         raise ValueError(
-            f"prepare {args.data} takes SRC and DST, the folder to write into, and neither --no-check nor --object; those "
-            f"are for a folder; write visionmtl prepare {args.data} SRC DST"
+            f"prepare {args.data} takes SRC and DST, the folder to write into, and neither --no-check nor --object; "
+            f"those are for a folder; write visionmtl prepare {args.data} SRC DST"
         )
     if args.data == "shards":
         _prepare_shards(args)

@@ -74,7 +74,7 @@ class Dataset(Configurable, package="visionmtl.datasets"):
 
 @dataclass(frozen=True)
 class Locality:
-    """Runs of samples that lie together, such as shards: each is fetched once if its samples are read in one stretch."""
+    """Runs of samples that lie together, such as shards: each is fetched once if its samples are read in a row."""
 
     sizes: NDArray[np.int64]
     """Samples of each run, in the order of the indices."""

@@ -1,6 +1,7 @@
 """Shards: every data set's samples bit for bit, an order that reads shard by shard, and damage that is named."""
 
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from drawn_layouts import LAYOUTS
 from pydantic import TypeAdapter, ValidationError
 
 from visionmtl.cli import main
+from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.sampler import BatchSampler, MixtureSampler
 from visionmtl.data.shard_writer import write_shards
 from visionmtl.datasets import Dataset, Locality, NamedDataset, read_part
@@ -80,8 +82,10 @@ def test_a_sample_without_labels_or_with_empty_ones_or_other_channels_comes_back
     space = dict.fromkeys(("boxes", "segmentation", "image_labels"), SPACE) | {"depth_m": None, "normals": None}
     whole = sample(1)
     few = replace(sample(2, "boxes", num_boxes=0), image_labels=np.zeros(0, np.int64))
-    rough = replace(whole, depth_m=np.random.default_rng(0).random((300, 300)).astype(np.float32) + 1)  # > 65,536 values
-    rough = replace(rough, image=np.zeros((300, 300, 5), np.uint8), segmentation=None, normals=None)
+    many_values = np.random.default_rng(0).random((300, 300)).astype(np.float32) + 1
+    rough = replace(
+        whole, depth_m=many_values, image=np.zeros((300, 300, 5), np.uint8), segmentation=None, normals=None
+    )
     for one in (whole, few, rough, sample(3, "depth_m")):
         members = to_members(one, shards.lossless(one.image))
         assert_same(one, to_sample(members, EVERYTHING, space, "it"))
@@ -174,7 +178,7 @@ def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Pat
 
     places = tmp_path / "shards" / "000000.json"
     text = places.read_text()
-    for old, new in (('"jpg", 512', '"jpg", 51200000'), ('[[0, ', '[[-1, '), ('"jpg"', '7')):
+    for old, new in (('"jpg", 512', '"jpg", 51200000'), ("[[0, ", "[[-1, "), ('"jpg"', "7")):
         places.write_text(text.replace(old, new, 1))
         with pytest.raises(ValueError, match="is no place within its shard"):
             read_places(places, (tmp_path / "shards" / "000000.tar").stat().st_size)
@@ -188,7 +192,11 @@ def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Pat
         ("json", lambda told: told["boxes"].pop("crowd"), "boxes without their four lists"),
         ("json", lambda told: told.pop("image"), "no field 'image.upright'"),
         ("segmentation.png", np.full((50, 96), 3, np.uint8), "class number 3 of toy"),
-        ("segmentation.png", np.full((50, 95), 0, np.uint8), r"an array uint8 \[50, 95\] where uint8 \[50, 96\] belongs"),
+        (
+            "segmentation.png",
+            np.full((50, 95), 0, np.uint8),
+            r"an array uint8 \[50, 95\] where uint8 \[50, 96\] belongs",
+        ),
         ("depth.png", np.full((50, 96), 60_000, np.uint16), "a depth code of 60000 for a table of"),
     ],
 )
@@ -249,6 +257,22 @@ def test_settings_without_effect_are_refused(tmp_path: Path):
     with pytest.raises(ValidationError, match="cache_gb, retries would have no effect, since root /data is a folder"):
         Shards(root="/data", cache_gb=3, retries=2)
     assert Shards(root="s3://bucket/train", cache_gb=3).cache_gb == 3
+
+
+def test_a_cache_of_decoded_images_follows_its_shards(tmp_path: Path):
+    source, _ = written(settings_of("jpegs", tmp_path / "source"), tmp_path / "shards")
+    spec = Shards(root=str(tmp_path / "shards"))
+
+    def cached(dataset: NamedDataset | None = None) -> NamedDataset:
+        opened = dataset or NamedDataset("it", spec.build())
+        return with_cache([opened], [spec], tmp_path / opened.name, EVERY_FIELD, (64, 96), 1.0, workers=0)[0]
+
+    first, of_source = cached(), cached(replace(source, name="other"))
+    for index in range(4):
+        assert_same(first.read_part(index, EVERYTHING), of_source.read_part(index, EVERYTHING))
+    assert cached().reader.packed.folder == first.reader.packed.folder
+    os.utime(tmp_path / "shards" / "index.json", (1, 1))
+    assert cached().reader.packed.folder != first.reader.packed.folder
 
 
 # ---- the command, and what reads a data set ----

@@ -39,8 +39,9 @@ class UnreadableSample(ValueError):
 def read_persistently(read: Callable[[], Value], retries: int, place: Callable[[], str]) -> Value:
     """What `read` returns. place: names the sample, for messages.
 
-    Raises StoreError where a server does not answer, UnreadableSample when it fails each time: where the disk gives an error 1 + retries times, with pauses that
-    grow; where the content is wrong twice, since a network disk may have given half of a file.
+    Raises StoreError where a server does not answer, and UnreadableSample when it fails each time: where the disk gives
+    an error 1 + retries times, with pauses that grow; where the content is wrong twice, since a network disk may have
+    given half of a file.
     """
     attempt = 0
     while True:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -37,6 +37,29 @@ class FetchAhead:
             first = np.sort(np.unique(stretches, axis=0, return_index=True)[1])
             threads.append(Fetching(positions[first].tolist(), indices[first].tolist(), locality.window, fetch))
         return threads
+
+
+class FollowedBatches:
+    """Batches of indices, as DataLoader takes them, that tell a `FetchAhead` how far they are."""
+
+    def __init__(self, batches: Sequence[list[int]], ahead: FetchAhead) -> None:
+        self._batches, self._ahead = batches, ahead
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        keys = [SampleKey(0, index, 0) for batch in self._batches for index in batch]
+        followers, position = self._ahead.start(keys), 0
+        try:
+            for batch in self._batches:
+                for follower in followers:
+                    follower.reach(position)
+                position += len(batch)
+                yield batch
+        finally:
+            for follower in followers:
+                follower.close()
 
 
 class Fetching:

@@ -14,7 +14,7 @@ from visionmtl.config.registry import Spec
 from visionmtl.data.bad_files import BadFiles
 from visionmtl.data.collate import Collate
 from visionmtl.data.dataset import EvalDataset, MultiTaskDataset
-from visionmtl.data.fetch_ahead import FetchAhead
+from visionmtl.data.fetch_ahead import FetchAhead, FollowedBatches
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.data.sampler import BatchSampler, MixtureSampler, Sampling
 from visionmtl.data.transforms.augment import Augment
@@ -140,7 +140,8 @@ def val_loader(
     if limit is not None:
         order = np.argsort(np.concatenate([np.arange(len(dataset)) for dataset in datasets]), kind="stable")
     mine = order.tolist()[rank::world]
-    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
+    chosen = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
+    batches = FollowedBatches(chosen, FetchAhead(datasets))
     dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size, bad_files=data.bad_files)
     num_workers = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
     return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers, data.timeout_s)

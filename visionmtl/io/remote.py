@@ -92,7 +92,8 @@ class RemoteFolder:
         target = self._target(name, digest)
         if _is_there(target, num_bytes):
             return target
-        with locked(self.folder / f".{target.name}.lock"):
+        # not one lock a file: those stay, and there may be 100,000 files
+        with locked(self.folder / f".{digest[:2]}.lock"):
             if _is_there(target, num_bytes):
                 return target
             with atomic_path(target) as new:
@@ -126,7 +127,8 @@ class RemoteFolder:
         attempts = 1 + (self.retries if retries is None else retries)
         for attempt in range(1, attempts + 1):
             try:
-                return self._download(name, new, max_bytes)
+                self._download(name, new, max_bytes)
+                return
             except _errors() as error:
                 if isinstance(error, OSError) and error.errno in _OWN_DISK:
                     raise
@@ -134,9 +136,9 @@ class RemoteFolder:
                 if refused or isinstance(error, FileNotFoundError | PermissionError) or attempt == attempts:
                     said = " ".join(str(error).split()) or type(error).__name__
                     raise StoreError(
-                        f"{self.url}/{name} cannot be fetched: {said[:300]} (attempt {attempt} of {attempts}); a server "
-                        "that answers, with the whole data set, is needed; start it or correct `root`, then start "
-                        "again, a training with --resume; `retries` and `timeout_s` of the data set bear longer breaks"
+                        f"{self.url}/{name} cannot be fetched: {said[:300]} (attempt {attempt} of {attempts}); a "
+                        "server that answers, with the whole data set, is needed; start it or correct `root`, then "
+                        "start again, a training with --resume; raise `retries` of the data set for longer breaks"
                     ) from error
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
 
@@ -239,5 +241,3 @@ def _bounded(fsspec: Any, max_bytes: int) -> Any:
                 raise _TooLongError
 
     return Bounded()
-
-

@@ -5,11 +5,10 @@
                    KEY.segmentation.png, KEY.depth.png with KEY.depth.npy, KEY.normals.npy
     000000.json    of each sample its place in the tar, its CRC-32, and the places of its members
 
-KEY is the sample's number in the data set. KEY.json holds what is no array of pixels: `image_id`, boxes [x1, y1, x2, y2]
-in pixels with class numbers, crowds and areas, labels of the whole image, the camera. A label that is not there was not
-labelled. Segmentation has class numbers, 255 where nobody labelled. Depth in metres is TABLE[CODE], with the codes in
-KEY.depth.png and the table in KEY.depth.npy; with more than 65,536 values it is KEY.depth.npy itself, [H, W].
-All comes back as it was, bit for bit.
+KEY is the sample's number in the data set. KEY.json holds what is no array of pixels: `image_id`, boxes in pixels
+[x1, y1, x2, y2] with class numbers, crowds and areas, labels of the whole image, the camera. A label that is not there
+was not labelled. Segmentation has class numbers, 255 where nobody labelled. Depth in metres is TABLE[CODE], with the
+codes in KEY.depth.png and the table in KEY.depth.npy; with more than 65,536 values it is KEY.depth.npy, [H, W]. All comes back as it was, bit for bit.
 """
 
 import hashlib
@@ -289,8 +288,8 @@ def read_index(file: Path) -> ShardIndex:
     )  # fmt: skip
     if (content["format"], content["version"]) != (FORMAT, VERSION):
         raise ValueError(
-            f"{file} is of format {content['format']!r}, version {content['version']}; {FORMAT!r}, version {VERSION} is "
-            f"read; {_REWRITE}"
+            f"{file} is of format {content['format']!r}, version {content['version']}; {FORMAT!r}, version {VERSION} "
+            f"is read; {_REWRITE}"
         )
     provides: dict[str, LabelSpace | None] = {}
     for field, plain in content["provides"].items():
