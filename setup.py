@@ -16,6 +16,7 @@ formats = ["OpenEXR>=3.3", "tifffile>=2024.8"]  # depth in .exr files; TIFFs of 
 prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
+shards = ["fsspec[http]>=2024.6", "s3fs>=2024.6"]  # of a web server or an object store
 export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
@@ -88,12 +89,14 @@ setup(
         "executorch": ["executorch>=1.0"],  # pins its own versions of much
         "export": export,
         "formats": formats,
+        "shards": shards,
         "supervision": supervision,
         "dev": [
             *prepare,
             *demo,
             *export,
             *formats,
+            *shards,
             *supervision,
             "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
@@ -110,6 +113,7 @@ setup(
             "setuptools>=77",
             "torchmetrics>=1.4",
             "types-PyYAML>=6.0",
+            "webdataset>=0.2.100",  # reads what we write, in a test
             "wheel>=0.43",
         ],
     },

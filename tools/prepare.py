@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,10 +169,9 @@ def _prepare_shards(args: argparse.Namespace) -> None:
         for dataset, spec in zip(open_datasets(specs), specs, strict=True):
             with Progress() as progress:
                 bar = progress.add_task(f"{split} {dataset.name}", total=len(dataset))
-                index = write_shards(
-                    dataset, spec, target / split / dataset.name, shard_bytes, workers,
-                    lambda bar=bar, progress=progress: progress.advance(bar),
-                )  # fmt: skip
+                on_sample = partial(progress.advance, bar)
+                folder = target / split / dataset.name
+                index = write_shards(dataset, spec, folder, shard_bytes, workers, on_sample)
             size = sum(shard.tar.num_bytes for shard in index.shards)
             print(f"{split} {dataset.name}: {len(dataset)} images, {len(index.shards)} shards, {size / 1e9:.2f} GB")
             settings = {"type": "shards", "name": dataset.name, "root": f"${{data.root}}/{split}/{dataset.name}"}

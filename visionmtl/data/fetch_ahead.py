@@ -92,8 +92,9 @@ class Fetching:
                 self._changed.wait_for(lambda at=number: self._closed or self._is_due(at))  # type: ignore[misc]
                 if self._closed:
                     return
-            # the worker that reads the sample tries again, and says what is wrong
-            with contextlib.suppress(StoreError, OSError):
+            # the worker that reads the sample tries again, and says what is wrong; RuntimeError: this process is ending
+            # and has closed its connections
+            with contextlib.suppress(StoreError, OSError, RuntimeError):
                 self._fetch(index)
 
     def _is_due(self, number: int) -> bool:

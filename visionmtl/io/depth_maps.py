@@ -77,7 +77,7 @@ def decode_array(file: Path | str, content: bytes) -> NDArray:
         ) from error
 
 
-def to_codes(depth_m: NDArray[np.float32]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], NDArray[np.float32]] | None:
+def to_codes(depth_m: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.float32]] | None:
     """Codes of 8 or 16 bits and the table of their values, which `from_codes` turns into the same bits; None where
     there are more than 65,536 values, which measured depth never has."""
     bits, codes = np.unique(depth_m.view(np.uint32), return_inverse=True)
@@ -86,7 +86,8 @@ def to_codes(depth_m: NDArray[np.float32]) -> tuple[NDArray[np.uint8] | NDArray[
     small = len(bits) <= 256
     table = np.zeros(256 if small else len(bits), np.uint32)  # cv2.LUT takes 256
     table[: len(bits)] = bits
-    return codes.reshape(depth_m.shape).astype(np.uint8 if small else np.uint16), table.view(np.float32)
+    narrow: NDArray = codes.reshape(depth_m.shape).astype(np.uint8 if small else np.uint16)
+    return narrow, table.view(np.float32)
 
 
 def from_codes(codes: NDArray, table: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -234,7 +234,7 @@ def _options(url: str, timeout_s: float) -> dict[str, Any]:
 def _bounded(fsspec: Any, max_bytes: int) -> Any:
     """A callback that ends a download which gives more than is expected: it would fill the disk."""
 
-    class Bounded(fsspec.callbacks.Callback):  # type: ignore[misc]
+    class Bounded(fsspec.callbacks.Callback):
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             if self.value > max_bytes:

@@ -8,7 +8,8 @@
 KEY is the sample's number in the data set. KEY.json holds what is no array of pixels: `image_id`, boxes in pixels
 [x1, y1, x2, y2] with class numbers, crowds and areas, labels of the whole image, the camera. A label that is not there
 was not labelled. Segmentation has class numbers, 255 where nobody labelled. Depth in metres is TABLE[CODE], with the
-codes in KEY.depth.png and the table in KEY.depth.npy; with more than 65,536 values it is KEY.depth.npy, [H, W]. All comes back as it was, bit for bit.
+codes in KEY.depth.png and the table in KEY.depth.npy; with more than 65,536 values it is KEY.depth.npy, [H, W]. All
+comes back as it was, bit for bit.
 """
 
 import hashlib
@@ -156,7 +157,7 @@ def _boxes(told: Any, place: str) -> Boxes:
 def _numbers(value: Any, dtype: type, shape: tuple[int, ...], place: str) -> NDArray[Any]:
     """An array of a shape, of a list in JSON; -1 is any length."""
     try:
-        array = np.array(value, dtype)
+        array: NDArray[Any] = np.array(value, dtype)
         return array.reshape(shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise _wrong(place, f"numbers of another kind: {error}") from error
