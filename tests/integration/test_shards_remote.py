@@ -22,8 +22,11 @@ from visionmtl.data.shard_writer import write_shards
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import Dataset, NamedDataset, open_datasets
 from visionmtl.datasets.shards import Shards
+from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.trainer import train
 from visionmtl.io import remote
 from visionmtl.io.remote import RemoteFolder, StoreError
+from visionmtl.run import Run
 from visionmtl.structures import Batch
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
@@ -158,6 +161,38 @@ def test_a_dead_server_ends_the_run_with_its_name_and_a_resume_loses_nothing(fol
 
     assert not (done + rest)[0].bad_files
     assert_equal(done + rest, batches(data_of(folder), batch_size=2))
+
+
+def test_a_training_that_a_dead_server_ends_goes_on_bit_for_bit(
+    folder: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(name: str, root: str, **settings: object) -> Run:
+        spec = {"type": "shards", "root": root, "window": 2, **settings}
+        return scene_run.run(
+            tmp_path / name, ("detection", "depth"), data={"train": [spec]}, train={"checkpoint_every": 1}
+        )
+
+    download, fetched = RemoteFolder._download, []
+
+    def dies(self, name, new, max_bytes):
+        if name.endswith(".tar"):
+            fetched.append(name)
+            if len(fetched) == 6:
+                server.kill()
+        download(self, name, new, max_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "_download", dies)
+        with pytest.raises(StoreError, match=r"cannot be fetched: .* with --resume"):
+            train(run("cut", server.url, retries=0))
+    steps = scene_run.last_state(tmp_path / "cut")["step"]
+    server.start()
+    train(run("cut", server.url, retries=0), TrainOptions(resume="auto"))
+    train(run("whole", str(folder)))
+
+    whole = scene_run.last_state(tmp_path / "whole")
+    assert 1 <= steps < whole["step"] == 8
+    assert scene_run.differences(scene_run.last_state(tmp_path / "cut"), whole) == []
 
 
 def test_what_has_another_checksum_is_fetched_once_more_and_then_refused(
