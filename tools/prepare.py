@@ -192,7 +192,7 @@ def _data_of(source: Path, overrides: list[str]) -> Data:
         layout = understand(source, "object")
         for sentence in layout.said:
             print(f"  {sentence}")
-        config = Path(folder) / "folder.yaml"
+        config = Path(folder) / "own.yaml"  # another name than that of its base
         config.write_text(config_text(layout), encoding="utf-8")
         return load_data(config, overrides)
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from torch._utils import ExceptionWrapper
 
 from visionmtl.data.label_spaces import resolve_spaces
-from visionmtl.data.loader import Data, train_loader
+from visionmtl.data.loader import Data, train_loader, val_loader
 from visionmtl.data.shard_writer import write_shards
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import Dataset, NamedDataset, open_datasets
@@ -122,11 +122,16 @@ def test_batches_are_those_of_the_folder_and_each_shard_is_fetched_once(folder: 
     limit = 5 * largest + 20_000
     assert limit < total and shards_of(folder) >= 6, "so that shards must make room for others"
 
-    assert_equal(batches(data_of(server.url, cache_gb=limit / 1e9)), batches(data_of(folder)))
+    data = data_of(server.url, cache_gb=limit / 1e9)
+    assert_equal(batches(data), batches(data_of(folder)))
 
     assert sorted(server.fetched()) == sorted(file.name for file in folder.glob("*.tar"))
     kept = [file.stat().st_size for file in next((tmp_path / "cache" / "shards").iterdir()).rglob("*.tar")]
     assert 0 < sum(kept) <= limit
+    sources = open_datasets(data.val)
+    spaces = resolve_spaces(TASKS, sources)
+    evaluated = [one.image_id for batch in val_loader(data, TASKS, spaces, sources, 4) for one in batch.samples]
+    assert evaluated == [sources[0].read(index).image_id for index in range(16)]
     reader = Shards(root=server.url, window=2).build()
     assert reader.notes[-1].startswith("fetched into") and reader.file(0) == f"{server.url}/000000.tar#000000000"
 

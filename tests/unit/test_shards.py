@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import write_jpegs
+import write_layouts
 from contract import SPACE, sample
 from drawn_layouts import LAYOUTS
 from pydantic import TypeAdapter, ValidationError
@@ -164,6 +165,7 @@ def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Pat
         (("version",), 2, "version 2; 'visionmtl shards', version 1 is read"),
         (("provides", "boxes"), None, "provides.boxes is no label with its classes"),
         (("shards", 0, "samples"), 0, "has 0 samples"),
+        (("shards", 0, "samples"), 2**60, "samples; 1 to"),
         (("shards", 0, "tar", "sha256"), "../../x", "no length and SHA-256"),
         (("channels",), "3", "a text as 'channels'"),
     ):
@@ -295,6 +297,11 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
     read.write_text((target / "data.yaml").read_text() + "  size: [64, 96]\n")
     assert main(["check_data", str(read), "--workers", "0"]) in (0, 1)
     assert "10 images read" in (out := capsys.readouterr().out) or "7 train + 4 val images read" in out
+
+    write_layouts.coco(tmp_path / "mine")
+    of_folder = ["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "own"), "--workers", "0"]
+    assert main([*of_folder, "--split", "val", "--shard-mb", "1"]) == 0
+    assert "val folder: 3 images, 1 shards" in capsys.readouterr().out and not (tmp_path / "own" / "train").exists()
 
     assert main(["prepare", "shards", str(config), str(target)]) == 2
     assert "holds shards already" in capsys.readouterr().err

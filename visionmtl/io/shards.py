@@ -301,9 +301,12 @@ def read_index(file: Path) -> ShardIndex:
     for number, entry in enumerate(content["shards"]):
         where = f"{file}: shards[{number}]"
         check_object(entry, where, {"samples": int, "tar": dict, "index": dict})
-        if entry["samples"] < 1:
-            raise ValueError(f"{where} has {entry['samples']} samples; one or more are needed; {_REWRITE}")
         parts = [FileEntry.from_plain(entry[name], f"{where}.{name}") for name in ("tar", "index")]
+        most = parts[0].num_bytes // _BLOCK
+        if not 1 <= entry["samples"] <= most:
+            raise ValueError(
+                f"{where} has {entry['samples']} samples; 1 to {most} are possible in so many bytes; {_REWRITE}"
+            )
         shards.append(ShardEntry(entry["samples"], *parts))
     if not shards:
         raise ValueError(f"{file} lists no shard; one or more are needed; {_REWRITE}")
