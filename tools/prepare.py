@@ -153,6 +153,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     from visionmtl.data.workers import choose_workers
     from visionmtl.datasets import open_datasets
     from visionmtl.io.atomic import write_text
+    from visionmtl.io.paths import stays_inside
 
     target, listing = args.target, args.target / "data.yaml"
     if listing.exists():
@@ -167,6 +168,11 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     for split in (args.split,) if args.split else ("train", "val"):
         specs, block[split] = getattr(data, split), []
         for dataset, spec in zip(open_datasets(specs), specs, strict=True):
+            if not stays_inside(dataset.name):
+                raise ValueError(
+                    f"the data set of data.{split} is named {dataset.name!r}, which cannot be a folder; a name without "
+                    "'..', ':' and '\\' is needed; set another `name`"
+                )
             with Progress() as progress:
                 bar = progress.add_task(f"{split} {dataset.name}", total=len(dataset))
                 on_sample = partial(progress.advance, bar)
