@@ -17,6 +17,7 @@ prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
 fast = ["faster-coco-eval>=1.6"]
+shards = ["fsspec[http]>=2024.6", "s3fs>=2024.6"]  # of a web server or an object store
 export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
@@ -97,12 +98,14 @@ setup(
         "export": export,
         "fast": fast,
         "formats": formats,
+        "shards": shards,
         "supervision": supervision,
         "dev": [
             *prepare,
             *demo,
             *export,
             *formats,
+            "fsspec[http]>=2024.6",
             *supervision,
             "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
@@ -119,6 +122,7 @@ setup(
             "setuptools>=77",
             "torchmetrics>=1.4",
             "types-PyYAML>=6.0",
+            "webdataset>=0.2.100",  # reads what we write, in a test
             "wheel>=0.43",
         ],
     },

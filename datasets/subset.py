@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from visionmtl.datasets import Dataset, PartReader, most_boxes, num_channels, read_part
+from visionmtl.datasets import Dataset, Locality, PartReader, most_boxes, num_channels, read_part
 from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
 LabelField = Literal["boxes", "segmentation", "depth_m", "normals", "image_labels"]
@@ -82,6 +82,8 @@ class _Reader(PartReader):
             )
         chosen = ranked[begin:end]
         self._indices: NDArray[np.int64] = np.sort(chosen)
+        lies: Locality | None = getattr(reader, "locality", None)
+        self.locality = None if lies is None else lies.of(self._indices)
         self._labelled = {
             field: np.isin(self._indices, chosen[: max(1, round(fraction * len(chosen)))])
             for field, fraction in spec.labels.items()
@@ -96,7 +98,7 @@ class _Reader(PartReader):
         return len(self._indices)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("file", "label_files"):  # which not every reader has
+        if name in ("file", "label_files", "fetch"):  # which not every reader has
             of_reader: Callable[[int], Path | Sequence[Path]] = getattr(self._reader, name)
             return lambda index: of_reader(int(self._indices[index]))
         raise AttributeError(name)

@@ -1,20 +1,24 @@
-"""Write the config of a folder of your own, or turn NYUv2's download into a folder that is fast to read."""
+"""Write the config of a folder of your own, turn NYUv2's download into a folder, or any data set into shards."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import ToolParser, run_tool, tried
+from visionmtl.cli import ToolParser, at_least, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # imported where they are used: --help and a wrong command line are answered at once
+    from visionmtl.data.loader import Data
     from visionmtl.datasets.nyuv2_mat import Official
 
+SHARD_MB = 256
 BOXES_RULE = (
     "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "
     "category = class of the 40; area = pixels of the object; boxes include the last pixel"
@@ -26,29 +30,39 @@ folder: images with labels as annotation tools write them: COCO json, YOLO txt w
 json, label PNGs (values, palette or colours), instance PNGs, depth as PNG, TIFF, EXR or .npy, folders of classes. What
 was understood is printed and written into the YAML, where it can be corrected. Nothing in SRC is changed.
 
+shards: the data sets of a config (or of a folder, as `prepare folder` understands it) as tar files with an index, for a
+web server or an object store; DST/data.yaml names them. Images keep their bytes, labels are the same bit for bit. What
+was written before a stop is not written again.
+
 exit status: 0; 1 with errors in the data; 2 where nothing was prepared. Nothing that exists is written over.
 
 examples:
   visionmtl prepare folder /data/mine              writes mine.yaml, checks the data, draws mine_sheet.png
   visionmtl prepare folder /data/mine rooms.yaml   writes rooms.yaml and rooms_sheet.png
   visionmtl prepare nyuv2 /downloads/nyuv2 /data/nyuv2
+  visionmtl prepare shards mine.yaml /data/shards
+  visionmtl prepare shards configs/coco_resnet50.yaml /data/shards data.root=/data/coco --shard-mb 512
 """
 
 
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("prepare", __doc__, MANUAL)
-    p.add_argument("data", choices=["folder", "nyuv2"], help="what SRC is: a folder of your own, or a data set")
+    p.add_argument(
+        "data", choices=["folder", "nyuv2", "shards"],
+        help="what is prepared: a folder of your own, a data set, or the shards of any data set",
+    )  # fmt: skip
     p.add_argument(
         "source", type=home_path, metavar="SRC",
         help="folder: your images and labels; nyuv2: the folder with the official files: nyu_depth_v2_labeled.mat, "
-        "splits.mat and classMapping40.mat",
+        "splits.mat and classMapping40.mat; shards: a config, of which `data` alone matters, or a folder of your own",
     )  # fmt: skip
     p.add_argument(
         "target", type=home_path, metavar="DST", nargs="?",
         help="folder: the config to write, default NAME_OF_SRC.yaml here; nyuv2: the folder for image, label and depth "
-        "PNGs (about 1.5 GB), made if it does not exist",
+        "PNGs (about 1.5 GB), made if it does not exist; shards: the folder to write into",
     )  # fmt: skip
+    p.add_overrides("shards: settings that replace those of the config")
     p.add_argument(
         "--object", default="object", metavar="NAME", dest="object_name",
         help="folder: the class of the objects in instance masks or masks of one class, which no file names",
@@ -56,24 +70,41 @@ def parser() -> ToolParser:
     p.add_argument(
         "--no-check", action="store_false", dest="check", help="folder: write the config alone; no check, no sheet"
     )
+    p.add_argument(
+        "--shard-mb", type=positive, metavar="N", help=f"shards: million bytes of a shard; default: {SHARD_MB}"
+    )
+    p.add_argument(
+        "--split", choices=["train", "val"], help="shards: write the data sets of data.train or data.val alone"
+    )
+    p.add_argument(
+        "--workers", type=at_least(0), metavar="N",
+        help="shards: processes that read; 0: this one; default: one for each core but one",
+    )  # fmt: skip
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 when a folder's data have errors, 2 where nothing was prepared."""
-    return run_tool(_prepare, parser().parse_args(argv))
+    return run_tool(_prepare, parser().parse_intermixed_args(argv))
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    given = [name for name in ("shard_mb", "split", "workers") if getattr(args, name) is not None]
+    if args.data != "shards" and (given or args.overrides):
+        strange = f"--{given[0].replace('_', '-')}" if given else args.overrides[0]
+        raise ValueError(f"{strange} has no effect on prepare {args.data}; it is for shards; leave it out")
     if args.data == "folder":
         name = args.source.resolve().name or "folder"
         return _prepare_folder(args, args.target or Path(f"{name}.yaml"))
     if args.target is None or not args.check or args.object_name != "object":
         raise ValueError(
-            "prepare nyuv2 takes SRC and DST, the folder to write into, and no options; those are for a folder; write "
-            "visionmtl prepare nyuv2 SRC DST"
+            f"prepare {args.data} takes SRC and DST, the folder to write into, and neither --no-check nor --object; "
+            f"those are for a folder; write visionmtl prepare {args.data} SRC DST"
         )
-    _prepare_nyuv2(args.source, args.target)
+    if args.data == "shards":
+        _prepare_shards(args)
+    else:
+        _prepare_nyuv2(args.source, args.target)
     return 0
 
 
@@ -111,6 +142,65 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
     else:
         print(f"next: {f'look at {sheet}, then ' if args.check else ''}visionmtl train {target}")
     return status
+
+
+def _prepare_shards(args: argparse.Namespace) -> None:
+    """Write the data sets of a config as shards, and a data block that reads them."""
+    import yaml
+    from rich.progress import Progress
+
+    from visionmtl.data.shard_writer import write_shards
+    from visionmtl.data.workers import choose_workers
+    from visionmtl.datasets import open_datasets
+    from visionmtl.io.atomic import write_text
+    from visionmtl.io.paths import stays_inside
+
+    target, listing = args.target, args.target / "data.yaml"
+    if listing.exists():
+        raise ValueError(
+            f"{target} holds shards already, and is not written over; a new or unfinished folder is needed; choose "
+            "another DST, or delete it"
+        )
+    data = _data_of(args.source, args.overrides)
+    shard_bytes = 1_000_000 * (args.shard_mb or SHARD_MB)
+    workers = choose_workers("auto")[0] if args.workers is None else args.workers
+    block: dict[str, Any] = {"root": str(target.resolve())}
+    for split in (args.split,) if args.split else ("train", "val"):
+        specs, block[split] = getattr(data, split), []
+        for dataset, spec in zip(open_datasets(specs), specs, strict=True):
+            if not stays_inside(dataset.name):
+                raise ValueError(
+                    f"the data set of data.{split} is named {dataset.name!r}, which cannot be a folder; a name without "
+                    "'..', ':' and '\\' is needed; set another `name`"
+                )
+            with Progress() as progress:
+                bar = progress.add_task(f"{split} {dataset.name}", total=len(dataset))
+                on_sample = partial(progress.advance, bar)
+                folder = target / split / dataset.name
+                index = write_shards(dataset, spec, folder, shard_bytes, workers, on_sample)
+            size = sum(shard.tar.num_bytes for shard in index.shards)
+            print(f"{split} {dataset.name}: {len(dataset)} images, {len(index.shards)} shards, {size / 1e9:.2f} GB")
+            settings = {"type": "shards", "name": dataset.name, "root": f"${{data.root}}/{split}/{dataset.name}"}
+            block[split].append(settings | ({"weight": spec.weight} if spec.weight != 1 else {}))
+    text = yaml.safe_dump({"data": block}, sort_keys=False, allow_unicode=True, width=120)
+    write_text(listing, f"# written by visionmtl prepare shards {args.source}\n{text}")
+    print(f"written: {listing}; put its `data` in place of that of your config, with the URL of {target} as data.root")
+
+
+def _data_of(source: Path, overrides: list[str]) -> Data:
+    """The data of a config, or of a folder that `prepare folder` understands."""
+    from visionmtl.data.folder_layout import config_text, understand
+    from visionmtl.run import load_data
+
+    if not source.is_dir():
+        return load_data(source, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = understand(source, "object")
+        for sentence in layout.said:
+            print(f"  {sentence}")
+        config = Path(folder) / "own.yaml"  # another name than that of its base
+        config.write_text(config_text(layout), encoding="utf-8")
+        return load_data(config, overrides)
 
 
 def _prepare_nyuv2(source: Path, target: Path) -> None:

@@ -25,7 +25,8 @@ class DatasetReader(Protocol):
     Optional members: `channels` (of its images, where not 3), `notes` (sentences about its labels), `file(index)` and
     `label_files(index)` (the paths that a sample comes from), and `read_part(index, request)`, through which training
     reads: as `read`, but labels that are not requested may be None, and the image may be reduced (with `full_size`);
-    see `PartReader`.
+    see `PartReader`. Samples that lie together, as in shards: `locality`, and `fetch(index)`, which brings those of one
+    shard near before they are read.
     """
 
     @property
@@ -72,6 +73,35 @@ class Dataset(Configurable, package="visionmtl.datasets"):
 
 
 @dataclass(frozen=True)
+class Locality:
+    """Runs of samples that lie together, such as shards: each is fetched once if its samples are read in a row."""
+
+    sizes: NDArray[np.int64]
+    """Samples of each run, in the order of the indices."""
+    window: int
+    """Runs among whose samples an order is shuffled at a time."""
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """All indices: the runs in random order, and the samples of each `window` runs shuffled among each other."""
+        ends = np.cumsum(self.sizes)
+        runs = rng.permutation(len(ends))
+        windows = [runs[first : first + self.window] for first in range(0, len(runs), self.window)]
+        of_window = (
+            np.concatenate([np.arange(ends[run] - self.sizes[run], ends[run]) for run in window]) for window in windows
+        )
+        return np.concatenate([rng.permutation(indices) for indices in of_window])
+
+    def run_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each index the run that it lies in."""
+        return np.searchsorted(np.cumsum(self.sizes), indices, side="right")
+
+    def of(self, indices: NDArray[np.int64]) -> "Locality":
+        """That of a part of the samples, which these are, in ascending order."""
+        sizes = np.bincount(self.run_of(indices), minlength=len(self.sizes))
+        return Locality(sizes[sizes > 0], self.window)
+
+
+@dataclass(frozen=True)
 class NamedDataset:
     """An opened data set under the name by which a run calls it."""
 
@@ -83,6 +113,11 @@ class NamedDataset:
     def provides(self) -> Mapping[str, LabelSpace | None]:
         """See `DatasetReader.provides`."""
         return self.reader.provides
+
+    @property
+    def locality(self) -> Locality | None:
+        """Which samples lie together; None where they may be read in any order."""
+        return getattr(self.reader, "locality", None)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -214,7 +249,7 @@ class Relabelled:
         return len(self.reader)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("file", "label_files"):  # which not every reader has
+        if name in ("file", "label_files", "locality", "fetch"):  # which not every reader has
             return getattr(self.reader, name)
         raise AttributeError(name)
 

@@ -9,10 +9,12 @@ import yaml
 
 from visionmtl.benchmark.figures import Note, Row
 from visionmtl.benchmark.loading import PlainLoader, measure_loading
+from visionmtl.data.shard_writer import write_shards
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.transforms.crop_resize import CropParams, CropResize
 from visionmtl.datasets import open_datasets
 from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.datasets.shards import Shards
 
 SIZE = (48, 64)
 
@@ -92,9 +94,31 @@ def test_classes_chosen_by_name_are_loaded(root, tmp_path):
     assert "8 images to 48x64" in next(figure.text for figure in figures if isinstance(figure, Note))
 
 
+def test_shards_are_loaded_by_both_alike(root, tmp_path):
+    spec = NYUv2(root=str(root))
+    write_shards(open_datasets([spec])[0], spec, tmp_path / "shards", 10**6, workers=0)
+    shards = {"type": "shards", "root": str(tmp_path / "shards")}
+    plain = []
+    for one in (spec, Shards(root=str(tmp_path / "shards"))):
+        source = open_datasets([one])[0]
+        boxes = [source.read(index).boxes for index in range(8)]
+        plain.append(PlainLoader(source, one, boxes, Augment(zoom=(1.0, 1.5)), SIZE, 2))
+    (image, (_, depth), _), (other, (_, other_depth), _) = (
+        loader._load(1, np.random.default_rng(1)) for loader in plain
+    )
+    assert torch.equal(image, other)
+    torch.testing.assert_close(torch.Tensor(depth), torch.Tensor(other_depth), rtol=1e-6, atol=0)
+
+    figures = list(measure_loading(config_of(tmp_path, train=[shards], val=[shards]), (), batch=2, rounds=1))
+    rows = {figure.name: figure for figure in figures if isinstance(figure, Row)}
+    assert all(rows[f"{name}: images/s per core"].value > 0 for name in ("decoding", "packed cache", "straightforward"))
+
+
 def test_what_cannot_be_compared_is_an_error(root, tmp_path):
     scenes = {"type": "scenes", "num_images": 8, "size": list(SIZE)}
-    with pytest.raises(ValueError, match=r"scenes is of type scenes; .* reads nyuv2, and coco with boxes; choose"):
+    with pytest.raises(
+        ValueError, match=r"scenes is of type scenes; .* reads nyuv2, shards, and coco with boxes; choose"
+    ):
         list(measure_loading(config_of(tmp_path, train=[scenes], val=[scenes]), ()))
     with pytest.raises(ValueError, match=r"trains on 2 data sets; loaders are compared on one; set data.train"):
         list(measure_loading(config_of(tmp_path, train=[scenes, scenes], val=[scenes]), ()))

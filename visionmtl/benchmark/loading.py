@@ -1,5 +1,6 @@
 """Images a second of one core: our loader, ours from the cache, and a straightforward one, in turns."""
 
+import io
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from visionmtl.data.transforms.crop_resize import CropResize, Size
 from visionmtl.datasets import Dataset, NamedDataset, Subset, open_datasets
 from visionmtl.datasets.coco import COCO
 from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.datasets.shards import Shards, ShardsReader
+from visionmtl.io.shards import Members
 from visionmtl.run import Run, load
 from visionmtl.structures import Boxes, ReadRequest
 
@@ -109,10 +112,11 @@ class PlainLoader:
         batch_size: int,
     ) -> None:  # fmt: skip
         """boxes: of each image, looked up before: the time of that is not counted."""
-        if not (isinstance(spec, NYUv2) or (isinstance(spec, COCO) and "segmentation" not in spec.labels)):
+        boxes_alone = isinstance(spec, COCO) and "segmentation" not in spec.labels
+        if not (isinstance(spec, NYUv2 | Shards) or boxes_alone):
             raise ValueError(
-                f"data set {dataset.name} is of type {spec.type}; the straightforward loader reads nyuv2, and coco "
-                "with boxes; choose a config with one of these, alone in data.train"
+                f"data set {dataset.name} is of type {spec.type}; the straightforward loader reads nyuv2, shards, and "
+                "coco with boxes; choose a config with one of these, alone in data.train"
             )
         self._dataset, self._spec = dataset, spec
         self._boxes, self._augment, self._size, self._batch_size = boxes, augment, size, batch_size
@@ -128,19 +132,37 @@ class PlainLoader:
             yield torch.stack(images), [torch.stack(of_batch) for of_batch in zip(*maps, strict=True)], list(boxes)
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor], Any]:
-        file = Path(str(self._dataset.file(index)))
-        pixels = Image.open(file).convert("RGB")
+        pixels, label_maps = self._open(index)
         size = pixels.height, pixels.width
         crop = CropResize.cut(size, self._size, self._augment.draw(rng))
         image = functional.to_dtype(functional.to_image(pixels), torch.float32, scale=True)
         image = self._normalise(self._jitter(self._place(image, crop)))
-        maps = [self._place(values, crop) for values in self._maps(file)]
+        maps = [self._place(values, crop) for values in label_maps]
         boxes = self._boxes[index]
         if boxes is None:
             return image, maps, None
         corners = tv_tensors.BoundingBoxes(torch.from_numpy(boxes.xyxy), format="XYXY", canvas_size=size)
         labels = torch.from_numpy(boxes.labels)
         return image, maps, self._sanitise({"boxes": self._place(corners, crop), "labels": labels})
+
+    def _open(self, index: int) -> tuple[Image.Image, Iterator[tv_tensors.Mask]]:
+        """The photograph, and the maps that its data set provides."""
+        if isinstance(self._spec, Shards):
+            assert isinstance(self._dataset.reader, ShardsReader)
+            members = self._dataset.reader.members(index)
+            return Image.open(io.BytesIO(next(iter(members.values())))).convert("RGB"), self._maps_of(members)
+        file = Path(str(self._dataset.file(index)))
+        return Image.open(file).convert("RGB"), self._maps(file)
+
+    def _maps_of(self, members: Members) -> Iterator[tv_tensors.Mask]:
+        """The label maps of a sample in a shard."""
+        if "segmentation.png" in members:
+            yield tv_tensors.Mask(np.array(Image.open(io.BytesIO(members["segmentation.png"]))))
+        if "depth.npy" in members:
+            values = np.load(io.BytesIO(members["depth.npy"]))
+            if "depth.png" in members:
+                values = values[np.array(Image.open(io.BytesIO(members["depth.png"])))]
+            yield tv_tensors.Mask(values)
 
     def _maps(self, image: Path) -> Iterator[tv_tensors.Mask]:
         """The label maps beside a photograph of NYUv2."""

@@ -61,7 +61,11 @@ def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     NaN and infinity are read as such, for files of others hold them. Raises ValueError for what is no JSON, and for a
     key that an object has twice, of which a reader would take either.
     """
-    content = read_bytes(file, max_bytes, "a JSON file")
+    return parse_json(read_bytes(file, max_bytes, "a JSON file"), file)
+
+
+def parse_json(content: bytes, file: Path | str) -> Any:
+    """As `read_json`, of bytes that are there already. file: names them, for messages."""
     try:
         return json.loads(content, object_pairs_hook=_each_once)
     except _TwiceError as error:
@@ -70,11 +74,12 @@ def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
         ) from None
     # ValueError: no UTF-8, no JSON, or a number of thousands of digits; RecursionError: brackets in brackets
     except (ValueError, RecursionError) as error:
+        suffix = Path(file).suffix
         start, other = content[:200].lstrip(b"\xef\xbb\xbf \r\n\t"), ""
         if start.startswith(b"<"):
             other = "XML, such as Pascal VOC's"
-        elif file.suffix.lower() in (".csv", ".tsv", ".txt", ".xml", ".yaml", ".yml"):
-            other = f"a {file.suffix} file that begins with {start[:40].decode(errors='replace')!r}"
+        elif suffix.lower() in (".csv", ".tsv", ".txt", ".xml", ".yaml", ".yml"):
+            other = f"a {suffix} file that begins with {start[:40].decode(errors='replace')!r}"
         if other:
             raise ValueError(f"{file} is {other}; JSON is needed; convert it, or name another file") from error
         reason = "too deeply nested" if isinstance(error, RecursionError) else printable(str(error))

@@ -8,6 +8,7 @@ import cv2
 from pydantic import Field
 
 from visionmtl.config.registry import Spec
+from visionmtl.io.remote import StoreError
 
 FIRST_PAUSE_S = 0.25
 """Before the second attempt; before each further one it is four times as long."""
@@ -38,13 +39,16 @@ class UnreadableSample(ValueError):
 def read_persistently(read: Callable[[], Value], retries: int, place: Callable[[], str]) -> Value:
     """What `read` returns. place: names the sample, for messages.
 
-    Raises UnreadableSample when it fails each time: where the disk gives an error 1 + retries times, with pauses that
-    grow; where the content is wrong twice, since a network disk may have given half of a file.
+    Raises StoreError where a server does not answer, and UnreadableSample when it fails each time: where the disk gives
+    an error 1 + retries times, with pauses that grow; where the content is wrong twice, since a network disk may have
+    given half of a file.
     """
     attempt = 0
     while True:
         try:
             return read()
+        except StoreError:  # which was asked often enough; a server that is down makes no file bad
+            raise
         except READ_ERRORS as error:
             if attempt >= (retries if _of_the_disk(error) else min(retries, 1)):
                 raise UnreadableSample(with_place(str(error), place())) from error

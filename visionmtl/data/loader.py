@@ -14,6 +14,7 @@ from visionmtl.config.registry import Spec
 from visionmtl.data.bad_files import BadFiles
 from visionmtl.data.collate import Collate
 from visionmtl.data.dataset import EvalDataset, MultiTaskDataset
+from visionmtl.data.fetch_ahead import FetchAhead, FollowedBatches
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.data.sampler import BatchSampler, MixtureSampler, Sampling
 from visionmtl.data.transforms.augment import Augment
@@ -113,7 +114,7 @@ def train_loader(
         tasks, spaces, datasets, size=size, augment=data.augment, seed=seed, enlarged=enlarged,
         bad_files=data.bad_files, leave_out=leave_out_bad_files and data.bad_files.limit > 0,
     )  # fmt: skip
-    sampler = BatchSampler(mixture, batch_size, rank, world)
+    sampler = BatchSampler(mixture, batch_size, rank, world, FetchAhead(datasets).start)
     num_workers = choose_workers(data.workers, num_processes_here())[0]
     return _loader(dataset, sampler, Collate(tasks, size, training=True), num_workers, data.timeout_s)
 
@@ -139,7 +140,8 @@ def val_loader(
     if limit is not None:
         order = np.argsort(np.concatenate([np.arange(len(dataset)) for dataset in datasets]), kind="stable")
     mine = order.tolist()[rank::world]
-    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
+    chosen = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)][:limit]
+    batches = FollowedBatches(chosen, FetchAhead(datasets))
     dataset = EvalDataset(tasks, spaces, datasets, size=data.input_size, train_size=data.size, bad_files=data.bad_files)
     num_workers = choose_workers(data.workers, num_processes_here())[0] if workers is None else workers
     return _loader(dataset, batches, Collate(tasks, data.input_size, training=False), num_workers, data.timeout_s)
@@ -179,7 +181,7 @@ def _mixture(
         )
     sizes = [len(one) for one in datasets]
     shares = sampling.shares(sizes, [one.weight for one in datasets], teaches)
-    mixture = MixtureSampler(sizes, shares, sampling.epoch_images, seed)
+    mixture = MixtureSampler(sizes, shares, sampling.epoch_images, seed, [one.locality for one in datasets])
     if never := [one.name for one, count in zip(datasets, mixture.counts, strict=True) if not count]:
         raise ValueError(
             f"training data set {never[0]!r} would never be drawn in an epoch of {len(mixture)} images; every data set "

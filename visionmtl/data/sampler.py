@@ -1,10 +1,10 @@
 """Which samples come in which batch, as a function of (seed, epoch) alone."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch.utils.data import Sampler
 
 from visionmtl.config.registry import Spec
+from visionmtl.datasets import Locality
 
 
 class Sampling(Spec):
@@ -66,14 +67,24 @@ class MixtureSampler:
 
     A data set is drawn in permutations: each image once, then the next permutation. An epoch continues where the last
     one stopped, so the images of a data set are seen equally often, whatever its share. The data sets are spread
-    evenly over the epoch: every batch holds each one's share, to a rounding.
+    evenly over the epoch: every batch holds each one's share, to a rounding. Where samples of a data set lie together,
+    as in shards, its permutations read them together: see `Locality.order`.
     """
 
     def __init__(
-        self, sizes: Sequence[int], shares: Sequence[float] | NDArray[np.float64], epoch_images: int | None, seed: int
+        self,
+        sizes: Sequence[int],
+        shares: Sequence[float] | NDArray[np.float64],
+        epoch_images: int | None,
+        seed: int,
+        localities: Sequence[Locality | None] | None = None,
     ) -> None:
-        """shares: of each data set in the draws, adding up to 1; epoch_images: None = as many as there are."""
+        """shares: of each data set in the draws, adding up to 1; epoch_images: None = as many as there are.
+
+        localities: of each data set; None: of none
+        """
         self._sizes, self._seed = list(sizes), seed
+        self._localities = list(localities or [None] * len(self._sizes))
         self._offsets = [0, *accumulate(sizes)]
         self.total = epoch_images or self._offsets[-1]
         exact = np.array(shares) * self.total
@@ -102,10 +113,9 @@ class MixtureSampler:
         first_permutation, skipped = divmod(epoch * count, size)
         repeats = range(-(-(skipped + count) // size))
         # trailing zeros do not change a seed: the permutations of the first data set are those of [seed, number]
-        orders = [
-            np.random.default_rng([self._seed, first_permutation + repeat, 0, dataset]).permutation(size)
-            for repeat in repeats
-        ]
+        rngs = (np.random.default_rng([self._seed, first_permutation + repeat, 0, dataset]) for repeat in repeats)
+        locality = self._localities[dataset]
+        orders = [rng.permutation(size) if locality is None else locality.order(rng) for rng in rngs]
         drawn = slice(skipped, skipped + count)
         indices = np.concatenate([np.zeros(0, np.int64), *orders])[drawn] + self._offsets[dataset]
         return indices, np.repeat(np.array(repeats, np.int64), size)[drawn]
@@ -118,8 +128,17 @@ class BatchSampler(Sampler[list[SampleKey]]):
     (other samples each epoch).
     """
 
-    def __init__(self, mixture: MixtureSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        mixture: MixtureSampler,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        follow: "Callable[[Sequence[SampleKey]], Sequence[Follower]]" = lambda keys: (),
+    ) -> None:
+        """follow: called with the samples of each pass, gives who is to know how far it is."""
         self.mixture, self._batch_size, self._rank, self._world = mixture, batch_size, rank, world
+        self._follow = follow
         self._epoch = self._start = self._shift = 0
 
     def set_epoch(self, epoch: int, start: int = 0, shift: int = 0) -> None:
@@ -137,6 +156,24 @@ class BatchSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         keys = self.mixture.keys(self._epoch)
         common = self._batch_size * self._world
-        for number in range(self._start, (len(keys) - self._shift) // common):
-            first = self._shift + number * common + self._rank * self._batch_size
-            yield keys[first : first + self._batch_size]
+        begin = self._shift + self._start * common
+        followers = self._follow(keys[begin:])
+        try:
+            for number in range(self._start, (len(keys) - self._shift) // common):
+                first = self._shift + number * common + self._rank * self._batch_size
+                for follower in followers:
+                    follower.reach(first - begin)
+                yield keys[first : first + self._batch_size]
+        finally:
+            for follower in followers:
+                follower.close()
+
+
+class Follower(Protocol):
+    """Who works ahead of the batches of a pass."""
+
+    def reach(self, position: int) -> None:
+        """So many samples of the pass were given."""
+
+    def close(self) -> None:
+        """The pass has ended."""

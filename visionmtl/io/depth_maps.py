@@ -1,10 +1,13 @@
 """Stored depth or disparity to metres, with a check of the unit."""
 
+import io
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +59,42 @@ def read_array(file: Path) -> NDArray:
     if mapped.ndim > 1:
         check_pixels(file, mapped.shape[0], mapped.shape[1], int(np.prod(mapped.shape[2:], dtype=object)))
     return np.array(mapped)
+
+
+def decode_array(file: Path | str, content: bytes) -> NDArray:
+    """As `read_array`, of bytes that are there already, as a view of them. file: names them, for messages."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(stream)
+        if is_fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+            raise ValueError(f"{dtype} {list(shape)} with {len(content) - stream.tell()} bytes of values")
+        return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{file} cannot be read as an array: {error}; a file of numpy.save is expected; write it again"
+        ) from error
+
+
+def to_codes(depth_m: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.float32]] | None:
+    """Codes of 8 or 16 bits and the table of their values, which `from_codes` turns into the same bits; None where
+    there are more than 65,536 values, which measured depth never has."""
+    bits, codes = np.unique(depth_m.view(np.uint32), return_inverse=True)
+    if len(bits) > 65_536:
+        return None
+    small = len(bits) <= 256
+    table = np.zeros(256 if small else len(bits), np.uint32)  # cv2.LUT takes 256
+    table[: len(bits)] = bits
+    narrow: NDArray = codes.reshape(depth_m.shape).astype(np.uint8 if small else np.uint16)
+    return narrow, table.view(np.float32)
+
+
+def from_codes(codes: NDArray, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Undo `to_codes`. Raises IndexError for a code that the table does not have."""
+    if codes.dtype == np.uint8:
+        return np.asarray(cv2.LUT(codes, table), np.float32)
+    return table[codes]
 
 
 def read_depth(file: Path) -> NDArray:

@@ -59,6 +59,11 @@ def checked_content(file: Path) -> tuple[bytes, tuple[int, int]]:
             content = stream.read()
     except OSError as error:
         raise unreadable(file, error) from error
+    return content, check_content(file, content)
+
+
+def check_content(file: Path | str, content: bytes) -> tuple[int, int]:
+    """The (H, W) that the header of an image says; file: names it, for messages. Raises ValueError as above."""
     if not content:
         raise unreadable(file, "it is empty")
     try:
@@ -72,7 +77,7 @@ def checked_content(file: Path) -> tuple[bytes, tuple[int, int]]:
         raise unreadable(file, damage)
     if content.startswith(TIFF_STARTS):
         check_pixels(file, *_tiff_numbers(content, _TILE_HEIGHT, _TILE_WIDTH))
-    return content, size
+    return size
 
 
 def open_header(file: Path) -> Image.Image:
@@ -95,7 +100,7 @@ def open_header(file: Path) -> Image.Image:
     return opened
 
 
-def check_pixels(file: Path, height: int, width: int, channels: int = 1) -> None:
+def check_pixels(file: Path | str, height: int, width: int, channels: int = 1) -> None:
     """Raises ValueError where a picture is larger than `max_pixels`; beyond four channels, four count as a pixel."""
     pixels = height * width * -(-channels // 4)
     if pixels > max_pixels():
@@ -123,7 +128,7 @@ def max_pixels() -> int:
     return int(text)
 
 
-def unreadable(file: Path, why: object) -> ValueError:
+def unreadable(file: Path | str, why: object) -> ValueError:
     """The error for a file that is no whole image."""
     if isinstance(why, UnidentifiedImageError):  # whose text names an object in memory
         why = "its content is of no image format that is read"

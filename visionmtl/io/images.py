@@ -14,6 +14,7 @@ from visionmtl.io.image_headers import (
     PILLOW_ERRORS,
     PNG_START,
     TIFF_STARTS,
+    check_content,
     checked_content,
     open_header,
     unreadable,
@@ -55,7 +56,19 @@ def read_photo(
     their first frame. Raises ValueError naming a file that is missing, damaged, cut short or too large, see
     `image_headers.checked_content`.
     """
-    content, size = checked_content(file)
+    return _decode_photo(file, *checked_content(file), choose_scale, upright)
+
+
+def decode_photo(
+    file: Path | str, content: bytes, choose_scale: JpegScale = at_full_size, upright: bool = False
+) -> tuple[Pixels, tuple[int, int], int]:
+    """As `read_photo`, of bytes that are there already. file: names them, for messages."""
+    return _decode_photo(file, content, check_content(file, content), choose_scale, upright)
+
+
+def _decode_photo(
+    file: Path | str, content: bytes, size: tuple[int, int], choose_scale: JpegScale, upright: bool
+) -> tuple[Pixels, tuple[int, int], int]:
     if content.startswith(JPEG_START):
         return _decode_jpeg(file, content, size, choose_scale, upright)
     if content.startswith(TIFF_STARTS):
@@ -67,7 +80,7 @@ def read_photo(
     return pixels, (pixels.shape[0], pixels.shape[1]), 1
 
 
-def _check_colors(file: Path, content: bytes) -> None:
+def _check_colors(file: Path | str, content: bytes) -> None:
     """Raise ValueError for a TIFF that is neither grey nor RGB, of which decoders would take a part in silence."""
     found = ""
     try:
@@ -129,6 +142,16 @@ def read_png(file: Path, palette_indices: bool = False) -> NDArray:
     edges, whatever it is called), or grey with fewer than 8 bits (decoders stretch those: of 4 bits 1 becomes 17).
     """
     content, _ = checked_content(file)
+    return _decode_png(file, content, palette_indices)
+
+
+def decode_png(file: Path | str, content: bytes) -> NDArray:
+    """As `read_png`, of bytes that are there already. file: names them, for messages."""
+    check_content(file, content)
+    return _decode_png(file, content, palette_indices=False)
+
+
+def _decode_png(file: Path | str, content: bytes, palette_indices: bool) -> NDArray:
     values = _decode(file, content, cv2.IMREAD_UNCHANGED)
     if not content.startswith(PNG_START):
         raise ValueError(
@@ -186,7 +209,7 @@ def has_palette(file: Path) -> bool:
 
 
 def _decode_jpeg(
-    file: Path, content: bytes, size: tuple[int, int], choose_scale: JpegScale, upright: bool
+    file: Path | str, content: bytes, size: tuple[int, int], choose_scale: JpegScale, upright: bool
 ) -> tuple[Pixels, tuple[int, int], int]:
     """size: (H, W) as stored."""
     orientation = _orientation(file, content) if upright else 1
@@ -211,7 +234,7 @@ def _decode_jpeg(
     return np.asarray(pixels, np.uint8), size, divisor
 
 
-def _orientation(file: Path, content: bytes) -> int:
+def _orientation(file: Path | str, content: bytes) -> int:
     """As EXIF says, 1 to 8; 1 where it says nothing of use."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -221,7 +244,7 @@ def _orientation(file: Path, content: bytes) -> int:
     return orientation if orientation in _TURNS else 1
 
 
-def _decode_as_shown(file: Path, content: bytes) -> Pixels:
+def _decode_as_shown(file: Path | str, content: bytes) -> Pixels:
     """What is no JPEG, upright and with white where it is transparent."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -242,7 +265,7 @@ def _decode_as_shown(file: Path, content: bytes) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _decode(file: Path, content: bytes, flags: int) -> NDArray:
+def _decode(file: Path | str, content: bytes, flags: int) -> NDArray:
     try:
         values = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # a header that promises more pixels than OpenCV takes

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmtl.io.depth_maps import from_codes, to_codes
 from visionmtl.io.index import CacheError, open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
@@ -45,13 +45,9 @@ def to_parts(sample: Sample, fields: Collection[str] = LABEL_FIELDS) -> Parts:
                 f"{', '.join(_DTYPES)}; give the reader's arrays the types that `structures.Sample` names"
             )
     if "depth_m" in parts:
-        bits, codes = np.unique(parts["depth_m"].view(np.uint32), return_inverse=True)
-        if len(bits) <= 65_536:
-            small = len(bits) <= 256
-            table = np.zeros(256 if small else len(bits), np.uint32)  # cv2.LUT takes 256
-            table[: len(bits)] = bits
-            parts["depth_table"] = table.view(np.float32)
-            parts["depth_m"] = codes.reshape(parts["depth_m"].shape).astype(np.uint8 if small else np.uint16)
+        coded = to_codes(parts["depth_m"])
+        if coded is not None:
+            parts["depth_m"], parts["depth_table"] = coded
     return parts
 
 
@@ -151,8 +147,7 @@ class SampleStore:
         parts = _to_arrays(block)
         labels: dict[str, Any] = {name: parts[name] for name in _ARRAYS if name in fields & set(parts)}
         if "depth_m" in labels and "depth_table" in parts:
-            codes, table = labels["depth_m"], parts["depth_table"]
-            labels["depth_m"] = cv2.LUT(codes, table) if codes.dtype == np.uint8 else table[codes]
+            labels["depth_m"] = from_codes(labels["depth_m"], parts["depth_table"])
         height, width, jpeg_scale = self.sizes[index].tolist()
         return Sample(
             image=parts["image"],

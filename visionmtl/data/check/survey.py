@@ -17,6 +17,7 @@ from visionmtl.data.loader import Data
 from visionmtl.data.watched_loader import TIMEOUT_S, WatchedLoader
 from visionmtl.data.workers import choose_workers, now_reading, now_resting
 from visionmtl.datasets import NamedDataset, name_all, num_channels
+from visionmtl.io.remote import StoreError
 from visionmtl.structures import LabelSpace
 
 _IMAGES_A_JOB = 8
@@ -179,6 +180,8 @@ def _check(source: NamedDataset, index: int, part: Checked) -> None:
         try:
             sample = source.read(index)
             problems = find_problems(sample, source.provides, num_channels(source.reader))
+        except StoreError:  # the next images would wait for the same server
+            raise
         except (ValueError, OSError, cv2.error) as error:
             problems = [Problem("unreadable", "file", with_place(str(error), file or f"{source.name}, image {index}"))]
     complaints = dict.fromkeys(str(warning.message) for warning in caught)
