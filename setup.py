@@ -113,7 +113,6 @@ setup(
             "import-linter>=2.17",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
-            "import-linter>=2.3",
             "jsonschema>=4.18",
             "mypy>=1.15",
             "pytest>=8.2",
