@@ -327,3 +327,11 @@ def test_charts_are_pictures(tmp_path: Path):
     draw_curves(tmp_path / "b.png", "title", {"alone": [(0.05, of), (1.0, of)]}, "rmse_m")
     for name in ("a.png", "b.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_font_lacks_is_no_box_in_a_chart(tmp_path: Path):
+    of = student_interval([-0.1, 0.02, 0.05], 0.95)
+    no_font_has_it = "\U0010ffff"
+    for number, letter in enumerate(("Δ", no_font_has_it)):
+        draw_intervals(tmp_path / f"{number}.png", f"{letter}m", [(f"{letter} run", of)])
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()

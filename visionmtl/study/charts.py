@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from visionmtl.report.charts import short, ticks
 from visionmtl.study.statistics import Interval
-from visionmtl.visualization.canvas import FAINT, INK, PAPER, Colour, font, text_width
+from visionmtl.visualization.canvas import FAINT, INK, PAPER, Colour, text_width, write
 
 TEXT_PX, ROW_PX, MARGIN_PX, PLOT_PX = 15, 26, 14, 560
 GRID: Colour = (225, 227, 230)
@@ -30,14 +30,14 @@ def draw_intervals(file: Path, title: str, rows: Sequence[tuple[str, Interval]],
     def x(value: float) -> float:
         return left + (_clipped(value, low, high) - low) / (high - low) * PLOT_PX
 
-    pen.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=font(TEXT_PX))
+    write(pen, (MARGIN_PX, MARGIN_PX), title, TEXT_PX, INK, "la")
     for tick in ticks(low, high, 6):
         pen.line([(x(tick), top), (x(tick), bottom)], fill=FAINT if abs(tick) < 1e-9 else GRID)
-        pen.text((x(tick), bottom + 4), f"{short(tick)}{unit}", fill=FAINT, font=font(TEXT_PX - 3), anchor="ma")
+        write(pen, (x(tick), bottom + 4), f"{short(tick)}{unit}", TEXT_PX - 3, FAINT, "ma")
     for number, (name, one) in enumerate(rows):
         y = top + ROW_PX * (number + 0.5)
         colour = _OF_VERDICT[one.verdict]
-        pen.text((left - 10, y), name, fill=INK, font=font(TEXT_PX), anchor="rm")
+        write(pen, (left - 10, y), name, TEXT_PX, INK, "rm")
         if math.isfinite(one.low):
             pen.line([(x(100 * one.low), y), (x(100 * one.high), y)], fill=colour, width=3)
         pen.line([(x(100 * one.mean), y - 8), (x(100 * one.mean), y + 8)], fill=colour, width=3)
@@ -63,14 +63,14 @@ def draw_curves(file: Path, title: str, curves: Mapping[str, Sequence[tuple[floa
     def y(value: float) -> float:
         return top + plot_height - (_clipped(value, low, high) - low) / (high - low) * plot_height
 
-    pen.text((MARGIN_PX, MARGIN_PX - 4), f"{title}: {y_name}", fill=INK, font=font(TEXT_PX))
+    write(pen, (MARGIN_PX, MARGIN_PX - 4), f"{title}: {y_name}", TEXT_PX, INK, "la")
     for tick in ticks(low, high, 5):
         pen.line([(left, y(tick)), (left + PLOT_PX, y(tick))], fill=GRID)
-        pen.text((left - 6, y(tick)), short(tick), fill=FAINT, font=font(TEXT_PX - 3), anchor="rm")
+        write(pen, (left - 6, y(tick)), short(tick), TEXT_PX - 3, FAINT, "rm")
     for fraction in places:
         pen.line([(x(fraction), top), (x(fraction), top + plot_height)], fill=GRID)
         label = f"{100 * fraction:g} %"
-        pen.text((x(fraction), top + plot_height + 4), label, fill=FAINT, font=font(TEXT_PX - 3), anchor="ma")
+        write(pen, (x(fraction), top + plot_height + 4), label, TEXT_PX - 3, FAINT, "ma")
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
         pen.line([(x(fraction), y(one.mean)) for fraction, one in curve], fill=colour, width=3)
@@ -81,7 +81,7 @@ def draw_curves(file: Path, title: str, curves: Mapping[str, Sequence[tuple[floa
                 pen.line([(at, y(one.low)), (at, y(one.high))], fill=colour, width=2)
         row = top + plot_height + 36 + ROW_PX * number
         pen.line([(left, row + 9), (left + 26, row + 9)], fill=colour, width=3)
-        pen.text((left + 34, row), name, fill=INK, font=font(TEXT_PX))
+        write(pen, (left + 34, row), name, TEXT_PX, INK, "la")
     _save(image, file)
 
 

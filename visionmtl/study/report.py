@@ -376,7 +376,7 @@ def _interval_charts(plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[tuple[s
     """Titles, and rows with their intervals: the mean over tasks, then each task."""
     deltas = [(row.name, row.figures.per_task) for row in rows if row.figures.per_task]
     if deltas:
-        yield "Δm per task against single-task runs", deltas
+        yield "mean relative change per task against single-task runs", deltas
     for task in plan.metrics:
         changes = [(row.name, row.figures.transfer[task]) for row in rows if task in row.figures.transfer]
         if changes:
