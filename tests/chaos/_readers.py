@@ -22,7 +22,11 @@ from toy_run import small_run, small_state, small_tasks
 from visionmtl import run as config
 from visionmtl.data.cache import packed
 from visionmtl.data.folder_layout import understand
+from visionmtl.data.shard_writer import write_shards
 from visionmtl.data.transforms import photometric
+from visionmtl.datasets import NamedDataset
+from visionmtl.datasets.scenes import Scenes
+from visionmtl.datasets.shards import Shards
 from visionmtl.engine import checkpoint, logging
 from visionmtl.engine.evaluator import choose_json, read_results, save_json
 from visionmtl.engine.loggers import _run_id
@@ -396,7 +400,19 @@ def _image_readers() -> list[Reader]:
         Reader("cache, index", ["cache/index/ends.npy", "cache/index/sizes.npy", "cache/index/checksums.npy"],
                _write_packed, _read_packed, ["data.cache.packed"], named=["cache"]),
         Reader("cache, samples", ["cache/samples.bin"], _write_packed, _read_packed, named=["cache"]),
+        Reader("shards", ["shards/index.json", "shards/000000.json", "shards/000000.tar"], _write_shards, _read_shards,
+               ["io.shards"], named=["shards"], share=0.5),
     ]  # fmt: skip
+
+
+def _write_shards(root: Path) -> None:
+    spec = Scenes(num_images=2, size=(32, 48))
+    write_shards(NamedDataset("scenes", spec.build()), spec, root / "shards", 100_000, workers=0)
+
+
+def _read_shards(root: Path) -> None:
+    reader = Shards(root=str(root / "shards")).build()
+    check_samples([reader.read(index) for index in range(len(reader))])
 
 
 def _has(package: str) -> bool:
@@ -607,6 +623,7 @@ def readers() -> tuple[Reader, ...]:
 NOT_READERS = {
     "io.atomic": "writes files; it reads none",
     "io.download": "fetches files and compares a checksum of them; what is in them, their readers read",
+    "io.remote": "fetches shards whole and compares their checksums; what is in them, io.shards reads",
     "io.objects": "takes what voc, yolo and labelme have read",
 }
 """Modules of `io` without a reader of their own, and why."""

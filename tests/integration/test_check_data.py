@@ -256,6 +256,7 @@ class Deadly(Dataset):
         os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_check_with_2(tmp_path, capsys):
     deadly = [{"type": "test_check_data.Deadly"}]
     assert check(tmp_path, {"train": deadly, "val": deadly}, "--workers", "1") == (2, None)

@@ -170,6 +170,7 @@ def one_of_two(groups: Iterator[None], folder: Path, path: str) -> None:
         torch.save(moved_by_one_step(run, [mine], ranks), folder / f"{ranks.rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_teach_what_one_does(tmp_path: Path):
     path = teacher(tmp_path / "teacher")
     processes.run(2, one_of_two, tmp_path, path)

@@ -29,6 +29,8 @@ from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
 from visionmtl.structures import Batch
 
+pytestmark = pytest.mark.slow
+
 STEPS, ACCUMULATE = 3, 2
 GROUP = {"norm": "group"}
 UPGRAD = {"balance": {"type": "upgrad"}}

@@ -98,7 +98,7 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "page"
 
 
-SLOW = ("README.md", "comparing.md", "export.md", "lifelong.md", "own_data.md", "visualizing.md")
+SLOW = ("README.md", "comparing.md", "export.md", "lifelong.md", "own_data.md", "predicting.md", "visualizing.md")
 MARKED = [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES]
 
 

@@ -218,6 +218,7 @@ def test_a_misspelt_setting_is_refused_without_importing_timm():
     assert of_new_process(code).splitlines() == ["True", "[]"]
 
 
+@pytest.mark.slow
 def test_plug_in_paths_from_before_the_move_are_the_same_modules():
     code = (
         "import importlib\nfor package in ('decoders', 'heads', 'pyramids', 'sharing'):\n"

@@ -426,6 +426,7 @@ def _same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+@pytest.mark.slow
 def test_all_processes_skip_together_whichever_was_spoilt(tmp_path: Path):
     processes.run(2, one_of_two, tmp_path)
     for case in SHARED:

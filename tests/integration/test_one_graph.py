@@ -100,6 +100,7 @@ def test_only_another_padding_of_boxes_makes_another_graph_and_the_log_says_so()
     assert second.endswith("because boxes/boxes is 3x64x4 instead of 3x32x4; 2 graphs now")
 
 
+@pytest.mark.slow
 def test_a_method_that_compares_gradients_has_a_graph_for_the_trunk_and_one_for_each_task():
     tasks = SMALL
     net, batch = small_net(tasks), small_batch(tasks)

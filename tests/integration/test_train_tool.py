@@ -25,6 +25,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_fresh_process_overfits_four_images(file: Path, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "train.py", file, "--overfit", "4", "--device", "cpu", "train.epochs=2"],

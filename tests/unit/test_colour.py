@@ -65,6 +65,7 @@ def test_colours_and_normalisation_together_are_the_one_after_the_other():
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_colours_normalisation_and_rounding_are_one_pass_over_the_pixels():
     def passed_on(*inputs: torch.Tensor) -> torch.Tensor:

@@ -133,6 +133,7 @@ class _Pictures(Dataset):
         return self
 
     provides = property(lambda self: {"depth_m": None})
+    locality = property(lambda self: None)
 
     def __len__(self) -> int:
         return 2

@@ -231,6 +231,7 @@ def test_pictures_are_not_flat():
         assert pixels.std(axis=0).mean() > 5
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
     code = (
         "from test_scenes import Scenes, fingerprint\n"

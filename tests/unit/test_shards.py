@@ -163,7 +163,7 @@ def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Pat
     plain = json.loads(index.read_text())
     for keys, value, told in (
         (("version",), 2, "version 2; 'visionmtl shards', version 1 is read"),
-        (("provides", "boxes"), None, "provides.boxes is no label with its classes"),
+        (("provides", "boxes"), None, "provides.boxes is no label of samples, or has not the classes"),
         (("shards", 0, "samples"), 0, "has 0 samples"),
         (("shards", 0, "samples"), 2**60, "samples; 1 to"),
         (("shards", 0, "tar", "sha256"), "../../x", "no length and SHA-256"),

@@ -113,13 +113,13 @@ def to_sample(
     labels: dict[str, Any] = {}
     if "boxes" in told and "boxes" in request.fields:
         labels["boxes"] = _boxes(told["boxes"], place)
-        _check_classes(labels["boxes"].labels, provides["boxes"], place)
+        _check_classes(labels["boxes"].labels, provides.get("boxes"), place)
     if "image_labels" in told and "image_labels" in request.fields:
         labels["image_labels"] = _numbers(told["image_labels"], np.int64, (-1,), place)
-        _check_classes(labels["image_labels"], provides["image_labels"], place)
+        _check_classes(labels["image_labels"], provides.get("image_labels"), place)
     if "segmentation.png" in members and "segmentation" in request.fields:
         classes = _shaped(decode_png(place, members["segmentation.png"]), np.uint8, size, place)
-        _check_map(classes, provides["segmentation"], place)
+        _check_map(classes, provides.get("segmentation"), place)
         labels["segmentation"] = classes
     if "depth.npy" in members and "depth_m" in request.fields:
         labels["depth_m"] = _depth(members, size, place)
@@ -172,13 +172,15 @@ def _shaped(array: NDArray, dtype: type, shape: tuple[int | None, ...], place: s
 
 
 def _check_classes(labels: NDArray[np.int64], space: LabelSpace | None, place: str) -> None:
-    assert space is not None
+    if space is None:
+        raise _wrong(place, f"class numbers where {INDEX} provides no classes")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(space.classes):
         raise _wrong(place, f"the class number {labels.max()} of {space.name}, which has {len(space.classes)} classes")
 
 
 def _check_map(classes: NDArray[np.uint8], space: LabelSpace | None, place: str) -> None:
-    assert space is not None
+    if space is None:
+        raise _wrong(place, f"class numbers where {INDEX} provides no classes")
     num_classes = np.uint8(len(space.classes))
     if (classes - num_classes).min(initial=255) < IGNORE - num_classes:  # below num_classes the difference wraps round
         odd = classes[(classes >= num_classes) & (classes != IGNORE)][0]
@@ -295,7 +297,10 @@ def read_index(file: Path) -> ShardIndex:
     provides: dict[str, LabelSpace | None] = {}
     for field, plain in content["provides"].items():
         if field not in LABEL_FIELDS or (plain is None) == (field in _WITH_CLASSES):
-            raise ValueError(f"{file}: provides.{field} is no label with its classes; {_REWRITE}")
+            raise ValueError(
+                f"{file}: provides.{field} is no label of samples, or has not the classes it needs; allowed are "
+                f"{', '.join(LABEL_FIELDS)}; {_REWRITE}"
+            )
         provides[field] = None if plain is None else _space(plain, f"{file}: provides.{field}")
     shards = []
     for number, entry in enumerate(content["shards"]):
@@ -326,8 +331,13 @@ def _space(plain: Any, where: str) -> LabelSpace:
     )
     named = all(isinstance(name, str) for name in plain["classes"]) and all(type(x) is int for x in plain["ids"])
     if not rgb or not named:
-        raise ValueError(f"{where} is no list of named classes with colours and ids; {_REWRITE}")
-    return LabelSpace.from_plain(plain)
+        raise ValueError(
+            f"{where} has classes, colours or ids of the wrong kind; names, [r, g, b] and ids are needed; {_REWRITE}"
+        )
+    try:
+        return LabelSpace.from_plain(plain)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).rpartition(';')[0]}; {_REWRITE}") from error
 
 
 @dataclass(frozen=True)
