@@ -73,6 +73,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "configs", folder / "configs")
     shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
+    shutil.copy(ROOT / "docs" / "example.webp", folder / "docs")
     levels = {"decoder": {"levels": [2, 3, 4, 5]}}  # those that the pages' new tasks read
     small = scene_run.run(tasks={"segmentation": levels})
     (folder / "configs" / "quickstart.yaml").write_text(dump(small), encoding="utf-8")

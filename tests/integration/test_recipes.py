@@ -77,6 +77,7 @@ def test_a_recipe_trains_and_evaluates(name: str, official: Path, tmp_path: Path
     assert main(["train", str(CONFIGS / f"{name}.yaml"), *placed(name, official), *small, *options]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_network_fits_the_sizes_of_its_recipe(name: str, official: Path):
     run = config.load(CONFIGS / f"{name}.yaml", [*placed(name, official), "model.encoder.pretrained=false"])

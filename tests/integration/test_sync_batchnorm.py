@@ -84,6 +84,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_two_processes_normalise_as_one_does_over_all_images(two: Path, compiled: bool):
     alone = passed(Small(), images(), divisor=1)

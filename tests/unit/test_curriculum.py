@@ -110,6 +110,7 @@ def test_a_task_without_labels_comes_last():
     assert of.order()[-1] == "detection"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 6, 10])
 def test_resuming_an_easiest_first_run_changes_nothing(tmp_path, stop: int):
     def run(name: str):
