@@ -23,6 +23,7 @@ _aten, _prims = torch.ops.aten, torch.ops.prims
 _VIEWS = {
     "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand", "permute", "transpose", "t", "alias", "slice",
     "select", "as_strided", "split_with_sizes", "split", "unbind", "detach", "broadcast_in_dim", "lift_fresh_copy",
+    "getitem",
 }  # fmt: skip
 _CONSTANTS = {"full", "iota", "scalar_tensor", "empty", "full_like", "zeros", "ones", "arange", "empty_permuted"}
 _REDUCTIONS = {
@@ -58,8 +59,8 @@ def kernels_of(graph: fx.Graph, parts: Mapping[str, str]) -> list[Kernel]:
     read, or kept as `INLINED_READS` says, a reduction is kept; then kernels over equally many elements that share a
     buffer are fused, the largest share first, where no other kernel lies between. Views and constants cost nothing.
     """
-    single = _Scheduler(graph, parts)
-    return _fused(single.kernels, single.outputs)
+    scheduler = _Scheduler(graph, parts)
+    return _fused(scheduler.kernels, scheduler.outputs)
 
 
 class _Scheduler:
@@ -80,7 +81,7 @@ class _Scheduler:
 
     def _add(self, node: fx.Node) -> None:
         name = _name(node)
-        if name in _VIEWS or name == "getitem":
+        if _is_view(node):
             read = self._reads[node.all_input_nodes[0]]
             # a part of a buffer that lies in memory is read, and a repetition of it once
             self._reads[node] = {buffer: min(size, _bytes(node)) for buffer, size in read.items()}
@@ -92,15 +93,15 @@ class _Scheduler:
         for argument in node.all_input_nodes:
             for buffer, size in self._reads[argument].items():
                 reads[buffer] = max(size, reads.get(buffer, 0))
-        kind = _kind(node, name)
+        kind = _kind(node)
         if kind == POINTWISE and not self._is_kept(node, reads):
             self._reads[node] = reads
             return
         if kind in (CONVOLUTION, DEPTHWISE, PRODUCT):
             self.kernels += _products(node, kind, self._part(node), self._reads)
         else:
-            elements = max([_elements(node), *(_elements(read) for read in node.all_input_nodes)])
-            elements = elements if kind != POINTWISE else _elements(node)
+            iterated = [node] if kind == POINTWISE else [node, *node.all_input_nodes]
+            elements = max(map(_elements, iterated))
             self.kernels.append(Kernel(kind, self._part(node), 0.0, reads, {node: _bytes(node)}, elements))
         self._reads[node] = {node: _bytes(node)}
 
@@ -108,7 +109,7 @@ class _Scheduler:
         readers = _readers(node)
         if node in self.outputs or len(reads) > INLINED_READS:
             return True
-        if any(_kind(reader, _name(reader)) not in (POINTWISE, REDUCTION) for reader in readers):
+        if any(_kind(reader) not in (POINTWISE, REDUCTION) for reader in readers):
             return True
         return len(readers) > 1 and len(reads) > INLINED_READS_IF_SHARED
 
@@ -174,7 +175,7 @@ def _best(
     for place in sorted(shared, key=lambda place: (-shared[place], -place)):
         direct = {writer[b] for b in kernel.reads if b in writer} - {place}
         between = any(above[other] >> place & 1 for other in direct)
-        reduced = any(b in groups[place].writes and _kind(b, _name(b)) == REDUCTION for b in kernel.reads)
+        reduced = any(b in groups[place].writes and _kind(b) == REDUCTION for b in kernel.reads)
         if not between and not reduced:  # what reads a whole reduction comes after it
             return place
     return number
@@ -200,13 +201,14 @@ def _products(
     gradient, x, weight, *_, mask = arguments
     flops = backward_flops(*shapes((*arguments, None))) / max(1, sum(mask[:2]))
     written = node.meta["val"]
-    for wanted, reads, result in zip(mask[:2], ((gradient, weight), (gradient, x)), written[:2], strict=True):
-        if wanted:
+    for is_computed, reads, result in zip(mask[:2], ((gradient, weight), (gradient, x)), written[:2], strict=True):
+        if is_computed:
             size = float(result.numel() * result.element_size())
             yield Kernel(kind, part, flops, read(*reads), {node: size}, result.numel())
 
 
-def _kind(node: fx.Node, name: str) -> str:
+def _kind(node: fx.Node) -> str:
+    name = _name(node)
     if name in ("convolution", "convolution_backward"):
         weight, groups = (
             (node.args[2], node.args[9]) if name == "convolution_backward" else (node.args[1], node.args[8])
@@ -225,18 +227,22 @@ def _kind(node: fx.Node, name: str) -> str:
 
 def _readers(node: fx.Node) -> list[fx.Node]:
     """What computes with a node, through views."""
-    found: list[fx.Node] = []
+    readers: list[fx.Node] = []
     for user in node.users:
         if user.op == "call_function":
-            found += _readers(user) if _name(user) in _VIEWS or _name(user) == "getitem" else [user]
-    return found
+            readers += _readers(user) if _is_view(user) else [user]
+    return readers
 
 
 def _base(node: fx.Node) -> fx.Node:
     """The node whose memory a view looks at."""
-    while node.op == "call_function" and (_name(node) in _VIEWS or _name(node) == "getitem"):
+    while node.op == "call_function" and _is_view(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def _is_view(node: fx.Node) -> bool:
+    return _name(node) in _VIEWS
 
 
 def _name(node: fx.Node) -> str:
@@ -244,16 +250,17 @@ def _name(node: fx.Node) -> str:
     return str(getattr(packet, "__name__", packet))
 
 
+def _tensors(node: fx.Node) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
+
+
 def _tensor(node: Any) -> Tensor:
-    value = node.meta["val"]
-    return next(one for one in pytree.tree_leaves(value) if isinstance(one, Tensor))
+    return _tensors(node)[0]
 
 
 def _elements(node: fx.Node) -> int:
-    tensors = [one for one in pytree.tree_leaves(node.meta.get("val")) if isinstance(one, Tensor)]
-    return max((one.numel() for one in tensors), default=0)
+    return max((tensor.numel() for tensor in _tensors(node)), default=0)
 
 
 def _bytes(node: fx.Node) -> float:
-    tensors = [one for one in pytree.tree_leaves(node.meta.get("val")) if isinstance(one, Tensor)]
-    return float(sum(one.numel() * one.element_size() for one in tensors))
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(node)))

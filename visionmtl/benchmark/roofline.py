@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
 from visionmtl.benchmark.kernels import DEPTHWISE, Kernel, kernels_of
-from visionmtl.benchmark.workload import Workload
+from visionmtl.benchmark.workload import Workload, mean_of_maps
 from visionmtl.engine.compile import compile_losses
 from visionmtl.network import LossNet, MultiTaskNet
 
@@ -101,8 +101,7 @@ def _encoder_kernels(workload: Workload) -> list[Kernel]:
         encoder = graphs.faked(encoder.to(memory_format=torch.channels_last).train())
 
         def loss(image: Tensor) -> Tensor:
-            maps = encoder(image)
-            return torch.stack([x.float().mean() for level, x in maps.items() if level >= 2]).sum()
+            return mean_of_maps(encoder(image))
 
         compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend=graphs.backend)
         with torch.autocast("cpu", workload.dtype, enabled=workload.dtype != torch.float32):

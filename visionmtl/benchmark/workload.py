@@ -23,7 +23,7 @@ from visionmtl.engine.trainer import Trainer
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run, load, restore
-from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Sample
+from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Maps, Sample
 
 FIXED = Fixed()
 TASKS = ("detection", "segmentation", "depth")
@@ -49,7 +49,7 @@ class Workload:
     precision: str | None = None  # fp32 or bf16; None: bf16 on CUDA devices, else fp32
     device: str = "auto"
     overrides: Sequence[str] = ()  # further settings of the run, as on train.py's command line
-    config: Path | None = None  # whose run is measured instead, see `of_config`
+    of: Run | None = None  # the run of a config, which is measured instead, see `of_config`
 
     @classmethod
     def of_config(
@@ -62,14 +62,12 @@ class Workload:
                 f"tasks.{unknown[0]} in {file} is of type {run.tasks[unknown[0]].type!r}, for which there are no "
                 f"random labels; allowed are {', '.join(SPACES)}; leave it out by ~tasks.{unknown[0]}"
             )
-        return cls(
-            run.model.encoder.name, run.train.batch_size, run.data.size, boxes, precision, device, overrides, file
-        )  # fmt: skip
+        return cls(run.model.encoder.name, run.train.batch_size, run.data.size, boxes, precision, device, of=run)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of those that are measured together."""
-        return tuple(load(self.config, self.overrides).tasks) if self.config else TASKS
+        return tuple(self.of.tasks) if self.of else TASKS
 
     @property
     def on(self) -> torch.device:
@@ -97,11 +95,10 @@ class Workload:
     def run(self, tasks: Sequence[str] | None = None, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
         """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
         tasks = self.tasks if tasks is None else tasks
-        if self.config:
-            run = load(self.config, self.overrides)
-            train = run.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
-            learnt = {name: run.tasks[name] for name in tasks}
-            return run.model_copy(update={"tasks": learnt, "balance": balance, "train": train})
+        if self.of:
+            train = self.of.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
+            learnt = {name: self.of.tasks[name] for name in tasks}
+            return self.of.model_copy(update={"tasks": learnt, "balance": balance, "train": train})
         defaults = Run.model_validate({
             "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in FIVE_TASKS},
@@ -166,6 +163,11 @@ def backward_and_step(net: nn.Module, device: torch.device) -> Callable[[Tensor]
     return step
 
 
+def mean_of_maps(maps: Maps) -> Tensor:
+    """The loss of an encoder alone: the means of its maps from stride 4 on, added up."""
+    return torch.stack([x.float().mean() for level, x in maps.items() if level >= 2]).sum()
+
+
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     """The encoder alone on a float image on the device; the loss is the mean of each map from stride 4 on."""
     torch.manual_seed(0)
@@ -177,7 +179,7 @@ def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     def loss() -> Tensor:
         with autocast():
             maps = encoder(image)
-        return torch.stack([x.float().mean() for level, x in maps.items() if level >= 2]).sum()
+        return mean_of_maps(maps)
 
     if COMPILE[mode]:
         how = "reduce-overhead" if mode == "cuda_graph" else "default"

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from visionmtl.data.sampler import SampleKey
+from visionmtl.data.sampler import SampleKey, followed
 from visionmtl.datasets import Locality, NamedDataset
 from visionmtl.io.remote import StoreError
 
@@ -50,16 +50,8 @@ class FollowedBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         keys = [SampleKey(0, index, 0) for batch in self._batches for index in batch]
-        followers, position = self._ahead.start(keys), 0
-        try:
-            for batch in self._batches:
-                for follower in followers:
-                    follower.reach(position)
-                position += len(batch)
-                yield batch
-        finally:
-            for follower in followers:
-                follower.close()
+        positions = accumulate((len(batch) for batch in self._batches), initial=0)
+        yield from followed(zip(positions, self._batches, strict=False), self._ahead.start(keys))
 
 
 class Fetching:

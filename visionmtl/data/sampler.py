@@ -1,10 +1,10 @@
 """Which samples come in which batch, as a function of (seed, epoch) alone."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from torch.utils.data import Sampler
 
 from visionmtl.config.registry import Spec
 from visionmtl.datasets import Locality
+
+Batch = TypeVar("Batch")
 
 
 class Sampling(Spec):
@@ -157,16 +159,10 @@ class BatchSampler(Sampler[list[SampleKey]]):
         keys = self.mixture.keys(self._epoch)
         common = self._batch_size * self._world
         begin = self._shift + self._start * common
-        followers = self._follow(keys[begin:])
-        try:
-            for number in range(self._start, (len(keys) - self._shift) // common):
-                first = self._shift + number * common + self._rank * self._batch_size
-                for follower in followers:
-                    follower.reach(first - begin)
-                yield keys[first : first + self._batch_size]
-        finally:
-            for follower in followers:
-                follower.close()
+        numbers = range(self._start, (len(keys) - self._shift) // common)
+        firsts = (self._shift + number * common + self._rank * self._batch_size for number in numbers)
+        batches = ((first - begin, keys[first : first + self._batch_size]) for first in firsts)
+        yield from followed(batches, self._follow(keys[begin:]))
 
 
 class Follower(Protocol):
@@ -177,3 +173,15 @@ class Follower(Protocol):
 
     def close(self) -> None:
         """The pass has ended."""
+
+
+def followed(batches: Iterable[tuple[int, Batch]], followers: Sequence[Follower]) -> Iterator[Batch]:
+    """The batches of a pass, given with the number of samples before each, which the followers are told."""
+    try:
+        for position, batch in batches:
+            for follower in followers:
+                follower.reach(position)
+            yield batch
+    finally:
+        for follower in followers:
+            follower.close()
