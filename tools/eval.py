@@ -145,6 +145,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.engine.evaluator import choose_json
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
     from visionmtl.metrics.definitions import with_definitions
+    from visionmtl.metrics.detection import DetectionMeter
     from visionmtl.report.evidence import Evidence, confusions
     from visionmtl.report.report import write_report
 
@@ -156,10 +157,13 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         evaluation.meters = {name: with_definitions(meter) for name, meter in evaluation.meters.items()}
 
     split = args.split or "val"
+    ap_backend = next(
+        (meter.backend for meter in evaluation.meters.values() if isinstance(meter, DetectionMeter)), None
+    )
     header = {
         "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
         "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
-        "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": args.ap_backend,
+        "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": ap_backend,
         "all_protocols": args.all_protocols,
         "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
