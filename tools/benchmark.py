@@ -23,6 +23,7 @@ examples:
   visionmtl benchmark step --encoder resnet50 --batch 8 --size 512 512 --peers
   visionmtl benchmark infer --size 480 640 --batches 1 8
   visionmtl benchmark infer --config configs/nyuv2_mobilenetv2.yaml
+  visionmtl benchmark infer --config configs/nyuv2_mobilenetv2.yaml --runtimes eager onnx openvino openvino_int8
   visionmtl benchmark balance --rounds 5 --clock cpu
   visionmtl benchmark roofline --batch 16 --size 512 512            the least a GPU step can take; needs no GPU
   visionmtl benchmark gpu --json gpu.json --markdown gpu.md         everything, in at most eight minutes
@@ -78,12 +79,13 @@ def parser() -> ToolParser:
     batches = made[infer].add_argument
     batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
     batches(
-        "--export", nargs="+", choices=("onnx", "openvino"), default=(), metavar="FORMAT",
-        help="onnx, openvino: latency of exported networks on the CPU instead; needs the extra export",
+        "--runtimes", nargs="+", default=(), metavar="NAME",
+        help="latency on the CPU in each of these instead: eager, aotinductor, onnx, onnx_int8, openvino, openvino_int8; "
+        "all but eager need the extra export",
     )  # fmt: skip
-    batches("--threads", type=positive, nargs="+", metavar="N", help="with --export; default: 1 2")
+    batches("--threads", type=positive, nargs="+", metavar="N", help="with --runtimes; default: 1 2")
     batches(
-        "--beside", nargs="+", metavar="NAME=FILE", help="with --export: ONNX files of other networks, fixed shapes"
+        "--beside", nargs="+", metavar="NAME=FILE", help="with --runtimes: ONNX files of other networks, fixed shapes"
     )
 
     add = made[roofline].add_argument
@@ -193,14 +195,14 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
     """Predictions: latency at batch 1 and images a second, joint and by task, with suppression and without."""
     from visionmtl.benchmark.infer import measure_predictions
 
-    if args.export:
-        from visionmtl.benchmark.exported import measure_exported
+    if args.runtimes:
+        from visionmtl.benchmark.runtimes import measure_runtimes
 
         beside = dict(_named_file(text) for text in args.beside or ())
-        return measure_exported(*_setting(args), args.export, args.threads or (1, 2), beside)
+        return measure_runtimes(*_setting(args), args.runtimes, args.threads or (1, 2), beside)
     if idle := [name for name in ("threads", "beside") if getattr(args, name)]:
         raise ValueError(
-            f"--{idle[0]} would have no effect without --export; it is for exported networks; leave it out"
+            f"--{idle[0]} would have no effect without --runtimes, which it is for; name some, or leave it out"
         )
     return measure_predictions(*_setting(args), args.batches)
 
