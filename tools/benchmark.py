@@ -80,8 +80,8 @@ def parser() -> ToolParser:
     batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
     batches(
         "--runtimes", nargs="+", default=(), metavar="NAME",
-        help="latency on the CPU in each of these instead: eager, aotinductor, onnx, onnx_int8, openvino, openvino_int8; "
-        "all but eager need the extra export",
+        help="latency on the CPU in each of these instead: eager, aotinductor, onnx, onnx_int8, openvino, "
+        "openvino_int8; all but eager need the extra export",
     )  # fmt: skip
     batches("--threads", type=positive, nargs="+", metavar="N", help="with --runtimes; default: 1 2")
     batches(

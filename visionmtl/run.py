@@ -24,6 +24,7 @@ from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.config.text_files import check_plain, shown, texts_in
 from visionmtl.data.loader import Data
 from visionmtl.network import Model
+from visionmtl.ops.precision import Precision
 from visionmtl.structures import has_controls
 from visionmtl.tasks.base import Task
 from visionmtl.transfer.base import Extend
@@ -273,7 +274,8 @@ class Train(Spec):
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(8, ge=1, description="images of one process in one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are averaged into one optimiser step")
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Precision = "auto"
+    """auto: bf16 on GPUs that have it and on CPUs with AMX, else fp32; the log says which."""
     channels_last: bool = True
     compile: bool | Literal["cuda_graph"] = Field(
         False, description="one graph of fused kernels; cuda_graph: recorded and replayed, for small batches"

@@ -42,7 +42,10 @@ def measure_runtimes(
     )
     names = (JOINT, *workload.tasks)
     with tempfile.TemporaryDirectory() as folder:
-        graphs = {JOINT: _graph(workload, workload.tasks), **{task: _graph(workload, [task]) for task in workload.tasks}}
+        graphs = {
+            JOINT: _graph(workload, workload.tasks),
+            **{task: _graph(workload, [task]) for task in workload.tasks},
+        }
         files = {
             (runtime, name): _write(runtime, graphs[name], Path(folder) / f"{name}_{runtime}")
             for runtime in runtimes
@@ -80,8 +83,8 @@ def _check(runtimes: Sequence[str], beside: Mapping[str, Path]) -> None:
             raise ValueError(f"--runtimes names {runtime!r}; allowed are {', '.join(RUNTIMES)}; correct it")
     if beside and not {"onnx", "openvino"}.intersection(runtimes):
         raise ValueError(
-            f"--beside, and --runtimes is {' '.join(runtimes)}; ONNX files run in onnx and openvino; add one of them, or "
-            "leave --beside out"
+            f"--beside, and --runtimes is {' '.join(runtimes)}; ONNX files run in onnx and openvino; add one of them, "
+            "or leave --beside out"
         )
 
 

@@ -18,10 +18,11 @@ from visionmtl.data.collate import pad
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets.coco import COCO80
 from visionmtl.engine.distributed import Ranks, choose_device
-from visionmtl.engine.evaluator import DTYPES
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.cityscapes import CITYSCAPES19
+from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.network import MultiTaskNet, build_model
+from visionmtl.ops.precision import DTYPES
 from visionmtl.run import Run, load, restore
 from visionmtl.structures import IGNORE, Batch, Boxes, LabelSpace, Maps, Sample
 
@@ -97,8 +98,7 @@ class Workload:
         tasks = self.tasks if tasks is None else tasks
         if self.of:
             train = self.of.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
-            learnt = {name: self.of.tasks[name] for name in tasks}
-            return self.of.model_copy(update={"tasks": learnt, "balance": balance, "train": train})
+            return self._of_tasks(self.of.model_copy(update={"train": train}), tasks, balance)
         defaults = Run.model_validate({
             "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in FIVE_TASKS},
@@ -107,7 +107,14 @@ class Workload:
             "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
         }).model_dump(mode="json")  # fmt: skip
         run = restore(defaults, "the benchmark", [f"model.encoder.name={self.encoder}", *self.overrides])
-        return run.model_copy(update={"tasks": {name: run.tasks[name] for name in tasks}, "balance": balance})
+        return self._of_tasks(run, tasks, balance)
+
+    @staticmethod
+    def _of_tasks(run: Run, tasks: Sequence[str], balance: Balance) -> Run:
+        """A network of one task has nothing to share, and some ways of sharing refuse it."""
+        model = run.model.model_copy(update={"sharing": Hard()}) if len(tasks) == 1 else run.model
+        learnt = {name: run.tasks[name] for name in tasks}
+        return run.model_copy(update={"model": model, "tasks": learnt, "balance": balance})
 
     def net(self, tasks: Sequence[str] | None = None) -> MultiTaskNet:
         """The network of `run`, with the same random weights at each call, on the device."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,17 +20,9 @@ from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import plain_json, write_json
 from visionmtl.metrics.base import Meter, Results
 from visionmtl.network import MultiTaskNet
+from visionmtl.ops.precision import Precision, autocast
 from visionmtl.structures import Batch, ImageMeta, Sample
 from visionmtl.tasks.base import Raw, Task
-
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By the names of `train.precision`."""
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network computes in `precision`."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def forward(

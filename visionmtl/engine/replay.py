@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from visionmtl.engine.capture import FORMAT, KIND
 from visionmtl.engine.distributed import Ranks, choose_device
-from visionmtl.engine.evaluator import autocast
 from visionmtl.engine.nonfinite import largest_weight
 from visionmtl.engine.position import Continuation
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.tensor_files import READING_FAILS, read_archive
 from visionmtl.network import LossNet, build_model
+from visionmtl.ops.precision import autocast
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import restore
 from visionmtl.structures import Batch, LabelSpace

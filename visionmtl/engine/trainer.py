@@ -37,7 +37,7 @@ from visionmtl.engine.compile import Graphs, compile_losses, compile_teachers
 from visionmtl.engine.curriculum import TaskSchedule
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.dry_run import measure_worst_case
-from visionmtl.engine.evaluator import autocast, evaluate, read_results, save_json
+from visionmtl.engine.evaluator import evaluate, read_results, save_json
 from visionmtl.engine.forgetting import BEFORE, write_report
 from visionmtl.engine.fsdp import (
     apply_fsdp,
@@ -69,6 +69,7 @@ from visionmtl.modeling.sync_batchnorm import synchronise
 from visionmtl.modeling.unused_parameters import check_evaluates, freeze_unused_parameters
 from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
+from visionmtl.ops.precision import autocast, chosen_precision
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample, as_rgb
@@ -987,7 +988,8 @@ class Trainer:
         reason = choose_workers(run.data.workers, num_processes_here())[1]
         yield f"loading   {data.train_loader.num_workers} workers ({reason})"
         yield (
-            f"device    {self.ranks.device}, {self.ranks.world} process(es), {run.train.precision}, "
+            f"device    {self.ranks.device}, {self.ranks.world} process(es), "
+            f"{chosen_precision(self.ranks.device, run.train.precision)}{' (auto)' * (run.train.precision == 'auto')}, "
             f"balance {run.balance.type}"
         )
         if self.balancer.needs_parameters and not net.trunk.shared_maps:

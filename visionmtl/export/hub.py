@@ -14,11 +14,12 @@ from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
 from visionmtl.engine.checkpoint import FORMAT, Opened, check_spaces, load, open_model, open_state, save_weights
 from visionmtl.engine.distributed import choose_device
-from visionmtl.engine.evaluator import Precision, read_results
+from visionmtl.engine.evaluator import read_results
 from visionmtl.inference.predictor import Predictor
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.tensor_files import has_settings
 from visionmtl.metrics.distance import DistanceMeter
+from visionmtl.ops.precision import Precision
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}

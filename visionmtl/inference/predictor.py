@@ -24,13 +24,14 @@ from visionmtl.data.collate import pad
 from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
-from visionmtl.engine.evaluator import Precision, forward
+from visionmtl.engine.evaluator import forward
 from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import list_images, read_image
 from visionmtl.io.video import count_frames, is_video, read_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
+from visionmtl.ops.precision import Precision
 from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import MIN_SCORE, DrawOptions

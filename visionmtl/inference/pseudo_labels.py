@@ -27,11 +27,12 @@ from visionmtl.data.collate import pad
 from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.data.transforms.augment import fit
 from visionmtl.datasets import NamedDataset
-from visionmtl.engine.evaluator import Precision, forward, mirror_contents
+from visionmtl.engine.evaluator import forward, mirror_contents
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.images import SUFFIXES, read_image
 from visionmtl.io.paths import is_hidden, stays_inside, without_ending
 from visionmtl.network import MultiTaskNet
+from visionmtl.ops.precision import Precision
 from visionmtl.structures import Boxes, Intrinsics, LabelSpace
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
