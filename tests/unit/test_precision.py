@@ -1,8 +1,12 @@
 """What a device computes in."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
+from visionmtl.modeling.layers import keep_depthwise_fast
 from visionmtl.ops.precision import autocast, chosen_precision
 
 CPU = torch.device("cpu")
@@ -29,3 +33,40 @@ def test_auto_asks_the_gpu_whether_it_computes_in_bf16_itself(monkeypatch, suppo
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or supported)
     assert chosen_precision(torch.device("cuda"), "auto") == name
     assert asked == [{"including_emulation": False}]
+
+
+def depthwise(kernel: int, stride: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False))
+    return net.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 1), (5, 2)])
+def test_depthwise_convolutions_that_are_slow_in_bf16_train_in_float32(kernel, stride):
+    net, plain = depthwise(kernel, stride), depthwise(kernel, stride)
+    keep_depthwise_fast(net)
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    assert isinstance(copy.deepcopy(net)[0], type(net[0]))
+    x = torch.randn(2, 8, 9, 9).bfloat16()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with autocast(CPU, "bf16"):
+        y = net(ours)
+    want = plain(theirs.float())  # all of it in float32
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, want.bfloat16())
+    y.float().square().sum().backward()
+    want.bfloat16().float().square().sum().backward()
+    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+    with autocast(CPU, "bf16"), torch.no_grad():  # forward alone is fast in bf16
+        assert torch.equal(net(x), plain(x))
+    with torch.no_grad():
+        assert torch.equal(net(x.float()), plain(x.float()))
+
+
+def test_other_convolutions_stay_what_they_are():
+    net = nn.Sequential(depthwise(3, 1), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(1, 8, 3, 2))
+    before = [type(module) for module in net.modules()]
+    keep_depthwise_fast(net)
+    assert [type(module) for module in net.modules()] == before

@@ -37,6 +37,36 @@ def replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Mo
     return replaced
 
 
+class _TrainedInFloat32:
+    """Mixed into a depthwise convolution, see `keep_depthwise_fast`."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, h, w]."""
+        plain: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
+        slow = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        if not slow or self.weight.dtype != torch.float32:
+            return plain(x)
+        with torch.autocast("cpu", enabled=False):
+            return plain(x.float()).to(x.dtype)
+
+
+def keep_depthwise_fast(net: nn.Module) -> None:
+    """Let CPUs train depthwise convolutions that stride, or are wider than 3, in float32 under bfloat16 autocast.
+
+    The gradients of these have no fast kernel in bfloat16: they take 4 to 20 times as long as in float32, conversions
+    included (torch 2.15, AMX), half of a step of MobileNetV2. Changes the modules' classes, no parameter or name.
+    """
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d) or isinstance(module, _TrainedInFloat32):
+            continue
+        depthwise = 1 < module.in_channels == module.groups
+        if depthwise and (max(module.stride) > 1 or max(module.kernel_size) > 3):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (_TrainedInFloat32, kind), {})
+
+
 class GroupNorm(nn.GroupNorm):
     """torch's, except that a compiled one keeps channels_last.
 
