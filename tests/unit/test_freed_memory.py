@@ -30,4 +30,4 @@ def page_faults(how: str) -> int:
 )
 def test_freed_memory_is_used_again_without_new_pages():
     assert page_faults("keep") < 100
-    assert page_faults("leave") > 5 * 100  # 5 x 32,768 small pages, or 5 x 64 huge ones
+    assert page_faults("leave") >= 5 * 64  # 128 MiB in huge pages; in small ones it is 32,768 each time
