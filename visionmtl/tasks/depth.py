@@ -21,7 +21,7 @@ from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
 from visionmtl.ops.virtual_normals import valid_groups, virtual_normal_loss
 from visionmtl.structures import ImageMeta, Intrinsics, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import SoftLoss, Task
+from visionmtl.tasks.base import SoftLoss, Task, count_true
 from visionmtl.visualization.draw import DrawOptions, draw_depth, draw_depth_errors
 
 
@@ -102,16 +102,18 @@ class Depth(Task, frozen=True):
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Images with a measured pixel, pairs of measured neighbours by scale and direction, groups of three points."""
-        valid = self._valid(targets["depth_m"])
-        counts = {"images": valid.flatten(1).any(dim=1).sum().float()}
+        seen = self._valid(targets["depth_m"].numpy())
+        counts, valid = {"images": count_true(seen.any(axis=(1, 2)))}, torch.from_numpy(seen)
         if self.gradient_weight:
             for k, (in_row, in_column) in enumerate(neighbours(valid, self.gradient_scales)):
-                counts |= {f"row_pairs_{k}": in_row.sum().float(), f"column_pairs_{k}": in_column.sum().float()}
+                counts[f"row_pairs_{k}"] = count_true(in_row.numpy())
+                counts[f"column_pairs_{k}"] = count_true(in_column.numpy())
         if self.virtual_normal_weight:
             counts["groups"] = valid_groups(targets["depth_m"], valid, targets["camera"]).sum().float()
         return counts
 
-    def _valid(self, depth_m: Tensor) -> Tensor:
+    def _valid(self, depth_m: Any) -> Any:
+        """Of a tensor or an array."""
         return (depth_m >= self.min_depth_m) & (depth_m <= self.max_depth_m)
 
     def loss(

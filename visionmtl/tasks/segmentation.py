@@ -27,7 +27,7 @@ from visionmtl.ops.losses import (
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
+from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights, count_true
 from visionmtl.visualization.draw import DrawOptions, draw_segmentation, draw_segmentation_errors
 
 NO_CLASS_LOGIT = -1e30
@@ -93,7 +93,7 @@ class Segmentation(ClassTask, frozen=True):
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Labelled pixels."""
-        return {"pixels": (targets["classes"] != IGNORE).sum().float()}
+        return {"pixels": count_true(targets["classes"].numpy() != IGNORE)}
 
     def early(self) -> tuple[float, Task] | None:
         """Plain cross-entropy before `late_losses_from`."""

@@ -112,4 +112,4 @@ def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:
     """uint8 [*out, C] of [H, W, C]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
     whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # a copy: what was given may not be written to
     small = F.interpolate(whole, out, mode="bilinear", antialias=True)
-    return small[0].permute(1, 2, 0).numpy()
+    return cv2.merge(list(small[0].numpy())).reshape(*out, -1)  # torch gives planes, which all that follows would copy
