@@ -52,7 +52,10 @@ def test_a_protocol_scores_its_own_parts_alone(name, scored):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_name_stays_with_the_number(name):
     spaces = {"boxes": SPACES["boxes"], "depth": None, "normals": None}
-    spaces["classes"] = {"nyu13_288x384": SPACES["classes"], "nyu40": space("nyu40", 40)}.get(name, CITYSCAPES19)
+    of_name = {"nyu13_288x384": SPACES["classes"], "nyu_joint": SPACES["classes"], "nyu40": space("nyu40", 40)}
+    spaces["classes"] = of_name.get(name, CITYSCAPES19)
+    if name == "nyu_joint":
+        spaces["boxes"] = space("nyu_things19", 19)
     without_classes = {k: v for k, v in TASKS.items() if k != "classes"}
     tasks = without_classes if name in ("coco", "nyu_eigen", "nyu_median") else TASKS
 
@@ -60,6 +63,28 @@ def test_the_name_stays_with_the_number(name):
     results = {task: make().compute() for task, make in protocol.makers(tasks, spaces).items()}
     for result in protocol.named(results).values():
         assert result["protocol"].partition(":")[0] == name
+
+
+@pytest.mark.parametrize("classes", ["nyu13", "nyu40"])
+def test_the_declared_benchmark_scores_boxes_classes_and_metres(classes):
+    spaces = {"boxes": space("nyu_things19", 19), "classes": space(classes, int(classes[3:])), "depth": None}
+    protocol = find_protocol("nyu_joint")
+    makers = protocol.makers({name: TASKS[name] for name in spaces}, spaces)
+    says = {
+        name: result["protocol"]
+        for name, result in protocol.named({n: m().compute() for n, m in makers.items()}).items()
+    }
+    assert set(says) == set(spaces)
+    assert says["boxes"] == "nyu_joint: coco"
+    assert says["depth"].startswith("nyu_joint: nyu_eigen: 0.001 < truth < 10 m")
+    with pytest.raises(ValueError, match="'nyu_joint' scores boxes in nyu_things19, but task 'boxes' learns coco80"):
+        protocol.makers(TASKS, SPACES)
+
+
+def test_boxes_of_a_protocol_are_counted_by_what_the_task_chose():
+    pytest.importorskip("faster_coco_eval")
+    tasks = {"boxes": Detection(ap_backend="faster_coco_eval")}
+    assert find_protocol("coco").makers(tasks, SPACES)["boxes"]().backend == "faster_coco_eval"
 
 
 def test_what_was_learnt_in_another_label_space_is_no_number_of_this_protocol():

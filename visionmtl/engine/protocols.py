@@ -20,6 +20,7 @@ from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.structures import LabelSpace, Sample
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.detection import Detection
 
 CITYSCAPES_CATEGORIES = {
     "flat": ("road", "sidewalk"),
@@ -38,7 +39,7 @@ class Part:
     """One thing a protocol scores: tasks that learn this field of `Sample`, in one of these label spaces."""
 
     field: str
-    meter: Callable[[LabelSpace | None], Meter]
+    meter: Callable[[Task, LabelSpace | None], Meter]
     spaces: tuple[str, ...] = ()
     """() for what has no classes."""
 
@@ -69,7 +70,7 @@ class Protocol:
                     "must be those of the protocol; choose another protocol, or a checkpoint that learnt this one"
                 )
             for name in fitting:
-                makers[name] = partial(part.meter, spaces[name])
+                makers[name] = partial(part.meter, tasks[name], spaces[name])
         if not makers:
             raise ValueError(
                 f"protocol {self.name!r} scores {', '.join(part.field for part in self.parts)}, but the tasks learn "
@@ -136,17 +137,18 @@ def _name(space: LabelSpace | None) -> str | None:
     return None if space is None else space.name
 
 
-def _boxes(space: LabelSpace | None) -> Meter:
+def _boxes(task: Task, space: LabelSpace | None) -> Meter:
     assert space is not None
-    return DetectionMeter(space)
+    assert isinstance(task, Detection)
+    return DetectionMeter(space, backend=task.ap_backend)
 
 
-def _pixels(space: LabelSpace | None) -> Meter:
+def _pixels(task: Task, space: LabelSpace | None) -> Meter:
     assert space is not None
     return SegmentationMeter(space)
 
 
-def _categories(space: LabelSpace | None) -> Meter:
+def _categories(task: Task, space: LabelSpace | None) -> Meter:
     assert space is not None
     return SegmentationMeter(space, CITYSCAPES_CATEGORIES if space.name == "cityscapes19" else None)
 
@@ -164,36 +166,46 @@ PROTOCOLS = {
             "19 classes in one confusion matrix at 1024x2048; depth per image, 0 < truth <= 80 m, no crop",
             (
                 Part("segmentation", _pixels, ("cityscapes19",)),
-                Part("depth_m", lambda space: DepthMeter("per_image", 1e-3, _JUST_ABOVE_80_M)),
+                Part("depth_m", lambda task, space: DepthMeter("per_image", 1e-3, _JUST_ABOVE_80_M)),
             ),
         ),
         Protocol(
             "nyu_eigen",
             "depth papers: crop 45:471 x 41:601 of 480x640, 1e-3 < truth < 10 m, mean over images",
-            (Part("depth_m", lambda space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
+            (Part("depth_m", lambda task, space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
         ),
         Protocol(
             "nyu_median",
             "as nyu_eigen, each predicted depth first scaled by median(truth) / median(prediction) of its image",
-            (Part("depth_m", lambda space: DepthMeter("nyu_median", *NYU_EIGEN_LIMITS_M)),),
+            (Part("depth_m", lambda task, space: DepthMeter("nyu_median", *NYU_EIGEN_LIMITS_M)),),
         ),
         Protocol(
             "nyu13_288x384",
             "multi-task tables: everything at 288x384; 13 classes; depth errors and normal angles per valid pixel",
             (
                 Part("segmentation", _pixels, ("nyu13",)),
-                Part("depth_m", lambda space: DepthMeter("pooled", 1e-3, 10.0)),
-                Part("normals", lambda space: NormalsMeter()),
+                Part("depth_m", lambda task, space: DepthMeter("pooled", 1e-3, 10.0)),
+                Part("normals", lambda task, space: NormalsMeter()),
             ),
             (288, 384),
+        ),
+        Protocol(
+            "nyu_joint",
+            "boxes, classes and metres of one network: COCO's box AP of 19 classes, one confusion matrix of 13 or 40 "
+            "classes, depth as nyu_eigen; everything at the image's own size (docs/results.md)",
+            (
+                Part("boxes", _boxes, ("nyu_things19",)),
+                Part("segmentation", _pixels, ("nyu13", "nyu40")),
+                Part("depth_m", lambda task, space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),
+            ),
         ),
         Protocol(
             "nyu40",
             "multi-task papers: 40 classes at 480x640; depth errors and normal angles per valid pixel",
             (
                 Part("segmentation", _pixels, ("nyu40",)),
-                Part("depth_m", lambda space: DepthMeter("pooled", 1e-3, 10.0)),
-                Part("normals", lambda space: NormalsMeter()),
+                Part("depth_m", lambda task, space: DepthMeter("pooled", 1e-3, 10.0)),
+                Part("normals", lambda task, space: NormalsMeter()),
             ),
         ),
         Protocol(
@@ -202,7 +214,7 @@ PROTOCOLS = {
             "65535 (1 = 256 px of 2048); sky and ego vehicle, without depth, are left out",
             (
                 Part("segmentation", _categories, ("cityscapes7", "cityscapes19")),
-                Part("depth_m", lambda space: DisparityMeter(1e-3, 1e4)),
+                Part("depth_m", lambda task, space: DisparityMeter(1e-3, 1e4)),
             ),
             (128, 256),
         ),
