@@ -42,6 +42,17 @@ def test_a_soup_is_the_mean_of_all_weights(runs: list[Path], tmp_path: Path):
     assert checkpoint.open_model(tmp_path / "soup.pt").step == first["step"]
 
 
+def test_weights_without_a_training_go_into_a_soup(runs: list[Path], tmp_path: Path):
+    weights, soup = tmp_path / "first.safetensors", tmp_path / "soup.pt"
+    checkpoint.save_weights(weights, checkpoint.open_model(runs[0]))
+    assert main(["soup", str(weights), str(runs[1]), "--output", str(soup)]) == 0
+    for name, value in checkpoint.open_model(runs[0]).net.state_dict().items():
+        expected = value + 0.5 if value.is_floating_point() else value
+        torch.testing.assert_close(checkpoint.load(soup)["net"][name], expected)
+    with pytest.raises(ValueError, match="was written with no weight average"):  # the state of a training is not in it
+        visionmtl.train(scene_run.run(tmp_path / "on", ("segmentation", "depth")), resume=soup)
+
+
 def test_what_cannot_be_averaged_is_refused(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output = ["--output", str(tmp_path / "soup.pt")]
 

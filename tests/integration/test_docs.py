@@ -126,6 +126,7 @@ def execute(words: list[str], page: Path) -> None:
         return
     assignments = [word for word in words if re.match(r"[A-Z_]+=", word)]
     words = words[len(assignments) :]
+    words[0] = words[0].removeprefix(".venv/bin/")
     if words[0] == "python" and words[1].startswith("tools/"):
         words = ["visionmtl", Path(words[1]).stem, *words[2:]]
     if words[0] == "visionmtl" and (words[1] in PARSED_ONLY or (page.name, words[1]) == ("README.md", "compare")):

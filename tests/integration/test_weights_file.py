@@ -158,3 +158,30 @@ def test_a_network_of_the_package_is_known_by_its_name(file: Path, tmp_path: Pat
     (home / "tiny").mkdir()
     with pytest.raises(ValueError, match="tiny is a folder without a checkpoint"):
         load("tiny")
+
+
+def test_the_network_of_the_package_predicts(tmp_path: Path):
+    model = load("nyuv2-small", device="cpu")
+    assert {name: len(space.classes) for name, space in model.net.spaces.items() if space} == {
+        "detection": 19, "segmentation": 13
+    }  # fmt: skip
+    assert sum(parameter.numel() for parameter in model.net.parameters()) == 2_638_697
+    result = model(np.full((60, 80, 3), 128, np.uint8))
+    assert result.depth_m.shape == result.segmentation.shape == (60, 80)
+    assert 0.5 <= result.depth_m.min() <= result.depth_m.max() <= 10
+    file = checkpoint.PACKAGED / "nyuv2-small.safetensors"
+    assert file.stat().st_size < 6e6 and file.with_suffix(".md").is_file()
+
+
+@pytest.mark.slow
+def test_the_network_of_the_package_scores_what_its_card_says(real_data: Path, tmp_path: Path):
+    results = tmp_path / "results.json"
+    command = ["eval", "nyuv2-small", "--protocol", "nyu_joint", f"data.val.0.root={real_data / 'nyuv2'}"]
+    assert main([*command, "data.workers=0", "--json", str(results)]) == 0
+    scores = json.loads(results.read_text())["results"]
+    card = (checkpoint.PACKAGED / "nyuv2-small.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| **this file"))
+    said = [float(cell) for cell in row.split("|")[2:-1]]
+    metrics = [("detection", "ap"), ("detection", "ap50"), ("segmentation", "miou"), ("segmentation", "pixel_accuracy"),
+               ("depth", "rmse_m"), ("depth", "abs_rel"), ("depth", "delta1")]  # fmt: skip
+    assert [scores[task][metric] for task, metric in metrics] == pytest.approx(said, abs=1e-3)

@@ -1,6 +1,7 @@
 """Everything needed to continue a run or to use its network: plain data, written atomically."""
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,9 @@ def save_for_prediction(path: Path, state: Mapping[str, Any], weights: Mapping[s
         "scaler": {},
         "balancer": {},
     }
-    save(path, {key: value for key, value in state.items() if key != "format"} | {"net": dict(weights)} | without)
+    of_all = {key: value for key, value in state.items() if key != "format"}
+    # a .safetensors file says nothing about what was best so far
+    save(path, {"best": -math.inf} | of_all | {"net": dict(weights)} | without)
 
 
 def save_step(folder: Path, state: Mapping[str, Any], keep: int) -> None:
@@ -385,7 +388,7 @@ def results_file(folder: Path, step: int) -> Path:
     return folder / "eval" / f"step-{step:07d}.json"
 
 
-def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path | None:
+def find_resumed(folder: Path, which: str | Path | None, dry_run: bool = False) -> Path | None:
     """The checkpoint to go on from, or None for a start from nothing. An existing run is never overwritten silently.
 
     which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is any; or a path.
@@ -402,10 +405,10 @@ def find_resumed(folder: Path, which: str | None, dry_run: bool = False) -> Path
         return None
     if which == "auto":
         return last if any(file.exists() for file in _last_first(last)) else None
-    if "=" in which and not Path(which).exists():
+    if "=" in str(which) and not Path(which).exists():
         raise ValueError(
-            f"--resume is given {which!r}, which is no file but looks like a setting; a path or nothing may follow "
-            f"it; write settings before it ({which} --resume), or --resume=auto"
+            f"--resume is given {str(which)!r}, which is no file but looks like a setting; a path or nothing may "
+            f"follow it; write settings before it ({which} --resume), or --resume=auto"
         )
     return Path(which)
 

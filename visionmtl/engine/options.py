@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
 
@@ -10,8 +11,8 @@ PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
 class TrainOptions:
     """How this start differs from a plain one; none of it changes what a whole run computes."""
 
-    resume: str | None = None  # "auto" = this run's last checkpoint if there is one; or a path
-    init_from: str | None = None  # weights to start from, nothing else
+    resume: str | Path | None = None  # "auto" = this run's last checkpoint if there is one; or a path
+    init_from: str | Path | None = None  # weights to start from, nothing else
     overfit: int | None = None  # learn the first N images of each data set only, and evaluate on them
     limit_train_batches: int | None = None  # per epoch
     limit_val_batches: int | None = None
