@@ -59,7 +59,7 @@ setup(
             "inference/*.html",
             "inference/*.css",
             "inference/*.js",
-            "networks/*",
+            "weights/*",
         ],
         "visionmtl._configs": ["*.yaml", "*.json", "compare/*.yaml"],
     },

@@ -124,12 +124,13 @@ def waits_on_an_imagined_gpu(tasks: dict[str, Task], method: Balance = FIXED) ->
 
     Autograd itself needs a real one; its operators are those of the other check, and here it answers with zeros.
     """
+    collated = small_batch(tasks)  # on the host, as the loader does it
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "to", moved):
         # the average looks at its weights once, when it is made; its update is part of the other check; and what no
         # output depends on is found once by a real forward and backward
         with patch("visionmtl.engine.trainer.freeze_unused_parameters", return_value=[]):
             state = small_state(small_run(tasks, method, optim={"ema_decay": None}, channels_last=False), "cuda")
-        batch = small_batch(tasks).to(torch.device("cuda"))
+        batch = collated.to(torch.device("cuda"))
 
         def backward(*args: Any, **kwargs: Any) -> None:
             for parameter in (*state.net.parameters(), *state.balancer.parameters()):

@@ -32,7 +32,7 @@ from visionmtl.structures import LabelSpace
 FORMAT = 2
 """Of what is written. 1: without a digest."""
 SAFETENSORS = ".safetensors"
-PACKAGED = Path(__file__).resolve().parents[1] / "networks"
+PACKAGED = Path(__file__).resolve().parents[1] / "weights"
 """Trained networks that come with the package, NAME.safetensors each, with a card NAME.md."""
 
 _NETWORK_PARTS: dict[str, tuple[type, ...]] = {
