@@ -83,6 +83,7 @@ def test_all_tasks_and_their_other_losses_together_are_one_graph():
     check_one_graph(small_tasks() | LOSSES)
 
 
+@pytest.mark.slow
 def test_only_another_padding_of_boxes_makes_another_graph_and_the_log_says_so():
     tasks = {"boxes": SMALL["boxes"]}
     loss_net, graphs = compiled(LossNet(small_net(tasks), cut=False)), Graphs()

@@ -259,6 +259,7 @@ def _rank(groups, url: str, output: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_and_their_batches_are_those_of_one(folder: Path, server: Server, tmp_path: Path):
     processes.run(2, _rank, server.url, str(tmp_path / "rank"), num_groups=0)
 

@@ -98,6 +98,7 @@ def test_two_processes_normalise_as_one_does_over_all_images(two: Path, compiled
             torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_a_sum_for_a_joint_loss_teaches_each_process_its_own_part(two: Path):
     for rank in (0, 1):
         whole, gradient, ranks = torch.load(two / f"joint-{rank}.pt")
