@@ -146,6 +146,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
     from visionmtl.metrics.definitions import with_definitions
     from visionmtl.metrics.detection import DetectionMeter
+    from visionmtl.ops.precision import chosen_precision
     from visionmtl.report.evidence import Evidence, confusions
     from visionmtl.report.report import write_report
 
@@ -156,7 +157,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.all_protocols:
         evaluation.meters = {name: with_definitions(meter) for name, meter in evaluation.meters.items()}
 
-    split = args.split or "val"
+    split, precision = args.split or "val", chosen_precision(ranks.device, run.train.precision)
     ap_backend = next(
         (meter.backend for meter in evaluation.meters.values() if isinstance(meter, DetectionMeter)), None
     )
@@ -165,7 +166,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
         "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": ap_backend,
         "all_protocols": args.all_protocols,
-        "precision": run.train.precision, "device": ranks.device.type, "torch": torch.__version__,
+        "precision": precision, "device": ranks.device.type, "torch": torch.__version__,
     }  # fmt: skip
     words = [
         split,
@@ -203,7 +204,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         if not ranks.is_main_process:
             return _unmet(args, results, show=False)
 
-        title = f"{opened.path}: step {opened.step}, {split}, input {run.data.input_size}, {run.train.precision}"
+        title = f"{opened.path}: step {opened.step}, {split}, input {run.data.input_size}, {precision}"
         _save_and_print(title, args, results, header, file, evaluation.notes)
         if args.save_predictions:
             print(f"written: {args.save_predictions}")
@@ -211,7 +212,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             facts = {
                 "checkpoint": f"{opened.path}, step {opened.step:,}",
                 "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",
-                "evaluated on": f"{split}, {ranks.device}, {run.train.precision}",
+                "evaluated on": f"{split}, {ranks.device}, {precision}",
                 "command of this page": shlex.join(["visionmtl", "eval", *args.command]),
                 "command of the training": shlex.join(
                     ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]

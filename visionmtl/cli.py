@@ -7,7 +7,6 @@ wrong command line are answered at once.
 import argparse
 import ast
 import contextlib
-import ctypes
 import errno
 import importlib
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from visionmtl import __version__
+from visionmtl.config.allocator import keep_freed_memory
 from visionmtl.config.imports import allow_imports
 from visionmtl.config.paths import shipped_folder
 from visionmtl.config.suggest import did_you_mean, settings_called
@@ -144,19 +144,6 @@ def score(text: str) -> float:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for what is asked for next, instead of giving it back to the system.
-
-    Else each large tensor on a CPU is mapped, filled with zeros page by page and unmapped again in every step, a sixth
-    of the time of a small network's. For the whole process; glibc alone can be told.
-    """
-    mmap_max, trim_threshold = -4, -1  # numbers of <malloc.h>
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
 
 
 def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

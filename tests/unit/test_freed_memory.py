@@ -9,7 +9,7 @@ import pytest
 PAGE_FAULTS = """
 import resource, sys
 import numpy as np
-from visionmtl.cli import keep_freed_memory
+from visionmtl.config.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 np.ones(2**27, np.uint8)  # made, filled and freed

@@ -19,7 +19,7 @@ from visionmtl.engine.position import Continuation
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.tensor_files import READING_FAILS, read_archive
 from visionmtl.network import LossNet, build_model
-from visionmtl.ops.precision import autocast
+from visionmtl.ops.precision import autocast, chosen_precision
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import restore
 from visionmtl.structures import Batch, LabelSpace
@@ -79,8 +79,9 @@ def replay(path: Path, device: str = "auto") -> Replay:
             for task, of_task in batch.counts.items():
                 for name, count in of_task.items():
                     of_task[name] = state["totals"][task][name].to(count) if number == 0 else torch.zeros_like(count)
+    precision = chosen_precision(ranks.device, trainer.run.train.precision)
     report.say(
-        f"step      {state['step'] + 1}, seed {trainer.run.seed}, {trainer.run.train.precision}, balance "
+        f"step      {state['step'] + 1}, seed {trainer.run.seed}, {precision}, balance "
         f"{trainer.run.balance.type}; captured on {state['device']}, replayed on {ranks.device}, not compiled"
     )
     if state["world"] > 1:

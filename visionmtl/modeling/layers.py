@@ -59,10 +59,9 @@ def keep_depthwise_fast(net: nn.Module) -> None:
     included (torch 2.15, AMX), half of a step of MobileNetV2. Changes the modules' classes, no parameter or name.
     """
     for module in net.modules():
-        if not isinstance(module, nn.Conv2d) or isinstance(module, _TrainedInFloat32):
+        if not isinstance(module, nn.Conv2d) or not 1 < module.in_channels == module.groups:
             continue
-        depthwise = 1 < module.in_channels == module.groups
-        if depthwise and (max(module.stride) > 1 or max(module.kernel_size) > 3):
+        if max(module.stride) > 1 or max(module.kernel_size) > 3:
             kind = type(module)
             module.__class__ = type(kind.__name__, (_TrainedInFloat32, kind), {})
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from visionmtl import api
+from visionmtl.config.allocator import keep_freed_memory
 from visionmtl.config.loader import ConfigError
 from visionmtl.config.text_files import check_object, read_object
 from visionmtl.datasets import Dataset
@@ -115,6 +116,7 @@ def work(run: Run, test: Sequence[Dataset] | None, threads: int, device: str) ->
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as every command does; this process is forked from a server that ran none
     parent = multiprocessing.parent_process()
 
     def stop() -> bool:

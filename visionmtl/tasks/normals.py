@@ -17,7 +17,7 @@ from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import direction_distance, resize_like
 from visionmtl.structures import ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import SoftLoss, Task
+from visionmtl.tasks.base import SoftLoss, Task, count_true
 from visionmtl.visualization.draw import DrawOptions, draw_angle_errors, draw_normals
 
 
@@ -51,7 +51,7 @@ class Normals(Task, frozen=True):
 
     def count(self, targets: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Pixels with a known direction."""
-        return {"pixels": _known(targets["normals"]).sum().float()}
+        return {"pixels": count_true(_known(targets["normals"]).numpy())}
 
     def loss(
         self, raw: Tensor, targets: dict[str, Tensor], labelled: Tensor, totals: dict[str, Tensor]
