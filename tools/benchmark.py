@@ -77,11 +77,11 @@ def parser() -> ToolParser:
     ways = made[sharing].add_argument
     ways("--ways", nargs="+", default=(), metavar="TYPE", help="of sharing; branching:AT sets where; default: all")
     batches = made[infer].add_argument
-    batches("--batches", type=positive, nargs="+", default=(1, 8, 32), metavar="N", help="default: 1 8 32")
+    batches("--batches", type=positive, nargs="+", metavar="N", help="default: 1 8 32")
     batches(
         "--runtimes", nargs="+", default=(), metavar="NAME",
         help="latency on the CPU in each of these instead: eager, aotinductor, onnx, onnx_int8, openvino, "
-        "openvino_int8; all but eager need the extra export",
+        "openvino_int8; in float32 or 8 bits; onnx and openvino need the extra export, aotinductor a C++ compiler",
     )  # fmt: skip
     batches("--threads", type=positive, nargs="+", metavar="N", help="with --runtimes; default: 1 2")
     batches(
@@ -198,13 +198,18 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
     if args.runtimes:
         from visionmtl.benchmark.runtimes import measure_runtimes
 
+        if idle := [name for name in ("batches", "precision") if getattr(args, name)]:
+            raise ValueError(
+                f"--{idle[0]} would have no effect beside --runtimes, which time one image in float32 or 8 bits; "
+                "leave it out"
+            )
         beside = dict(_named_file(text) for text in args.beside or ())
         return measure_runtimes(*_setting(args), args.runtimes, args.threads or (1, 2), beside)
     if idle := [name for name in ("threads", "beside") if getattr(args, name)]:
         raise ValueError(
             f"--{idle[0]} would have no effect without --runtimes, which it is for; name some, or leave it out"
         )
-    return measure_predictions(*_setting(args), args.batches)
+    return measure_predictions(*_setting(args), args.batches or (1, 8, 32))
 
 
 def roofline(args: argparse.Namespace) -> "Iterator[Figure]":

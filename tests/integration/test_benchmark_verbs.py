@@ -168,6 +168,11 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
             ["step", "--config", "configs/quickstart.yaml", "--peers", "--set", "~tasks.depth"],
             "the config's tasks are detection, segmentation; the peers are one network each",
         ),
+        (["infer", "--runtimes", "onxx"], "names 'onxx'; allowed are eager, aotinductor, onnx, .*; correct it"),
+        (["infer", "--runtimes", "eager", "--batches", "2"], "--batches would have no effect beside --runtimes"),
+        (["infer", "--runtimes", "eager", "--precision", "bf16"], "--precision would have no effect beside --runtimes"),
+        (["infer", "--runtimes", "eager", "--beside", "a=setup.py"], "run in onnx and openvino; add one"),
+        (["infer", "--threads", "2"], "--threads would have no effect without --runtimes"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(options, text, capsys):
