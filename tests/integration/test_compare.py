@@ -26,6 +26,7 @@ COMPARISON = {
     "held_out": 0.25,
     "leave_one_out": "equal",
     "affinity": "equal",
+    "baseline": "equal",
     "metrics": {"segmentation": ["miou", "pixel_accuracy"], "depth": ["abs_rel"]},
     "runs": {
         "equal": {},
@@ -36,7 +37,7 @@ COMPARISON = {
     },
 }
 
-PLAIN = {"leave_one_out": None, "affinity": None}
+PLAIN = {"leave_one_out": None, "affinity": None, "baseline": None}
 
 
 def write(folder: Path, **changes: object) -> Path:
@@ -92,6 +93,26 @@ def test_what_tasks_do_to_each_other_is_reported(compared: Path):
     assert [row[0] for row in added["rows"]] == ["segmentation", "depth"] and added["rows"][0][1] is None
     assert affinity["columns"] == ["step", "segmentation", "depth"] and len(affinity["rows"]) == 2
     assert [row[0] for row in cosine["rows"]] == ["upgrad"] and cosine["columns"][1] == "segmentation-depth"
+
+
+def test_changes_against_a_baseline_are_paired_by_seed_on_both_sets_of_images(compared: Path):
+    tables = json.loads((compared / "comparison.json").read_text())["tables"]
+    by_images = {table["title"].partition(" on ")[2]: table for table in tables if "against equal" in table["title"]}
+    assert list(by_images) == ["the held-out images", "the test data"]
+
+    for key, table in zip(("held_out", "test"), by_images.values(), strict=True):
+        rows = {row[0]: row[1:] for row in table["rows"]}
+        assert table["columns"] == ["run", "seeds", "segmentation", "depth", "mean of tasks"] and "equal" not in rows
+        assert rows["single_depth"][1] is None and rows["single_depth"][3] is None, "one task has no mean of tasks"
+        errors = {
+            name: [
+                json.loads((compared / f"runs/{name}/{seed}/result.json").read_text())[key]["depth"]["abs_rel"]
+                for seed in (0, 1)
+            ]
+            for name in ("upgrad", "equal")
+        }
+        change = sum(1 - ours / theirs for ours, theirs in zip(*errors.values(), strict=True)) / 2
+        assert rows["upgrad"][2].startswith(f"{100 * change:+.2f} [")
 
 
 def test_the_search_states_its_size_and_never_sees_the_test_data(compared: Path):

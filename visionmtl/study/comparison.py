@@ -95,6 +95,9 @@ class Comparison(Spec):
     """A run that is also trained without each of its tasks in turn: what each task does to the others."""
     affinity: str | None = None
     """A run whose look-ahead affinity is measured when it is trained, see `study.affinity`."""
+    baseline: str | None = None
+    """A run that all others are also compared with, on the held-out images and on the test data: what one change of it
+    gives."""
     cache: bool = False
     """Keep decoded training images in DIR/cache for all runs; see `data.cache`."""
 
@@ -102,7 +105,7 @@ class Comparison(Spec):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {list(self.seeds)}; each counts once; remove the repeated one")
-        for setting in ("leave_one_out", "affinity"):
+        for setting in ("leave_one_out", "affinity", "baseline"):
             name = getattr(self, setting)
             if name is None:
                 continue

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,12 @@ def write_report(
     affinity: of each seed of the run that it was asked of, [T][T], see `study.affinity`
     """
     rows = make_rows(plan, measured)
-    tables = [*_leave_one_out(plan, measured), *_gradient_tables(plan, measured), *_affinity_tables(plan, affinity)]
+    tables = [
+        *_against_baseline(plan, measured),
+        *_leave_one_out(plan, measured),
+        *_gradient_tables(plan, measured),
+        *_affinity_tables(plan, affinity),
+    ]
     write_json(folder / "comparison.json", {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
     write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
@@ -273,7 +279,35 @@ def _metric_columns(plan: PlannedRuns, rows: Sequence[Row]) -> list[tuple[str, s
     return sorted(present, key=lambda column: ordered.index((task_of(column[0]), column[1])))
 
 
-# ---- between tasks ----
+# ---- between runs and between tasks ----
+
+
+def _against_baseline(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
+    """What each run changes of the baseline, paired by seed."""
+    name = plan.comparison.baseline
+    baseline = next((one for one in measured if one.variant.name == name), None)
+    if baseline is None:
+        return
+    for images, results_of in (("the held-out images", attrgetter("held_out")), ("the test data", attrgetter("test"))):
+        body: list[list[Cell]] = []
+        for one in measured:
+            pairs = [
+                (results_of(result), results_of(baseline.results[seed]))
+                for seed, result in one.results.items()
+                if one is not baseline and seed in baseline.results
+            ]
+            pairs = [(result, reference) for result, reference in pairs if result and reference]
+            if not pairs:
+                continue
+            against = [dict.fromkeys(baseline.variant.run.tasks, reference) for _, reference in pairs]
+            of = figures([result for result, _ in pairs], against, plan.metrics, plan.comparison.confidence)
+            mean = _verdict(of.per_task) if len(of.transfer) > 1 else None
+            body.append(
+                [one.variant.name, str(len(pairs)), *(_verdict(of.transfer.get(t)) for t in plan.metrics), mean]
+            )
+        if body:
+            heads = ("run", "seeds", *plan.metrics, "mean of tasks")
+            yield Table(f"Change against {name}, %, on {images}", heads, body)
 
 
 def _leave_one_out(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
