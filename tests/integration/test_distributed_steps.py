@@ -44,6 +44,10 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen": {"model": {"encoder": {"name": "test_resnet", "norm": "frozen"}}},
     "batchnorm, upgrad": {"train": {"sync_batchnorm": True}} | UPGRAD,
     "sharded": {"train": {"distributed": {"shard": True}}},
+    "sharded, weighted": {
+        "balance": {"type": "upgrad", "heads": "weighted"},
+        "train": {"distributed": {"shard": True}},
+    },
 }
 
 
@@ -166,7 +170,8 @@ def balanced(method: Balance, ranks: Ranks, share: slice) -> dict[str, Tensor]:
     torch.manual_seed(5)
     balancer = method.build(TASKS)
     net = Tiny(balancer.needs_cut)
-    replica = distributed.replicate(net, ranks, averaged_later=balancer.needs_parameters)
+    averaged_later = balancer.needs_parameters or balancer.weighs_late
+    replica = distributed.replicate(net, ranks, averaged_later=averaged_later)
     optimizer = torch.optim.SGD([*net.parameters(), *balancer.parameters()], lr=0.01)
     noise = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
@@ -185,9 +190,12 @@ def balanced(method: Balance, ranks: Ranks, share: slice) -> dict[str, Tensor]:
                 }
                 labelled = dict.fromkeys(TASKS, torch.tensor(True))
                 maps = (shared, leaves) if net.cut else ([], [])
-                balancer.backward(Step(losses, *maps, 1.0, labelled, 0.5, last, list(net.trunk.parameters())))
+                of_trunk = list(net.trunk.parameters())
+                balancer.backward(
+                    Step(losses, *maps, 1.0, labelled, 0.5, last, of_trunk, parameters=list(net.parameters()))
+                )
         distributed.average_gradients(balancer.parameters())
-        if balancer.needs_parameters:
+        if averaged_later:
             distributed.average_gradients(net.parameters())
         optimizer.step()
         optimizer.zero_grad()

@@ -58,7 +58,7 @@ class Toy(nn.Module):
         shared_parameters, levels = list(self.trunk.parameters()), (3, 4) if cut else ()
         return Step(
             losses, shared if cut else [], leaves if cut else [], scale, labelled, last=last,
-            shared_parameters=shared_parameters, levels=levels,
+            shared_parameters=shared_parameters, levels=levels, parameters=list(self.parameters()),
         )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class Step:
     shared_parameters: Sequence[nn.Parameter] = ()  # what more than one task's loss reaches
     joins_tasks: bool = False  # whether tasks share graph behind the cut, which one backward must leave to the next
     levels: Sequence[int] = ()  # of `shared`, where the graph is cut
+    parameters: Sequence[nn.Parameter] = ()  # all that the losses reach; looked at where the balancer `weighs_late`
 
 
 class Balancer(nn.Module):
@@ -39,6 +40,11 @@ class Balancer(nn.Module):
     needs_parameters: bool = False
     """True when it wants each task's gradient on the shared parameters: one backward a task through everything.
     DistributedDataParallel averages one backward only, so whoever calls `backward` averages all gradients afterwards.
+    """
+    weighs_late: bool = False
+    """True when it multiplies the decoders' gradients by weights that only their backward tells. As that backward has
+    added to them by then, gradients of earlier micro-batches are put aside meanwhile; where DistributedDataParallel
+    would average them on the way, whoever calls `backward` averages all gradients afterwards instead.
     """
     keeps_graph: bool = False
     """True when it runs a graph backward several times."""
@@ -223,8 +229,8 @@ class _Gramian(Balancer):
         self.own = _own_weights(weights)
         self.weighting = weighting
         self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
-        self.weigh_heads, self.loss_scale = spec.heads == "weighted", spec.loss_scale
-        self.keeps_graph = self.weigh_heads or self.needs_parameters
+        self.weighs_late, self.loss_scale = spec.heads == "weighted", spec.loss_scale
+        self.keeps_graph = self.needs_parameters
         self.levels, self.smoothing = spec.levels, spec.smoothing
         self.conflict = ConflictTrace(len(weights))
         shape = len(weights)
@@ -245,7 +251,12 @@ class _Gramian(Balancer):
         if not inputs:  # nothing is shared, so there is nothing to compare
             torch.stack(losses).sum().backward()
             return dict(zip(self.tasks, factors.float().unbind(), strict=True))
-        gradients = self._gradients(losses, inputs, step.joins_tasks)
+        of_inputs = {id(x) for x in inputs}
+        others = [p for p in step.parameters if id(p) not in of_inputs] if self.weighs_late else []
+        before = [x.grad for x in (*inputs, *others)]
+        gradients, of_others = self._gradients(losses, inputs, others, step.joins_tasks)
+        for x, gradient in zip((*inputs, *others), before, strict=True):
+            x.grad = gradient
 
         if self.needs_cut:
             looked_at = self._looked_at(step)
@@ -263,11 +274,14 @@ class _Gramian(Balancer):
         weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device))
         state.settle(weights.isfinite().all() if step.last else False)
 
-        if self.weigh_heads:  # reaches the shared parameters too, where the graph is not cut
-            (torch.stack(losses) * weights.float()).sum().backward()
+        for weight, of_task in zip(weights.float().unbind(), of_others, strict=True):
+            learnt = [(p, gradient) for p, gradient in zip(others, of_task, strict=True) if gradient is not None]
+            weighted = torch._foreach_mul([gradient for _, gradient in learnt], weight) if learnt else ()
+            for (parameter, _), gradient in zip(learnt, weighted, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if self.needs_cut:
             torch.autograd.backward(list(step.shared), _combine(gradients, inputs, weights))
-        elif not self.weigh_heads:
+        else:
             _add(rows / num_ranks(), inputs, weights)
         return dict(zip(self.tasks, (factors * weights).float().unbind(), strict=True))
 
@@ -297,24 +311,18 @@ class _Gramian(Balancer):
             weights = torch.where(present, mixed, 0.0)
         return weights
 
-    def _gradients(self, losses: Sequence[Tensor], inputs: list[Tensor], joined: bool) -> list[list[Tensor | None]]:
-        """[T] lists of each loss's gradients on the inputs; raw heads get theirs on the way."""
-        gradients: list[list[Tensor | None]] = []
-        before = [x.grad for x in inputs]
-        for x in inputs:
-            x.grad = None
+    def _gradients(
+        self, losses: Sequence[Tensor], inputs: list[Tensor], others: list[nn.Parameter], joined: bool
+    ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
+        """[T] lists of each loss's gradients on the inputs, and on the others. Raw heads get theirs on the way."""
+        of_inputs, of_others = [], []
+        _take(inputs), _take(others)
         for number, loss in enumerate(losses):
-            if self.weigh_heads:
-                gradients.append(list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)))
-                continue
             more = number < len(losses) - 1
             loss.backward(retain_graph=more and (joined or self.needs_parameters))
-            gradients.append([x.grad for x in inputs])
-            for x in inputs:
-                x.grad = None
-        for x, gradient in zip(inputs, before, strict=True):
-            x.grad = gradient
-        return gradients
+            of_inputs.append(_take(inputs))
+            of_others.append(_take(others))
+        return of_inputs, of_others
 
     def _looked_at(self, step: Step) -> list[int]:
         """The positions of the maps in question."""
@@ -326,6 +334,14 @@ class _Gramian(Balancer):
                 "some of these, or remove balance.levels"
             )
         return [step.levels.index(level) for level in self.levels]
+
+
+def _take(of: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients, which are then gone from the tensors."""
+    gradients = [x.grad for x in of]
+    for x in of:
+        x.grad = None
+    return gradients
 
 
 def _inner_products(gradients: list[list[Tensor | None]], leaves: list[Tensor], looked_at: list[int]) -> Tensor:

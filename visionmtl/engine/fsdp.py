@@ -22,7 +22,7 @@ PARTS = 4
 """The encoder is gathered in pieces of at most one such part; smaller ones cost more exchanges, larger ones memory."""
 
 
-def check_shard(settings: Train, balancer: nn.Module, averages_itself: bool) -> None:
+def check_shard(settings: Train, balancer: nn.Module, several_backwards: bool) -> None:
     """Raise ValueError for settings that cannot go with `train.distributed.shard`."""
     wrong = {
         f"train.compile is {settings.compile!r}": (bool(settings.compile), "set it to false"),
@@ -32,7 +32,7 @@ def check_shard(settings: Train, balancer: nn.Module, averages_itself: bool) -> 
             "choose balance=fixed, or a method that learns none",
         ),
         "the backwards of several tasks reach the same parameters, by balance.level or model.sharing": (
-            averages_itself,
+            several_backwards,
             "choose balance=fixed",
         ),
     }

@@ -279,10 +279,11 @@ class Trainer:
             )
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
-        self.averages_itself = self.balancer.needs_parameters or several
-        """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
+        several_backwards = self.balancer.needs_parameters or several
         if run.train.distributed.shard:
-            check_shard(run.train, self.balancer, self.averages_itself)
+            check_shard(run.train, self.balancer, several_backwards)
+        self.averages_itself = several_backwards or (self.balancer.weighs_late and not self.sharded)
+        """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
         self.teachers = None
         feature_weight = run.extend and run.extend.feature_weight
         if run.distill or feature_weight:
@@ -449,7 +450,7 @@ class Trainer:
         taught = {task: flag | (task in without_labels) for task, flag in labelled.items()}
         step = Step(
             losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
-            self.cut_net.levels,
+            self.cut_net.levels, list(self.loss_net.parameters()) if self.balancer.weighs_late else (),
         )  # fmt: skip
         weights = self.balancer.backward(step)
         if self.graphs and (line := self.graphs.report(batch.targets)):
@@ -488,9 +489,9 @@ class Trainer:
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def _gradient_sync(self, last: bool) -> Any:
-        """Ranks exchange gradients in the last of several backwards only."""
+        """Ranks exchange gradients in the last of several backwards only, or in each where each has its own weights."""
         if isinstance(self.loss_net, FSDPModule):
-            self.loss_net.set_requires_gradient_sync(last)
+            self.loss_net.set_requires_gradient_sync(last or self.balancer.weighs_late)
         no_sync = getattr(self.loss_net, "no_sync", None)
         return torch.enable_grad() if last or no_sync is None else no_sync()
 
