@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from visionmtl import __version__
 from visionmtl.config.allocator import keep_freed_memory
@@ -104,6 +104,16 @@ class ToolParser(argparse.ArgumentParser):
             "--allow-import", action="append", default=[], metavar="MODULE",
             help="let a checkpoint import this module of plug-ins, which runs it; may be repeated; default: none",
         )  # fmt: skip
+
+    def parse_intermixed_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse; a setting behind an option that takes several names (`--only upgrad optim.lr=1`) is one."""
+        parsed = super().parse_intermixed_args(*args, **kwargs)
+        for action in self._actions if "overrides" in parsed else ():
+            if action.option_strings and action.nargs == "+":
+                names = getattr(parsed, action.dest)
+                parsed.overrides = [*parsed.overrides, *(one for one in names if "=" in one)]
+                setattr(parsed, action.dest, [one for one in names if "=" not in one])
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """As argparse; `--lr 0.1` is told of `optim.lr=0.1`."""

@@ -144,3 +144,10 @@ def test_only_the_config_is_required(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("45m", 2700), ("1.5h", 5400)])
 def test_durations_have_a_unit(text: str, seconds: float):
     assert tool.duration_s(text) == seconds
+
+
+def test_settings_behind_an_option_that_takes_several_names_are_settings():
+    from visionmtl.cli.compare import parser
+
+    args = parser().parse_intermixed_args(["a.yaml", "b.c=1", "--output", "o", "--only", "one", "two", "d.e=2"])
+    assert args.only == ["one", "two"] and args.overrides == ["b.c=1", "d.e=2"]
