@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import scene_run
 import torch
+from contract import found
 from toy_run import losses_of
 
+from visionmtl.balance.base import Balance
 from visionmtl.engine import checkpoint
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.options import TrainOptions
@@ -58,6 +60,22 @@ def test_a_run_cut_within_an_epoch_equals_a_whole_one_bit_for_bit(whole: Path, t
     assert scene_run.differences(scene_run.last_state(tmp_path / "run"), scene_run.last_state(whole)) == []
     assert scene_run.rows(tmp_path / "run") == scene_run.rows(whole)
     assert scene_run.rows(tmp_path / "run", "val") == scene_run.rows(whole, "val")
+
+
+WITH_STATE = [p for p in found(Balance) if p.values[0]().build({"a": 1.0, "b": 1.0}).state_dict()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", WITH_STATE)
+def test_every_balancing_method_with_a_state_goes_on_bit_for_bit(method: type[Balance], tmp_path: Path):
+    balance = {"type": method().type}
+    train(settings(tmp_path / "whole", balance=balance))
+    train(settings(tmp_path / "cut", balance=balance), TrainOptions(max_steps=CUT))
+    train(settings(tmp_path / "cut", balance=balance), TrainOptions(resume="auto"))
+
+    last, whole = scene_run.last_state(tmp_path / "cut"), scene_run.last_state(tmp_path / "whole")
+    assert whole["balancer"] and scene_run.differences(last, whole) == []
+    assert scene_run.rows(tmp_path / "cut") == scene_run.rows(tmp_path / "whole")
 
 
 def test_the_random_layers_of_this_file_are_on(tmp_path: Path):

@@ -304,25 +304,26 @@ def test_a_task_nobody_labelled_keeps_its_uncertainty():
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.25])
-def test_graddrop_keeps_one_sign_at_each_place_as_the_paper_writes_it(leak: float):
-    """Two tasks and one map [B, C]: the masked gradients arrive at the map; against a loop over places."""
+@pytest.mark.parametrize("lengths", [(1, 2), (1, 2, 0.5), (1000, 1, 30, 1, 0.03, 2, 1, 7)])
+def test_graddrop_keeps_one_sign_at_each_place_as_the_paper_writes_it(leak: float, lengths: tuple[float, ...]):
+    """One map [B, C]: the masked gradients arrive at the map; against a loop over places."""
     torch.manual_seed(3)
-    balancer = GradDrop(leak=leak).build({"a": 1.0, "b": 2.0})
+    balancer = GradDrop(leak=leak).build(dict(zip("abcdefgh", map(float, lengths), strict=False)))
     image = torch.randn(3, 50, requires_grad=True)
     shared = image * 1
     leaf = shared.detach().requires_grad_()
-    slopes = {"a": torch.randn(3, 50), "b": torch.randn(3, 50)}
-    slopes["b"][:, 0] = slopes["a"][:, 0].abs() * leaf[:, 0].detach().sign()  # both signs agree: nothing is dropped
-    slopes["a"][:, 0] = slopes["b"][:, 0]
+    slopes = dict(zip("abcdefgh", torch.randn(len(lengths), 3, 50), strict=False))
+    for slope in slopes.values():  # all signs agree: nothing is dropped
+        slope[:, 0] = slopes["a"][:, 0].abs() * leaf[:, 0].detach().sign()
     chance = (balancer.draws.signed(50) + 1) / 2
     balancer.backward(Step({task: (slope * leaf).sum() for task, slope in slopes.items()}, [shared], [leaf]))
 
     expected = torch.zeros(3, 50)
-    gradients = [slopes["a"], 2 * slopes["b"]]
+    gradients = [length * slope for length, slope in zip(lengths, slopes.values(), strict=True)]
     for place in range(50):
         sums = [float((leaf[:, place].sign() * gradient[:, place]).sum()) for gradient in gradients]
         positive = 0.5 * (1 + sum(sums) / sum(map(abs, sums))) > float(chance[place])
         for value, gradient in zip(sums, gradients, strict=True):
             expected[:, place] += gradient[:, place] * (1.0 if (value > 0) == positive else leak)
     torch.testing.assert_close(image.grad, expected)
-    torch.testing.assert_close(image.grad[:, 0], 3 * slopes["a"][:, 0])
+    torch.testing.assert_close(image.grad[:, 0], sum(lengths) * slopes["a"][:, 0])
