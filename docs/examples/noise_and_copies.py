@@ -4,10 +4,10 @@
 
 Three regressions of 24 numbers each from 40 shared numbers, with losses of different units (1, 10 and 0.1), that cannot
 all be met. A method gives the direction of 120 steps of falling length. The noise task asks for numbers that are drawn
-anew at each step; the copy is the third task again. Printed are means over seeds of the three tasks' losses, each
-divided by what the same task alone reaches from the same start in as many steps, and the weights in the second half of
-the steps: of noise, relative to the mean weight of the three (each times the length of its gradient), and the loss of
-the third task where it counts twice, relative to where it counts once.
+anew at each step; the copy is the third task again. Printed are means over seeds: the share that is left of the three
+tasks' losses, without noise and with it; the pull of noise, its weight times the length of its gradient, relative to
+the mean of the three tasks' (second half of the steps); and what is left of the third task's loss where it counts
+twice, relative to where it counts once.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Problem:
 
 
 def train(method: Balance, tasks: Sequence[str], seed: int) -> tuple[dict[str, float], float]:
-    """Losses at the end by task, and the pull of noise, see above (0 without)."""
+    """What is left of the losses, by task, and the pull of noise, see above (0 without)."""
     torch.manual_seed(seed)
     problem = Problem(seed)
     shared = problem.start.clone()
@@ -68,25 +68,24 @@ def train(method: Balance, tasks: Sequence[str], seed: int) -> tuple[dict[str, f
         if NOISE in tasks and step >= STEPS // 2:
             pull = {task: float(weights[task] * lengths[task]) for task in tasks}
             pulls.append(pull[NOISE] / max(np.mean([abs(pull[task]) for task in UNITS]), 1e-12))
-    return {task: float(problem.loss(task, shared)) for task in UNITS}, float(np.mean(pulls or 0))
+    left = {task: float(problem.loss(task, shared) / problem.loss(task, problem.start)) for task in UNITS}
+    return left, float(np.mean(pulls or 0))
 
 
 def main() -> None:
     """Print the table."""
     known, seeds = Balance.members(), range(4)
-    alone = [{task: train(known["fixed"](), [task], seed)[0][task] for task in UNITS} for seed in seeds]
     body: list[list[Cell]] = []
     for name, kind in known.items():
         plain, noisy, twice = (
             [train(kind(), tasks, seed) for seed in seeds] for tasks in (UNITS, (*UNITS, NOISE), (*UNITS, COPY))
         )
-        means = [
-            np.mean([np.mean([losses[t] / alone[seed][t] for t in UNITS]) for seed, (losses, _) in zip(seeds, runs, strict=True)])
-            for runs in (plain, noisy)
-        ]
+        means = [np.mean([list(left.values()) for left, _ in runs]) for runs in (plain, noisy)]
         of_copy = np.mean([after["c"] / before["c"] for (after, _), (before, _) in zip(twice, plain, strict=True)])
         body.append([name, *map(float, means), float(np.mean([pull for _, pull in noisy])), float(of_copy)])
-    print(markdown(Table("Three regressions", ("method", "loss", "with noise", "pull of noise", "c, twice / once"), body)))
+    print(
+        markdown(Table("Three regressions", ("method", "loss", "with noise", "pull of noise", "c, twice / once"), body))
+    )
 
 
 if __name__ == "__main__":
