@@ -111,8 +111,9 @@ class ToolParser(argparse.ArgumentParser):
         for action in self._actions if "overrides" in parsed else ():
             if action.option_strings and action.nargs == "+":
                 names = getattr(parsed, action.dest)
-                parsed.overrides = [*parsed.overrides, *(one for one in names if "=" in one)]
-                setattr(parsed, action.dest, [one for one in names if "=" not in one])
+                settings = [one for one in names if "=" in one or one.startswith("~")]
+                parsed.overrides = [*parsed.overrides, *settings]
+                setattr(parsed, action.dest, [one for one in names if one not in settings])
         return parsed
 
     def error(self, message: str) -> NoReturn:

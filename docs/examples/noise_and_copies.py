@@ -1,4 +1,4 @@
-"""What every balancing method does where one task is pure noise, or is there twice; seconds instead of trainings.
+"""What every balancing method does where one task is pure noise, or is there twice; minutes instead of trainings.
 
     python docs/examples/noise_and_copies.py
 
@@ -83,9 +83,8 @@ def main() -> None:
         means = [np.mean([list(left.values()) for left, _ in runs]) for runs in (plain, noisy)]
         of_copy = np.mean([after["c"] / before["c"] for (after, _), (before, _) in zip(twice, plain, strict=True)])
         body.append([name, *map(float, means), float(np.mean([pull for _, pull in noisy])), float(of_copy)])
-    print(
-        markdown(Table("Three regressions", ("method", "loss", "with noise", "pull of noise", "c, twice / once"), body))
-    )
+    heads = ("method", "loss", "with noise", "pull of noise", "c, twice / once")
+    print(markdown(Table("Three regressions", heads, body)))
 
 
 if __name__ == "__main__":

@@ -149,5 +149,5 @@ def test_durations_have_a_unit(text: str, seconds: float):
 def test_settings_behind_an_option_that_takes_several_names_are_settings():
     from visionmtl.cli.compare import parser
 
-    args = parser().parse_intermixed_args(["a.yaml", "b.c=1", "--output", "o", "--only", "one", "two", "d.e=2"])
-    assert args.only == ["one", "two"] and args.overrides == ["b.c=1", "d.e=2"]
+    args = parser().parse_intermixed_args(["a.yaml", "b.c=1", "--output", "o", "--only", "one", "two", "d.e=2", "~f.g"])
+    assert args.only == ["one", "two"] and args.overrides == ["b.c=1", "d.e=2", "~f.g"]

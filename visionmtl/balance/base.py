@@ -46,8 +46,6 @@ class Balancer(nn.Module):
     added to them by then, gradients of earlier micro-batches are put aside meanwhile; where DistributedDataParallel
     would average them on the way, whoever calls `backward` averages all gradients afterwards instead.
     """
-    keeps_graph: bool = False
-    """True when it runs a graph backward several times."""
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         """Add to `.grad` of every parameter of trunk, decoders and the balancer itself.
@@ -230,7 +228,6 @@ class _Gramian(Balancer):
         self.weighting = weighting
         self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
         self.weighs_late, self.loss_scale = spec.heads == "weighted", spec.loss_scale
-        self.keeps_graph = self.needs_parameters
         self.levels, self.smoothing = spec.levels, spec.smoothing
         self.conflict = ConflictTrace(len(weights))
         shape = len(weights)
@@ -253,7 +250,7 @@ class _Gramian(Balancer):
             return dict(zip(self.tasks, factors.float().unbind(), strict=True))
         of_inputs = {id(x) for x in inputs}
         others = [p for p in step.parameters if id(p) not in of_inputs] if self.weighs_late else []
-        before = [x.grad for x in (*inputs, *others)]
+        before = _take([*inputs, *others])
         gradients, of_others = self._gradients(losses, inputs, others, step.joins_tasks)
         for x, gradient in zip((*inputs, *others), before, strict=True):
             x.grad = gradient
@@ -316,7 +313,6 @@ class _Gramian(Balancer):
     ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
         """[T] lists of each loss's gradients on the inputs, and on the others. Raw heads get theirs on the way."""
         of_inputs, of_others = [], []
-        _take(inputs), _take(others)
         for number, loss in enumerate(losses):
             more = number < len(losses) - 1
             loss.backward(retain_graph=more and (joined or self.needs_parameters))

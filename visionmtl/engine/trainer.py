@@ -278,8 +278,8 @@ class Trainer:
                 "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
             )
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
-        several = self.balancer.needs_cut and net.trunk.joins_tasks  # backwards reach the same parameters
-        several_backwards = self.balancer.needs_parameters or several
+        # a task's backward each, through the same graph and to the same parameters
+        several_backwards = self.balancer.needs_parameters or (self.balancer.needs_cut and net.trunk.joins_tasks)
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer, several_backwards)
         self.averages_itself = several_backwards or (self.balancer.weighs_late and not self.sharded)
@@ -310,10 +310,10 @@ class Trainer:
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
-            keeps_graph = self.balancer.keeps_graph or several
-            compile_losses(loss_net, run.train, ranks.device, keeps_graph=keeps_graph)
+            compile_losses(loss_net, run.train, ranks.device, keeps_graph=several_backwards)
             if self.teachers:
                 compile_teachers(self.teachers, run.train)
+        self.weighed_parameters = list(loss_net.parameters()) if self.balancer.weighs_late else []
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
@@ -450,7 +450,7 @@ class Trainer:
         taught = {task: flag | (task in without_labels) for task, flag in labelled.items()}
         step = Step(
             losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
-            self.cut_net.levels, list(self.loss_net.parameters()) if self.balancer.weighs_late else (),
+            self.cut_net.levels, self.weighed_parameters,
         )  # fmt: skip
         weights = self.balancer.backward(step)
         if self.graphs and (line := self.graphs.report(batch.targets)):

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -291,23 +291,34 @@ def _against_baseline(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterat
     for images, results_of in (("the held-out images", attrgetter("held_out")), ("the test data", attrgetter("test"))):
         body: list[list[Cell]] = []
         for one in measured:
-            pairs = [
-                (results_of(result), results_of(baseline.results[seed]))
-                for seed, result in one.results.items()
-                if one is not baseline and seed in baseline.results
-            ]
-            pairs = [(result, reference) for result, reference in pairs if result and reference]
+            pairs = [] if one is baseline else _paired(one, baseline, results_of)
             if not pairs:
                 continue
-            against = [dict.fromkeys(baseline.variant.run.tasks, reference) for _, reference in pairs]
-            of = figures([result for result, _ in pairs], against, plan.metrics, plan.comparison.confidence)
-            mean = _verdict(of.per_task) if len(of.transfer) > 1 else None
-            body.append(
-                [one.variant.name, str(len(pairs)), *(_verdict(of.transfer.get(t)) for t in plan.metrics), mean]
-            )
+            of = _paired_figures(plan, pairs, list(baseline.variant.run.tasks))
+            mean = of.per_task if len(of.transfer) > 1 else None
+            compared = [*(of.transfer.get(task) for task in plan.metrics), mean]
+            body.append([one.variant.name, str(len(pairs)), *map(_verdict, compared)])
         if body:
             heads = ("run", "seeds", *plan.metrics, "mean of tasks")
             yield Table(f"Change against {name}, %, on {images}", heads, body)
+
+
+def _paired(
+    one: Measured, other: Measured, results_of: Callable[[Result], Results | None] = attrgetter("test")
+) -> list[tuple[Results, Results]]:
+    """The results of both for each seed that both have."""
+    pairs = [
+        (results_of(result), results_of(other.results[seed]))
+        for seed, result in one.results.items()
+        if seed in other.results
+    ]
+    return [(result, reference) for result, reference in pairs if result and reference]
+
+
+def _paired_figures(plan: PlannedRuns, pairs: Sequence[tuple[Results, Results]], tasks: Sequence[str]) -> Figures:
+    """The first of each pair against the second, in these tasks."""
+    against = [dict.fromkeys(tasks, reference) for _, reference in pairs]
+    return figures([result for result, _ in pairs], against, plan.metrics, plan.comparison.confidence)
 
 
 def _leave_one_out(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[Table]:
@@ -321,15 +332,10 @@ def _leave_one_out(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterator[
     body: list[list[Cell]] = []
     for task in tasks:
         other = of_variant.get(without(name, task))
-        pairs = [
-            (result.test, reference.test)
-            for seed, result in (whole.results.items() if other else ())
-            if other and (reference := other.results.get(seed)) and result.test and reference.test
-        ]
+        pairs = _paired(whole, other) if other else []
         if not pairs:
             continue
-        against = [dict.fromkeys([one for one in tasks if one != task], reference) for _, reference in pairs]
-        of = figures([result for result, _ in pairs], against, plan.metrics, plan.comparison.confidence)
+        of = _paired_figures(plan, pairs, [one for one in tasks if one != task])
         body.append([task, *(_verdict(of.transfer.get(one)) for one in tasks)])
     if body:
         yield Table(f"What adding a task does to the others in {name}, % (leave one out)", ("added", *tasks), body)
