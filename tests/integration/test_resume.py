@@ -183,6 +183,8 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_
     (folder / "last.pt").write_bytes(damaged)
     for copy in folder.glob("step-*.pt"):
         copy.unlink()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as rows:
+        rows.write('{"step": 6, "ki\n')  # as a full disk leaves one
     run = settings(tmp_path / "run")
     with pytest.raises(
         ValueError, match=r"last\.pt is damaged .*SHA-256 differs.*; use .*last\.pt\.previous beside it"

@@ -1,6 +1,5 @@
 """Everything needed to continue a run or to use its network: plain data, written atomically."""
 
-import json
 import math
 import os
 import zipfile
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionmtl.engine.logging import row_place
 from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.io.atomic import link, remove_unfinished
 from visionmtl.io.download import local_file
@@ -476,11 +476,9 @@ def _with_training(state: dict[str, Any], path: Path) -> dict[str, Any]:
 def _last_logged_step(folder: Path) -> int:
     """The last step in metrics.jsonl, 0 where there is none."""
     file = folder / "metrics.jsonl"
-    rows = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    for row in reversed(rows):
-        if row.endswith(b"\n"):  # else cut off by a crash
-            return int(json.loads(row)["step"])
-    return 0
+    rows = file.read_bytes().split(b"\n") if file.is_file() else []
+    places = (row_place(row, file) for row in reversed(rows))
+    return next((step for step, _ in filter(None, places)), 0)  # some may be damaged, the last one cut off by a crash
 
 
 def clean_run(folder: Path, resumed: Resumed) -> list[str]:

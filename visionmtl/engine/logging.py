@@ -275,7 +275,7 @@ def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
     *whole, _ = content.split(b"\n")
     kept, damaged = [], []
     for number, line in enumerate(whole, 1):
-        place = _place(line, path)
+        place = row_place(line, path)
         if place is None:
             damaged.append(number)
         elif place <= last:
@@ -295,8 +295,8 @@ def _drop_rows_after(path: Path, step: int, evaluated: bool) -> str | None:
     return note
 
 
-def _place(line: bytes, path: Path) -> tuple[int, str] | None:
-    """Step and kind of a row; None where it is none."""
+def row_place(line: bytes, path: Path) -> tuple[int, str] | None:
+    """Step and kind of a row of a metrics.jsonl; None where it is none."""
     try:
         row = parse_row(line.decode(), str(path))
     except ValueError:
