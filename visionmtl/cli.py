@@ -106,14 +106,17 @@ class ToolParser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def parse_intermixed_args(self, *args: Any, **kwargs: Any) -> Any:
-        """As argparse; a setting behind an option that takes several names (`--only upgrad optim.lr=1`) is one."""
+        """As argparse; a setting behind an option that may take more (`--resume optim.lr=1`) is a setting."""
         parsed = super().parse_intermixed_args(*args, **kwargs)
         for action in self._actions if "overrides" in parsed else ():
-            if action.option_strings and action.nargs == "+":
-                names = getattr(parsed, action.dest)
-                settings = [one for one in names if "=" in one or one.startswith("~")]
+            if action.option_strings and action.nargs in ("+", "?"):
+                given = getattr(parsed, action.dest)
+                values = given if action.nargs == "+" else [given] if isinstance(given, str) else []
+                settings = [one for one in values if re.match(r"~|[\w.]+=", one) and not Path(one).exists()]
                 parsed.overrides = [*parsed.overrides, *settings]
-                setattr(parsed, action.dest, [one for one in names if one not in settings])
+                if settings:
+                    others = [one for one in values if one not in settings]
+                    setattr(parsed, action.dest, others if action.nargs == "+" else action.const)
         return parsed
 
     def error(self, message: str) -> NoReturn:

@@ -78,7 +78,6 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
         (["data.size=[40,64]"], "needs multiples of 16; choose 48x64"),
         (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["--init-from", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
-        (["--resume", "train.epochs=2"], "which is no file but looks like a setting"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "gpu"], "device is 'gpu'; allowed are auto, cpu, cuda and cuda:N"),
     ],
@@ -151,3 +150,17 @@ def test_settings_behind_an_option_that_takes_several_names_are_settings():
 
     args = parser().parse_intermixed_args(["a.yaml", "b.c=1", "--output", "o", "--only", "one", "two", "d.e=2", "~f.g"])
     assert args.only == ["one", "two"] and args.overrides == ["b.c=1", "d.e=2", "~f.g"]
+
+
+@pytest.mark.parametrize(
+    ("behind", "resume", "overrides"),
+    [
+        (["b.c=1"], "auto", ["b.c=1"]),
+        (["~b.c", "d=2"], "auto", ["d=2", "~b.c"]),
+        (["runs/lr=1/last.pt"], "runs/lr=1/last.pt", []),
+        ([], "auto", []),
+    ],
+)
+def test_settings_behind_resume_are_settings(behind: list[str], resume: str, overrides: list[str]):
+    args = tool.parser().parse_intermixed_args(["a.yaml", "--resume", *behind])
+    assert (args.resume, args.overrides) == (resume, overrides)

@@ -405,11 +405,6 @@ def find_resumed(folder: Path, which: str | Path | None, dry_run: bool = False) 
         return None
     if which == "auto":
         return last if any(file.exists() for file in _last_first(last)) else None
-    if "=" in str(which) and not Path(which).exists():
-        raise ValueError(
-            f"--resume is given {str(which)!r}, which is no file but looks like a setting; a path or nothing may "
-            f"follow it; write settings before it ({which} --resume), or --resume=auto"
-        )
     return Path(which)
 
 
