@@ -215,7 +215,7 @@ def test_infer_measures_each_runtime_on_each_number_of_threads(tmp_path: Path):
     runtimes = ["eager", "onnx", "onnx_int8"]
     command = ["infer", *SMALL, "--runtimes", *runtimes, "--threads", "1", "2", "--rounds", "1"]
     status, content = measure(tmp_path, *command)
-    assert status in (0, 1)  # of so small a network the ratios are what they happen to be
+    assert status == 0  # goals are known for one network alone
     assert [table["title"] for table in content["tables"]] == ["Latency, 1 thread", "Latency, 2 threads"]
     networks = ["joint", "detection", "segmentation", "depth"]
     for table in content["tables"]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -115,8 +116,8 @@ def write_report(
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
     charts = list(_draw(folder, plan, rows))
     content = list(_content(plan, measured, rows, costs, charts, tables))
-    lines = [markdown(part) if isinstance(part, Table) else part for part in content]
-    write_text(folder / "report.md", "\n".join(lines) + "\n")
+    lines = [f"\n{markdown(part)}\n" if isinstance(part, Table) else part for part in content]
+    write_text(folder / "report.md", re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n")) + "\n")
     _write_page(folder / "report.html", plan, rows, content)
 
 
@@ -153,13 +154,14 @@ def _content(
         return
     yield _results_table(plan, rows)
     yield ""
-    yield (
-        "Δm is the mean relative change against single-task runs of the same command and seed, in percent; positive is "
-        "better. **Per task** takes each task's mean over its metrics first; **over metrics** takes all metrics in one "
-        "mean, so that a task with more metrics counts more. An interval that contains 0 shows no difference."
-    )
     compared = [row for row in rows if row.figures.transfer]
     if compared:
+        yield (
+            "Δm is the mean relative change against single-task runs of the same command and seed, in percent; "
+            "positive is better. **Per task** takes each task's mean over its metrics first; **over metrics** takes "
+            "all metrics in one mean, so that a task with more metrics counts more. An interval that contains 0 shows "
+            "no difference."
+        )
         yield _transfer_table(plan, compared)
         num_intervals = sum(len(row.figures.transfer) for row in compared)
         by_chance = (1 - settings.confidence) * num_intervals
