@@ -73,9 +73,8 @@ def folder_sources(folder: Path) -> list[ImageRef]:
         return [ImageRef(folder.stem, folder)]
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))
     if not files:
-        raise ValueError(
-            f"{folder} {'holds no image' if folder.exists() else 'is not there'}; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path"
-        )
+        found = f"{folder} {'holds no image' if folder.exists() else 'is not there'}"
+        raise ValueError(f"{found}; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path")
     return [ImageRef(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
 
 
