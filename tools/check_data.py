@@ -40,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     with tried(args.json, args.sheet):  # now: reading may take an hour
+        if args.sheet:
+            from visionmtl.io.images import picture_format
+
+            picture_format(args.sheet)
         return _read_and_judge(args)
 
 

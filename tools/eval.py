@@ -179,8 +179,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     with ExitStack() as targets:
         if ranks.is_main_process:
             file = choose_json(args.json or opened.folder / "eval" / f"{name}.json", header, free_name=not args.json)
-            targets.enter_context(tried(file, replace=True))
-            targets.enter_context(tried(args.report))
+            targets.enter_context(tried(args.report, replace=file))
         writer = None
         if args.save_predictions:
             check_empty(args.save_predictions)
@@ -260,7 +259,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     }  # fmt: skip
     with ExitStack() as targets:
         if ranks.is_main_process and args.json:
-            targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
+            targets.enter_context(tried(replace=choose_json(args.json, header, free_name=False)))
         results = evaluate_files(reads, meters, tasks, spaces, datasets, ranks.rank, ranks.world)
         for name, predictions in files.items():
             check_images(paths[name], predictions, candidates)
@@ -285,7 +284,7 @@ def _score_coco_files(args: argparse.Namespace) -> int:
     header = {"predictions": str(file), "truth": str(args.truth), "kind": args.iou_type, "backend": backend}
     with ExitStack() as targets:
         if args.json:
-            targets.enter_context(tried(choose_json(args.json, header, free_name=False), replace=True))
+            targets.enter_context(tried(replace=choose_json(args.json, header, free_name=False)))
         kind, result, notes = score_files(file, args.truth, backend, args.iou_type)
         for expectation in args.expect:
             expectation.check_task([kind])

@@ -16,7 +16,7 @@ from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
     from visionmtl.inference.predictor import Predictor
-    from visionmtl.inference.pseudo_labels import ImageRef, Labelled
+    from visionmtl.inference.pseudo_labels import ImageRef
 
 MANUAL = """
 examples:
@@ -102,6 +102,12 @@ def check(args: argparse.Namespace) -> None:
                 f"--{idle[0]} is for the data sets of a config, and {args.input} is none; give a YAML file as "
                 "INPUT, or leave it out"
             )
+        folder = args.output or args.as_labels
+        if Path(args.input).resolve() in folder.resolve().parents:
+            raise ValueError(
+                f"{folder} lies in {args.input}, whose pictures it would join; a folder outside of it is needed; "
+                "choose another"
+            )
     elif args.images == "refer":
         raise ValueError("--images refer links to one folder of images; a config's data sets are several; use link")
 
@@ -128,8 +134,7 @@ def _predict(args: argparse.Namespace) -> int:
         predictor.batch_size = args.batch_size or predictor.batch_size
         if args.output:
             return _write_submission(args, predictor, sources)
-        _write_labels(args, predictor, sources, str(opened.path))
-    return 0
+        return _write_labels(args, predictor, sources, str(opened.path))
 
 
 def _sources(args: argparse.Namespace) -> list[ImageRef]:
@@ -144,23 +149,16 @@ def _sources(args: argparse.Namespace) -> list[ImageRef]:
 
 def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:
     """Returns the exit status."""
-    from visionmtl.inference.pseudo_labels import read
-    from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter
+    from visionmtl.inference.pseudo_labels import read_all
+    from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_ids
     from visionmtl.structures import Sample
 
     net = predictor.net
+    check_ids(source.path for source in sources if source.dataset is None)
     writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
     failed: list[str] = []
 
-    def images() -> Iterator[Labelled]:
-        for source in sources:
-            try:
-                yield read(source, fill=False)
-            except ValueError as error:  # one damaged file does not end a folder
-                print(f"error: {error}", file=sys.stderr)
-                failed.append(source.path)
-
-    waiting = images()
+    waiting = read_all(sources, False, failed)
     while batch := list(islice(waiting, predictor.batch_size)):
         results = predictor([one.image for one in batch], intrinsics=args.intrinsics)
         for one, result in zip(batch, results, strict=True):
@@ -168,12 +166,18 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
             writer.add(Sample(image=one.image, image_id=one.path, intrinsics=camera), result.predictions)
     writer.close()
     print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources) - len(failed)} images")
+    return _status(failed)
+
+
+def _status(failed: Sequence[str]) -> int:
+    """The exit status, once images that could not be read are listed."""
     if failed:
         print("\n  ".join([f"no predictions for {len(failed)} of the images:", *failed]), file=sys.stderr)
     return ERROR if failed else 0
 
 
-def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> None:
+def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> int:
+    """Returns the exit status."""
     from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence
     from visionmtl.io.download import sha256
 
@@ -195,17 +199,19 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
         args.as_labels, sources, net.tasks, net.spaces, images=args.images or "link", fill=args.fill,
         common=source if source.is_dir() else None,
     )  # fmt: skip
-    for one in label(labeller, sources, predictor.batch_size, args.fill):
+    failed: list[str] = []
+    for one in label(labeller, sources, predictor.batch_size, args.fill, failed):
         writer.add(one)
     record = {
         "checkpoint": checkpoint, "sha256": sha256(Path(checkpoint)), "tasks": list(net.tasks),
         "confidence": confidence, "unsure": args.unsure, "tta": args.tta, "fill": args.fill, "input": args.input,
     }  # fmt: skip
     file = writer.close(record)
-    print(f"written: {args.as_labels}, {len(sources)} images")
+    print(f"written: {args.as_labels}, {len(sources) - len(failed)} images")
     for line in _summary(writer.counts):
         print(line)
     print(f"train on it: the data block is {file}")
+    return _status(failed)
 
 
 def _summary(counts: dict[str, dict[str, int]]) -> Iterator[str]:

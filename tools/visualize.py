@@ -32,9 +32,6 @@ MAX_SHEET_PX = 2400
 MAX_NAME = 200
 """Bytes of a file name; most file systems allow 255."""
 
-DEPTH_UNITS = 1000
-"""Of depth PNGs: millimetres."""
-
 MANUAL = """
 examples:
   visionmtl visualize runs/quickstart photo.jpg                   panels of every task
@@ -98,7 +95,8 @@ def parser() -> ToolParser:
     p.add_argument("--json", action="store_true", help="also write each prediction as NAME.json; of videos NAME.jsonl")
     p.add_argument(
         "--maps", action="store_true",
-        help="also write NAME_TASK.png: class ids of 8 bits, depth of 16 bits in millimetres, normals of 16 bits",
+        help="also write NAME_TASK.png: class ids of 8 bits, normals of 16 bits, depth of 16 bits in millimetres "
+        "(metres x 256 where the task goes beyond 65 m)",
     )  # fmt: skip
     p.add_argument("--no-pictures", action="store_true", help="with --json or --maps: only these")
     p.add_argument("--worst", type=positive, metavar="N", help="compare: the N images with the worst metric, in order")
@@ -398,16 +396,18 @@ class _Output:
         """The prediction of the next picture as JSON and maps."""
         import cv2
 
-        from visionmtl.inference.results_io import encode_map
+        from visionmtl.inference.results_io import encode_map, fitting_depth_units
 
         start = f"{self.num_pictures:03d}_"
+        units = fitting_depth_units(result.tasks)
         if args.json:
             file = self._name(start, name, ".json")
             text = json.dumps(result.to_dict(args.score), indent=1, ensure_ascii=False)
-            file.write_text(text + "\n", encoding="utf-8")
+            # names of files may be no UTF-8: what is not is escaped, as JSON has it
+            file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             print(f"written: {file}", flush=True)
         for task_name, task in result.tasks.items() if args.maps else ():
-            pixels = encode_map(task, result.predictions[task_name], result.spaces[task_name], DEPTH_UNITS)
+            pixels = encode_map(task, result.predictions[task_name], result.spaces[task_name], units)
             if pixels is None:
                 continue
             file = self._name(start, name, f"_{task_name}.png")
@@ -452,18 +452,20 @@ class _Output:
             lines = None
             if args.json:
                 path = self._name("", stem, f"{end}.jsonl")
-                lines = files.enter_context(path.open("x", encoding="utf-8"))
+                lines = files.enter_context(path.open("x", encoding="utf-8", errors="backslashreplace"))
                 print(f"written: {path}", flush=True)
             if args.no_pictures:
-                for _ in drawn(lines):
-                    pass
-                return
-            file = self._name("", stem, f"{end}.mp4")
-            num_written = write_video(file, drawn(lines), frames_per_s)
-        if num_written:
-            print(f"written: {file} ({num_written} frames of {source}, {frames_per_s:g} a second)", flush=True)
-        else:
-            self.fail(source, f"{source} has no frame that can be read; convert it with ffmpeg")
+                num_read = sum(1 for _ in drawn(lines))
+            else:
+                file = self._name("", stem, f"{end}.mp4")
+                num_read = write_video(file, drawn(lines), frames_per_s)
+        if not num_read:
+            self.fail(source, f"{source} has no frame that can be read; one is needed; convert it with ffmpeg")
+            return
+        if not args.no_pictures:
+            print(f"written: {file} ({num_read} frames of {source}, {frames_per_s:g} a second)", flush=True)
+        if total and num_read < 0.98 * total - 1:  # some files count a frame too many
+            print(f"note: {source} says it has {total} frames, and {num_read} can be read", file=sys.stderr)
 
     def fail(self, name: str, message: str) -> None:
         """Tell of an input that could not be drawn; the others still are."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from visionmtl import run as config
 from visionmtl.config.imports import allow_imports
+from visionmtl.config.paths import home_path
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.label_spaces import Spaces, align, eval_names, supervises, tasks_of
 from visionmtl.data.loader import val_loader
@@ -16,7 +17,7 @@ from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate as evaluate_network
 from visionmtl.engine.extension import extended, old_spaces
-from visionmtl.engine.options import TrainOptions
+from visionmtl.engine.options import TrainOptions, check_counts
 from visionmtl.engine.protocols import find_protocol
 from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.metrics.base import Meter, Results
@@ -52,7 +53,7 @@ def train(
 def place(run: Run, name: str, output: str | Path | None, overfit: int | None) -> Run:
     """The run with its folder decided."""
     folder = (run.output or f"runs/{name}") + (f"-overfit{overfit}" if overfit else "")
-    return run.model_copy(update={"output": str(output or folder)})
+    return run.model_copy(update={"output": str(home_path(output or folder))})
 
 
 def build_model(config_or_run: str | Path | Run, *overrides: str) -> MultiTaskNet:
@@ -84,7 +85,12 @@ def evaluate(
     """Evaluate a checkpoint, or a run folder's best, on the run's validation data; results as those of `train`.
 
     The arguments are the options of `tools/eval.py`; allow_import: see `visionmtl.load`.
+    Raises ValueError for values that these cannot have.
     """
+    if tta not in (None, "flip"):
+        raise ValueError(f"tta is {tta!r}; it can be 'flip' or None; correct it")
+    check_counts(batch_size=batch_size, limit_batches=limit_batches)
+    data = [data] if isinstance(data, str) else data
     with distributed.group(device) as ranks, allow_imports(allow_import):
         evaluation = Evaluation(open_model(checkpoint, ranks.device, overrides, split), ranks, data, protocol)
         return evaluation.measure(tta, batch_size, limit_batches)

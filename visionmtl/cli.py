@@ -206,18 +206,21 @@ def _told(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def tried(*files: Path | None, replace: bool = False) -> Iterator[None]:
+def tried(*files: Path | None, replace: Path | None = None) -> Iterator[None]:
     """Try files that will be written at the end of long work now; folders that stay empty are removed again.
 
-    replace: the file may exist already.
-    Raises OSError where one cannot be written, ValueError where it exists.
+    replace: one that may exist already.
+    Raises OSError where one cannot be written, ValueError where it exists, or is meant twice.
     """
     made: list[Path] = []
+    targets = [file for file in (replace, *files) if file is not None]
     try:
-        for file in (file for file in files if file is not None):
+        for number, file in enumerate(targets):
+            if file.resolve() in [other.resolve() for other in targets[:number]]:
+                raise ValueError(f"{file} is to hold two results; each needs a file of its own; name another for one")
             if file.is_dir():
                 raise ValueError(f"{file} is a folder; a file is to be written there; add a file name")
-            if file.exists() and not replace:
+            if file.exists() and file is not replace:
                 raise ValueError(
                     f"{file} exists already; nothing is written over; choose another name, or move it away"
                 )

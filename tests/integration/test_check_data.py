@@ -235,6 +235,9 @@ def test_what_cannot_start_ends_with_2_and_says_why(mine, capsys):
     assert main(["check", "no_such_config"]) == 2
     assert mine.check("--sheet", str(mine.root)) == (2, None)
     assert "is a folder" in capsys.readouterr().err
+    assert mine.check("--sheet", str(mine.root / "sheet.txt")) == (2, None)
+    said = capsys.readouterr()
+    assert "names no format of image files" in said.err and not said.out
     with pytest.raises(SystemExit) as stopped:
         mine.check("--limit", "0")
     assert stopped.value.code == 2

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,13 @@ def test_what_cannot_be_averaged_is_refused(runs: list[Path], tmp_path: Path, ca
 
     assert main(["soup", str(runs[0]), str(runs[2]), *output]) == 2
     assert "is another network than" in capsys.readouterr().err
-    assert main(["soup", str(runs[0]), str(runs[0]), *output]) == 2
+    farther = tmp_path / "farther"
+    changes: dict[str, Any] = {"model": {"pyramid": {"channels": 16}}, "tasks": {"depth": {"max_depth_m": 40}}}
+    scene_run.save_untrained(scene_run.run(farther, ("segmentation", "depth"), **changes), farther)
+    assert main(["soup", str(runs[0]), str(farther), *output]) == 2
+    assert "is another network than" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(runs[0])
+    assert main(["soup", str(runs[0]), str(tmp_path / "link"), *output]) == 2
     assert "needs two or more, each once" in capsys.readouterr().err
     (tmp_path / "soup.pt").write_text("")
     assert main(["soup", str(runs[0]), str(runs[1]), *output]) == 2
@@ -69,6 +76,13 @@ def test_what_cannot_be_averaged_is_refused(runs: list[Path], tmp_path: Path, ca
 def test_calibrated_depth_is_the_line_that_was_fitted(head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = scene_run.run(tmp_path, ("depth",), tasks={"depth": {"head": head}})
     scene_run.save_sure(run, tmp_path)
+    if head == "bins":  # by chance what is nearer is farther
+        assert main(["calibrate", str(tmp_path), "--output", str(tmp_path / "new.pt"), "--device", "cpu"]) == 2
+        assert "a slope above 0 is needed; train further first" in capsys.readouterr().err
+        path = checkpoint.find(tmp_path)
+        state = checkpoint.load(path)
+        state["net"]["decoders.depth.out.weight"] *= -1
+        checkpoint.save(path, state)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
     assert main(["calibrate", str(tmp_path), "--output", str(tmp_path / "new.pt"), "--device", "cpu"]) == 0

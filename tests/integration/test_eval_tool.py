@@ -205,6 +205,10 @@ def test_the_report_shows_pictures(saved, tmp_path):
         (["--expect", "segmentation/mio>=0"], "segmentation has no 'mio' (did you mean 'miou'?)"),
         (["--split", "vall"], "(from override data.val.0.split=vall)"),
         (["--json", "/dev/null/r.json"], "/dev/null cannot be read or written: Not a directory"),
+        (
+            ["--json", "new/r.out", "--report", "new/../new/r.out"],
+            "is to hold two results; each needs a file of its own",
+        ),
         (["--batch-size", "2", "--report", "/dev/null/r.html"], "/dev/null cannot be read or written"),
         (["--protocol", "coco"], "'coco' scores boxes in coco80, but task 'detection' learns scenes_objects"),
         (["--protocol", "coco", "--all-protocols"], "--all-protocols and --protocol do not go together"),

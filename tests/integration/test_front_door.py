@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 import visionmtl
 from visionmtl import cli
-from visionmtl.api import Evaluation
+from visionmtl.api import Evaluation, place
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.inference.predictor import Result, ResultBoxes
@@ -154,6 +155,34 @@ def test_train_evaluate_and_load_from_python(tmp_path: Path):
     assert set(evaluated) == {"depth"} and evaluated["depth"]["images"] == 4
     assert not trained or evaluated["depth"]["rmse_m"] > 0
     assert visionmtl.load(tmp_path / "run", device="cpu")(NOISE).depth_m.shape == (50, 70)
+
+
+def test_the_home_folder_is_found_from_python(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model(NOISE).save("~/a.png") == tmp_path / "a.png"
+    assert model("~/a.png").image.shape == model(tmp_path / "a.png").image.shape
+    with pytest.raises(ValueError, match=f"there is no checkpoint {tmp_path}/none"):
+        visionmtl.load("~/none.pt")
+    assert place(scene_run.run(), "name", "~/run", None).output == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tta": "flop"}, "tta is 'flop'; it can be 'flip' or None"),
+        ({"limit_batches": 0}, "limit_batches is 0; a whole number of at least 1"),
+        ({"batch_size": -1}, "batch_size is -1; a whole number of at least 1"),
+        ({"data": "folder"}, "--data folder: the validation data sets are"),
+    ],
+)
+def test_what_evaluate_cannot_be_asked_for_is_refused(folder: Path, options: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        visionmtl.evaluate(folder, device="cpu", **options)
+
+
+def test_no_steps_are_not_all_steps():
+    with pytest.raises(ValueError, match="max_steps is 0; a whole number of at least 1, or None, is needed"):
+        visionmtl.train(scene_run.run(), max_steps=0)
 
 
 def test_build_model_gives_the_untrained_network_of_a_run():

@@ -71,7 +71,7 @@ def test_labels_are_read_back_as_they_were_predicted(images: str, trained: Path,
 
     net = open_model(trained).net
     labeller = Labeller(net, (64, 64), "fp32", confidence=confidence)
-    wanted = {one.path: one for one in label(labeller, folder_sources(photos), 2, fill=False)}
+    wanted = {one.path: one for one in label(labeller, folder_sources(photos), 2, fill=False, failed=[])}
     read = samples(opened(out))
     assert set(read) == set(wanted) == {"a", "room one/b", "room one/deep/a", "é"}
     counts = [0, 0, 0]
@@ -172,7 +172,11 @@ def test_nothing_is_written_over_and_nothing_without_effect_is_taken(
         (("--as-labels", out, "--fill"), "is for the data sets of a config"),
         (("--as-labels", out, "--confidence", "0.5"), "TASK=X is needed"),
         (("--as-labels", out, "--confidence", "depth=2"), "a number X from 0 to 1"),
+        (("--as-labels", out, "--confidence", "depth=1", "--confidence", "depth=0"), "depth has 1 already; one is"),
         (("--as-labels", out, "--unsure", "0.7"), "a score from 0 to below that"),
+        (("--as-labels", photos / "labels"), "whose pictures it would join; a folder outside of it is needed"),
+        (("--output", photos / "room one" / "out"), "whose pictures it would join; a folder outside of it is needed"),
+        (("--output", out), "two images are called 'a'; one submission holds each image once; rename one"),
     ):
         assert run(trained, photos, *arguments) == 2
         assert message in capsys.readouterr().err
@@ -196,6 +200,48 @@ def test_predictions_go_to_official_files_too(trained: Path, photos: Path, tmp_p
                 np.testing.assert_allclose(found, result.depth_m, atol=0.5 / 256)
             if task.field == "boxes" and result.boxes is not None:
                 np.testing.assert_array_equal(found.xyxy, result.boxes.xyxy)
+
+
+def test_a_damaged_image_ends_neither_labels_nor_predictions(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:99])
+    for kind in ("--as-labels", "--output"):
+        out = tmp_path / kind.strip("-")
+        assert run(trained, photos, kind, out) == 2
+        said = capsys.readouterr()
+        assert "no predictions for 1 of the images:\n  cut" in said.err and f"written: {out}" in said.out
+    assert list(samples(opened(tmp_path / "as-labels"))) == ["a", "room one/b", "room one/deep/a", "é"]
+
+
+def test_linked_folders_are_read_and_hidden_ones_are_not(photos: Path, tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    (photos / "a.png").rename(tmp_path / "more" / "c.png")
+    (photos / "link").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(photos)
+    (photos / ".thumbs").mkdir()
+    (photos / ".thumbs" / "t.png").write_bytes(b"")
+    assert [one.path for one in folder_sources(photos)] == ["link/c", "room one/b", "room one/deep/a", "é"]
+
+
+def test_names_that_are_no_utf8_are_refused_before_the_work(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photos / "a.png").rename(photos / "\udcff.png")
+    for kind in ("--as-labels", "--output"):
+        assert run(trained, photos, kind, tmp_path / "out") == 2
+        assert "rename it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_depth_that_16_bits_do_not_hold_is_refused(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    far = ("tasks.depth.min_depth_m=70", "tasks.depth.max_depth_m=300")
+    assert run(trained, photos, "--output", tmp_path / "out", *far) == 2
+    assert "reaches 300 m, and 16 bits hold 256 m at 256 units a metre; 218 units or fewer" in capsys.readouterr().err
+    assert run(trained, photos, "--output", tmp_path / "out", "--depth-units", 218, *far) == 0
+    assert cv2.imread(str(tmp_path / "out/depth/a.png"), cv2.IMREAD_UNCHANGED).min() >= 70 * 218
 
 
 # ---- what a confidence means ----

@@ -112,6 +112,8 @@ def test_files_of_one_task_are_found_wherever_they_lie(tmp_path):
     assert named == {"classes": tmp_path / "p" / "classes"}
     with pytest.raises(ValueError, match=r"no task 'clases' \(did you mean 'classes'\?\)"):
         paths_by_task(["clases=x"], TASKS)
+    with pytest.raises(ValueError, match=r"gives 'classes' files a second time, after .*; leave one out"):
+        paths_by_task([str(tmp_path / "p"), f"classes={tmp_path}"], TASKS)
     with pytest.raises(ValueError, match="holds predictions of none of the tasks"):
         paths_by_task([str(tmp_path)], TASKS)
 

@@ -18,7 +18,7 @@ from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import Predictor, picture
 from visionmtl.io.images import read_image
-from visionmtl.io.video import read_frames
+from visionmtl.io.video import read_frames, write_video
 from visionmtl.visualization import panels
 
 SMALL = [
@@ -231,6 +231,31 @@ def test_predictions_on_photos_come_as_json_and_maps_too(saved, tmp_path):
     assert (classes == result.segmentation).all()
     assert depth.dtype == np.uint16 and np.abs(depth / 1000 - result.depth_m).max() <= 0.0005 + 1e-6
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_depth_beyond_65_metres_is_not_cut_off_in_files_of_16_bits(saved, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    far = ["tasks.depth.min_depth_m=70", "tasks.depth.max_depth_m=100", "--maps", "--no-pictures"]
+    assert drawn(saved, tmp_path / "a.png", *far, "--output", tmp_path / "out") == 0
+    depth = cv2.imread(str(tmp_path / "out" / "000_a_depth.png"), cv2.IMREAD_UNCHANGED)
+    assert (depth >= 70 * 256).all() and (depth <= 100 * 256).all()
+
+
+def test_a_file_name_that_is_no_utf8_is_written_as_json_escapes_it(saved, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "\udcff.png")
+    assert drawn(saved, tmp_path, "--json", "--no-pictures", "--output", tmp_path / "out") == 0
+    (file,) = (tmp_path / "out").iterdir()
+    assert json.loads(file.read_text(encoding="utf-8"))["source"] == str(tmp_path / "\udcff.png")
+
+
+def test_a_video_without_frames_is_told_of_however_it_is_read(saved, tmp_path, capfd):
+    video = cv2.VideoWriter(str(tmp_path / "e.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    video.release()
+    assert drawn(saved, tmp_path / "e.avi", "--json", "--no-pictures", "--output", tmp_path / "out") == 2
+    assert "no frame that can be read" in capfd.readouterr().err or not (tmp_path / "e.avi").exists()
+    with pytest.raises(ValueError, match=r"o\.webm is to be a video; \.mp4 .* can be written; choose such an ending"):
+        write_video(tmp_path / "o.webm", [], 10.0)
 
 
 def test_an_overlay_has_the_size_of_the_photo_above_its_legend(saved, tmp_path, monkeypatch):

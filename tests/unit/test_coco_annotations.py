@@ -178,6 +178,13 @@ def test_a_folder_is_called_a_folder(tmp_path):
 ROBOFLOW = [{"id": 0, "name": "toys", "supercategory": "none"}, {"id": 3, "name": "ball", "supercategory": "toys"}]
 
 
+def test_names_of_categories_are_one_class_in_either_unicode_form(packed):
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    assert packed(content(categories=[{"id": 3, "name": decomposed}])).categories == ((3, composed),)
+    with pytest.raises(ValueError, match=composed):
+        packed(content(categories=[{"id": 3, "name": decomposed}, {"id": 7, "name": composed}]))
+
+
 def test_a_category_0_that_only_names_the_supercategory_is_left_out_with_a_note(packed):
     found = packed(content(box(2, [1, 1, 2, 2]), categories=ROBOFLOW))
     assert found.categories == ((3, "ball"),) and found.of(1).labels.tolist() == [0]

@@ -22,8 +22,8 @@ def shipped_folder(name: str) -> Path:
     )
 
 
-def home_path(text: str) -> Path:
-    """A path from a command line; `~` is the home folder, which a shell does not fill in after `--option=`."""
+def home_path(text: str | Path) -> Path:
+    """A path as a user gives it; `~` is the home folder, which a shell does not fill in after `--option=`."""
     return Path(os.path.expanduser(text))
 
 

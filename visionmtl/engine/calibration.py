@@ -103,6 +103,11 @@ def calibrate(
         if not results[name]["images"]:
             raise ValueError(f"no training image has depth for task {name!r}; some must; add data that has it")
         fits[name] = results[name]["fit"]
+        if fits[name].slope <= 0:
+            raise ValueError(
+                f"task {name!r}: over {fits[name].images} images the fit is a line of slope {fits[name].slope:.3g}, by "
+                "which what is nearer would be farther; a slope above 0 is needed; train further first"
+            )
         task.rescale(net.decoders[name], fits[name].slope, fits[name].offset)
     save_for_prediction(output, state, {name: value.cpu() for name, value in net.state_dict().items()})
     return fits

@@ -7,6 +7,13 @@ from pathlib import Path
 PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
 
 
+def check_counts(**given: int | None) -> None:
+    """Raise ValueError for a count that is no whole number of at least 1."""
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}; a whole number of at least 1, or None, is needed; correct it")
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How this start differs from a plain one; none of it changes what a whole run computes."""
@@ -22,3 +29,9 @@ class TrainOptions:
     profile: int | None = None  # write a trace of so many steps, and stop
     dry_run: bool = False  # one step, one validation batch, then the largest of both, measured; nothing written
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_counts(
+            overfit=self.overfit, limit_train_batches=self.limit_train_batches, max_steps=self.max_steps,
+            limit_val_batches=self.limit_val_batches, profile=self.profile,
+        )  # fmt: skip

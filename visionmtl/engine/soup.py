@@ -18,7 +18,7 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
     Returns the files averaged. Raises ValueError where the networks differ.
     """
     paths = [find(path) for path in checkpoints]
-    if len(set(paths)) < max(len(paths), 2):
+    if len({path.resolve() for path in paths}) < max(len(paths), 2):
         raise ValueError(
             f"the checkpoints are {', '.join(map(str, paths)) or 'none'}; a soup needs two or more, each once; name "
             "others, or runs by their folders"
@@ -57,11 +57,21 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], path: Path,
         )
 
 
+_MEANING = ("type", "min_depth_m", "max_depth_m", "num_bins", "head.levels", "decoder.levels")
+"""Settings of tasks that say what equal weights mean; a task has those of its type."""
+
+
+def _setting(task: Mapping[str, Any], path: str) -> Any:
+    name, _, inner = path.partition(".")
+    value = task.get(name)
+    return _setting(value, inner) if inner and isinstance(value, Mapping) else None if inner else value
+
+
 def _architecture(run: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must have in common beside the shapes of their weights."""
     encoder = run["model"].get("encoder", {})
     return {
         "model.encoder": [encoder.get(name) for name in ("name", "options", "mean", "std")],
         "data.size": list(run["data"]["size"]),
-        "tasks": {name: task["type"] for name, task in run["tasks"].items()},
+        "tasks": {name: [_setting(task, of) for of in _MEANING] for name, task in run["tasks"].items()},
     }

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from visionmtl.config.imports import allow_imports
+from visionmtl.config.paths import home_path
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.data.collate import pad
 from visionmtl.data.transforms.augment import fit
@@ -27,7 +28,7 @@ from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import forward
 from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
-from visionmtl.io.images import list_images, read_image
+from visionmtl.io.images import list_images, picture_format, read_image
 from visionmtl.io.video import count_frames, is_video, read_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
@@ -252,13 +253,12 @@ class Result:
 
 def save_picture(path: Path, drawn: Image.Image) -> Path:
     """Write an image file and never over another one; folders are made. Raises ValueError where the file exists."""
-    suffixes = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} names no format of image files; endings such as .png, .jpg, .webp do; correct it")
+    path = home_path(path)
+    file_format = picture_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
-            drawn.save(file, format=suffixes[path.suffix.lower()])
+            drawn.save(file, format=file_format)
     except FileExistsError:
         raise ValueError(f"{path} exists already; nothing is written over; choose another name") from None
     except OSError:  # a full disk leaves half a picture
@@ -367,6 +367,8 @@ class Predictor:
             _check_intrinsics(intrinsics, chosen)
         stream = partial(self._stream, tasks=chosen, intrinsics=intrinsics)
         if isinstance(source, str | Path):
+            if str(source).startswith("~"):
+                source = home_path(source)
             if is_video(str(source)):
                 frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
                 # a camera's frame should not wait for the next ones
@@ -547,7 +549,7 @@ def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
     if isinstance(source, Sample):
         return source.image, source.image_id, source.intrinsics
     if isinstance(source, str | Path):
-        return read_image(source), str(source), None
+        return read_image(home_path(source)), str(source), None
     if isinstance(source, Tensor):
         if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3:
             raise ValueError(

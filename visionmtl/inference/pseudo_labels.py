@@ -10,6 +10,7 @@ DIR/labels.json              what made them, and which were there before
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from visionmtl.data.label_spaces import Spaces, supervises
 from visionmtl.data.transforms.augment import fit
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import forward, mirror_contents
+from visionmtl.inference.results_io import MAX_CODE, fitting_depth_units
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.images import SUFFIXES, read_image
 from visionmtl.io.paths import is_hidden, stays_inside, without_ending
@@ -35,12 +37,9 @@ from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
 from visionmtl.structures import Boxes, Intrinsics, LabelSpace
 from visionmtl.tasks.base import Task
-from visionmtl.tasks.depth import Depth
 
 FIELDS = ("boxes", "segmentation", "depth_m")
 """The fields of `Sample` that the `folder` reader has."""
-MILLIMETRES, KITTI_UNITS = 1000, 256
-MAX_CODE = 65535
 ImageMode = Literal["link", "copy", "refer"]
 
 
@@ -71,11 +70,23 @@ def folder_sources(folder: Path) -> list[ImageRef]:
     """Every image in a folder and the folders in it, in the order of names; an image file alone is one source."""
     if folder.is_file():
         return [ImageRef(folder.stem, folder)]
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))
+    files = sorted(_images_below(folder, (folder.resolve(),)))
     if not files:
         found = f"{folder} {'holds no image' if folder.exists() else 'is not there'}"
         raise ValueError(f"{found}; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path")
     return [ImageRef(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
+
+
+def _images_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """above: real folders that this one lies in, itself included; a link back to one of them is not followed."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            if (real := entry.resolve()) not in above:
+                yield from _images_below(entry, (*above, real))
+        elif entry.suffix.lower() in SUFFIXES:
+            yield entry
 
 
 def dataset_sources(datasets: Sequence[NamedDataset]) -> list[ImageRef]:
@@ -140,23 +151,35 @@ class Labeller:
         return [{name: values[i] for name, values in by_field.items()} for i in range(len(images))]
 
 
-def label(labeller: Labeller, sources: Sequence[ImageRef], batch_size: int, fill: bool) -> Iterator[Labelled]:
+def label(
+    labeller: Labeller, sources: Sequence[ImageRef], batch_size: int, fill: bool, failed: list[str]
+) -> Iterator[Labelled]:
     """The images of `sources` with labels. fill: those of their data sets stay, and only the others are predicted.
 
+    failed: see `read_all`.
     Raises ValueError where a data set's labels are of another label space than the network's.
     """
     if fill:
         for dataset in {id(one.dataset): one.dataset for one in sources if one.dataset}.values():
             _check_spaces(dataset, labeller.net.tasks, labeller.net.spaces)
-    waiting = iter(sources)
-    while batch := list(islice(waiting, batch_size)):
-        images = [read(source, fill) for source in batch]
+    waiting = read_all(sources, fill, failed)
+    while images := list(islice(waiting, batch_size)):
         fields = {task.field for task in labeller.net.tasks.values()}
         lacking = [one for one in images if fields.difference(one.kept)]
         predicted = labeller([one.image for one in lacking]) if lacking else []
         for one, labels in zip(lacking, predicted, strict=True):
             one.labels = {**labels, **one.labels}
         yield from images
+
+
+def read_all(sources: Sequence[ImageRef], fill: bool, failed: list[str]) -> Iterator[Labelled]:
+    """Every image that can be read; the others are told of, and their names join `failed`."""
+    for source in sources:
+        try:
+            yield read(source, fill)
+        except ValueError as error:  # one damaged file does not end a folder
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(source.path if source.dataset is None else f"{source.dataset.name} {source.index}")
 
 
 def read(source: ImageRef, fill: bool) -> Labelled:
@@ -209,13 +232,7 @@ class LabelWriter:
                 if name in dataset.provides:
                     self._spaces.setdefault(name, dataset.provides[name])
         self._exact_depth = any("depth_m" in dataset.provides for dataset in datasets)
-        limits = [task.max_depth_m for task in tasks.values() if isinstance(task, Depth)]
-        self.units = MILLIMETRES if max(limits, default=0) * MILLIMETRES <= MAX_CODE else KITTI_UNITS
-        if max(limits, default=0) * self.units > MAX_CODE:
-            raise ValueError(
-                f"depths reach {max(limits):g} m, and 16 bits hold {MAX_CODE / KITTI_UNITS:.0f} m; lower max_depth_m, "
-                "or leave the task out with --tasks"
-            )
+        self.units = fitting_depth_units(tasks)
         self._files: dict[str, str] = {}  # image file by path
         self._seen: dict[str, Path | None] = {}
         self._rows: list[tuple[str, tuple[int, int], Boxes]] = []
@@ -356,7 +373,7 @@ class LabelWriter:
 
 def parse_confidence(given: Iterable[str], tasks: Mapping[str, Task]) -> dict[str, float]:
     """By task, from "TASK=X" or "X" for all boxes; boxes 0.5 and everything else 0 where nothing is said."""
-    chosen = {name: 0.5 if task.field == "boxes" else 0.0 for name, task in tasks.items()}
+    chosen: dict[str, float] = {}
     for text in given:
         name, equals, number = text.rpartition("=")
         try:
@@ -368,5 +385,7 @@ def parse_confidence(given: Iterable[str], tasks: Mapping[str, Task]) -> dict[st
                 f"--confidence {text}: TASK=X is needed, with a task of {', '.join(tasks)} and a number X from 0 to 1; "
                 "correct it"
             )
+        if name in chosen:
+            raise ValueError(f"--confidence {text}: {name} has {chosen[name]:g} already; one is needed; leave one out")
         chosen[name] = value
-    return chosen
+    return {name: 0.5 if task.field == "boxes" else 0.0 for name, task in tasks.items()} | chosen

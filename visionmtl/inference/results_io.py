@@ -16,7 +16,7 @@ do not tell how many there were: boxes are in the order of image ids.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,14 +36,17 @@ from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
-from visionmtl.io.paths import Files, composed, is_hidden
+from visionmtl.io.paths import Files, composed, is_hidden, is_unicode
 from visionmtl.metrics.distance import box_columns
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
+from visionmtl.tasks.depth import Depth
 
 MANIFEST = "submission.json"
-KITTI_UNITS = 256
-"""Depth units per metre of KITTI's files; 1000 are millimetres."""
+KITTI_UNITS, MILLIMETRES = 256, 1000
+"""Depth units per metre: those of KITTI's files, and others that programs expect."""
+MAX_CODE = 65535
+"""Of 16 bits."""
 
 _CITYSCAPES_ENDING = "_pred_labelIds"
 _JSON_FIELDS = ("boxes", "image_labels")
@@ -70,6 +73,7 @@ class SubmissionWriter:
         """distances: write those of boxes beside them where depth is predicted, see `metrics.distance.box_columns`."""
         for task in tasks.values():
             _check_field(task)
+        check_depth_units(tasks, units_per_metre)
         self.folder, self._tasks, self._spaces, self._units = folder, dict(tasks), spaces, units_per_metre
         depth_tasks = [name for name, task in tasks.items() if task.field == "depth_m"]
         self._depth_task = depth_tasks[0] if depth_tasks and distances else None
@@ -81,9 +85,7 @@ class SubmissionWriter:
 
     def add(self, sample: Sample, predictions: Mapping[str, Any]) -> None:
         """Keep the predictions of one image, by task."""
-        if _key(sample.image_id) in self._seen:
-            raise _twice(sample.image_id)
-        self._seen[_key(sample.image_id)] = sample.image_id
+        check_ids([sample.image_id], self._seen)
         for name, prediction in predictions.items():
             space = self._spaces[name]
             if name in self._rows:
@@ -110,7 +112,7 @@ class SubmissionWriter:
         ids = [image_id for _, seen in parts for image_id in seen]
         counts = Counter(map(_key, ids))
         if repeated := sorted(image_id for image_id in ids if counts[_key(image_id)] > 1):
-            raise _twice(repeated[0])
+            raise _twice(repeated[0], repeated[0])
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         self._check_pngs(ids)
@@ -158,6 +160,7 @@ def paths_by_task(arguments: Sequence[str], tasks: Mapping[str, Task]) -> dict[s
                     f"--from-predictions {argument}: there is no task {name!r}{did_you_mean(name, tasks)}; it can be "
                     f"{', '.join(tasks)}; correct it"
                 )
+            _check_once(argument, [name], paths)
             paths[name] = home_path(path)
             continue
         folder = home_path(argument)
@@ -168,8 +171,17 @@ def paths_by_task(arguments: Sequence[str], tasks: Mapping[str, Task]) -> dict[s
                 f"{folder} holds predictions of none of the tasks {', '.join(tasks)}; TASK.json (boxes, image "
                 "labels) or TASK/ (PNGs) are looked for there; name each task's own file or folder as TASK=PATH"
             )
+        _check_once(argument, existing, paths)
         paths |= existing
     return paths
+
+
+def _check_once(argument: str, tasks: Iterable[str], paths: Mapping[str, Path]) -> None:
+    if twice := [name for name in tasks if name in paths]:
+        raise ValueError(
+            f"--from-predictions {argument} gives {twice[0]!r} files a second time, after {paths[twice[0]]}; each task "
+            "is scored on one file or folder; leave one out"
+        )
 
 
 @dataclass(frozen=True)
@@ -350,10 +362,43 @@ def _declared_units(folder: Path) -> float | None:
     return value
 
 
-def _twice(image_id: str) -> ValueError:
+def check_depth_units(tasks: Mapping[str, Task], units_per_metre: int) -> None:
+    """Raise ValueError where 16 bits do not hold the depths of a task."""
+    for name, task in tasks.items():
+        if isinstance(task, Depth) and task.max_depth_m * units_per_metre > MAX_CODE:
+            raise ValueError(
+                f"task {name!r} reaches {task.max_depth_m:g} m, and 16 bits hold {MAX_CODE / units_per_metre:.4g} m at "
+                f"{units_per_metre} units a metre; {int(MAX_CODE / task.max_depth_m)} units or fewer are needed; lower "
+                "--depth-units or max_depth_m, or leave the task out"
+            )
+
+
+def fitting_depth_units(tasks: Mapping[str, Task]) -> int:
+    """Millimetres where 16 bits hold a task's depths, else KITTI_UNITS. Raises ValueError where those are too few."""
+    limits = [task.max_depth_m for task in tasks.values() if isinstance(task, Depth)]
+    units = MILLIMETRES if max(limits, default=0) * MILLIMETRES <= MAX_CODE else KITTI_UNITS
+    check_depth_units(tasks, units)
+    return units
+
+
+def check_ids(ids: Iterable[str], seen: dict[str, str] | None = None) -> None:
+    """Raise ValueError for an image that one submission cannot hold beside those seen, which it joins."""
+    seen = {} if seen is None else seen
+    for image_id in ids:
+        if not is_unicode(image_id):
+            raise ValueError(
+                f"image {image_id!r} has a name that is not UTF-8, and files and JSON cannot hold it; a name in UTF-8 "
+                "is needed; rename it"
+            )
+        if _key(image_id) in seen:
+            raise _twice(seen[_key(image_id)], image_id)
+        seen[_key(image_id)] = image_id
+
+
+def _twice(first: str, second: str) -> ValueError:
     return ValueError(
-        f"two images are called {image_id!r}; one submission holds each image once; save one data set at a time, e.g. "
-        "with ~data.val.1"
+        f"two images are called {first!r}{'' if first == second else f' and {second!r}, which mean the same'}; one "
+        "submission holds each image once; rename one, or save one data set at a time, e.g. with ~data.val.1"
     )
 
 
@@ -397,7 +442,7 @@ def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
 
 def _encode_depth(depth_m: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     # 0 means "no prediction": what is nearer than a step becomes the first step
-    return np.clip(np.rint(depth_m.astype(np.float64) * units), 1, 65535).astype(np.uint16)
+    return np.clip(np.rint(depth_m.astype(np.float64) * units), 1, MAX_CODE).astype(np.uint16)
 
 
 def _decode_depth(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from visionmtl.config.paths import home_path
 from visionmtl.io.atomic import atomic_write
 
 _MARK = "#sha256="
@@ -49,7 +50,7 @@ def local_file(place: str | Path) -> Path:
             "sha256sum prints"
         )
     if not is_url(text):
-        path = Path(name if mark else text)
+        path = home_path(name if mark else text)
         if mark:
             _check(sha256(path), checksum, name)
         return path

@@ -117,6 +117,14 @@ def image_size(file: Path, upright: bool) -> tuple[int, int]:
     return size[::-1] if orientation in _TURNS and orientation >= 5 else size
 
 
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format to write. Raises ValueError where the ending names none."""
+    suffixes = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} names no format of image files; endings such as .png, .jpg, .webp do; correct it")
+    return suffixes[path.suffix.lower()]
+
+
 def list_images(folder: Path) -> list[Path]:
     """The image files of a folder by name; macOS's `._NAME` beside NAME is none."""
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from visionmtl.io.paths import regular_file
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".m4v")
+"""Those that hold MPEG-4 part 2."""
 
 
 def is_video(source: str) -> bool:
@@ -59,6 +61,8 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: f
 
     All get the size of the first, made even: later ones are cut, or padded with white at the bottom right.
     """
+    if path.suffix.lower() not in WRITTEN:
+        raise ValueError(f"{path} is to be a video; {' '.join(WRITTEN)} can be written; choose such an ending")
     writer: cv2.VideoWriter | None = None
     count = 0
     for frame in frames:

@@ -257,7 +257,7 @@ class Annotations:
             name = entry.get("name")
             if not isinstance(name, str) or not is_unicode(name) or has_controls(name):
                 raise bad(file, "categories", number, categories, "a text as name, without control characters")
-        names = [entry["name"] for entry in categories]
+        names = [composed(entry["name"]) for entry in categories]  # files meet by these names
         _check_once(file, "categories", categories, "name", names)
         by_id = sorted(zip(ids, names, strict=True), key=lambda category: id_order(category[0]))
         self.category_ids, self.category_names = map(list, zip(*by_id, strict=True))
