@@ -237,6 +237,16 @@ def test_a_run_trains_on_what_is_not_held_out_and_is_tested_on_the_configs_own_d
     assert plan(tmp_path).reference("depth", None) == "alone"
 
 
+def test_data_that_one_run_adds_is_trained_on_as_a_whole_and_judges_nothing(tmp_path: Path):
+    own, more = "{type: scenes, split: train, num_images: 3000}", "{type: scenes, split: train, num_images: 8}"
+    variants = plan(tmp_path, runs={"equal": {}, "more": {"overrides": [f"data.train=[{own}, {more}]"]}}).variants
+    (first, second), val = variants["more"].run.data.train, variants["more"].run.data.val
+
+    assert isinstance(first, Subset) and first.part == (0.25, 1.0)
+    assert second.type == "scenes" and second.num_images == 8
+    assert [one.of for one in val] == [one.of for one in variants["equal"].run.data.val]
+
+
 def test_metrics_are_the_primary_ones_unless_named(tmp_path: Path):
     of = plan(tmp_path, metrics={"depth": ["abs_rel", "delta1"]}).metrics
     assert of["depth"] == {"abs_rel": "min", "delta1": "max"} and of["segmentation"] == {"miou": "max"}

@@ -315,34 +315,50 @@ def _variants(
 
     thinned = comparison.label_fractions
     if thinned is None or thinned.task not in run.tasks:
-        prepared = _with_held_out(run, comparison.held_out, {}, entry.random_normals)
+        prepared = _with_held_out(run, whole, comparison.held_out, {}, entry.random_normals)
         return [Variant(name, name, prepared, tuple(run.data.val), None, trials)]
     field = run.tasks[thinned.task].field
     return [
         Variant(
             f"{name}@{fraction:g}", name,
-            _with_held_out(run, comparison.held_out, {field: fraction} if fraction < 1 else {}, entry.random_normals),
+            _with_held_out(
+                run, whole, comparison.held_out, {field: fraction} if fraction < 1 else {}, entry.random_normals
+            ),
             tuple(run.data.val), fraction, trials,
         )
         for fraction in thinned.fractions
     ]  # fmt: skip
 
 
-def _with_held_out(run: Run, held_out: float, labels: Mapping[str, float], random_normals: bool) -> Run:
+def _with_held_out(run: Run, whole: Run, held_out: float, labels: Mapping[str, float], random_normals: bool) -> Run:
     """The run on its training images without the held-out ones, which become its validation data.
 
+    whole: what all runs have in common. Data sets that this run adds to those are trained on as a whole, so that all
+        runs are judged on the same images.
     labels: by field the fraction of the training images that keep them; the held-out ones keep all.
     """
 
+    def unnamed(dataset: Dataset) -> Dataset:
+        return dataset.model_copy(update={"name": None, "weight": 1.0})
+
     def part(dataset: Dataset, name: str, begin: float, end: float, **settings: Any) -> Subset:
-        inner = dataset.model_copy(update={"name": None, "weight": 1.0})
-        return Subset(name=name, of=inner, part=(begin, end), random_normals=random_normals, **settings)
+        return Subset(name=name, of=unnamed(dataset), part=(begin, end), random_normals=random_normals, **settings)
+
+    def added(dataset: Dataset, name: str) -> Dataset:
+        if random_normals:
+            return part(dataset, name, 0, 1, weight=dataset.weight)
+        return dataset.model_copy(update={"name": name})
 
     named = list(zip(run.data.train, name_all(run.data.train), strict=True))
+    common = [unnamed(one) for one in whole.data.train]
+    judging = [name for one, name in named if unnamed(one) in common] or [name for _, name in named]
     data = run.data.model_copy(
         update={
-            "train": [part(one, name, held_out, 1, weight=one.weight, labels=labels) for one, name in named],
-            "val": [part(one, name, 0, held_out) for one, name in named],
+            "train": [
+                part(one, name, held_out, 1, weight=one.weight, labels=labels) if name in judging else added(one, name)
+                for one, name in named
+            ],
+            "val": [part(one, name, 0, held_out) for one, name in named if name in judging],
         }
     )
     return run.model_copy(update={"data": data})
