@@ -553,7 +553,11 @@ class FolderReader(PartReader):
         self._folder = fixed_part(pattern)
         endings = SUFFIXES if self._spec.channels == 3 and self._spec.image_range is None else (*SUFFIXES, ".npy")
         files = [file for file in self._root.glob(pattern) if file.suffix.lower() in endings]
-        images = sorted(file.relative_to(self._root).as_posix() for file in files if not is_hidden(file.name))
+        images = sorted(
+            image
+            for image in (file.relative_to(self._root).as_posix() for file in files)
+            if not any(map(is_hidden, image.removeprefix(self._folder).split("/")))  # .thumbs/, .ipynb_checkpoints/
+        )
         if not images:
             raise ValueError(
                 f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(endings)} is "

@@ -140,3 +140,64 @@ def test_where_the_check_finds_errors_the_next_step_is_no_training(tmp_path, cap
     assert main(["prepare", "folder", str(tmp_path / "mine"), str(tmp_path / "mine.yaml")]) == 2
     out = capsys.readouterr().out
     assert "next: correct the errors above" in out and "visionmtl train" not in out
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("names: [cup, plate]\nnc: 2\nkpt_shape: [4, 2]\n", "describes keypoints (kpt_shape)"),
+        ("names: [cup, plate]\nnc: 3\n", "says nc: 3, but names 2 classes"),
+        ("names: [yes, no]\n", "names a class that YAML takes for true"),
+        ("names: [cup\n", "data.yaml"),
+    ],
+)
+def test_a_data_yaml_that_cannot_be_used_says_why(description, message, tmp_path, capsys):
+    write_layouts.roboflow_yolo(tmp_path / "x")
+    (tmp_path / "x" / "data.yaml").write_text(description)
+    (tmp_path / "x" / "notes.yaml").write_text("about: us\n")  # another file is passed over
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["set [1]", "{a}", "what?"])
+def test_folders_that_no_config_can_name_are_refused(name, tmp_path):
+    write_layouts.labelme(tmp_path / "x" / name)
+    for root in (tmp_path / "x", tmp_path / "x" / name):
+        with pytest.raises(ValueError, match=r"mean other things in the paths of a config; .*; rename it"):
+            understand(root)
+
+
+def test_classes_txt_may_lie_beside_the_labels(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "train/labels/classes.txt").write_text("cafe\u0301\nplate\n", encoding="utf-8")
+    layout = understand(tmp_path)
+    assert layout.settings["boxes"]["classes"] == "train/labels/classes.txt"
+    assert any("classes from train/labels/classes.txt: caf\u00e9, plate" in text for text in layout.said)
+
+
+def test_splits_may_be_written_large(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path)
+    for name in ("train", "valid"):
+        (tmp_path / name).rename(tmp_path / name.capitalize())
+    layout = understand(tmp_path)
+    assert (layout.train, layout.val) == ("Train", "Valid")
+
+
+def test_a_class_in_two_unicode_forms_is_one(tmp_path):
+    write_layouts.voc(tmp_path)
+    for number, file in enumerate(sorted(tmp_path.glob("Annotations/*.xml"))):
+        name = "caf\u00e9" if number % 2 else "cafe\u0301"
+        file.write_text(file.read_text().replace(">cat<", f">{name}<").replace(">dog<", f">{name}<"), encoding="utf-8")
+    assert understand(tmp_path).settings["boxes"]["classes"] == ["caf\u00e9"]
+
+
+def test_pictures_in_hidden_folders_are_no_images(tmp_path):
+    write_layouts.rgbd(tmp_path / "x")
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml"), "--no-check"]) == 0
+    number = [len(one) for one in open_datasets(config.load(tmp_path / "x.yaml").data.train)]
+    for picture in list((tmp_path / "x").rglob("*.*")):
+        hidden = picture.parent / ".thumbs" / picture.name
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(picture.read_bytes())
+    assert [len(one) for one in open_datasets(config.load(tmp_path / "x.yaml").data.train)] == number

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -25,13 +25,14 @@ from visionmtl.io.channels import read_channels
 from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
 from visionmtl.io.label_maps import color_file
-from visionmtl.io.paths import is_hidden, is_unicode, read_lines, without_ending
+from visionmtl.io.paths import composed, is_hidden, is_unicode, read_lines, without_ending
 from visionmtl.structures import MAX_CLASSES
 
 Kind = Literal["photo", "channels", "classes", "colors", "instances", "depth", "text", "xml", "json"]
 
 _SPLIT = re.compile(
-    r"(?<![A-Za-z0-9])(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev)(?:\d{4})?(?=$|[^A-Za-z0-9]|annot|labels|masks)"
+    r"(?<![A-Za-z0-9])(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev)(?:\d{4})?(?=$|[^A-Za-z0-9]|annot|labels|masks)",
+    re.IGNORECASE,
 )
 _SUFFIX = re.compile(r"[_.-][A-Za-z][A-Za-z0-9]*(?:[_-][A-Za-z][A-Za-z0-9]*)*$")
 _MAP_FOLDER = re.compile(r"mask|label|annot|segm|^gt$|ground.?truth", re.IGNORECASE)
@@ -100,6 +101,12 @@ def understand(root: Path, object_name: str = "object") -> Layout:
         raise ValueError(
             f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name the "
             "folder that holds them and their labels"
+        )
+    folders = [str(root), *(group.folder.replace("{split}", "") for group in groups)]
+    if odd := next((folder for folder in folders if re.search(r"[\[\]{}*?]|\$\{", folder)), None):
+        raise ValueError(
+            f"{odd!r} has one of [ ] {{ }} * ? in its name, which mean other things in the paths of a config; folders "
+            "without them are needed; rename it"
         )
     finder = _Finder(root, files, photos, object_name)
     if any(kinds[groups.index(group)] == "channels" for group in finder.photo_groups):
@@ -234,7 +241,9 @@ class _Finder:
     # ---- one method a kind: settings, or None where the files are something else ----
 
     def _add_text(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
-        lines = [line.split() for file in files for line in read_lines(file) if line]
+        stems = {PurePath(photo).stem for photo in self._photos}
+        named = [file for file in files if file.stem in stems] or files  # not classes.txt beside them
+        lines = [line.split() for file in named for line in read_lines(file) if line]
         if not all(len(line) >= 5 and _is_number(line) for line in lines):
             return None
         settings: dict[str, Any] = {"format": "yolo", "files": pattern}
@@ -242,10 +251,9 @@ class _Finder:
             self._outlined = {}
         described = [file for file in sorted(self._files) if file.endswith((".yaml", ".yml")) and file.count("/") < 2]
         for file in described:
-            try:
-                names = yolo.read_data_yaml(self._root / file)["names"]
-            except ValueError:
+            if not yolo.names_classes(self._root / file):
                 continue
+            names = yolo.read_data_yaml(self._root / file)["names"]
             settings["classes"] = file
             self._say(f"boxes: YOLO txt at {pattern}; classes from {file}: {shortened(names)}")
             return settings
@@ -268,7 +276,8 @@ class _Finder:
             return None
         there = sorted(self._root / file for file in self._files if file.endswith(".xml"))
         roots = [(file, voc.parse(file)) for file in there]
-        names = sorted({(name.text or "").strip() for _, root in roots for name in root.findall("object/name")})
+        entries = (name for _, root in roots for name in root.findall("object/name"))
+        names = sorted({composed((name.text or "").strip()) for name in entries})
         first = voc.counts_from(there)
         why = "a box begins at 0" if first == 0 else "as in the standard"
         self._say(
@@ -284,7 +293,7 @@ class _Finder:
             content = read_json(file)
             if isinstance(content, dict) and isinstance(content.get("shapes"), list):
                 shapes = [one for one in content["shapes"] if isinstance(one, dict)]
-                names |= {str(one.get("label")) for one in shapes}
+                names |= {composed(str(one.get("label"))) for one in shapes}
                 kinds.update(str(one.get("shape_type") or "polygon") for one in shapes)
         if not names:
             return None
@@ -501,8 +510,8 @@ class _Finder:
             tokens = Counter(m[0] for file in self._used if (m := _SPLIT.search(file)))
         if not tokens:
             tokens = self._lists()
-        train = next((token for token in sorted(tokens) if token.startswith("train")), None)
-        later = [token for start in ("val", "dev", "test") for token in sorted(tokens) if token.startswith(start)]
+        train = next((token for token in sorted(tokens) if _begins(token, "train")), None)
+        later = [token for start in ("val", "dev", "test") for token in sorted(tokens) if _begins(token, start)]
         if train is None or not later:
             if tokens and "{split}" in text:
                 only = train or later[0]
@@ -527,11 +536,15 @@ class _Finder:
                 hits = sum(without_ending(line.rpartition("/")[2]) in stems or line in stems for line in lines)
                 if lines and hits == len(lines):
                     lists[_SPLIT.sub("{split}", file)][match[0]] = len(lines)
-        usable = {template: counts for template, counts in lists.items() if any(t.startswith("train") for t in counts)}
+        usable = {template: counts for template, counts in lists.items() if any(_begins(t, "train") for t in counts)}
         if not usable:
             return Counter()
         self._list = best = max(usable, key=lambda template: (len(usable[template]), sum(usable[template].values())))
         return usable[best]
+
+
+def _begins(token: str, split: str) -> bool:
+    return token.lower().startswith(split)
 
 
 def _filled(value: Any, token: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from visionmtl.config.text_files import read_json
 from visionmtl.io.objects import MAX_COORDINATE, ImageObjects, LabelledObject, Point, bad_entry, of_polygons
+from visionmtl.io.paths import composed
 
 _LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
 _CIRCLE_POINTS = 64
@@ -32,7 +33,7 @@ def read_objects(file: Path) -> ImageObjects:
         place = f"shapes[{number}]"
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
             raise bad_entry(file, place, shape, "a shape has a label", "correct or remove it")
-        kind, name = shape.get("shape_type") or "polygon", shape["label"]
+        kind, name = shape.get("shape_type") or "polygon", composed(shape["label"])
         if kind in _NO_BOX:
             left_out[f"shapes of kind {kind} have no box (left out)"] += 1
             continue

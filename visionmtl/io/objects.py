@@ -11,6 +11,7 @@ from pycocotools import mask as rle
 
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.config.text_files import shown
+from visionmtl.io.paths import composed
 
 Point = tuple[float, float]
 MAX_COORDINATE = 1e5
@@ -20,7 +21,7 @@ MAX_COORDINATE = 1e5
 class LabelledObject(NamedTuple):
     """One object: its class, its box in pixels of the image, and its outline where the tool gives one."""
 
-    name: str
+    name: str  # composed (NFC)
     xyxy: tuple[float, float, float, float]  # x2 and y2 exclusive
     area: float | None = None  # px^2 of the outline; None = the box's own
     crowd: bool = False  # neither hit nor miss, as COCO's iscrowd
@@ -60,7 +61,7 @@ def to_coco(
     Raises ValueError for an object of a class that `classes` does not name.
     """
     occurring = sorted({one.name for of_image in objects for one in of_image.objects})
-    chosen = tuple(classes) if classes is not None else tuple(occurring)
+    chosen = tuple(map(composed, classes)) if classes is not None else tuple(occurring)
     if strange := [name for name in occurring if name not in chosen]:
         raise ValueError(
             f"{where}: objects have the class {strange[0]!r}{did_you_mean(strange[0], chosen)}, which boxes.classes "
@@ -105,6 +106,7 @@ def to_class_map(
     is none.
     """
     class_map = np.full(size, outside, np.uint8)
+    classes = [composed(name) for name in classes]
     for one in sorted(of_image.objects, key=lambda one: -(one.area or 0)):
         if one.name not in classes:
             raise ValueError(

@@ -7,6 +7,7 @@ from xml.parsers import expat
 
 from visionmtl.config.text_files import read_bytes
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry
+from visionmtl.io.paths import composed
 
 _DIFFICULT = "objects are `difficult`: neither hit nor miss, as in VOC's own evaluation"
 _NO_SIZE = "files do not give the size of their image (it is not compared)"
@@ -39,7 +40,7 @@ def read_objects(file: Path, first_pixel: int) -> ImageObjects:
     objects = []
     for number, entry in enumerate(root.findall("object")):
         place = f"object[{number}]"
-        name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
+        name, box = composed((entry.findtext("name") or "").strip()), entry.find("bndbox")
         if not name:
             raise bad_entry(file, place, "without name", "each object has the name of its class", "add it")
         if box is None:

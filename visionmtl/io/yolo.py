@@ -6,7 +6,7 @@ from typing import Any
 
 from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry, of_polygons
-from visionmtl.io.paths import read_lines
+from visionmtl.io.paths import composed, read_lines
 from visionmtl.structures import has_controls
 
 _TOLERANCE = 1e-3
@@ -77,7 +77,12 @@ def read_data_yaml(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} has no `names` of classes; a list, or a mapping from 0, 1, 2, ... to a name, is needed; add it"
         )
-    chosen = tuple(map(str, names))
+    if bools := [name for name in names if isinstance(name, bool)]:
+        raise ValueError(
+            f"{file} names a class that YAML takes for {str(bools[0]).lower()}, as yes, no, on and off without "
+            "quotes; a text is needed; put the name in quotes"
+        )
+    chosen = tuple(composed(str(name)) for name in names)
     if (count := content.get("nc")) is not None and count != len(chosen):
         raise ValueError(f"{file} says nc: {count}, but names {len(chosen)} classes; both must agree; correct one")
     if content.get("kpt_shape") is not None:
@@ -88,12 +93,23 @@ def read_data_yaml(file: Path) -> dict[str, Any]:
     return {**content, "names": chosen}
 
 
+def names_classes(file: Path) -> bool:
+    """Whether a YAML file is meant as a data.yaml, sound or not. Raises ValueError for a data.yaml that is no YAML."""
+    try:
+        content, _ = read_yaml(file, "a data.yaml with `names`")
+    except ValueError:
+        if file.stem == "data":
+            raise
+        return False
+    return isinstance(content, dict) and "names" in content
+
+
 def read_classes(file: Path) -> tuple[str, ...]:
     """Class names by number: from a data.yaml, or a text file with one name a line (classes.txt, obj.names)."""
     if file.suffix.lower() in (".yaml", ".yml"):
         names: tuple[str, ...] = read_data_yaml(file)["names"]
     else:
-        names = tuple(line for line in read_lines(file) if line)
+        names = tuple(composed(line) for line in read_lines(file) if line)
     if odd := [name for name in names if has_controls(name)]:
         raise ValueError(f"{file} names {odd[0]!r}; a name has no control characters; correct it")
     if not names or len(set(names)) < len(names):
