@@ -184,15 +184,6 @@ def test_without_hard_links_checkpoints_are_copied(tmp_path: Path, monkeypatch: 
     assert found == {"last.pt": 3, "last.pt.previous": 2, "step-0000002.pt": 2, "step-0000003.pt": 3}
 
 
-def test_a_setting_given_to_resume_is_not_taken_for_a_path(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"--resume is given 'optim.lr=1', which is no file .*\(optim.lr=1 --resume\)"):
-        train(settings(tmp_path / "run"), TrainOptions(resume="optim.lr=1"))
-
-    odd = tmp_path / "lr=1.pt"
-    odd.touch()
-    assert checkpoint.find_resumed(tmp_path, str(odd)) == odd
-
-
 def test_overfitting_takes_images_of_every_data_set(tmp_path: Path):
     two = [scene_run.scenes(8, labels=["boxes"]), scene_run.scenes(8, labels=["depth_m"], name="far")]
     run = scene_run.run(tmp_path / "run", ["detection", "depth"], data={"train": two})
