@@ -17,6 +17,7 @@ your images.
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -541,8 +542,9 @@ class FolderReader(PartReader):
         parts = name_parts(self._pattern, image) if "{" in self._pattern else {}
         folders, slash, stem = path.rpartition("/")
         stem = parts.get("stem", stem)
-        text = self._fill(pattern).replace("{path}", f"{folders}{slash}{stem}").replace("{stem}", stem)
-        return text.replace("{folder}", parts.get("folder", ""))
+        words = {"{path}": f"{folders}{slash}{stem}", "{stem}": stem, "{folder}": parts.get("folder", "")}
+        # all at once: the name of an image may hold {stem} itself
+        return re.sub("|".join(words), lambda match: words[match[0]], self._fill(pattern))
 
     def _find_images(self) -> list[str]:
         written = self._fill(self._spec.images)
@@ -553,11 +555,7 @@ class FolderReader(PartReader):
         self._folder = fixed_part(pattern)
         endings = SUFFIXES if self._spec.channels == 3 and self._spec.image_range is None else (*SUFFIXES, ".npy")
         files = [file for file in self._root.glob(pattern) if file.suffix.lower() in endings]
-        images = sorted(
-            image
-            for image in (file.relative_to(self._root).as_posix() for file in files)
-            if not any(map(is_hidden, image.removeprefix(self._folder).split("/")))  # .thumbs/, .ipynb_checkpoints/
-        )
+        images = sorted(image for image in map(self._inside, files) if not self._is_passed_over(image))
         if not images:
             raise ValueError(
                 f"found no image as {self._root}/{pattern}; at least one file that ends with {' '.join(endings)} is "
@@ -569,10 +567,17 @@ class FolderReader(PartReader):
                 f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
             )
         others = set(self._root.glob(any_case(pattern))).difference(files)
-        if not_read := sorted(file for file in others if not is_hidden(file.name)):
+        if not_read := sorted(file for file in others if not self._is_passed_over(self._inside(file))):
             but_for = f"match {pattern!r} but for the case of their ending and are not read"
             self.notes.append(f"{len(not_read)} files {but_for}, the first is {not_read[0]}")
         return images
+
+    def _inside(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
+
+    def _is_passed_over(self, image: str) -> bool:
+        """Whether it is hidden, or in .thumbs/, .ipynb_checkpoints/, __MACOSX/ that a wildcard of `images` matched."""
+        return any(map(is_hidden, image.removeprefix(self._folder).split("/")))
 
     def _find_image_labels(self, spec: ImageLabels, images: list[str]) -> LabelSpace:
         """Find the classes of each image; returns all classes."""

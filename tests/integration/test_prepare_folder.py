@@ -149,6 +149,7 @@ def test_where_the_check_finds_errors_the_next_step_is_no_training(tmp_path, cap
         ("names: [cup, plate]\nnc: 3\n", "says nc: 3, but names 2 classes"),
         ("names: [yes, no]\n", "names a class that YAML takes for true"),
         ("names: [cup\n", "data.yaml"),
+        ("kpt_shape: [4, 2]\n", "has no `names` of classes"),
     ],
 )
 def test_a_data_yaml_that_cannot_be_used_says_why(description, message, tmp_path, capsys):
@@ -159,21 +160,57 @@ def test_a_data_yaml_that_cannot_be_used_says_why(description, message, tmp_path
     assert message in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["set [1]", "{a}", "what?"])
+@pytest.mark.parametrize("name", ["{a}", "${x}", "a:b"])
 def test_folders_that_no_config_can_name_are_refused(name, tmp_path):
     write_layouts.labelme(tmp_path / "x" / name)
-    for root in (tmp_path / "x", tmp_path / "x" / name):
-        with pytest.raises(ValueError, match=r"mean other things in the paths of a config; .*; rename it"):
-            understand(root)
+    with pytest.raises(ValueError, match=r"mean other things in the paths of a config; .*; rename it"):
+        understand(tmp_path / "x")
 
 
-def test_classes_txt_may_lie_beside_the_labels(tmp_path):
+@pytest.mark.parametrize("above", ["", "what? [1]/"])
+@pytest.mark.parametrize("layout", ["labelme", "roboflow_yolo", "rgbd", "voc", "coco", "classes", "camvid"])
+def test_signs_of_patterns_in_names_of_folders_stand_for_themselves(layout, above, tmp_path):
+    root, target = tmp_path / "${x} {a} [2]*", tmp_path / "mine.yaml"  # what lies above is in no path
+    getattr(write_layouts, layout)(root / f"{above}set [1]")
+
+    assert main(["prepare", "folder", str(root), str(target), "--no-check"]) == 0
+
+    data = config.load(target).data
+    train, val = open_datasets(data.train), open_datasets(data.val)
+    assert [len(one) for one in (*train, *val)] == list(LAYOUTS[layout][:2])
+    for data_set in (*train, *val):
+        assert set(data_set.provides) == set(LAYOUTS[layout][2])
+        data_set.read(0)
+
+
+@pytest.mark.parametrize("suffix", ["", "_rgb"])
+def test_classes_txt_may_lie_beside_the_labels(suffix, tmp_path):
     write_layouts.roboflow_yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
+    for image in [*tmp_path.glob("*/images/*.jpg")]:
+        image.rename(image.with_name(f"{image.stem}{suffix}.jpg"))
     (tmp_path / "train/labels/classes.txt").write_text("cafe\u0301\nplate\n", encoding="utf-8")
     layout = understand(tmp_path)
     assert layout.settings["boxes"]["classes"] == "train/labels/classes.txt"
     assert any("classes from train/labels/classes.txt: caf\u00e9, plate" in text for text in layout.said)
+
+
+def test_labels_and_classes_txt_may_lie_beside_the_images(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path / "x")
+    for file in (tmp_path / "x/train").rglob("*.*"):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        file.rename(tmp_path / "flat" / file.name)
+    (tmp_path / "flat/classes.txt").write_text("cup\nplate\n")
+    assert understand(tmp_path / "flat").settings["boxes"] == {
+        "format": "yolo", "files": "{stem}.txt", "classes": "classes.txt"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_images_to_hold_some_out_are_refused(count, tmp_path, capsys):
+    write_layouts.penn_fudan(tmp_path / "x", count)
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml")]) == 2
+    assert "three images or more are needed" in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
 
 
 def test_splits_may_be_written_large(tmp_path):
@@ -194,10 +231,8 @@ def test_a_class_in_two_unicode_forms_is_one(tmp_path):
 
 def test_pictures_in_hidden_folders_are_no_images(tmp_path):
     write_layouts.rgbd(tmp_path / "x")
-    assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml"), "--no-check"]) == 0
-    number = [len(one) for one in open_datasets(config.load(tmp_path / "x.yaml").data.train)]
-    for picture in list((tmp_path / "x").rglob("*.*")):
-        hidden = picture.parent / ".thumbs" / picture.name
-        hidden.parent.mkdir(exist_ok=True)
-        hidden.write_bytes(picture.read_bytes())
-    assert [len(one) for one in open_datasets(config.load(tmp_path / "x.yaml").data.train)] == number
+    before = understand(tmp_path / "x")
+    for picture in list((tmp_path / "x").rglob("*.png")):
+        for folder in (".thumbs", "__MACOSX"):
+            write_layouts.write(picture.parent / folder / picture.name, write_layouts.photo(1))
+    assert understand(tmp_path / "x") == before

@@ -79,6 +79,32 @@ def test_labels_are_read_as_described_in_yaml(root):
     assert not reader.notes
 
 
+@pytest.mark.parametrize("folder", [".thumbs", "a/.ipynb_checkpoints", "__MACOSX/images"])
+def test_images_in_hidden_folders_are_passed_over(root: Path, folder: str):
+    for name in ("a.png", "c.PNG"):
+        file = root / "images/train" / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes((root / "images/train/a.png").read_bytes())
+    reader = spec(root, images="images/{split}/**/*.png").build()
+    assert len(reader) == 2 and not any("are not read" in note for note in reader.notes)
+
+    above = root / ".hidden"  # says nothing of what is in it
+    above.mkdir()
+    for part in ("images", "labels", "depth", "annotations"):
+        (root / part).rename(above / part)
+    assert len(spec(above, images="**/images/{split}/*.png").build()) == 2
+
+
+@pytest.mark.parametrize("name", ["a{stem}", "a{path}", "{split}{folder}"])
+def test_names_of_images_may_look_like_words_of_paths(root: Path, name: str):
+    for folder in ("images/train", "labels", "depth"):
+        (root / folder / "a.png").rename(root / folder / f"{name}.png")
+    annotate(root, ["b.png", f"{name}.png"])
+    for images in ("images/{split}/*.png", "images/{split}/{stem}.png"):
+        reader = spec(root, images=images, depth={"files": "depth/{path}.png"}).build()
+        assert {reader.read(i).image_id for i in range(2)} == {name, "b"}
+
+
 @pytest.mark.parametrize("label", ["boxes", "segmentation", "depth"])
 def test_any_subset_of_labels_will_do(root, label):
     reader = spec(root, **{name: None for name in ("boxes", "segmentation", "depth") if name != label}).build()

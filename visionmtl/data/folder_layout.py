@@ -3,6 +3,7 @@
 Nothing here decides how a file is read: the settings are written down, and `datasets/folder.py` reads by them.
 """
 
+import glob
 import math
 import os
 import re
@@ -10,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -25,7 +26,7 @@ from visionmtl.io.channels import read_channels
 from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
 from visionmtl.io.label_maps import color_file
-from visionmtl.io.paths import composed, is_hidden, is_unicode, read_lines, without_ending
+from visionmtl.io.paths import composed, fixed_part, image_glob, is_hidden, is_unicode, read_lines, without_ending
 from visionmtl.structures import MAX_CLASSES
 
 Kind = Literal["photo", "channels", "classes", "colors", "instances", "depth", "text", "xml", "json"]
@@ -46,6 +47,7 @@ _MAX_GREYS = 64
 _LEAST_DEPTHS = 256  # different values of 16 bits; fewer are numbers of objects or the like
 _DOMINANT = 0.8  # of the photographs that lie in one folder: others are something else
 _LEAST_MATCH = 0.25  # of the images that must have a file for it to be their label
+_HELD_OUT = 0.2  # of the images, where nothing says which ones validate
 _TARGET_PX = 384 * 512
 _STEPS = 3000
 
@@ -102,11 +104,11 @@ def understand(root: Path, object_name: str = "object") -> Layout:
             f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name the "
             "folder that holds them and their labels"
         )
-    folders = [str(root), *(group.folder.replace("{split}", "") for group in groups)]
-    if odd := next((folder for folder in folders if re.search(r"[\[\]{}*?]|\$\{", folder)), None):
+    folders = (group.folder.replace("{split}", "") for group in groups)
+    if odd := next((folder for folder in folders if re.search(r"[{}:\\]", folder)), None):
         raise ValueError(
-            f"{odd!r} has one of [ ] {{ }} * ? in its name, which mean other things in the paths of a config; folders "
-            "without them are needed; rename it"
+            f"{str(root / odd)!r} has one of {{ }} : \\ in its name, which mean other things in the paths of a config; "
+            "folders without them are needed; rename it"
         )
     finder = _Finder(root, files, photos, object_name)
     if any(kinds[groups.index(group)] == "channels" for group in finder.photo_groups):
@@ -138,6 +140,7 @@ class _Finder:
         )
         self.photo_groups = in_main if few_elsewhere else same
         self._suffix = main.suffix
+        self._above = ""  # {folder}
         self._pattern = self._images()
         self._photos = [file for group in self.photo_groups for file in group.files]
         self._used.update(self._photos)
@@ -147,13 +150,14 @@ class _Finder:
         endings = {group.ending for group in self.photo_groups}
         name = f"*{self._suffix}{endings.pop()}" if len(endings) == 1 else f"*{self._suffix}.*"
         if len(folders) == 1:
-            return folders[0] + name
+            return glob.escape(folders[0]) + name
         parts = [folder.split("/")[:-1] for folder in folders]
         shared = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))))
-        prefix = "".join(f"{part}/" for part in parts[0][:shared])
+        self._above = "".join(f"{part}/" for part in parts[0][:shared])
+        prefix = glob.escape(self._above)
         rests = [part[shared:] for part in parts]
         if all(len(rest) >= 2 for rest in rests) and len({rest[-1] for rest in rests}) == 1:
-            return f"{prefix}{{folder}}/{rests[0][-1]}/{name}"
+            return f"{prefix}{{folder}}/{glob.escape(rests[0][-1])}/{name}"
         return prefix + ("*/" if all(len(rest) == 1 for rest in rests) else "**/") + name
 
     def add(self, group: _Group, kind: Kind | None) -> None:
@@ -168,7 +172,9 @@ class _Finder:
             return
         pattern, share, drop = match
         count = round(share * len(self._photos))
-        files = [self._root / file for file in group.files[:: max(1, len(group.files) // _SCANNED)]]
+        partners = {self._partner(pattern, photo, drop) for photo in self._photos}
+        matched = sorted(partners & self._files)  # not classes.txt beside them
+        files = [self._root / file for file in matched[:: max(1, len(matched) // _SCANNED)]]
         settings = getattr(self, f"_add_{kind}")(pattern, files)
         if settings is None:
             return
@@ -179,7 +185,7 @@ class _Finder:
             as_what = "images without objects, as YOLO means it" if kind == "text" else "not labelled"
             self._say(f"{slot}: {len(self._photos) - count} of {len(self._photos)} images have no file: {as_what}")
         self.layout.settings[slot] = settings
-        self._used.update(self._partner(pattern, photo, drop) for photo in self._photos)
+        self._used |= partners
         if kind == "instances" and "segmentation" not in self.layout.settings:
             self._instances = pattern
 
@@ -193,7 +199,7 @@ class _Finder:
             folder = group.folder
             places = [folder + "{stem}" + end]
             if "{folder}" in self._pattern:
-                places = [_with_folder(self._pattern, folder) + "{stem}" + end]
+                places = [f"{self._above}{{folder}}/{folder.split('/')[-2]}/{{stem}}{end}"]
             elif "*/" in self._pattern:
                 places = [f"{'/'.join(folder.split('/')[:depth])}{'/' if depth else ''}{{path}}{end}"
                           for depth in range(folder.count("/") + 1)]  # fmt: skip
@@ -207,9 +213,8 @@ class _Finder:
         template, token = _template(photo)
         path = without_ending(template)
         path = path.removesuffix(self._suffix) if drop else path
-        fixed = self._pattern.split("*")[0].split("{stem}")[0].split("{folder}")[0].rpartition("/")[0]
-        inner = path.removeprefix(f"{fixed}/" if fixed else "")
-        folder = inner.rpartition("/")[0].rpartition("/")[0]
+        inner = path.removeprefix(fixed_part(image_glob(self._pattern)))
+        folder = path.removeprefix(self._above).rpartition("/")[0].rpartition("/")[0]
         text = pattern.replace("{path}", inner).replace("{stem}", path.rpartition("/")[2]).replace("{folder}", folder)
         return text.replace("{split}", token or "{split}")
 
@@ -241,9 +246,7 @@ class _Finder:
     # ---- one method a kind: settings, or None where the files are something else ----
 
     def _add_text(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
-        stems = {PurePath(photo).stem for photo in self._photos}
-        named = [file for file in files if file.stem in stems] or files  # not classes.txt beside them
-        lines = [line.split() for file in named for line in read_lines(file) if line]
+        lines = [line.split() for file in files for line in read_lines(file) if line]
         if not all(len(line) >= 5 and _is_number(line) for line in lines):
             return None
         settings: dict[str, Any] = {"format": "yolo", "files": pattern}
@@ -517,6 +520,12 @@ class _Finder:
                 only = train or later[0]
                 layout.settings.update(_filled(layout.settings, only))
                 self._pattern = self._pattern.replace("{split}", only)
+                self._photos = [photo for photo in self._photos if _template(photo)[1] in (only, None)]
+            if round(_HELD_OUT * len(self._photos)) == 0:
+                raise ValueError(
+                    f"{self._root} has no split for validation, and of its images ({len(self._photos)}) a fifth is "
+                    "none; three images or more are needed, or folders train and val; add images"
+                )
             self._list = None
             self._say(
                 "splits: none for validation; a fifth of the images, by a hash of their names, is held out (subset)"
@@ -553,16 +562,11 @@ def _filled(value: Any, token: str) -> Any:
     return value.replace("{split}", token) if isinstance(value, str) else value
 
 
-def _with_folder(pattern: str, folder: str) -> str:
-    """The folder of a label beside that of the images, whose pattern has {folder} and one folder more."""
-    return pattern.partition("{folder}")[0] + "{folder}/" + folder.split("/")[-2] + "/"
-
-
 def _list(root: Path) -> list[str]:
     """All files below, without hidden ones, as paths with /; folders that are links are not followed."""
     paths = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_hidden(name) and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         inside = Path(folder).relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         paths += [prefix + name for name in sorted(files) if not is_hidden(name) and is_unicode(prefix + name)]
@@ -691,14 +695,14 @@ def config_text(layout: Layout) -> str:
         augment = "  augment: {brightness: 0, contrast: 0, saturation: 0, hue_turns: 0}"
     if gone := [f"tasks.{task}" for task in ("detection", "segmentation", "depth") if task not in layout.tasks]:
         lines.append(f"remove: [{', '.join(gone)}]")
-    one = {"type": "folder", "root": "${data.root}", **layout.settings}
-    lines += ["data:", f"  root: {_flow(str(layout.root.resolve()))}", "  train:"]
+    one = {"type": "folder", "root": "${data.root}", **_literal(layout.settings)}
+    lines += ["data:", f"  root: {_flow(_literal(str(layout.root.resolve())))}", "  train:"]
     if layout.train is not None:
         lines += ["    - &mine", *_block({**one, "split": layout.train}, 6)]
         lines += ["  val:", f"    - {{<<: *mine, split: {_flow(layout.val)}}}"]
     else:
-        lines += ["    - type: subset", "      part: [0.2, 1.0]", "      of: &mine", *_block(one, 8)]
-        lines += ["  val:", "    - {type: subset, part: [0.0, 0.2], of: *mine}"]
+        lines += ["    - type: subset", f"      part: [{_HELD_OUT}, 1.0]", "      of: &mine", *_block(one, 8)]
+        lines += ["  val:", f"    - {{type: subset, part: [0.0, {_HELD_OUT}], of: *mine}}"]
     lines += [f"  size: {_flow(list(network_size(layout.size)))}", *([augment] if augment else [])]
     tasks: dict[str, Any] = {}
     if layout.depth_m is not None:
@@ -714,6 +718,15 @@ def config_text(layout: Layout) -> str:
     lines.append(f"optim: {{warmup_steps: {min(100, max(1, epochs * steps_per_epoch // 10))}}}")
     lines.append(f"train: {{epochs: {epochs}, batch_size: {batch}, eval_every_epochs: {max(1, epochs // 10)}}}")
     return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> Any:
+    """Settings in which `${` of a name is no reference to another setting."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _block(settings: dict[str, Any], indent: int) -> list[str]:

@@ -24,8 +24,8 @@ ABSENT, AMBIGUOUS = -1, -2
 
 
 def is_hidden(name: str) -> bool:
-    """Whether listings of a folder leave this file out: macOS writes `._NAME` beside NAME on some disks."""
-    return name.startswith(".")
+    """Whether listings leave this file or folder out: macOS writes `._NAME` beside NAME, and __MACOSX/."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def composed(name: str) -> str:
@@ -195,7 +195,7 @@ def _name_expression(pattern: str) -> re.Pattern[str]:
             seen.add(name)
         else:
             wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-            expression += wild.get(piece) or (piece if piece.startswith("[") else re.escape(piece))
+            expression += wild.get(piece) or (piece.replace("[[", r"[\[") if piece.startswith("[") else re.escape(piece))
     return re.compile(expression)
 
 

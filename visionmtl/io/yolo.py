@@ -101,7 +101,7 @@ def names_classes(file: Path) -> bool:
         if file.stem == "data":
             raise
         return False
-    return isinstance(content, dict) and "names" in content
+    return isinstance(content, dict) and not content.keys().isdisjoint(("names", "nc", "kpt_shape"))
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
