@@ -195,7 +195,9 @@ def _name_expression(pattern: str) -> re.Pattern[str]:
             seen.add(name)
         else:
             wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-            expression += wild.get(piece) or (piece.replace("[[", r"[\[") if piece.startswith("[") else re.escape(piece))
+            expression += wild.get(piece) or (
+                piece.replace("[[", r"[\[") if piece.startswith("[") else re.escape(piece)
+            )
     return re.compile(expression)
 
 
