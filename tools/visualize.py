@@ -16,7 +16,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, score, tried, tried_folder
+from visionmtl.cli import ERROR, ToolParser, add_device, is_setting, positive, run_tool, score, tried, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -138,8 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _visualize(args: argparse.Namespace) -> int:
-    is_setting = re.compile(r"~[A-Za-z_][\w.]*$|[A-Za-z_][\w.]*=")
-    overrides = [text for text in args.inputs if is_setting.match(text) and not Path(text).exists()]
+    overrides = [text for text in args.inputs if is_setting(text)]
     inputs = [text for text in args.inputs if text not in overrides]
     mode = args.mode or ("predict" if inputs else "compare")
     if (mode == "predict") != bool(inputs):
@@ -399,14 +398,16 @@ class _Output:
         from visionmtl.inference.results_io import encode_map, fitting_depth_units
 
         start = f"{self.num_pictures:03d}_"
-        units = fitting_depth_units(result.tasks)
         if args.json:
             file = self._name(start, name, ".json")
             text = json.dumps(result.to_dict(args.score), indent=1, ensure_ascii=False)
             # names of files may be no UTF-8: what is not is escaped, as JSON has it
             file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             print(f"written: {file}", flush=True)
-        for task_name, task in result.tasks.items() if args.maps else ():
+        if not args.maps:
+            return
+        units = fitting_depth_units(result.tasks)
+        for task_name, task in result.tasks.items():
             pixels = encode_map(task, result.predictions[task_name], result.spaces[task_name], units)
             if pixels is None:
                 continue

@@ -110,9 +110,9 @@ class ToolParser(argparse.ArgumentParser):
         parsed = super().parse_intermixed_args(*args, **kwargs)
         for action in self._actions if "overrides" in parsed else ():
             if action.option_strings and action.nargs in ("+", "?"):
-                given = getattr(parsed, action.dest)
-                values = given if action.nargs == "+" else [given] if isinstance(given, str) else []
-                settings = [one for one in values if re.match(r"~|[\w.]+=", one) and not Path(one).exists()]
+                value = getattr(parsed, action.dest)
+                values = [value] if isinstance(value, str) else value or []
+                settings = [one for one in values if is_setting(one)]
                 parsed.overrides = [*parsed.overrides, *settings]
                 if settings:
                     others = [one for one in values if one not in settings]
@@ -127,6 +127,11 @@ class ToolParser(argparse.ArgumentParser):
             hints = [f"{path}={unknown[2] or 'VALUE'}" for path in settings_called(name)]
             message += f"; settings are written a.b=c, without dashes: {' or '.join(hints)}" if hints else ""
         super().error(message)
+
+
+def is_setting(text: str) -> bool:
+    """Whether an argument is a setting, `a.b=c` or `~a.b`, and no path that lies there."""
+    return bool(re.match(r"~[A-Za-z_][\w.]*$|[A-Za-z_][\w.]*=", text)) and not Path(text).exists()
 
 
 def at_least(least: int) -> Callable[[str], int]:

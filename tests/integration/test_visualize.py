@@ -239,6 +239,9 @@ def test_depth_beyond_65_metres_is_not_cut_off_in_files_of_16_bits(saved, tmp_pa
     assert drawn(saved, tmp_path / "a.png", *far, "--output", tmp_path / "out") == 0
     depth = cv2.imread(str(tmp_path / "out" / "000_a_depth.png"), cv2.IMREAD_UNCHANGED)
     assert (depth >= 70 * 256).all() and (depth <= 100 * 256).all()
+    farther = ["tasks.depth.min_depth_m=70", "tasks.depth.max_depth_m=300", "--no-pictures"]
+    assert drawn(saved, tmp_path / "a.png", *farther, "--maps", "--output", tmp_path / "none") == 2
+    assert drawn(saved, tmp_path / "a.png", *farther, "--json", "--output", tmp_path / "json") == 0
 
 
 def test_a_file_name_that_is_no_utf8_is_written_as_json_escapes_it(saved, tmp_path):

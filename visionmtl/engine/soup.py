@@ -62,9 +62,10 @@ _MEANING = ("type", "min_depth_m", "max_depth_m", "num_bins", "head.levels", "de
 
 
 def _setting(task: Mapping[str, Any], path: str) -> Any:
-    name, _, inner = path.partition(".")
-    value = task.get(name)
-    return _setting(value, inner) if inner and isinstance(value, Mapping) else None if inner else value
+    value: Any = task
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _architecture(run: Mapping[str, Any]) -> dict[str, Any]:

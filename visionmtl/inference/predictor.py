@@ -367,7 +367,7 @@ class Predictor:
             _check_intrinsics(intrinsics, chosen)
         stream = partial(self._stream, tasks=chosen, intrinsics=intrinsics)
         if isinstance(source, str | Path):
-            if str(source).startswith("~"):
+            if str(source).startswith("~"):  # the address of a stream is no path
                 source = home_path(source)
             if is_video(str(source)):
                 frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
