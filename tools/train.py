@@ -3,12 +3,13 @@
 import argparse
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from os.path import expanduser
 from pathlib import Path
 
-from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.cli import ToolParser, add_device, is_setting, positive, run_tool, tried_folder
 from visionmtl.config.durations import seconds
+from visionmtl.config.imports import foreign_settings
 
 MANUAL = """
 A run folder that exists is refused, never written over; it holds config.yaml, metrics.jsonl, TensorBoard files and
@@ -26,6 +27,7 @@ examples:
   visionmtl train configs/quickstart.yaml --dry-run                 fits it? how long will it take?
   visionmtl train configs/quickstart.yaml --overfit 8               can it learn eight images by heart?
   visionmtl train configs/quickstart.yaml --resume                  go on exactly where it stopped
+  visionmtl train --resume runs/first train.epochs=60               the run in a folder, by its own config, for longer
   visionmtl train mine.yaml --init-from runs/first                  weights of another run, as far as they fit
   visionmtl train more_tasks.yaml --extend runs/first               more tasks for a trained network
 """
@@ -42,11 +44,14 @@ def duration_s(text: str) -> float:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("train", __doc__, MANUAL)
-    p.add_argument("config", type=expanduser, help="YAML file; names of shipped configs work from anywhere")
+    p.add_argument(
+        "config", type=expanduser, nargs="?",
+        help="YAML file; names of shipped configs work from anywhere; not needed with --resume RUN",
+    )  # fmt: skip
     p.add_overrides()
     p.add_argument(
         "--resume", type=expanduser, nargs="?", const="auto", metavar="PATH",
-        help="continue the run's last or a given checkpoint",
+        help="continue the run's last or a given checkpoint; without a config, the run in this folder",
     )  # fmt: skip
     p.add_argument(
         "--init-from", type=expanduser, metavar="PATH",
@@ -89,15 +94,32 @@ def extension_overrides(config: str, overrides: list[str], checkpoint: str) -> l
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for an error."""
-    return run_tool(_train, parser().parse_intermixed_args(argv))
+    line = parser()
+    args = line.parse_intermixed_args(argv)
+    if args.config and is_setting(args.config):
+        args.config, args.overrides = None, [args.config, *args.overrides]
+    if args.config is None and args.resume in (None, "auto"):
+        line.error("the following arguments are required: config")
+    return run_tool(_train, args)
 
 
 def _train(args: argparse.Namespace) -> int:
     from visionmtl.run import print_config, read
 
+    origin: AbstractContextManager[None] = nullcontext()
+    if args.config is None:  # the run that lies there goes on, wherever its folder has been moved
+        folder, args.resume = Path(args.resume), "auto"
+        args.config, args.output = str(folder / "config.yaml"), args.output or str(folder)
+        if not Path(args.config).is_file():
+            raise ValueError(
+                f"there is no {args.config}, and no config was given; --resume alone takes the folder of a run; name "
+                "one, or put a config before the settings"
+            )
+        origin = foreign_settings(args.config)
     if args.extend:
         args.overrides += extension_overrides(args.config, args.overrides, args.extend)
-    loaded = read(args.config, args.overrides)
+    with origin:
+        loaded = read(args.config, args.overrides)
     if args.print_config:
         print(print_config(loaded), end="")
         return 0

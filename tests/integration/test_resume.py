@@ -12,6 +12,7 @@ from contract import found
 from toy_run import losses_of
 
 from visionmtl.balance.base import Balance
+from visionmtl.cli import main
 from visionmtl.engine import checkpoint
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.options import TrainOptions
@@ -94,6 +95,18 @@ def test_a_checkpoint_of_any_step_continues_in_another_folder(whole: Path, tmp_p
 
     assert scene_run.differences(scene_run.last_state(tmp_path / "branch"), scene_run.last_state(whole)) == []
     assert scene_run.rows(tmp_path / "branch") == scene_run.rows(whole)[3:]
+
+
+def test_a_folder_of_a_run_goes_on_by_its_own_config_wherever_it_was_moved(
+    whole: Path, cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    moved = shutil.copytree(cut, tmp_path / "moved")
+
+    assert main(["train", "--resume", str(moved), "train.eval_every_epochs=1"]) == 0
+    assert scene_run.differences(scene_run.last_state(moved), scene_run.last_state(whole)) == []
+
+    assert main(["train", "train.epochs=3", "--resume", str(tmp_path)]) == 2
+    assert f"error: there is no {tmp_path / 'config.yaml'}, and no config was given; " in capsys.readouterr().err
 
 
 def test_going_back_in_the_same_folder_drops_what_came_after(whole: Path, tmp_path: Path):
