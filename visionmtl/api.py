@@ -44,6 +44,13 @@ def train(
     options: fields of `engine.options.TrainOptions`, as max_steps=100, resume="auto", device="cpu"
     """
     run = _read(config_or_run, overrides)
+    known = TrainOptions.__dataclass_fields__
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"there is no option {option}={options[option]!r}{did_you_mean(option, known)}; options are "
+                f"{', '.join(known)}; a setting of the config is a text, as 'train.epochs=3'"
+            )
     start = TrainOptions(**options)
     name = "unnamed" if isinstance(config_or_run, Run) else Path(config_or_run).stem
     with allow_imports(allow_import):

@@ -157,6 +157,11 @@ def test_train_evaluate_and_load_from_python(tmp_path: Path):
     assert visionmtl.load(tmp_path / "run", device="cpu")(NOISE).depth_m.shape == (50, 70)
 
 
+def test_an_option_that_training_does_not_have_is_named():
+    with pytest.raises(TypeError, match=r"no option max_step=5 \(did you mean 'max_steps'\?\); options are resume, "):
+        visionmtl.train("quickstart.yaml", max_step=5)
+
+
 def test_the_home_folder_is_found_from_python(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model(NOISE).save("~/a.png") == tmp_path / "a.png"

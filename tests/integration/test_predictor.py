@@ -335,3 +335,5 @@ def test_an_empty_path_and_a_score_beyond_1_are_refused(model, photos):
         model("")
     with pytest.raises(ValueError, match="min_score is 30; scores are numbers from 0 to 1"):
         model(photos[0]).boxes.above(30)
+    with pytest.raises(ValueError, match="min_score is 2; scores are numbers from 0 to 1"):
+        model(photos[0]).plot(min_score=2)

@@ -158,6 +158,14 @@ def test_sidecars_of_macos_are_no_images(tmp_path):
     assert [file.name for file in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
 
 
+def test_pictures_of_formats_that_are_not_read_are_counted(tmp_path):
+    for name in ("b.png", "a.JPG", "c.HEIC", "d.gif", "notes.txt"):
+        (tmp_path / name).touch()
+
+    with pytest.warns(UserWarning, match=r"2 picture\(s\) of formats that are not read \(\.gif \.heic\), as .*c\.HEIC"):
+        assert [file.name for file in list_images(tmp_path)] == ["a.JPG", "b.png"]
+
+
 @pytest.mark.parametrize("orientation", range(10))
 def test_an_upright_jpeg_is_turned_as_pillow_turns_it(tmp_path, orientation):
     exif = Image.Exif()

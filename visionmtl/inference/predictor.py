@@ -35,7 +35,7 @@ from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
 from visionmtl.structures import Detections, ImageClasses, Intrinsics, LabelSpace, Sample
 from visionmtl.tasks.base import Task
-from visionmtl.visualization.draw import MIN_SCORE, DrawOptions
+from visionmtl.visualization.draw import MIN_SCORE, DrawOptions, check_score
 from visionmtl.visualization.panels import draw_panels
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
@@ -84,8 +84,7 @@ class ResultBoxes:
 
     def above(self, min_score: float) -> "ResultBoxes":
         """The boxes with a score of at least min_score, which is 0 to 1."""
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_score is {min_score!r}; scores are numbers from 0 to 1; correct it")
+        check_score(min_score)
         kept = self.scores >= min_score
         names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
         columns = self.xyxy[kept], self.scores[kept], self.labels[kept]

@@ -31,7 +31,7 @@ from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import forward, mirror_contents
 from visionmtl.inference.results_io import MAX_CODE, fitting_depth_units
 from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.images import SUFFIXES, read_image
+from visionmtl.io.images import SUFFIXES, images_among, read_image
 from visionmtl.io.paths import is_hidden, stays_inside, without_ending
 from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
@@ -70,22 +70,22 @@ def folder_sources(folder: Path) -> list[ImageRef]:
     """Every image in a folder and the folders in it, in the order of names; an image file alone is one source."""
     if folder.is_file():
         return [ImageRef(folder.stem, folder)]
-    files = sorted(_images_below(folder, (folder.resolve(),)))
+    files = images_among(_files_below(folder, (folder.resolve(),)))
     if not files:
         found = f"{folder} {'holds no image' if folder.exists() else 'is not there'}"
         raise ValueError(f"{found}; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path")
     return [ImageRef(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
 
 
-def _images_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     """above: real folders that this one lies in, itself included; a link back to one of them is not followed."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
             if (real := entry.resolve()) not in above:
-                yield from _images_below(entry, (*above, real))
-        elif entry.suffix.lower() in SUFFIXES:
+                yield from _files_below(entry, (*above, real))
+        else:
             yield entry
 
 

@@ -1,6 +1,8 @@
 """Image files as arrays, decoded whole or reduced, as stored or upright; label maps as the values they hold."""
 
 import io
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,9 @@ from visionmtl.io.paths import is_hidden, regular_file
 from visionmtl.structures import JpegScale, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_NOT_READ = (  # pictures all the same
+    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".jfif", ".tga", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+)  # fmt: skip
 
 _JPEG_END = b"\xff\xd9"
 _SAMPLES_PER_PIXEL = 277  # TIFF tag
@@ -127,7 +132,20 @@ def picture_format(path: Path) -> str:
 
 def list_images(folder: Path) -> list[Path]:
     """The image files of a folder by name; macOS's `._NAME` beside NAME is none."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))
+    return images_among(file for file in folder.iterdir() if not is_hidden(file.name))
+
+
+def images_among(files: Iterable[Path]) -> list[Path]:
+    """The image files among files, sorted; a warning counts pictures of formats that are not read."""
+    files = sorted(files)
+    if other := [file for file in files if file.suffix.lower() in _NOT_READ]:
+        endings = " ".join(sorted({file.suffix.lower() for file in other}))
+        warnings.warn(
+            f"{len(other)} picture(s) of formats that are not read ({endings}), as {other[0]}, are passed over; "
+            f"{' '.join(SUFFIXES)} are read; convert them if they are meant",
+            stacklevel=2,
+        )
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def read_map(file: Path, size: tuple[int, ...]) -> NDArray:

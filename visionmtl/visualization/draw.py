@@ -43,6 +43,15 @@ class DrawOptions:
     all_classes: bool = False
     """Legends name every class, also those that the picture lacks, so that the frames of a video have one size."""
 
+    def __post_init__(self) -> None:
+        check_score(self.min_score)
+
+
+def check_score(min_score: float) -> None:
+    """Raise ValueError for a least score outside 0 to 1."""
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is {min_score!r}; scores are numbers from 0 to 1; correct it")
+
 
 DEFAULTS = DrawOptions()
 
