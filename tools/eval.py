@@ -18,6 +18,7 @@ from visionmtl.config.text_files import printable
 from visionmtl.engine.verify_results import Expectation
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
+    from visionmtl.engine.checkpoint import Opened
     from visionmtl.engine.distributed import Ranks
     from visionmtl.metrics.base import Meter, Results
     from visionmtl.structures import Sample
@@ -137,15 +138,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
-    import torch
-
     from visionmtl.api import Evaluation
     from visionmtl.engine import distributed
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_empty
     from visionmtl.metrics.definitions import with_definitions
-    from visionmtl.metrics.detection import DetectionMeter
     from visionmtl.ops.precision import chosen_precision
     from visionmtl.report.evidence import Evidence, confusions
     from visionmtl.report.report import write_report
@@ -158,24 +156,10 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         evaluation.meters = {name: with_definitions(meter) for name, meter in evaluation.meters.items()}
 
     split, precision = args.split or "val", chosen_precision(ranks.device, run.train.precision)
-    ap_backend = next(
-        (meter.backend for meter in evaluation.meters.values() if isinstance(meter, DetectionMeter)), None
-    )
-    header = {
-        "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
-        "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
-        "size": run.data.input_size, "protocol": args.protocol, "tta": args.tta, "ap_backend": ap_backend,
-        "all_protocols": args.all_protocols,
-        "precision": precision, "device": ranks.device.type, "torch": torch.__version__,
-    }  # fmt: skip
-    words = [
-        split,
-        args.protocol,
-        args.all_protocols and "definitions",
-        args.tta,
-        args.limit_batches and f"first{args.limit_batches}",
-    ]
-    name = "-".join([opened.path.stem, *(word for word in words if word)])
+    header = _header(args, opened, evaluation.meters, split, precision)
+    words = [args.protocol, args.all_protocols and "definitions", args.tta]
+    words += [args.limit_batches and f"first{args.limit_batches}"]
+    name = "-".join([opened.path.stem, split, *(word for word in words if word)])
     with ExitStack() as targets:
         if ranks.is_main_process:
             file = choose_json(args.json or opened.folder / "eval" / f"{name}.json", header, free_name=not args.json)
@@ -208,19 +192,42 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         if args.save_predictions:
             print(f"written: {args.save_predictions}")
         if args.report:
-            facts = {
-                "checkpoint": f"{opened.path}, step {opened.step:,}",
-                "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",
-                "evaluated on": f"{split}, {ranks.device}, {precision}",
-                "command of this page": shlex.join(["visionmtl", "eval", *args.command]),
-                "command of the training": shlex.join(
-                    ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]
-                ),
-            }
+            facts = _facts(args, opened, split, precision)
             found = confusions(evaluation.meters)
             write_report(args.report, opened.folder, results, evidence=evidence, confusions=found, facts=facts)
             print(f"written: {args.report}")
     return _unmet(args, results)
+
+
+def _header(
+    args: argparse.Namespace, opened: Opened, meters: Mapping[str, Meter], split: str, precision: str
+) -> dict[str, Any]:
+    """What decides the results, for their JSON file."""
+    import torch
+
+    from visionmtl.metrics.detection import DetectionMeter
+
+    backends = [meter.backend for meter in meters.values() if isinstance(meter, DetectionMeter)]
+    return {
+        "checkpoint": str(opened.path), "step": opened.step, "epoch": opened.epoch, "split": split,
+        "data": args.data, "overrides": args.overrides, "limit_batches": args.limit_batches,
+        "size": opened.run.data.input_size, "protocol": args.protocol, "tta": args.tta,
+        "ap_backend": backends[0] if backends else None, "all_protocols": args.all_protocols,
+        "precision": precision, "device": next(opened.net.parameters()).device.type, "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _facts(args: argparse.Namespace, opened: Opened, split: str, precision: str) -> dict[str, str]:
+    """What stands at the head of a report."""
+    device = next(opened.net.parameters()).device
+    again = ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]
+    return {
+        "checkpoint": f"{opened.path}, step {opened.step:,}",
+        "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",
+        "evaluated on": f"{split}, {device}, {precision}",
+        "command of this page": shlex.join(["visionmtl", "eval", *args.command]),
+        "command of the training": shlex.join(again),
+    }
 
 
 def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
