@@ -19,7 +19,7 @@ from visionmtl.balance.fixed import Fixed
 from visionmtl.config import durations, loader
 from visionmtl.config.imports import foreign_settings
 from visionmtl.config.loader import ConfigError, KeyPath, Tree, dotted
-from visionmtl.config.registry import PYDANTIC_ERRORS, Spec
+from visionmtl.config.registry import PYDANTIC_ERRORS, EachOnce, Size, Spec
 from visionmtl.config.suggest import did_you_mean, settings_called
 from visionmtl.config.text_files import check_plain, shown, texts_in
 from visionmtl.data.loader import Data
@@ -156,7 +156,7 @@ class SmallerImages(Spec):
     """A stage of progressive resolution."""
 
     epochs: int = Field(ge=1)
-    size: tuple[int, int]
+    size: Size
     """(H, W) of the network's input in these epochs, pixels, in the proportions of `data.size`."""
 
 
@@ -299,7 +299,7 @@ class Train(Spec):
     keep: int = Field(1, ge=0, description="checkpoints by step beside last and best")
     best: str = Field("mean", description="which checkpoint is best: 'mean' over tasks, or by 'task[@data set]/metric'")
     sample_pictures: int = Field(4, ge=0, description="validation images drawn for the loggers at each evaluation")
-    loggers: tuple[LoggerName, ...] = Field(
+    loggers: Annotated[tuple[LoggerName, ...], EachOnce] = Field(
         ("tensorboard",), description="where numbers and pictures can be watched; wandb and mlflow are extras"
     )
     curriculum: Curriculum | None = Field(None, description="which tasks are taught when; unset: all, always")
@@ -334,7 +334,7 @@ class Train(Spec):
 class Run(Spec):
     """Everything that decides a run's numbers."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     output: str | None = Field(None, description="run directory; None: runs/<name of the config>")
     model: Model
     tasks: dict[str, Task]
@@ -357,6 +357,9 @@ class Run(Spec):
             self.model.encoder.check_name()
         except ValueError as error:
             raise _problem_at(("model", "encoder", "name"), str(error)) from None
+        for name, settings in self.tasks.items():
+            if problem := settings.size_problem(self.data.size):
+                raise _problem_at(("tasks", name), problem)
         channels, augment = self.model.encoder.in_chans, self.data.augment
         if channels != 3 and (augment.colors or augment.pipeline):
             text = (
@@ -537,9 +540,29 @@ def checked(kind: type[_CheckedSpec], values: dict[str, Any], tree: Tree, path: 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(detail, tree) for detail in error.errors()]
+        details: dict[KeyPath, Any] = {}  # a setting that may be of several types has a detail for each
+        for detail in error.errors():
+            place = _place(detail["loc"], values)
+            if place in details and detail["type"] in PYDANTIC_ERRORS:
+                detail["msg"] = f"{details[place]['msg']}, or {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            details[place] = {**detail, "loc": place}
+        problems = [_problem(detail, tree) for detail in details.values()]
         several = f"{len(problems)} problems in {path}:\n  " if len(problems) > 1 else ""
         raise ConfigError(several + "\n  ".join(problems)) from None
+
+
+def _place(keys: tuple[str | int, ...], values: Any) -> KeyPath:
+    """The setting that keys lead to; pydantic adds the name of the type that it tried."""
+    place: KeyPath = ()
+    for key in keys:
+        if isinstance(values, dict) and isinstance(key, str):
+            values = values.get(key)
+        elif isinstance(values, list | tuple) and isinstance(key, int):
+            values = values[key] if key < len(values) else None
+        else:
+            break
+        place = (*place, key)
+    return place
 
 
 def _problem(detail: Any, tree: Tree) -> str:

@@ -100,7 +100,7 @@ def test_calibrated_depth_is_the_line_that_was_fitted(head: str, tmp_path: Path,
 
 def test_the_line_by_hand():
     """ln truth = 2 * ln prediction - ln 2 at three depths."""
-    fit, guess = _LineFit(Depth()), np.array([[1.0, 2.0, 3.0, 9.0]], np.float32)
+    fit, guess = _LineFit(Depth(), (1, 4), (1, 4)), np.array([[1.0, 2.0, 3.0, 9.0]], np.float32)
     truth = np.array([[0.5, 2.0, 4.5, 0.0]], np.float32)  # the last is not measured
 
     fit.update(guess, Sample(image=np.zeros((1, 4, 3), np.uint8), image_id="", depth_m=truth))
@@ -109,6 +109,19 @@ def test_the_line_by_hand():
     assert found.slope == pytest.approx(2) and found.offset == pytest.approx(-math.log(2))
     errors = [math.log(0.5), 0, math.log(1.5)]
     assert found.rms_before == pytest.approx(math.sqrt(sum(e * e for e in errors) / 3)) and found.rms_after < 1e-6
+
+
+def test_the_line_is_one_of_what_the_last_layer_gives_whatever_the_size_of_evaluation():
+    """At twice the size of training everything looks twice as near, which metres are multiplied by."""
+    fit, sizes = [], [((64, 96), (64, 96)), ((128, 192), (64, 96))]
+    inside, truth = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[0.5, 2.0, 4.5]], np.float32)
+    for size, nearer in zip(sizes, (1, 2), strict=True):
+        meter = _LineFit(Depth(), *size)
+        sample = Sample(image=np.zeros((1, 3, 3), np.uint8), image_id="", depth_m=nearer * truth)
+        meter.update(nearer * inside, sample)
+        fit.append(meter.compute()["fit"])
+
+    assert [fit[0].slope, fit[0].offset] == pytest.approx([fit[1].slope, fit[1].offset])
 
 
 def test_a_network_without_depth_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

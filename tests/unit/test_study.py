@@ -113,6 +113,9 @@ def test_agreement_is_the_mean_rank_correlation_of_pairs_of_seeds():
     assert agreement([[0.1, 0.2, 0.9], [1, 5, 6]]) == pytest.approx(1)
     assert agreement([[1, 2, 3], [3, 2, 1], [1, 2, 3]]) == pytest.approx(-1 / 3)
     assert agreement([[1, 2, 3]]) is None
+    # ties share their mean rank: ranks 1.5 1.5 3 and 1.5 3 1.5; without any order there is nothing to agree on
+    assert agreement([[0, 0, 0.1], [0, 0.1, 0]]) == pytest.approx(-0.5)
+    assert agreement([[0, 0, 0], [0, 0, 0]]) is None
 
 
 def test_look_ahead_agrees_with_the_first_order_and_leaves_the_network_alone():

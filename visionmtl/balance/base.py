@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from visionmtl.balance.conflict import ConflictTrace
-from visionmtl.config.registry import Configurable
+from visionmtl.config.registry import Configurable, EachOnce
 from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
 
@@ -177,7 +177,7 @@ class GramianBalance(Balance):
     level: Literal["maps", "parameters"] = "maps"
     """Where gradients are compared: on the shared maps, for the price of one backward of everything, or on the shared
     parameters, as most papers do, for the price of one such backward a task."""
-    levels: tuple[int, ...] | None = Field(None, min_length=1)
+    levels: Annotated[tuple[int, ...] | None, EachOnce] = Field(None, min_length=1)
     """With `level: maps`: the pyramid levels that are looked at; None: all."""
     loss_scale: Literal["none", "log", "initial"] = "none"
     """What a loss is divided by before: nothing, itself (the gradient of its logarithm), or its value in the first

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
@@ -52,6 +54,19 @@ class Spec(BaseModel):
             details = [_detail(detail, list(cls.model_fields)) for detail in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
+
+Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+"""(H, W) in pixels."""
+
+
+def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError(f"{list(values)} names one of its values twice; each counts once; remove the repeated one")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""Beside the type of a list: no value stands in it twice."""
 
 PYDANTIC_ERRORS = frozenset(get_args(core_schema.ErrorType))
 """The types of errors whose text is pydantic's own."""

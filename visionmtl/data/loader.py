@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from visionmtl.config.registry import Spec
+from visionmtl.config.registry import Size, Spec
 from visionmtl.data.bad_files import BadFiles
 from visionmtl.data.collate import Collate
 from visionmtl.data.dataset import EvalDataset, MultiTaskDataset
@@ -37,12 +37,12 @@ class Data(Spec):
     val: list[Dataset] = Field(min_length=1)
     """Each is evaluated by itself."""
     sampling: Sampling = Sampling()
-    size: tuple[int, int]
+    size: Size
     """(H, W) of the padded network input in training, pixels."""
-    eval_size: tuple[int, int] | None = None
+    eval_size: Size | None = None
     """The same in evaluation and prediction, e.g. whole images after training on crops; None: `size`."""
     augment: Augment = Augment()
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     """Loader processes per training process; 0 loads in the training process itself."""
     bad_files: BadFiles = BadFiles()
     timeout_s: float = Field(TIMEOUT_S, gt=0)

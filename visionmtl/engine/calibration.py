@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import val_loader
+from visionmtl.data.transforms.augment import zoom
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import load, open_state, save_for_prediction
 from visionmtl.engine.evaluator import evaluate
@@ -35,12 +36,17 @@ class Calibration:
 
 
 class _LineFit:
-    """A meter that fits y = slope * x + offset by least squares; every image weighs the same."""
+    """A meter that fits y = slope * x + offset by least squares; every image weighs the same.
+
+    Metres are divided by how much larger everything looks than in training: x is what the last layer gives.
+    """
 
     metrics: ClassVar[Mapping[str, Direction | None]] = {}
 
-    def __init__(self, task: Depth) -> None:
+    def __init__(self, task: Depth, size: tuple[int, int], train_size: tuple[int, int]) -> None:
+        """size, train_size: (H, W) of the network's input, here and in training."""
         self._limits = task.min_depth_m, task.max_depth_m
+        self._sizes = size, train_size
         self._rows: list[Tensor] = []
 
     def update(self, prediction: NDArray[Any] | Tensor, sample: Sample) -> None:
@@ -50,7 +56,9 @@ class _LineFit:
         truth = beside(sample.depth_m, guess).double()
         low, high = self._limits
         valid = (truth >= low) & (truth <= high) & (guess > low) & (guess < high)
-        x, y = (torch.where(valid, values, 1.0).log() for values in (guess, truth))
+        height, width = guess.shape
+        nearer = zoom((height, width), *self._sizes)
+        x, y = (torch.where(valid, values / nearer, 1.0).log() for values in (guess, truth))
         sums = torch.stack([values.sum() for values in (x, y, x * x, x * y, y * y)])
         self._rows.append((sums / valid.sum()).cpu())  # NaN where nothing is valid
 
@@ -96,7 +104,7 @@ def calibrate(
         )
     datasets = align(open_datasets(run.data.train), run.tasks, net.spaces)
     loader = val_loader(run.data, tasks, net.spaces, datasets, run.train.batch_size, limit=limit)
-    meters = {name: _LineFit(task) for name, task in tasks.items()}
+    meters = {name: _LineFit(task, run.data.input_size, net.size) for name, task in tasks.items()}
     results = evaluate(net, loader, device, precision=run.train.precision, meters=meters)
     fits: dict[str, Calibration] = {}
     for name, task in tasks.items():

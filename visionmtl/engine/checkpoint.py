@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from visionmtl.engine.logging import row_place
 from visionmtl.engine.nonfinite import NotFinite
-from visionmtl.io.atomic import link, remove_unfinished
+from visionmtl.io.atomic import atomic_write, link, remove_unfinished
 from visionmtl.io.download import local_file
 from visionmtl.io.tensor_files import (
     READING_FAILS,
@@ -28,6 +29,7 @@ from visionmtl.modeling.weights import load_strictly
 from visionmtl.network import MultiTaskNet, build_model
 from visionmtl.run import Run, restore
 from visionmtl.structures import LabelSpace
+from visionmtl.tasks.base import Task
 
 FORMAT = 2
 """Of what is written. 1: without a digest."""
@@ -476,6 +478,30 @@ def _last_logged_step(folder: Path) -> int:
     return next((step for step, _ in filter(None, places)), 0)  # some may be damaged, the last one cut off by a crash
 
 
+def carry_best(path: Path, target: Path, step: int, is_best: bool, write: bool) -> bool:
+    """For a run that goes on in another folder from the checkpoint `path` of `step`: take its best one along.
+
+    is_best: whether `path` itself was evaluated as the best; write: whether this process copies
+    Returns whether there is one, no later than the checkpoint.
+    """
+    best = path.with_name("best.pt")
+    if not (best.is_file() and load(best)["step"] <= step):
+        if not is_best:
+            return False
+        best = path
+    if write and not target.exists():
+        with best.open("rb") as source, atomic_write(target, num_bytes=best.stat().st_size) as file:
+            shutil.copyfileobj(source, file)
+    return True
+
+
+def judged_by(run: Mapping[str, Any]) -> Any:
+    """What decides on which images a run (as plain data) is evaluated, and how large; their folders may move."""
+    data = run["data"]
+    val = [{name: value for name, value in one.items() if name != "root"} for one in data["val"]]
+    return val, list(data.get("eval_size") or data["size"])
+
+
 def clean_run(folder: Path, resumed: Resumed) -> list[str]:
     """Before the first file is written: remove what killed processes and later steps left in a run directory.
 
@@ -496,10 +522,11 @@ def clean_run(folder: Path, resumed: Resumed) -> list[str]:
     return notes
 
 
-def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on from a checkpoint under settings that its optimiser, balancer or loss scale do not fit.
+def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], tasks: Mapping[str, Task], path: Path) -> None:
+    """Refuse to go on from a checkpoint under settings that its weights, optimiser, balancer or loss scale do not fit.
 
-    saved, fresh: as `Trainer.state_dict` gives them, from the file and from the run that resumes; of one network.
+    saved, fresh: as `Trainer.state_dict` gives them, from the file and from the run that resumes; of one network, which
+    has these tasks.
     """
 
     def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -511,7 +538,12 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
     check_classes(saved["spaces"], fresh["spaces"], path)
     was, now = saved["run"], fresh["run"]
     wrong = None
-    if was["optim"]["name"] != now["optim"]["name"]:
+    held = [(name, key) for name, task in tasks.items() for key in task.settings_in_weights]
+    other = [(name, key) for name, key in held if was["tasks"][name].get(key) != now["tasks"][name][key]]
+    if other:
+        name, key = other[0]
+        wrong = f"tasks.{name}.{key} {was['tasks'][name].get(key)}, this run has {now['tasks'][name][key]}"
+    elif was["optim"]["name"] != now["optim"]["name"]:
         wrong = f"optim.name {was['optim']['name']}, this run has {now['optim']['name']}"
     elif shapes(saved["balancer"]) != shapes(fresh["balancer"]):
         wrong = f"balance.type {was['balance']['type']}, this run has {now['balance']['type']}, which has another state"

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
@@ -181,32 +183,33 @@ def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
     path, saved = _load(spec)
     before = restore(saved["run"], str(path))
     spaces = _spaces(saved)
-    datasets = open_datasets(spec.data or before.data.train)
+    datasets = align(open_datasets(spec.data or before.data.train), before.tasks, spaces)
     data = before.data.model_copy(update={"workers": 0})
     loader = train_loader(data, before.tasks, spaces, datasets, 1, before.seed)
     old = checkpoint.best_weights(saved)
     held = {f"trunk.{name}": p for name, p in net.trunk.named_parameters() if p.requires_grad}
     held = {name: p for name, p in held.items() if name in old}
     fisher = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in held.items()}
-    losses, device, done, epoch = LossNet(net, cut=False, learning=list(before.tasks)), net.mean.device, 0, 0
+    losses, device = LossNet(net, cut=False, learning=list(before.tasks)), net.mean.device
     was_training = net.training
     net.eval()
-    wanted = spec.images or NUM_FISHER_IMAGES
-    while done < wanted:
-        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        for batch in loader:
-            on_device = batch.to(device)
-            image, totals = on_device.image, step_totals([on_device.counts])
-            parts, _, _ = losses(image, on_device.targets, on_device.labelled, totals, on_device.color)
-            weighted = [before.tasks[task].weight * part for task, of in parts.items() for part in of.values()]
-            gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(held.values()), allow_unused=True)
-            for value, gradient in zip(fisher.values(), gradients, strict=True):
-                if gradient is not None:
-                    value += gradient.float().square()
-            done += 1
-            if done == wanted:
-                break
-        epoch += 1
+    available = len(loader)
+    if spec.images and spec.images > available:
+        raise ValueError(
+            f"extend.images is {spec.images}, but an epoch of the old data has {available}; at most so many count; "
+            "lower it, or name more in extend.data"
+        )
+    wanted = spec.images or min(NUM_FISHER_IMAGES, available)
+    loader.batch_sampler.set_epoch(0)  # type: ignore[union-attr]
+    for batch in islice(loader, wanted):
+        on_device = batch.to(device)
+        image, totals = on_device.image, step_totals([on_device.counts])
+        parts, _, _ = losses(image, on_device.targets, on_device.labelled, totals, on_device.color)
+        weighted = [before.tasks[task].weight * part for task, of in parts.items() for part in of.values()]
+        gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(held.values()), allow_unused=True)
+        for value, gradient in zip(fisher.values(), gradients, strict=True):
+            if gradient is not None:
+                value += gradient.float().square()
     net.train(was_training)
     return normalised(fisher)
 

@@ -107,6 +107,10 @@ def _other_parts(net: MultiTaskNet, run: Run, saved: Mapping[str, Any]) -> dict[
             a, b = (_type(settings.get(key)) for settings in (was, own))
             if a != b:
                 other[f"decoders.{name}."] = f"task {name} not taken: its {key} is {a} in the file, {b} here"
+        for key in task.settings_in_weights:
+            if was.get(key) != own[key]:
+                text = f"{key} is {was.get(key)} in the file, {own[key]} here, and its weights hold it"
+                other[f"decoders.{name}."] = f"task {name} not taken: its {text}"
     return other
 
 

@@ -43,6 +43,28 @@ def step_size(train: Mapping[str, Any], world: int) -> tuple[int, str]:
     return train["batch_size"] * train["accumulate"] * world, parts
 
 
+def changed_settings(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
+    """A line for each setting of a run (as plain data) that a resumed run has otherwise, but for its folder."""
+    before, now = _flat(saved), _flat(fresh)
+    names = [name for name in {**before, **now} if name.partition(".")[0] != "output"]
+    return [
+        f"{name} is {now.get(name, 'not set')}, and was {before[name]}"
+        for name in names
+        if name in before and (name not in now or before[name] != now[name])
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested settings by dotted path; a list without settings in it is one value."""
+    if isinstance(value, Mapping) and value:
+        items = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+        items = dict(enumerate(value)).items()
+    else:
+        return {path: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, inner in items for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()}
+
+
 def what_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
     """A note where steps are made otherwise than those of the checkpoint; None: bit for bit as if nothing had happened.
 

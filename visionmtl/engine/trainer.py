@@ -61,7 +61,7 @@ from visionmtl.engine.optim import (
     unguarded,
 )
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
-from visionmtl.engine.position import Continuation, Position, go_on, what_changed
+from visionmtl.engine.position import Continuation, Position, changed_settings, go_on, what_changed
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
@@ -209,7 +209,7 @@ class StepOutput:
 
     losses: dict[str, dict[str, Tensor]]  # by task and part: this rank's, summed over micro-batches
     labelled: dict[str, Tensor]  # by task: bool scalar, whether the step has a label of it on any rank
-    weights: Mapping[str, Tensor]  # by task: as the balancing method gave it
+    weights: Mapping[str, Tensor]  # by task: as the balancing method gave it, the mean of those of micro-batches
     grad_norm: Tensor
 
 
@@ -272,7 +272,8 @@ class Trainer:
         if self.schedule:
             self.schedule.to(ranks.device)
         self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
-        if self.balancer.needs_cut and not any(p.requires_grad for p in net.trunk.parameters()):
+        compares = self.balancer.needs_cut or self.balancer.needs_parameters
+        if compares and not any(p.requires_grad for p in net.trunk.parameters()):
             raise ValueError(
                 f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
                 "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
@@ -346,13 +347,14 @@ class Trainer:
         torch.manual_seed(self._step_seed())
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
-        weights: Mapping[str, Tensor] = {}
+        of_batches: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with self._gradient_sync(last):
                 parts, weights = self._forward_backward(
                     batch, soft[number], totals, labelled, 1 / len(micro_batches), last
                 )
+            of_batches.append(weights)
             for task, of_task in parts.items():
                 known = losses.setdefault(task, {})
                 for name, value in of_task.items():
@@ -360,6 +362,7 @@ class Trainer:
         if self.schedule:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
             self.schedule.measure(of_tasks, labelled, self.steps_of_this_size / max(1, self.steps_per_epoch))
+        weights = of_batches[0] if len(of_batches) == 1 else self._mean_weights(of_batches, micro_batches)
         output = StepOutput(losses, labelled, weights, self._optimizer_step(losses))
         if before is not None:
             check_step(self, before, micro_batches, totals, output)
@@ -436,6 +439,18 @@ class Trainer:
         flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.learning]
         on_any_rank = sum_over_ranks(torch.stack(flags).float()) > 0
         return dict(zip(self.learning, on_any_rank.unbind(), strict=True))
+
+    def _mean_weights(
+        self, of_batches: Sequence[Mapping[str, Tensor]], micro_batches: Sequence[Batch]
+    ) -> dict[str, Tensor]:
+        """Each task's weight, the mean over the micro-batches that teach it."""
+        means = {}
+        for task in of_batches[0]:
+            weights = torch.stack([weights[task] for weights in of_batches])
+            labelled = torch.stack([batch.labelled[task].any() for batch in micro_batches]).to(weights.device)
+            num_taught = (labelled | (weights != 0)).sum().clamp(min=1)  # a teacher, or another rank, teaches too
+            means[task] = weights.sum() / num_taught
+        return means
 
     def _forward_backward(
         self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
@@ -514,7 +529,8 @@ class Trainer:
             folder, ranks.is_main_process and not options.dry_run, self.state.step if resumed else None,
             show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
         ) as self.log:  # fmt: skip
-            self.log.config(dump(run))
+            if not resumed or self.state.step < self.last_step:  # else nothing is learnt under these settings
+                self.log.config(dump(run))
             self.bad_files = BadFileRecord(
                 run.data.bad_files.limit, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
                 folder if ranks.is_main_process and not options.dry_run else None, resumed,
@@ -590,6 +606,12 @@ class Trainer:
         resumed = checkpoint.load_resumed(path, fall_back=options.resume == "auto") if path else None
         results = self.load_checkpoint(resumed.path, self.data.monitor, resumed.state) if resumed else None
         self.state.evaluated, self.state.results = results is not None, results or {}
+        if resumed and resumed.path.parent.resolve() != (folder / "checkpoints").resolve():
+            is_best = results is not None and self.data.monitor.value(results) == self.state.best
+            write = self.ranks.is_main_process and not options.dry_run
+            best = folder / "checkpoints" / "best.pt"
+            if not checkpoint.carry_best(resumed.path, best, self.state.step, is_best, write):
+                self.state.best = -math.inf
         # all ranks have looked into the folder before the first one writes there
         position = (self.state.step, self.state.evaluated)
         remedy = "let all machines see one run folder, or copy it to each"
@@ -881,10 +903,18 @@ class Trainer:
         """
         saved = saved or checkpoint.load(path)
         self.load_state_dict(saved, path)
-        if note := what_changed(saved, self._local_state()):
+        fresh = self._local_state()
+        self.resume_lines += [f"changed   {line}" for line in changed_settings(saved["run"], fresh["run"])]
+        if note := what_changed(saved, fresh):
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
+        if checkpoint.judged_by(saved["run"]) != checkpoint.judged_by(fresh["run"]):
+            self.resume_lines.append(
+                "note      other validation images, or another size: the best so far counts no more"
+            )
+            self.state.best = -math.inf
+            return None
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
             self.state.best = -math.inf
         file = checkpoint.results_file(path.parent.parent, self.state.step)
@@ -899,7 +929,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
         check_fits(self.net, state["net"], path)
-        check_continues(state, self._local_state(), path)
+        check_continues(state, self._local_state(), self.run.tasks, path)
         teachers.check_record(state, self._local_state(), path)
         if self.extension:
             self.extension.load_state_dict(state.get("extension"), path)

@@ -127,12 +127,15 @@ def read_affinity(folder: Path) -> dict[str, list[list[float]]]:
 
 
 def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:
-    """The mean over pairs of seeds of Spearman's rank correlation; None for one seed or fewer than three values.
+    """The mean over pairs of seeds of Spearman's rank correlation; equal values share their mean rank.
 
-    1: the seeds put the values in one order; about 0: in orders that have nothing to do with each other.
+    1: the seeds put the values in one order; about 0: in orders that have nothing to do with each other. None for fewer
+    than two seeds whose values differ at all, or fewer than three values.
     """
-    if len(of_seeds) < 2 or len(of_seeds[0]) < 3:
+    from scipy.stats import rankdata  # here: it takes as long as the rest of a tool to import
+
+    ranks = [rankdata(values) for values in of_seeds if len(set(values)) > 1]
+    if len(ranks) < 2 or len(ranks[0]) < 3:
         return None
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in of_seeds]
     correlations = [float(np.corrcoef(a, b)[0, 1]) for a, b in combinations(ranks, 2)]
     return sum(correlations) / len(correlations)

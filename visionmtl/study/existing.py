@@ -58,11 +58,18 @@ def read_existing(folder: Path, confidence: float = 0.95) -> tuple[PlannedRuns, 
 
 
 def _runs(folder: Path) -> Iterator[tuple[Path, Run, Path]]:
-    """Folder, settings and last evaluation of each run."""
+    """Folder, settings and last evaluation of each run. Raises ValueError for one that stopped before its end."""
     for file in sorted(folder.rglob("config.yaml")):
         evaluations = sorted((file.parent / "eval").glob("step-*.json"))
         if evaluations:
-            yield file.parent, config.load_recorded(file.parent), evaluations[-1]
+            run = config.load_recorded(file.parent)
+            epoch = read_object(evaluations[-1], {"header.epoch": int})["header"]["epoch"]
+            if epoch < run.train.epochs:
+                raise ValueError(
+                    f"{file.parent} was last evaluated after epoch {epoch} of {run.train.epochs}; a comparison takes "
+                    f"runs that have ended; finish it (visionmtl train --resume {file.parent}), or move it away"
+                )
+            yield file.parent, run, evaluations[-1]
 
 
 def _check_same_data(found: Sequence[tuple[Path, Run, Path]]) -> None:

@@ -94,6 +94,15 @@ class Task(Configurable, package="visionmtl.tasks"):
         """
         return targets
 
+    @property
+    def settings_in_weights(self) -> tuple[str, ...]:
+        """Names of settings whose values the weights of a trained network hold, so that no other values fit them."""
+        return ()
+
+    def size_problem(self, size: tuple[int, int]) -> str | None:
+        """What of the settings has no effect on inputs of (H, W) pixels, in three parts; None where all has one."""
+        return None
+
     def with_most_predictions(self) -> Self:
         """The task with settings under which it predicts as much an image as it ever may; for measuring memory."""
         return self

@@ -42,7 +42,7 @@ class Depth(Task, frozen=True):
     num_bins: int | None = Field(None, ge=2, description="log-spaced depths of head 'bins'; unset = 64")
     variance_focus: float = Field(0.85, ge=0, lt=1, description="lambda of the scale-invariant loss")
     gradient_weight: float = Field(0.5, ge=0, description="factor of the multi-scale gradient term; 0 = off")
-    gradient_scales: int = Field(4, ge=1)
+    gradient_scales: int = Field(4, ge=1, le=16, description="scale k has every 2^k-th pixel")
     virtual_normal_weight: float = Field(
         0.0, ge=0, description="factor of virtual normals (arXiv:1907.12209), which keep surfaces flat; 0 = off"
     )
@@ -76,6 +76,20 @@ class Depth(Task, frozen=True):
         decoder = self.decoder.build(channels)
         limits = math.log(self.min_depth_m), math.log(self.max_depth_m)
         return _LogBins(decoder, limits, self.num_bins or 64) if self.head == "bins" else _LogDepth(decoder, limits)
+
+    @property
+    def settings_in_weights(self) -> tuple[str, ...]:
+        """The depths of bins lie between the limits."""
+        return ("min_depth_m", "max_depth_m") if self.head == "bins" else ()
+
+    def size_problem(self, size: tuple[int, int]) -> str | None:
+        most = (min(size) - 1).bit_length()
+        if not self.gradient_weight or self.gradient_scales <= most:
+            return None
+        return (
+            f"gradient_scales is {self.gradient_scales}, but of {size[0]}x{size[1]} pixels scale {most} has one in a "
+            f"row or column, which has no neighbour; {most} is the most; lower it"
+        )
 
     def rescale(self, module: nn.Module, slope: float, offset: float) -> None:
         """Let a module that `build` made predict slope * log depth + offset from now on."""

@@ -22,7 +22,9 @@ class EWC(Extend, frozen=True):
 
     type: Literal["ewc"] = "ewc"
     strength: float = Field(1.0, gt=0)
-    images: int | None = Field(None, ge=1, description="200: labelled images that the Fisher information is a mean of")
+    images: int | None = Field(
+        None, ge=1, description="images that the Fisher information is a mean of; unset = 200, or an epoch of fewer"
+    )
     data: list[Dataset] | None = Field(
         None, min_length=1, description="to measure it on; unset = the old training data"
     )

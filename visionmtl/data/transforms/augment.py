@@ -31,8 +31,14 @@ def fit(image: NDArray[np.uint8], size: Size, train_size: Size | None = None) ->
     """
     height, width = image.shape[:2]
     crop = CropResize.whole((height, width), size)
-    scale, trained = (min(h / height, w / width) for h, w in (size, train_size or size))
-    return crop.image(image), ImageMeta(size=(height, width), content_size=crop.out, zoom=scale / trained)
+    meta = ImageMeta(size=(height, width), content_size=crop.out, zoom=zoom((height, width), size, train_size or size))
+    return crop.image(image), meta
+
+
+def zoom(image: Size, size: Size, train_size: Size) -> float:
+    """How much larger an image (H, W) looks where it fits into `size` than where it fits into `train_size`."""
+    scale, trained = (min(of / own for of, own in zip(target, image, strict=True)) for target in (size, train_size))
+    return scale / trained
 
 
 class Blur(Spec):

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypedDict
+from typing import Annotated, ClassVar, TypedDict
 
 import torch
 from pydantic import Field, model_validator
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from visionmtl.config.registry import Configurable
+from visionmtl.config.registry import Configurable, EachOnce
 from visionmtl.modeling.layers import Norm, convolution, norm_layer
 from visionmtl.structures import Maps
 
@@ -30,7 +30,7 @@ class Head(Configurable, package="visionmtl.modeling.heads"):
     counts_predictions: ClassVar[bool] = False
     """Whether `count_predictions` counts anything."""
 
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    levels: Annotated[tuple[int, ...], EachOnce] = Field((3, 4, 5, 6, 7), min_length=1)
     num_convs: int = Field(2, ge=0, description="convolutions in each tower; papers have 4, at twice the cost")
     channels: int = Field(0, ge=0, description="channels of the towers; 0 = those of the pyramid")
     norm: Norm = "group"
