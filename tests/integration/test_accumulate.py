@@ -8,6 +8,7 @@ from contract import SIZE, sample
 from torch import Tensor, nn
 from toy_run import small_run, small_state, small_tasks
 
+from visionmtl.balance.upgrad import UPGrad
 from visionmtl.modeling.heads.aligned import Aligned
 from visionmtl.modeling.heads.base import Head
 from visionmtl.modeling.heads.fcos import FCOS
@@ -91,3 +92,15 @@ def test_losses_that_rank_or_divide_sums_count_each_micro_batch_by_its_share_of_
     whole, parts = (gradients(tasks, n, LABELLED["one of four"]) for n in (1, 4))
     one, other = (torch.cat([value.flatten() for value in of.values()]) for of in (whole, parts))
     assert (one - other).norm() <= 1e-4 * one.norm(), "the one labelled image is the whole step, wherever it lies"
+
+
+def test_the_weights_of_a_step_are_the_mean_over_the_micro_batches_that_teach_the_task():
+    tasks = small_tasks()
+    batches = [batch_of(tasks, range(i, i + 1), LABELLED["one of four"]) for i in range(4)]
+
+    def weights(micro_batches: list[Batch]) -> dict[str, float]:
+        trainer = small_state(small_run(tasks, UPGrad(), accumulate=len(micro_batches)))
+        trainer.net.train = lambda mode=True: nn.Module.train(trainer.net, False)  # type: ignore[method-assign]
+        return {task: weight.item() for task, weight in trainer.train_step(micro_batches).weights.items()}
+
+    assert weights(batches) == pytest.approx(weights(batches[1:2]), rel=1e-3)

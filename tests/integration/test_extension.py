@@ -224,6 +224,21 @@ def test_importance_is_the_mean_square_of_gradients_of_single_images(old: Path):
         normalised({"a": torch.zeros(2)})
 
 
+def test_tasks_that_chose_their_classes_count_too(tmp_path: Path):
+    """Their data set has other classes, so that it teaches them only by the names of these."""
+    tasks = {"segmentation": {"classes": ["wall", "floor"]}}
+    train(scene_run.run(tmp_path, ("segmentation",), **BATCHNORM, tasks=tasks), TrainOptions(max_steps=1))
+    fisher = measure_fisher(EWC(checkpoint=str(tmp_path), images=2), net_of(tmp_path))
+    assert any((value > 0).any() for value in fisher.values())
+
+
+def test_more_images_than_the_old_data_have_are_refused(old: Path):
+    with pytest.raises(
+        ValueError, match=r"extend.images is 1000, but an epoch of the old data has \d+; at most so many"
+    ):
+        measure_fisher(EWC(checkpoint=str(old), images=1000), net_of(old))
+
+
 def test_the_stronger_the_penalty_the_less_important_weights_move(old: Path, tmp_path: Path):
     def moved(strength: float) -> float:
         """How far weights went, squared and weighted by their importance."""

@@ -120,6 +120,23 @@ def test_another_encoder_pyramid_or_head_is_not_taken_though_shapes_agree(saved)
             assert torch.equal(value, start[name])
 
 
+def test_bins_of_another_range_are_not_taken(tmp_path):
+    """The depths of bins are kept with the weights, so that nothing beyond the old range would ever be predicted."""
+    near, far = ({"depth": Depth(decoder=NARROW, head="bins", max_depth_m=m)} for m in (10, 80))
+    path = tmp_path / "checkpoints/last.pt"
+    path.parent.mkdir()
+    checkpoint.save(path, toy_run.small_state(small_run(near)).state_dict())
+
+    net = net_of(far)
+    lines = "\n".join(load_initial(net, small_run(far), path))
+    assert "task depth not taken: its max_depth_m is 10.0 in the file, 80.0 here, and its weights hold it" in lines
+    assert net.decoders["depth"].centres.max().exp().item() == pytest.approx(80)
+    with pytest.raises(
+        ValueError, match=r"was written with tasks.depth.max_depth_m 10.0, this run has 80.0; a resumed"
+    ):
+        toy_run.small_state(small_run(far)).load_state_dict(checkpoint.load(path), path)
+
+
 def test_another_size_is_said(saved):
     run = small_run(small_tasks())
     size = (SIZE[0] * 2, SIZE[1] * 2)

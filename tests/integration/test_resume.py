@@ -263,3 +263,34 @@ def test_the_same_classes_in_another_order_are_refused_by_name(cut: Path, tmp_pa
 
     with pytest.raises(ValueError, match=r"learnt task 'segmentation' with the classes cylinder, .*this run has wall,"):
         train(settings(tmp_path / "run"), TrainOptions(resume=str(path)))
+
+
+def test_a_finished_run_keeps_the_settings_that_it_was_trained_with(whole: Path, tmp_path: Path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    before = (folder / "config.yaml").read_text()
+
+    train(settings(folder, optim={"lr": 0.5}), TrainOptions(resume="auto"))
+
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_each_changed_setting_is_said(cut: Path, tmp_path: Path):
+    folder = shutil.copytree(cut, tmp_path / "run")
+
+    train(
+        settings(folder, seed=5, data={"val": [{**scene_run.scenes(3), "split": "test"}]}), TrainOptions(resume="auto")
+    )
+
+    log = (folder / "train.log").read_text()
+    assert "changed   seed is 5, and was 0\n" in log and "changed   data.val.0.split is test, and was " in log
+    assert "other validation images, or another size: the best so far counts no more" in log
+    assert "output" not in "".join(line for line in log.splitlines() if "  changed " in line)
+
+
+def test_the_best_checkpoint_comes_along_into_another_folder(whole: Path, tmp_path: Path):
+    saved = scene_run.last_state(whole)
+
+    train(settings(tmp_path / "on"), TrainOptions(resume=str(whole / "checkpoints" / "last.pt")))
+
+    best = checkpoint.load(tmp_path / "on" / "checkpoints" / "best.pt")
+    assert best["step"] == checkpoint.load(whole / "checkpoints" / "best.pt")["step"] <= saved["step"]
