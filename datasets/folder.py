@@ -775,7 +775,12 @@ class FolderReader(PartReader):
         first = names[int(np.argmin(known))]
         count = f"{np.count_nonzero(~known)} of {len(known)} images"
         text = f"{label}: {count} have no {source}, the first is {first}"
-        if missing == "error" or not known.any():
+        if missing != "error" and not known.any():
+            raise ValueError(
+                f"{text}; a label that no image has teaches and judges nothing; correct the path, or leave {label} out "
+                "of this data set"
+            )
+        if missing == "error":
             raise ValueError(
                 f"{text}; in {self._root} every image needs its label; add what is missing, correct the path, or set "
                 "missing: unlabelled to take those images as not labelled"

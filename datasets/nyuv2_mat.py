@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from visionmtl.datasets.nyuv2 import (
     CLASSES,
+    INTRINSICS,
+    SIZE,
     NYUv2,
     blacken_border,
     class_space,
@@ -95,7 +97,8 @@ class _Reader:
             labels["depth_m"] = self._read_depth(index)
         if "image_labels" in self.provides:
             labels["image_labels"] = self._scenes[number - 1 : number]
-        return Sample(image=image, image_id=f"{number:04}", **labels)
+        camera = INTRINSICS if image.shape[:2] == SIZE else None
+        return Sample(image=image, image_id=f"{number:04}", intrinsics=camera, **labels)
 
     def _read_depth(self, index: int) -> NDArray[np.float32]:
         return metres(self._official.millimetres(int(self._numbers[index]), self._spec.depth), UNITS_PER_METRE)

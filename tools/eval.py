@@ -240,11 +240,11 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task
     from visionmtl.metrics.definitions import with_definitions
 
-    if args.checkpoint.endswith(".pt") or Path(args.checkpoint).is_dir():
+    if args.checkpoint.endswith((".yaml", ".yml")):
+        run, known = config.load(args.checkpoint, args.overrides, args.split), None
+    else:
         opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)
         run, known = opened.run, opened.net.spaces
-    else:
-        run, known = config.load(args.checkpoint, args.overrides, args.split), None
     paths = paths_by_task(args.from_predictions, run.tasks)
     tasks = {name: run.tasks[name] for name in paths}
     datasets = choose_datasets(run, args.data)

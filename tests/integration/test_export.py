@@ -226,8 +226,13 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
 def test_images_of_other_channels_are_refused(trained: Path, tmp_path: Path):
     opened = exporter.open_network(trained, (), ["depth"])
     TorchExport().write(make_graph(opened.net, opened.run), tmp_path / "net.pt2")
-    with pytest.raises(ValueError, match=r"image 0 is \[8, 9, 4\]; \[h, w, 3\] is needed"):
-        ExportedModel(tmp_path / "net.pt2").run_padded([np.zeros((8, 9, 4), np.uint8)])
+    exported = ExportedModel(tmp_path / "net.pt2")
+    with pytest.raises(ValueError, match=r"image 0 is uint8 \[8, 9, 4\]; uint8 \[H, W, 3\] RGB is needed"):
+        exported.run_padded([np.zeros((8, 9, 4), np.uint8)])
+    for image in (np.zeros((8, 9, 3), np.float32), np.zeros((8, 9), np.uint8)):
+        with pytest.raises(ValueError, match=r"image 1 is .*; uint8 \[H, W, 3\] RGB is needed"):
+            exported.predict([np.zeros((8, 9, 3), np.uint8), image])
+    assert exported.predict([]) == []
 
 
 def test_the_scale_of_depth_is_the_same_for_every_image_or_refused():

@@ -99,6 +99,12 @@ def test_labels_are_read_back_as_they_were_predicted(images: str, trained: Path,
     assert record["labels"]["boxes"] == {"predicted": 4, "kept": 0} and len(record["sha256"]) == 64
 
 
+def test_a_folder_that_is_referred_to_may_hold_more_images_than_were_labelled(trained, photos: Path, tmp_path: Path):
+    assert run(trained, photos, "--as-labels", tmp_path / "out", "--images", "refer", "--num", "2") == 0
+    read = samples(opened(tmp_path / "out"))
+    assert len(read) == 4 and sum(one.depth_m is not None for one in read.values()) == 2
+
+
 def test_a_data_set_keeps_its_labels_and_gets_those_it_lacks(trained: Path, tmp_path: Path):
     """Boxes of one image and depth of two are missing; segmentation is of other classes and stays as it is."""
     data = FolderData(tmp_path / "data")

@@ -249,6 +249,7 @@ def test_intrinsics_come_with_the_call_or_the_sample(model, photos):
 @pytest.mark.parametrize(
     ("intrinsics", "tasks", "said"),
     [
+        (5, None, r"intrinsics are 5; \(fx, fy, cx, cy\) in pixels with focal lengths above 0 are needed"),
         ((0, 1, 1, 1), None, r"intrinsics are \(0, 1, 1, 1\); \(fx, fy, cx, cy\) in pixels with focal lengths above 0"),
         ((1, 1, 1), None, r"are \(1, 1, 1\)"),
         ((1, 1, 1, 1), ["depth"], "would have no effect: .* the tasks depth do not predict boxes; leave them out"),

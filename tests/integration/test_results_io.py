@@ -134,6 +134,14 @@ def test_files_that_cannot_be_meant_are_errors_that_teach(tmp_path):
         open_predictions(folder, Depth(), None).read(sample(1))
     with pytest.raises(ValueError, match=r"1 channel\(s\) of 16 bits; 1 of 8 bits are needed"):
         open_predictions(folder, Segmentation(), ANIMALS).read(one)
+    cv2.imwrite(str(folder / "image_0.png"), np.zeros(one.depth_m.shape, np.uint16))
+    with pytest.raises(
+        ValueError, match=r"image_0.png has 0, no prediction, in [\d,]+ pixels whose depth was measured"
+    ):
+        open_predictions(folder, Depth(), None).read(one)
+    cv2.imwrite(str(folder / "image_0.png"), np.full((2, 2), 3, np.uint8))
+    with pytest.raises(ValueError, match=r"image_0.png holds the value 3; animals has 17, 18, 90, and 255 is no class"):
+        open_predictions(folder, Segmentation(), ANIMALS).read(one)
     with pytest.raises(ValueError, match="leads out of the folder"):
         written(tmp_path / "q", Sample(image=one.image, image_id="../x"), {"depth": one.depth_m})
     writer = SubmissionWriter(tmp_path / "r", {"depth": Depth()}, SPACES)

@@ -131,6 +131,10 @@ def test_voc_counts_from_one_and_its_difficult_objects_are_neither_hit_nor_miss(
     assert reader.provides["boxes"].classes == ("cup", "plate")
     notes = "\n".join(reader.notes)
     assert "counted from 1, as in the standard" in notes and "1 objects are `difficult`" in notes
+    part = "<part><name>handle</name><bndbox><xmin>0</xmin><ymin>3</ymin><xmax>2</xmax><ymax>5</ymax></bndbox></part>"
+    write(root / "xml/b.xml", voc(voc_object("cup", (1, 2, 4, 4), part)))
+    parts = open_folder(root, boxes={"files": "xml/{stem}.xml"})
+    assert boxes_of(parts, 0)[0][1] == [10, 1, 20, 20], "a part of an object, which is not read, decides nothing"
     write(root / "xml/b.xml", voc(voc_object("cup", (0, 0, 4, 4)), size=""))
     other = open_folder(root, boxes={"files": "xml/{stem}.xml"})
     assert boxes_of(other, 1)[0] == [[0, 0, 4, 4]] and any("1 files do not give the size" in n for n in other.notes)

@@ -173,7 +173,7 @@ def test_median_alignment_removes_the_scale_and_says_so():
             np.ones((2, 2)),
             np.ones((2, 2)),
             {"protocol": "nyu_eigen"},
-            "2x2 px; protocol 'nyu_eigen'.*choose protocol 'per_image'",
+            "2x2 px; protocol 'nyu_eigen'.*leave --protocol out and set tasks.NAME.protocol=per_image",
         ),
         (np.full((2, 2), np.nan), np.ones((2, 2)), {}, "4 predicted depths are NaN"),
         (np.zeros((2, 2)), np.ones((2, 2)), {"align": "median"}, "needs a positive finite one"),

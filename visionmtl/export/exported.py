@@ -14,6 +14,7 @@ from visionmtl.config.text_files import check_object
 from visionmtl.data.transforms.augment import fit
 from visionmtl.export.base import Format, format_of
 from visionmtl.export.graph import CONTENT, FORMAT, IMAGE, Description, restore_raw
+from visionmtl.io.images import check_pixels
 from visionmtl.structures import ImageMeta, LabelSpace
 from visionmtl.tasks.base import Task
 
@@ -55,6 +56,9 @@ class ExportedModel:
 
     def predict(self, images: Sequence[Pixels]) -> list[dict[str, Any]]:
         """Each image's predictions by task at its own resolution, as `inference.predictor.predict` gives them."""
+        if not images:
+            return []
+        check_pixels(images, self.channels)
         resized, metas = zip(*(fit(image, self.size, self._trained) for image in images), strict=True)
         return self.predictions(self.run_padded(resized), metas)
 
@@ -71,12 +75,7 @@ class ExportedModel:
 
     def inputs_of(self, images: Sequence[Pixels]) -> dict[str, NDArray[Any]]:
         """What the file takes for images [h, w, 3] that fit into its input: as many as its batch is."""
-        for number, one in enumerate(images):
-            if one.ndim != 3 or one.shape[2] != self.channels:
-                raise ValueError(
-                    f"image {number} is {list(one.shape)}; [h, w, {self.channels}] is needed; read it as the network's "
-                    "training did"
-                )
+        check_pixels(images, self.channels)
         canvas = np.zeros((len(images), *self.size, self.channels), np.uint8)
         for padded, image in zip(canvas, images, strict=True):
             padded[: image.shape[0], : image.shape[1]] = image

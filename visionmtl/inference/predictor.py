@@ -1,6 +1,7 @@
 """A trained network at work: images in, results at their own size out, with the numbers of `tools/eval.py`."""
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import forward
 from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
-from visionmtl.io.images import list_images, picture_format, read_image
+from visionmtl.io.images import check_pixels, list_images, picture_format, read_image
 from visionmtl.io.video import count_frames, is_video, read_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
@@ -299,7 +300,7 @@ class Predictor:
         """
         numbers: tuple[tuple[str, Any, int], ...] = (("batch_size", batch_size, 1), ("threads", threads, 0))
         for name, value, least in numbers:
-            if value is not None and (not isinstance(value, Integral) or value < least):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
                 raise ValueError(f"{name} is {value!r}; {least} or more, a whole number, is allowed; correct it")
         if precision is not None and precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}; correct it")
@@ -363,7 +364,7 @@ class Predictor:
         """
         chosen = choose_tasks(self.net.tasks, tasks)
         if intrinsics is not None:
-            _check_intrinsics(intrinsics, chosen)
+            intrinsics = _checked_intrinsics(intrinsics, chosen)
         stream = partial(self._stream, tasks=chosen, intrinsics=intrinsics)
         if isinstance(source, str | Path):
             if str(source).startswith("~"):  # the address of a stream is no path
@@ -410,7 +411,7 @@ class Predictor:
             if self._compiled is None:
                 predictions = predict(self.net, pixels, size, self.precision, batch_size, list(tasks))
             else:
-                _check_pixels(pixels, self.net.in_chans)
+                check_pixels(pixels, self.net.in_chans)
                 filled = [*pixels, *pixels[-1:] * (batch_size - len(pixels))]
                 with self._compiling:
                     predictions = _predict_batch(
@@ -439,23 +440,28 @@ def load(
     batch_size, threads, compile: see `Predictor`
     allow_import: modules of plug-ins that the checkpoint may import, which runs them
     """
-    chosen = device if isinstance(device, torch.device) else choose_device(device or "auto")
+    chosen = choose_device(str(device or "auto"))
     with allow_imports(allow_import):
         opened = open_model(path, chosen)
     return Predictor(opened, tasks, precision, batch_size=batch_size, threads=threads, compile=compile)
 
 
-def _check_intrinsics(intrinsics: Intrinsics, tasks: Mapping[str, Task]) -> None:
-    values = tuple(intrinsics)
-    if len(values) != 4 or not np.isfinite(values).all() or min(values[:2]) <= 0:
+def _checked_intrinsics(intrinsics: Any, tasks: Mapping[str, Task]) -> Intrinsics:
+    try:
+        fx, fy, cx, cy = (float(value) for value in intrinsics)
+    except (TypeError, ValueError):
+        fx = fy = cx = cy = math.nan
+    if not all(map(math.isfinite, (fx, fy, cx, cy))) or min(fx, fy) <= 0:
         raise ValueError(
-            f"intrinsics are {values}; (fx, fy, cx, cy) in pixels with focal lengths above 0 are needed; correct them"
+            f"intrinsics are {intrinsics!r}; (fx, fy, cx, cy) in pixels with focal lengths above 0 are needed; correct "
+            "them"
         )
     if missing := {"boxes", "depth_m"} - {task.result_field for task in tasks.values()}:
         raise ValueError(
             f"intrinsics would have no effect: they place boxes in space, which needs boxes and depth, and the tasks "
             f"{', '.join(tasks)} do not predict {' and '.join(sorted(missing))}; leave them out, or predict both"
         )
+    return fx, fy, cx, cy
 
 
 def _with_progress(results: Iterator[Result], total: int | None, progress: bool) -> Iterator[Result]:
@@ -495,7 +501,7 @@ def predict(
     images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`); tasks: None =
     all. Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
     """
-    _check_pixels(images, net.in_chans)
+    check_pixels(images, net.in_chans)
     was_training = net.training
     if was_training:  # threads may share a network that is in evaluation mode
         net.eval()
@@ -505,21 +511,6 @@ def predict(
     finally:
         if was_training:
             net.train()
-
-
-def _check_pixels(images: Sequence[Pixels], in_chans: int) -> None:
-    for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans:
-            kind = "[H, W, 3] RGB" if in_chans == 3 else f"[H, W, {in_chans}], as training read it,"
-            raise ValueError(
-                f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
-                "read files with visionmtl.io.images.read_image, or convert the array"
-            )
-        if not image.size:
-            raise ValueError(
-                f"image {number} is {image.shape[0]}x{image.shape[1]} px; one pixel or more is needed; leave it out "
-                "or correct how it is cut"
-            )
 
 
 @torch.inference_mode()
@@ -563,6 +554,8 @@ def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
                 "convert it with the range you mean"
             )
         upright = ImageOps.exif_transpose(source)
+        if upright.mode in ("La", "RGBa"):  # colours times transparency
+            upright = upright.convert("LA" if upright.mode == "La" else "RGBA")
         if upright.has_transparency_data:
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
         return np.array(upright.convert("RGB")), None, None

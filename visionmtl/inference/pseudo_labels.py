@@ -320,10 +320,14 @@ class LabelWriter:
             if (space := self._spaces[name]) is not None:
                 settings["space"] = space.name
                 settings |= {"classes": list(space.classes)} if name == "segmentation" else {}
-            if sum(counts[name].values()) < len(self._files):
+            if sum(counts[name].values()) < len(self._files) or self._common_has_more():
                 settings["missing"] = "unlabelled"
             plain["depth" if name == "depth_m" else name] = settings
         return plain
+
+    def _common_has_more(self) -> bool:
+        """Whether the linked folder has images beside those that were labelled."""
+        return self.mode == "refer" and len(folder_sources(self.folder / "images")) > len(self._files)
 
     def _coco(self) -> dict[str, Any]:
         space = self._spaces["boxes"]

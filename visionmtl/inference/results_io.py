@@ -237,7 +237,10 @@ def open_predictions(
                 f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
                 f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
             )
-        return matches[0], _PNG[task.field].read(files[matches[0]], space, units)
+        prediction = _PNG[task.field].read(files[matches[0]], space, units)
+        if task.field == "depth_m":
+            _check_dense(files[matches[0]], prediction, sample.depth_m)
+        return matches[0], prediction
 
     return Predictions(read)
 
@@ -427,8 +430,14 @@ def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: floa
 
 def _decode_classes(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     assert space is not None
+    ids = _official_ids(space)[: len(space.classes)]
+    if (strange := np.setdiff1d(values, [*ids, 0, IGNORE] if space.ids else [*ids, IGNORE])).size:
+        raise ValueError(
+            f"holds the value {strange[0]}; {space.name} has {', '.join(map(str, ids))}, and {IGNORE} is no class; "
+            "write those"
+        )
     table = np.full(256, IGNORE, np.uint8)
-    table[_official_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
+    table[ids] = np.arange(len(space.classes))
     return table[values]
 
 
@@ -461,6 +470,16 @@ def _decode_normals(values: NDArray[Any], space: LabelSpace | None, units: float
 _Convert = Callable[[NDArray[Any], LabelSpace | None, float], NDArray[Any]]
 
 
+def _check_dense(file: Path, depth_m: NDArray[Any], truth: NDArray[Any] | None) -> None:
+    if truth is None or truth.shape != depth_m.shape:  # another size is the meter's to tell
+        return
+    if missing := np.count_nonzero((depth_m == 0) & (truth > 0)):
+        raise ValueError(
+            f"{file} has 0, no prediction, in {missing:,} pixels whose depth was measured; each of them is scored and "
+            "needs one; fill them in"
+        )
+
+
 class _PngFormat(NamedTuple):
     """How the values of a map are stored. encode, decode: (values, label space, depth units per metre)."""
 
@@ -478,7 +497,10 @@ class _PngFormat(NamedTuple):
                 f"{file} has {channels} channel(s) of {values.dtype.itemsize * 8} bits; {self.channels} of "
                 f"{np.dtype(self.dtype).itemsize * 8} bits are needed here; convert it"
             )
-        return self.decode(values, space, units)
+        try:
+            return self.decode(values, space, units)
+        except ValueError as error:
+            raise ValueError(f"{file} {error}") from None
 
 
 _PNG = {  # by field of `Sample`

@@ -148,6 +148,22 @@ def images_among(files: Iterable[Path]) -> list[Path]:
     return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
+def check_pixels(images: Iterable[Pixels], in_chans: int) -> None:
+    """Raise ValueError for an image in memory that is not uint8 [H, W, in_chans] of one pixel or more."""
+    for number, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans:
+            kind = "[H, W, 3] RGB" if in_chans == 3 else f"[H, W, {in_chans}], as training read it,"
+            raise ValueError(
+                f"image {number} is {image.dtype} {list(image.shape)}; uint8 {kind} is needed; "
+                "read files with visionmtl.io.images.read_image, or convert the array"
+            )
+        if not image.size:
+            raise ValueError(
+                f"image {number} is {image.shape[0]}x{image.shape[1]} px; one pixel or more is needed; leave it out "
+                "or correct how it is cut"
+            )
+
+
 def read_map(file: Path, size: tuple[int, ...]) -> NDArray:
     """The values of a PNG with one channel, uint8 or uint16 [H, W]; `size` is that of its image."""
     values = read_png(file)

@@ -101,7 +101,8 @@ class DepthMeter:
             if truth.shape != EIGEN_SIZE:
                 raise ValueError(
                     f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
-                    "defined for 480x640 (NYUv2); choose protocol 'per_image' for other data"
+                    "defined for 480x640 (NYUv2); for other data leave --protocol out and set "
+                    "tasks.NAME.protocol=per_image"
                 )
             guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double(), guess.device.type == "cpu")))
