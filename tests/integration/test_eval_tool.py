@@ -230,6 +230,11 @@ def test_errors_are_one_line_and_exit_status_2(saved, tmp_path, capsys, argument
     assert printed.count("\n") == 1
 
 
+def test_files_are_scored_against_any_network_that_other_commands_take(capsys):
+    assert main(["eval", "nyuv2-small", "--from-predictions", "nowhere"]) == 2
+    assert "nowhere holds predictions of none of the tasks detection, segmentation, depth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["miou>=0.5", "segmentation/miou=0.5", "segmentation/miou>=0.5+-0.1", "a/b>0.1"])
 def test_an_expectation_out_of_grammar_is_refused_before_anything_runs(saved, text, capsys):
     with pytest.raises(SystemExit):

@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 from write_nyuv2 import NAMES, TO_40, ImageMeta, drawn_frames, official_mapping, real_frames, write_official
 
-from visionmtl.datasets.nyuv2 import CLASSES, things_space
+from visionmtl.datasets.nyuv2 import CLASSES, INTRINSICS, things_space
 from visionmtl.datasets.nyuv2_mat import SEG40_TO_13, NYUv2Mat
 from visionmtl.structures import IGNORE
 
@@ -44,6 +44,11 @@ def test_rows_columns_and_colours_are_where_they_belong(tmp_path):
     assert sample.segmentation[1, 7] == CLASSES[40].index("sofa") and (sample.segmentation == IGNORE).sum() == 59
     assert sample.depth_m[2, 9] == 3.5 and sample.depth_m.shape == (6, 10)
     assert sample.segmentation.dtype == np.uint8 and sample.depth_m.dtype == np.float32
+
+
+def test_the_camera_is_known_where_the_image_has_the_official_size(tmp_path):
+    assert read(tmp_path / "whole", blank(480, 640)).intrinsics == INTRINSICS
+    assert read(tmp_path / "small", blank()).intrinsics is None
 
 
 def test_an_object_is_a_pair_of_label_and_instance(tmp_path):
