@@ -495,11 +495,9 @@ def carry_best(path: Path, target: Path, step: int, is_best: bool, write: bool) 
     return True
 
 
-def judged_by(run: Mapping[str, Any]) -> Any:
-    """What decides on which images a run (as plain data) is evaluated, and how large; their folders may move."""
-    data = run["data"]
-    val = [{name: value for name, value in one.items() if name != "root"} for one in data["val"]]
-    return val, list(data.get("eval_size") or data["size"])
+def judged_by(run: Run) -> Any:
+    """What decides on which images a run is evaluated, and how large; their folders may move."""
+    return [one.model_dump(exclude={"root"}) for one in run.data.val], run.data.input_size
 
 
 def clean_run(folder: Path, resumed: Resumed) -> list[str]:

@@ -71,7 +71,7 @@ from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.precision import autocast, chosen_precision
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
-from visionmtl.run import Run, dump
+from visionmtl.run import Run, dump, restore
 from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
@@ -909,7 +909,7 @@ class Trainer:
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
-        if checkpoint.judged_by(saved["run"]) != checkpoint.judged_by(fresh["run"]):
+        if checkpoint.judged_by(restore(saved["run"], str(path))) != checkpoint.judged_by(self.run):
             self.resume_lines.append(
                 "note      other validation images, or another size: the best so far counts no more"
             )
