@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from os.path import expanduser
 from pathlib import Path
 
 from visionmtl.cli import ToolParser, add_device, is_setting, positive, run_tool, tried_folder
 from visionmtl.config.durations import seconds
-from visionmtl.config.imports import foreign_settings
 
 MANUAL = """
 A run folder that exists is refused, never written over; it holds config.yaml, metrics.jsonl, TensorBoard files and
@@ -104,22 +103,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from visionmtl.run import print_config, read
+    from visionmtl.run import print_config, read, read_recorded
 
-    origin: AbstractContextManager[None] = nullcontext()
-    if args.config is None:  # the run that lies there goes on, wherever its folder has been moved
-        folder, args.resume = Path(args.resume), "auto"
-        args.config, args.output = str(folder / "config.yaml"), args.output or str(folder)
+    recorded = Path(args.resume) if args.config is None else None  # it may have been moved since
+    if recorded:
+        args.config, args.resume, args.output = str(recorded / "config.yaml"), "auto", args.output or str(recorded)
         if not Path(args.config).is_file():
             raise ValueError(
                 f"there is no {args.config}, and no config was given; --resume alone takes the folder of a run; name "
                 "one, or put a config before the settings"
             )
-        origin = foreign_settings(args.config)
     if args.extend:
         args.overrides += extension_overrides(args.config, args.overrides, args.extend)
-    with origin:
-        loaded = read(args.config, args.overrides)
+    loaded = read_recorded(recorded, args.overrides) if recorded else read(args.config, args.overrides)
     if args.print_config:
         print(print_config(loaded), end="")
         return 0

@@ -426,9 +426,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), split: str | None = No
 
 def load_recorded(folder: Path) -> Run:
     """The run that a run directory keeps in config.yaml: whoever wrote it, modules are imported as `restore` does."""
+    return read_recorded(folder).run
+
+
+def read_recorded(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load_recorded`, with overrides and the origins."""
     file = folder / "config.yaml"
     with foreign_settings(str(file)):
-        return load(file)
+        return read(file, overrides)
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), split: str | None = None) -> Loaded:

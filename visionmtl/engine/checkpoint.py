@@ -495,11 +495,6 @@ def carry_best(path: Path, target: Path, step: int, is_best: bool, write: bool) 
     return True
 
 
-def judged_by(run: Run) -> Any:
-    """What decides on which images a run is evaluated, and how large; their folders may move."""
-    return [one.model_dump(exclude={"root"}) for one in run.data.val], run.data.input_size
-
-
 def clean_run(folder: Path, resumed: Resumed) -> list[str]:
     """Before the first file is written: remove what killed processes and later steps left in a run directory.
 

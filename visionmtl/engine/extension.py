@@ -186,13 +186,6 @@ def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
     datasets = align(open_datasets(spec.data or before.data.train), before.tasks, spaces)
     data = before.data.model_copy(update={"workers": 0})
     loader = train_loader(data, before.tasks, spaces, datasets, 1, before.seed)
-    old = checkpoint.best_weights(saved)
-    held = {f"trunk.{name}": p for name, p in net.trunk.named_parameters() if p.requires_grad}
-    held = {name: p for name, p in held.items() if name in old}
-    fisher = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in held.items()}
-    losses, device = LossNet(net, cut=False, learning=list(before.tasks)), net.mean.device
-    was_training = net.training
-    net.eval()
     available = len(loader)
     if spec.images and spec.images > available:
         raise ValueError(
@@ -200,6 +193,13 @@ def measure_fisher(spec: EWC, net: MultiTaskNet) -> dict[str, Tensor]:
             "lower it, or name more in extend.data"
         )
     wanted = spec.images or min(NUM_FISHER_IMAGES, available)
+    old = checkpoint.best_weights(saved)
+    held = {f"trunk.{name}": p for name, p in net.trunk.named_parameters() if p.requires_grad}
+    held = {name: p for name, p in held.items() if name in old}
+    fisher = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in held.items()}
+    losses, device = LossNet(net, cut=False, learning=list(before.tasks)), net.mean.device
+    was_training = net.training
+    net.eval()
     loader.batch_sampler.set_epoch(0)  # type: ignore[union-attr]
     for batch in islice(loader, wanted):
         on_device = batch.to(device)

@@ -1,6 +1,7 @@
 """Where a training is in its data, counted in images, so that it can go on in steps of another size."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,26 +44,26 @@ def step_size(train: Mapping[str, Any], world: int) -> tuple[int, str]:
     return train["batch_size"] * train["accumulate"] * world, parts
 
 
-def changed_settings(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
-    """A line for each setting of a run (as plain data) that a resumed run has otherwise, but for its folder."""
-    before, now = _flat(saved), _flat(fresh)
-    names = [name for name in {**before, **now} if name.partition(".")[0] != "output"]
-    return [
-        f"{name} is {now.get(name, 'not set')}, and was {before[name]}"
-        for name in names
-        if name in before and (name not in now or before[name] != now[name])
-    ]
+def changed_settings(saved: Any, fresh: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Path and change of each setting (runs as plain data) that a resumed run has otherwise than its checkpoint.
+
+    A setting that the file does not know is of a newer version, and has its default.
+    """
+    pairs: list[tuple[str | int, Any, Any]] = []
+    if isinstance(saved, Mapping) and isinstance(fresh, Mapping):
+        pairs = [(name, value, fresh.get(name, "not set")) for name, value in saved.items()]
+    elif isinstance(saved, list) and isinstance(fresh, list) and len(saved) == len(fresh):
+        whole = not any(isinstance(one, Mapping) for one in saved)  # as a size or levels
+        pairs = [] if whole else [(number, *pair) for number, pair in enumerate(zip(saved, fresh, strict=True))]
+    if not pairs and saved != fresh:
+        yield path, f"is {fresh}, and was {saved}"
+    for name, before, now in pairs:
+        yield from changed_settings(before, now, f"{path}.{name}" if path else str(name))
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested settings by dotted path; a list without settings in it is one value."""
-    if isinstance(value, Mapping) and value:
-        items = value.items()
-    elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
-        items = dict(enumerate(value)).items()
-    else:
-        return {path: list(value) if isinstance(value, tuple) else value}
-    return {k: v for key, inner in items for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()}
+def is_of_evaluation(path: str) -> bool:
+    """Whether a setting decides on which images a run is evaluated, or how large; their folders may move."""
+    return bool(re.match(r"data\.(size|eval_size|val(\.\d+\.(?!root$).+)?)$", path))
 
 
 def what_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:

@@ -61,7 +61,7 @@ from visionmtl.engine.optim import (
     unguarded,
 )
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
-from visionmtl.engine.position import Continuation, Position, changed_settings, go_on, what_changed
+from visionmtl.engine.position import Continuation, Position, changed_settings, go_on, is_of_evaluation, what_changed
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
@@ -71,7 +71,7 @@ from visionmtl.modeling.weights import check_fits
 from visionmtl.network import FEATURES, SOFT, LossNet, MultiTaskNet, build_model
 from visionmtl.ops.precision import autocast, chosen_precision
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
-from visionmtl.run import Run, dump, restore
+from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
@@ -904,12 +904,13 @@ class Trainer:
         saved = saved or checkpoint.load(path)
         self.load_state_dict(saved, path)
         fresh = self._local_state()
-        self.resume_lines += [f"changed   {line}" for line in changed_settings(saved["run"], fresh["run"])]
+        changed = {path: how for path, how in changed_settings(saved["run"], fresh["run"]) if path != "output"}
+        self.resume_lines += [f"changed   {path} {how}" for path, how in changed.items()]
         if note := what_changed(saved, fresh):
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
-        if checkpoint.judged_by(restore(saved["run"], str(path))) != checkpoint.judged_by(self.run):
+        if any(map(is_of_evaluation, changed)):
             self.resume_lines.append(
                 "note      other validation images, or another size: the best so far counts no more"
             )

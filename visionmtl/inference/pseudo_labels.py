@@ -314,20 +314,18 @@ class LabelWriter:
                 "metres_per_unit": 1.0 if self._exact_depth else 1 / self.units,
             },
         }
+        # a linked folder may hold images beside those that were labelled
+        num_images = len(folder_sources(self.folder / "images")) if self.mode == "refer" else len(self._files)
         for name, settings in parts.items():
             if name not in counts:
                 continue
             if (space := self._spaces[name]) is not None:
                 settings["space"] = space.name
                 settings |= {"classes": list(space.classes)} if name == "segmentation" else {}
-            if sum(counts[name].values()) < len(self._files) or self._common_has_more():
+            if sum(counts[name].values()) < num_images:
                 settings["missing"] = "unlabelled"
             plain["depth" if name == "depth_m" else name] = settings
         return plain
-
-    def _common_has_more(self) -> bool:
-        """Whether the linked folder has images beside those that were labelled."""
-        return self.mode == "refer" and len(folder_sources(self.folder / "images")) > len(self._files)
 
     def _coco(self) -> dict[str, Any]:
         space = self._spaces["boxes"]

@@ -36,6 +36,7 @@ from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png
+from visionmtl.io.label_maps import label_table, undeclared_values
 from visionmtl.io.paths import Files, composed, is_hidden, is_unicode
 from visionmtl.metrics.distance import box_columns
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, ReadRequest, Sample
@@ -430,15 +431,16 @@ def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: floa
 
 def _decode_classes(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     assert space is not None
-    ids = _official_ids(space)[: len(space.classes)]
-    if (strange := np.setdiff1d(values, [*ids, 0, IGNORE] if space.ids else [*ids, IGNORE])).size:
+    ids = _official_ids(space)[: len(space.classes)].tolist()
+    table = label_table(
+        space.classes, dict(zip(ids, space.classes, strict=True)), (0, IGNORE) if space.ids else (IGNORE,)
+    )
+    if strange := undeclared_values(values, table):
         raise ValueError(
-            f"holds the value {strange[0]}; {space.name} has {', '.join(map(str, ids))}, and {IGNORE} is no class; "
+            f"holds the value {min(strange)}; {space.name} has {', '.join(map(str, ids))}, and {IGNORE} is no class; "
             "write those"
         )
-    table = np.full(256, IGNORE, np.uint8)
-    table[ids] = np.arange(len(space.classes))
-    return table[values]
+    return table[values].astype(np.uint8)
 
 
 def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
