@@ -4,13 +4,13 @@ import argparse
 import sys
 from os.path import expanduser
 
-from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried
+from visionmtl.cli import CHECKPOINT, ToolParser, add_device, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 MANUAL = """
 Least squares of ln(truth) on ln(prediction) over whole training images without augmentation, every image weighing the
 same; the line becomes part of the last layer. It mends a bias and a range that is too narrow. Evaluate before and
-after (log_bias, rmse_m, delta1): a network that has learnt its training images by heart has nothing to gain.
+after (log_bias, rmse_m, delta1): of images that are learnt by heart, the error says little about others.
 
 examples:
   visionmtl calibrate runs/nyuv2 --output calibrated.pt
@@ -20,7 +20,7 @@ examples:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("calibrate", __doc__, MANUAL)
-    p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help="a run folder or a .pt file")
+    p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help=CHECKPOINT)
     p.add_overrides("settings that replace those of the run, for reading the data")
     p.add_argument("--output", type=home_path, required=True, metavar="FILE.pt", help="the new checkpoint")
     p.add_argument("--limit-batches", type=positive, metavar="N", help="only the first N batches; default: all images")

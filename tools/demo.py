@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from visionmtl.cli import ToolParser, add_device, run_tool, score
+from visionmtl.cli import CHECKPOINT, ToolParser, add_device, run_tool, score
 from visionmtl.config.paths import home_path
 
 MANUAL = """
@@ -29,7 +29,7 @@ def port(text: str) -> int:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("demo", __doc__, MANUAL)
-    p.add_argument("checkpoint", type=home_path, help="a run folder (its best checkpoint, else its last) or a .pt file")
+    p.add_argument("checkpoint", type=home_path, help=CHECKPOINT)
     p.add_overrides("settings that replace those of the run")
     p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
     p.add_argument("--score", type=score, default=0.4, help="where the threshold of boxes stands at first (0.4)")

@@ -12,7 +12,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.cli import CHECKPOINT, ToolParser, add_device, positive, run_tool, tried, tried_folder
 from visionmtl.config.paths import home_path
 from visionmtl.config.text_files import printable
 from visionmtl.engine.verify_results import Expectation
@@ -42,7 +42,7 @@ def parser() -> ToolParser:
     p = ToolParser("eval", __doc__, MANUAL)
     p.add_argument(
         "checkpoint", nargs="?", type=expanduser, metavar="CHECKPOINT",
-        help="a run folder (its best checkpoint, else its last) or a .pt file; with --from-predictions also a config",
+        help=f"{CHECKPOINT}; with --from-predictions also a config",
     )  # fmt: skip
     p.add_overrides("settings that replace those of the run")
     p.add_argument("--split", help="read this split of the run's data.val; default: as configured")

@@ -7,7 +7,7 @@ import sys
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import ToolParser, at_least, positive, run_tool, tried
+from visionmtl.cli import CHECKPOINT, ToolParser, at_least, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def parser() -> ToolParser:
     p = ToolParser("export", __doc__, MANUAL)
     p.add_argument(
         "checkpoint", type=expanduser, metavar="CHECKPOINT",
-        help="a run folder (its best checkpoint, else its last) or a .pt file",
+        help=CHECKPOINT,
     )  # fmt: skip
     p.add_overrides("settings that replace those of the run, e.g. data.root=DIR or data.eval_size=[480,640]")
     p.add_argument("--format", choices=FORMATS, required=True, help="of the file")

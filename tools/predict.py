@@ -11,7 +11,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import ERROR, ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.cli import CHECKPOINT, ERROR, ToolParser, add_device, positive, run_tool, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def intrinsics(text: str) -> tuple[float, ...]:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("predict", __doc__, MANUAL)
-    p.add_argument("checkpoint", type=home_path, help="a run folder (its best checkpoint, else its last) or a .pt file")
+    p.add_argument("checkpoint", type=home_path, help=CHECKPOINT)
     p.add_argument(
         "input", type=expanduser, metavar="INPUT", help="an image, a folder with all it holds, or a config's data sets"
     )

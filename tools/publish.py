@@ -4,7 +4,7 @@ import argparse
 import sys
 from os.path import expanduser
 
-from visionmtl.cli import ToolParser, run_tool
+from visionmtl.cli import CHECKPOINT, ToolParser, run_tool
 from visionmtl.config.paths import home_path
 
 MANUAL = """
@@ -19,7 +19,7 @@ examples:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("publish", __doc__, MANUAL)
-    p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help="a run folder or a .pt file")
+    p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help=CHECKPOINT)
     p.add_argument("--folder", type=home_path, metavar="DIR", help="a new folder to write")
     p.add_argument("--repo", metavar="OWNER/NAME", help="upload to this repository; log in with `hf auth login` before")
     p.add_argument(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from os.path import expanduser
 
-from visionmtl.cli import ToolParser, run_tool, tried
+from visionmtl.cli import CHECKPOINT, ToolParser, run_tool, tried
 from visionmtl.config.paths import home_path
 
 MANUAL = """
@@ -20,9 +20,7 @@ examples:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("soup", __doc__, MANUAL)
-    p.add_argument(
-        "checkpoints", nargs="+", type=expanduser, metavar="CHECKPOINT", help="a run folder or a .pt file; two or more"
-    )
+    p.add_argument("checkpoints", nargs="+", type=expanduser, metavar="CHECKPOINT", help=f"{CHECKPOINT}; two or more")
     p.add_argument("--output", type=home_path, required=True, metavar="FILE.pt", help="the new checkpoint")
     return p
 

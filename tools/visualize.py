@@ -16,7 +16,18 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from visionmtl.cli import ERROR, ToolParser, add_device, is_setting, positive, run_tool, score, tried, tried_folder
+from visionmtl.cli import (
+    CHECKPOINT,
+    ERROR,
+    ToolParser,
+    add_device,
+    is_setting,
+    positive,
+    run_tool,
+    score,
+    tried,
+    tried_folder,
+)
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -64,7 +75,7 @@ def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("visualize", __doc__, MANUAL)
     p.add_argument(
-        "checkpoint", type=home_path, help="a run folder or a .pt file; with --mode data also a config"
+        "checkpoint", type=home_path, help=f"{CHECKPOINT}; with --mode data also a config"
     )  # fmt: skip
     p.add_argument(
         "inputs", nargs="*", default=[], type=expanduser, metavar="INPUT",

@@ -28,6 +28,9 @@ from visionmtl.config.suggest import did_you_mean, settings_called
 _folder = shipped_folder("tools")
 __path__ = [str(_folder)]
 
+CHECKPOINT = "a run folder (its best checkpoint, else its last), a .pt or .safetensors file, or nyuv2-small"
+"""Help of the argument that names a trained network; the last one comes with the package."""
+
 ERROR = 2
 """Exit status where a tool could not do its work; also argparse's own."""
 
