@@ -18,6 +18,8 @@ from pydantic import (
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
@@ -53,6 +55,29 @@ class Spec(BaseModel):
         except ValidationError as error:
             details = [_detail(detail, list(cls.model_fields)) for detail in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take true for 1 and false for 0."""
+        if _holds_bool(value) and _is_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"found {shown(value)} (in YAML also yes, no, on, off); allowed is a number; write one")
+        return value
+
+
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(_holds_bool(each) for each in value))
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, or lists of them, and neither true nor false."""
+    kinds = _kinds(annotation)
+    return bool(kinds & {int, float}) and not kinds & {bool, Any}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]

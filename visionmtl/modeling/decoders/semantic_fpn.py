@@ -18,8 +18,8 @@ class SemanticFPN(Decoder):
     type: Literal["semantic_fpn"] = "semantic_fpn"
     reduce: bool = True
     """Where the pyramid is wider than `channels`, bring every level to these by a 1x1 convolution first. The paper's
-    first 3x3 convolution does that itself, and so do separable ones. At stride 4 and twice 256 to 128 channels it
-    saves a fifteenth of the arithmetic of a step with ResNet-50."""
+    first 3x3 convolution does that itself, and so do separable ones. At stride 4 and twice 256 to 96 channels it
+    saves a tenth of the arithmetic of a step with ResNet-50."""
 
     context: Literal["none", "pooled"] = "none"
     """pooled: the coarsest map is joined by its means over 1, 2x2, 3x3 and 6x6 parts of the image, as in PSPNet
