@@ -153,7 +153,7 @@ def test_a_reference_to_nothing_and_an_open_value_say_what_to_give(base: Path):
         ("data.train.1.sed=1", "data.train.1.sed: unknown field 'sed' (did you mean 'seed'?)"),
         ("train.precision=fp8", "train.precision: found 'fp8'; input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("optim.lr=fast", "optim.lr: found 'fast'; input should be a valid number"),
-        ("train.epochs=yes", "train.epochs: found true (in YAML also yes, no, on, off); allowed is a number; write one"),
+        ("train.epochs=yes", "train.epochs: found true (in YAML also yes, no, on, off); allowed is a number"),
         ("data.size=[true,64]", "data.size: found [true, 64] (in YAML also yes, no, on, off); allowed is a number"),
         ("tasks.depth=3", "tasks.depth: found 3; a Task needs 'type'; choose one of: classification"),
         ("tasks.depth.type=3", "tasks.depth: found type 3; a Task needs 'type'"),
