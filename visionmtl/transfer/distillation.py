@@ -19,7 +19,7 @@ class Teacher(Spec):
     """A trained network that teaches."""
 
     checkpoint: str
-    """A run folder (its best checkpoint, else its last) or a .pt file."""
+    """A run folder (its best checkpoint, else its last), a .pt or .safetensors file, or nyuv2-small."""
     tasks: dict[str, str] | None = Field(None, min_length=1)
     """By the student's task the teacher's; None: those of the same names."""
 
