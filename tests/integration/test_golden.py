@@ -103,6 +103,16 @@ def test_rounding_moves_them_less_than_the_tolerance(losses: dict[str, float], t
     assert other != losses, "the kernels were the same, so this measured nothing"
 
 
+def test_gradients_made_of_rows_of_numbers_move_weights_in_any_memory_format(tmp_path: Path):
+    """torch's fused kernels do not look how a gradient lies: in another order than its weight it would be shuffled."""
+    balance = {"type": "upgrad", "level": "parameters"}
+    last, first = (
+        flat(first_steps(tmp_path / str(yes), balance=balance, train={"channels_last": yes})) for yes in (True, False)
+    )
+
+    assert last == pytest.approx(first, rel=TOLERANCE)
+
+
 def test_a_changed_setting_moves_them_more_than_the_tolerance(losses: dict[str, float], tmp_path: Path):
     other = flat(first_steps(tmp_path / "run", balance={"type": "uncertainty"}))
 

@@ -50,6 +50,7 @@ class Balancer(nn.Module):
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         """Add to `.grad` of every parameter of trunk, decoders and the balancer itself.
 
+        Gradients lie in memory as their parameters do: torch's fused optimisers do not look, and would shuffle others.
         Returns the weight given to each task (float scalars, detached), for the log. No host waits.
         """
         raise NotImplementedError
@@ -395,5 +396,5 @@ def _add(rows: Tensor, parameters: list[Tensor], weights: Tensor) -> None:
     """Add the weighted sum of the rows to the parameters' gradients."""
     pieces = (weights.to(rows.dtype) @ rows).split([p.numel() for p in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
-        gradient = piece.view_as(parameter)
+        gradient = torch.empty_like(parameter).copy_(piece.view_as(parameter))  # keeps the memory order
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
