@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from os.path import expanduser
@@ -175,13 +175,15 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         if args.report and ranks.is_main_process:
             fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
             evidence = Evidence(evaluation.tasks, spaces, fresh)
-        seen = [one.add for one in (writer, evidence) if one is not None]
 
-        def on_image(sample: Sample, predictions: dict[str, Any]) -> None:
-            for see in seen:
-                see(sample, predictions)
+        def on_image(sample: Sample, predictions: dict[str, Any], judged: Sequence[str]) -> None:
+            if writer:
+                writer.add(sample, predictions)
+            if evidence:
+                evidence.add(sample, predictions, judged)
 
-        results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, on_image if seen else None)
+        looked_at = on_image if writer or evidence else None
+        results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, looked_at)
         if writer:
             writer.close()
         if not ranks.is_main_process:
@@ -234,6 +236,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl import run as config
     from visionmtl.api import choose_datasets, choose_meters
     from visionmtl.data.label_spaces import resolve_spaces, task_of
+    from visionmtl.datasets import open_datasets
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json, evaluate_files
     from visionmtl.engine.protocols import find_protocol
@@ -250,6 +253,8 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     datasets = choose_datasets(run, args.data)
     candidates = choose_datasets(run, ()) if args.data else datasets  # the files may be of all
     notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
+    if known is None and any(getattr(task, "classes", None) or task.learns_from for task in tasks.values()):
+        known = resolve_spaces(tasks, open_datasets(run.data.train), candidates)  # they speak of the training data
     spaces = known or resolve_spaces(tasks, datasets)
     meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_evaluated=bool(args.data))
     _check_results(args, meters)

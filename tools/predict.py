@@ -46,7 +46,9 @@ def parser() -> ToolParser:
     p.add_argument(
         "input", type=expanduser, metavar="INPUT", help="an image, a folder with all it holds, or a config's data sets"
     )
-    p.add_overrides("settings that replace those of the run")
+    p.add_overrides(
+        "settings that replace those of the run; data.root, data.train and data.val: those of a config as INPUT"
+    )
     p.add_argument("--output", type=home_path, metavar="DIR", help="a new folder for official submission files")
     p.add_argument(
         "--as-labels", type=home_path, metavar="DIR",
@@ -96,7 +98,7 @@ def check(args: argparse.Namespace) -> None:
         where = "--output" if args.output else "--as-labels"
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise ValueError(f"{names} would have no effect with {where}; leave it out, or choose the other one")
-    if not args.input.endswith((".yaml", ".yml")):
+    if not _is_config(args.input):
         if idle := [name for name in ("fill", "part") if getattr(args, name)]:
             raise ValueError(
                 f"--{idle[0]} is for the data sets of a config, and {args.input} is none; give a YAML file as "
@@ -129,7 +131,8 @@ def _predict(args: argparse.Namespace) -> int:
     sources = _sources(args)[: args.num]
     with ExitStack() as targets:
         targets.enter_context(tried_folder(folder))
-        opened = open_model(args.checkpoint, distributed.choose_device(args.device), args.overrides)
+        of_run = [override for override in args.overrides if override not in _of_input(args)]
+        opened = open_model(args.checkpoint, distributed.choose_device(args.device), of_run)
         predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
         predictor.batch_size = args.batch_size or predictor.batch_size
         if args.output:
@@ -142,9 +145,21 @@ def _sources(args: argparse.Namespace) -> list[ImageRef]:
     from visionmtl.inference.pseudo_labels import dataset_sources, folder_sources
     from visionmtl.run import load_data
 
-    if not args.input.endswith((".yaml", ".yml")):
+    if not _is_config(args.input):
         return folder_sources(Path(args.input))
-    return dataset_sources(open_datasets(getattr(load_data(args.input), args.part or "train")))
+    return dataset_sources(open_datasets(getattr(load_data(args.input, _of_input(args)), args.part or "train")))
+
+
+def _of_input(args: argparse.Namespace) -> list[str]:
+    """The overrides that say where the data of a config as INPUT lie."""
+    if not _is_config(args.input):
+        return []
+    paths = [(text, text.removeprefix("~").partition("=")[0].split(".")) for text in args.overrides]
+    return [text for text, path in paths if path[0] == "data" and path[1:2] in (["root"], ["train"], ["val"])]
+
+
+def _is_config(source: str) -> bool:
+    return source.endswith((".yaml", ".yml"))
 
 
 def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:
@@ -182,6 +197,11 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
     from visionmtl.io.download import sha256
 
     net = predictor.net
+    if net.in_chans != 3:
+        raise ValueError(
+            f"the network reads images of {net.in_chans} channels, and --as-labels writes photographs of 3 beside the "
+            "labels; use --output, whose files hold predictions alone"
+        )
     confidence = parse_confidence(args.confidence, net.tasks)
     if args.unsure is not None:
         limits = [confidence[name] for name, task in net.tasks.items() if task.field == "boxes"]
@@ -210,6 +230,8 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
     print(f"written: {args.as_labels}, {len(sources) - len(failed)} images")
     for line in _summary(writer.counts):
         print(line)
+    if writer.left_out:
+        print(f"  left out, as data sets of type folder do not have them: {', '.join(writer.left_out)}")
     print(f"train on it: the data block is {file}")
     return _status(failed)
 

@@ -27,7 +27,10 @@ def parser() -> ToolParser:
         help="of the weights, by the hub's name, e.g. apache-2.0; data may forbid what code allows",
     )  # fmt: skip
     p.add_argument(
-        "--results", type=home_path, metavar="FILE", help="JSON of an evaluation; default: the newest of the run"
+        "--results",
+        type=home_path,
+        metavar="FILE",
+        help="JSON of an evaluation; default: the newest of this checkpoint",
     )
     p.add_argument("--half", action="store_true", help="weights as float16, in half the bytes")
     p.add_argument("--public", action="store_true", help="with --repo: everybody may read it; default: private")

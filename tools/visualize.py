@@ -210,7 +210,7 @@ def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
     from visionmtl.engine import checkpoint
     from visionmtl.run import load, restore
 
-    if path.suffix == ".pt" or path.is_dir():
+    if path.suffix not in (".yaml", ".yml"):
         path = checkpoint.find(path)
         return restore(checkpoint.load(path)["run"], str(path), overrides), checkpoint.run_folder(path)
     run = load(path, overrides)
@@ -363,7 +363,8 @@ def _augmented(run: Run, args: argparse.Namespace, options: DrawOptions) -> Iter
     datasets = align(datasets, run.tasks, spaces)
     tasks = choose_tasks(run.tasks, args.tasks.split(",") if args.tasks else None)
     alone = run.data.model_copy(update={"workers": 0})
-    loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed)
+    may_be_unlabelled = run.distill is not None or run.extend is not None
+    loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed, unlabelled=may_be_unlabelled)
     dataset: Any = loader.dataset
     for (key,) in islice(loader.batch_sampler or (), args.num or MAX_SHEET):
         example = dataset[key]

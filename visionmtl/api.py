@@ -123,7 +123,7 @@ class Evaluation:
         tta: Literal["flip"] | None = None,
         batch_size: int | None = None,
         limit_batches: int | None = None,
-        on_image: Callable[[Sample, dict[str, Any]], None] | None = None,
+        on_image: Callable[[Sample, dict[str, Any], Sequence[str]], None] | None = None,
     ) -> Results:
         """Once: the meters are used up. on_image: see `engine.evaluator.evaluate`."""
         run, net = self.opened.run, self.opened.net

@@ -44,7 +44,7 @@ def measured(run: Run, ranks: Ranks) -> dict[str, Any]:
     names = eval_names(run.tasks, net.spaces, open_datasets(run.data.val))
     meters = {name: run.tasks[task].meter(net.spaces[task]) for name, task in names.items()}
     meters |= distance_meters(run.tasks, net.spaces, open_datasets(run.data.val))
-    each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, _: images.append(name_of(sample)))
+    each = evaluate(net, data, "cpu", meters=meters, on_image=lambda sample, *_: images.append(name_of(sample)))
     pooled = evaluate(net, data, "cpu")
     return {"results": {f"{name}, pooled": pooled[name] for name in pooled} | each, "images": images}
 

@@ -44,7 +44,7 @@ def test_predictions_are_those_of_evaluation_bit_for_bit(folder: Path, precision
     opened = open_model(folder, "cpu", [f"train.precision={precision}"])
     evaluated = []
     evaluation = Evaluation(opened, Ranks(0, 1, torch.device("cpu")), (), None)
-    evaluation.measure(on_image=lambda sample, predictions: evaluated.append((sample.image, predictions)))
+    evaluation.measure(on_image=lambda sample, predictions, _: evaluated.append((sample.image, predictions)))
 
     results = visionmtl.Predictor(opened)([image for image, _ in evaluated])
 

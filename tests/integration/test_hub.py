@@ -1,6 +1,7 @@
 """Networks on the hub: a local folder in its layout comes back bit for bit; files by URL are checked."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     depth = {"images": 4, "rmse_m": 0.5125, "protocol": "per_image | mean", "per_class": {"secret": {"iou": 1.0}}}
     (folder / "eval").mkdir()
     results = {"depth": depth, "detection+depth": {"abs_rel": 0.25, "matched": 3, "protocol": "distance"}}
-    (folder / "eval" / "step-0000007.json").write_text(json.dumps({"header": {}, "results": results}))
+    (folder / "eval" / "step-0000007.json").write_text(json.dumps({"header": {"step": 7}, "results": results}))
+    others = {"last": {"step": 9}, "first1": {"step": 7, "limit_batches": 1}, "train": {"step": 7, "split": "train"}}
+    for number, (name, header) in enumerate(others.items(), 1):  # written later, of other weights or fewer images
+        file = folder / "eval" / f"{name}.json"
+        file.write_text(json.dumps({"header": header, "results": {"depth": {"rmse_m": 0.1, "images": 1}}}))
+        os.utime(file, (2e9 + number, 2e9 + number))
     return folder
 
 

@@ -46,7 +46,7 @@ def pages(tmp_path_factory):
             image=np.full((60, 80, 3), 99, np.uint8), image_id=f"{EVIL}{number}", boxes=boxes, depth_m=depth
         )
         found = Detections(xyxy + number, np.full(1, 0.9, np.float32), np.zeros(1, np.int64))
-        evidence.add(sample, {"detection": found, "depth": depth * (1 + number / 10)})
+        evidence.add(sample, {"detection": found, "depth": depth * (1 + number / 10)}, ["detection", "depth"])
     confusion = Confusion((EVIL, "lamp"), np.asarray([[0.75, 0.25], [np.nan, np.nan]]))
     facts = {"command of this page": "visionmtl eval runs/odd --report report.html"}
     write_report(

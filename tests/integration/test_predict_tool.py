@@ -160,6 +160,31 @@ def test_labels_of_another_label_space_are_not_mixed(trained: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists(), "the folder that stayed empty is gone"
 
 
+def test_kept_labels_of_two_lists_of_classes_are_not_mixed(trained: Path, tmp_path: Path, capsys):
+    plain = []
+    for name in ("a", "b"):
+        data = FolderData(tmp_path / name)
+        settings = data.settings("train")
+        plain.append({**settings, "name": name, "boxes": {**settings["boxes"], "space": f"boxes_{name}"}})
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"data": {"train": plain, "val": plain, "size": [64, 64]}}))
+
+    assert run(trained, config, "--as-labels", tmp_path / "out", "--fill", "--tasks", "depth") == 2
+
+    assert "data sets a and b label 'boxes' with the classes of boxes_a and of boxes_b" in capsys.readouterr().err
+
+
+def test_where_the_data_of_a_config_lie_can_be_said(trained: Path, tmp_path: Path):
+    data = FolderData(tmp_path / "data")
+    plain = {**data.settings("train"), "root": "${data.root}"}
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"data": {"root": "???", "train": [plain], "val": [plain], "size": [64, 64]}}))
+
+    assert run(trained, config, f"data.root={data.root}", "--output", tmp_path / "out", "--tasks", "depth") == 0
+
+    assert len(list((tmp_path / "out" / "depth").rglob("*.png"))) == 4
+
+
 def test_nothing_is_written_over_and_nothing_without_effect_is_taken(
     trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

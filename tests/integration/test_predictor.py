@@ -60,7 +60,7 @@ def test_single_images_and_batches_of_unequal_sizes_are_those_of_eval_bit_for_bi
     opened = open_model(folder, "cpu", [f"train.precision={precision}"])
     images, expected = [], []
 
-    def keep(sample: Sample, predictions: dict) -> None:
+    def keep(sample: Sample, predictions: dict, judged: list[str]) -> None:
         images.append(sample.image)
         expected.append(Result.of(sample.image, None, predictions, opened.net.tasks, opened.net.spaces))
 
@@ -82,7 +82,7 @@ def test_other_images_of_a_batch_change_nothing(model, photos):
 def test_evaluation_scores_the_distances_that_the_predictor_gives(folder, model):
     evaluation = Evaluation(open_model(folder, "cpu"), ALONE, ["tall"], None)
     samples: list[Sample] = []
-    results = evaluation.measure(on_image=lambda sample, _: samples.append(sample))
+    results = evaluation.measure(on_image=lambda sample, *_: samples.append(sample))
     by_hand = DistanceMeter(model.net.spaces["detection"])
     for sample, result in zip(samples, model(samples), strict=True):
         by_hand.update((result.predictions["detection"], result.depth_m), sample)

@@ -157,7 +157,7 @@ def looked_at(*errors):
     true_m = np.repeat(np.asarray([[2, 2, 2, 20]], np.float32), 4, axis=0)
     for number, error in enumerate(errors):
         sample = Sample(image=np.zeros((4, 4, 3), np.uint8), image_id=f"image {number}", depth_m=true_m)
-        evidence.add(sample, {"depth": true_m * (1 + np.float32(error))})
+        evidence.add(sample, {"depth": true_m * (1 + np.float32(error))}, ["depth"])
     return evidence
 
 

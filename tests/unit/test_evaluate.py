@@ -88,6 +88,21 @@ def test_a_meter_sees_only_images_that_are_labelled_for_its_task():
     assert results["seg"]["absent"] == ["dark"]
 
 
+def test_what_is_annotated_for_another_task_of_the_same_field_leaves_out_no_class():
+    net, mixed, seen = Net(), batch(50, 150), []
+    mixed.labelled["seg"][0] = False
+    mixed.metas = [ImageMeta((2, 3), (2, 3), annotated={"segmentation": np.ones(5, bool)}) for _ in range(2)]
+
+    def predict(raw, metas, size):
+        seen.extend(metas)
+        return type(net.tasks["seg"]).predict_for_meter(net.tasks["seg"], raw, metas, size)
+
+    net.tasks["seg"].predict_for_meter = predict
+    evaluate(net, [mixed], "cpu")
+
+    assert [list(meta.annotated) for meta in seen] == [[], ["segmentation"]]
+
+
 def test_a_task_without_any_label_is_flagged_not_scored():
     net = Net()
     results = evaluate(net, [batch(50, depth=False)], "cpu")
@@ -115,13 +130,13 @@ def test_the_mode_comes_back_after_an_error_too():
     assert net.training
 
 
-def test_on_image_gets_every_sample_with_all_predictions():
+def test_on_image_gets_every_sample_with_all_predictions_and_the_tasks_that_it_is_labelled_for():
     seen = []
 
-    evaluate(Net(), [batch(50, 150, seg=False)], "cpu", on_image=lambda sample, of_task: seen.append((sample, of_task)))
+    evaluate(Net(), [batch(50, 150, seg=False)], "cpu", on_image=lambda *image: seen.append(image))
 
-    assert [sample.image_id for sample, _ in seen] == ["50", "150"]
-    assert all(set(of_task) == {"seg", "depth"} for _, of_task in seen)
+    assert [sample.image_id for sample, _, _ in seen] == ["50", "150"]
+    assert all(set(of_task) == {"seg", "depth"} and judged == ["depth"] for _, of_task, judged in seen)
     assert (seen[1][1]["seg"] == 1).all()
 
 

@@ -68,7 +68,7 @@ def _measure(run: Run, folder: Path, batch: int, timing: Timing) -> Iterator[Fig
     number = min(IMAGES, len(whole)) // batch * batch
     dataset = replace(whole, reader=Subset(whole.reader, number, number))
     fields = {task.field for task in run.tasks.values()}
-    cached = with_cache([dataset], [spec], folder, fields, data.size, data.augment.zoom[1], workers=0)[0]
+    cached = with_cache([dataset], [spec], folder, fields, data.size, data.augment.largest_zoom, workers=0)[0]
     boxes = [dataset.read_part(index, ReadRequest(frozenset({"boxes"}))).boxes for index in range(number)]
     straightforward, epochs = PlainLoader(whole, spec, boxes, data.augment, data.size, batch), count()
 

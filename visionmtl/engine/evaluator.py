@@ -45,7 +45,7 @@ def evaluate(
     precision: Precision = "fp32",
     meters: Mapping[str, Meter] | None = None,
     flip: bool = False,
-    on_image: Callable[[Sample, dict[str, Any]], None] | None = None,
+    on_image: Callable[[Sample, dict[str, Any], Sequence[str]], None] | None = None,
 ) -> Results:
     """Measure a split at original resolution. All ranks return the same numbers; the mode of `net` is left as it was.
 
@@ -54,7 +54,8 @@ def evaluate(
     task with its own meter, over all data sets. A meter named "task+task" gets the predictions of both as a tuple, of
     images that are labelled for both.
     flip: predict from each image and its mirror image together; the protocol says so.
-    on_image: called with each sample of this rank and its predictions by task (of the tasks measured), labelled or not.
+    on_image: called with each sample of this rank, its predictions by task (of the tasks measured), and the names of
+    the tasks that it is labelled for.
     """
     device = torch.device(device)
     pooled = not meters
@@ -72,7 +73,9 @@ def evaluate(
 
             labelled = {name: batch.labelled[name].tolist() for name in measured}
             predictions = {
-                name: _predict(task, batch, raw[name], mirrored and mirrored[name], as_arrays=on_image is not None)
+                name: _predict(
+                    task, batch, labelled[name], raw[name], mirrored and mirrored[name], as_arrays=on_image is not None
+                )
                 for name, task in measured.items()
                 if on_image is not None or any(labelled[name])
             }
@@ -87,16 +90,22 @@ def evaluate(
                         meter.update(of_tasks if len(tasks) > 1 else of_tasks[0], known)
                         counts[name] += 1
                 if on_image is not None:
-                    on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()})
+                    judged = [name for name in measured if labelled[name][i]]
+                    on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()}, judged)
     return joined(meters, counts, note="mean of each image and its mirror image" if flip else "")
 
 
-def _predict(task: Task, batch: Batch, raw: Raw, mirrored: Raw | None, as_arrays: bool) -> list[Any]:
+def _predict(
+    task: Task, batch: Batch, labelled: Sequence[bool], raw: Raw, mirrored: Raw | None, as_arrays: bool
+) -> list[Any]:
     """One prediction per image. A meter also takes what stays on the device, so that nothing waits for it."""
     size = batch.image.shape[2], batch.image.shape[3]
+    # where an image is not labelled for the task, what is annotated in it is said of another task's classes
+    pairs = zip(batch.metas, labelled, strict=True)
+    metas = [meta if judged else replace(meta, annotated={}) for meta, judged in pairs]
     if mirrored is not None:
-        return task.predict_mirrored(raw, mirrored, batch.metas, size)
-    return (task.predict if as_arrays else task.predict_for_meter)(raw, batch.metas, size)
+        return task.predict_mirrored(raw, mirrored, metas, size)
+    return (task.predict if as_arrays else task.predict_for_meter)(raw, metas, size)
 
 
 def evaluate_files(

@@ -157,7 +157,13 @@ def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedD
         if run.data.cache is not None:
             fields, (num_workers, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
             datasets = with_cache(
-                datasets, run.data.train, run.data.cache, fields, run.data.size, run.data.augment.zoom[1], num_workers
+                datasets,
+                run.data.train,
+                run.data.cache,
+                fields,
+                run.data.size,
+                run.data.augment.largest_zoom,
+                num_workers,
             )
         return datasets, open_datasets(run.data.val)
 
@@ -759,7 +765,7 @@ class Trainer:
         net, epoch = self.eval_model(), self.epoch
         examples: list[tuple[Sample, dict[str, Any]]] = []
 
-        def keep_examples(sample: Sample, predictions: dict[str, Any]) -> None:
+        def keep_examples(sample: Sample, predictions: dict[str, Any], judged: Sequence[str]) -> None:
             if self.ranks.is_main_process and len(examples) < run.train.sample_pictures:
                 examples.append((sample, predictions))
 

@@ -65,7 +65,8 @@ def save_pretrained(
     """Write a network as the hub has it into a new or empty folder: the moving average of its weights, where kept.
 
     licence: of the weights, by the hub's name, such as apache-2.0, or `other`; data may forbid what code allows
-    results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval`
+    results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval` that
+        measured these weights on all validation data
     repo: OWNER/NAME, for the card's example
     half: weights as float16, in half the bytes
     """
@@ -74,7 +75,7 @@ def save_pretrained(
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
-    measured = _read_results(Path(results) if results else _newest_results(opened.folder))
+    measured = _read_results(Path(results) if results else _newest_results(opened))
     card = model_card(opened, measured, licence, repo or str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")), half)
@@ -197,9 +198,17 @@ def _stripped(value: Any, root: str) -> Any:
     return Path(value).name if Path(value).is_absolute() else value
 
 
-def _newest_results(folder: Path) -> Path | None:
-    files = sorted((folder / "eval").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-    return files[-1] if files else None
+def _newest_results(opened: Opened) -> Path | None:
+    files = sorted((opened.folder / "eval").glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return next((file for file in files if _are_of(file, opened)), None)
+
+
+def _are_of(file: Path, opened: Opened) -> bool:
+    header = read_object(file).get("header")
+    if not isinstance(header, dict):
+        return False
+    in_part = header.get("limit_batches") or header.get("data") or header.get("split", "val") != "val"
+    return header.get("step") == opened.step and not in_part
 
 
 def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:

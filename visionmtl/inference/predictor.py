@@ -29,7 +29,7 @@ from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import forward
 from visionmtl.io.atomic import plain_json
 from visionmtl.io.coco.results import rows_of
-from visionmtl.io.images import check_pixels, list_images, picture_format, read_image
+from visionmtl.io.images import SUFFIXES, check_pixels, list_images, picture_format, read_image
 from visionmtl.io.video import count_frames, is_video, read_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
@@ -213,7 +213,8 @@ class Result:
         """The boxes as entries of a COCO results file: image_id, category_id, bbox [x, y, width, height], score.
 
         Category ids are the official ones where the label space has them. Distances stand beside, as in `to_dict`;
-        readers of COCO results pass over them. image_id: None = the name of the source without folder and ending.
+        readers of COCO results pass over them. image_id: None = of an image file its name without
+        folder and ending, of a frame NAME#NUMBER, of a sample its id.
         """
         boxes = self._boxes("to_coco")
         if image_id is None and self.source is None:
@@ -222,7 +223,7 @@ class Result:
                 "to_coco(image_id)"
             )
         found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
-        return rows_of(image_id or Path(str(self.source)).stem, found, self.space("boxes"), boxes._columns)
+        return rows_of(image_id or _image_id(str(self.source)), found, self.space("boxes"), boxes._columns)
 
     def to_supervision(self, min_score: float = 0.0) -> Any:
         """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
@@ -249,6 +250,13 @@ class Result:
                 "is needed; load the network with it"
             )
         return self.boxes
+
+
+def _image_id(source: str) -> str:
+    file, _, frame = source.rpartition("#")
+    if frame.isdigit() and is_video(file):
+        return f"{Path(file).stem}#{frame}"
+    return Path(source).stem if Path(source).suffix.lower() in SUFFIXES else source
 
 
 def save_picture(path: Path, drawn: Image.Image) -> Path:

@@ -191,8 +191,9 @@ def read(source: ImageRef, fill: bool) -> Labelled:
     own = {name: getattr(sample, name) for name in FIELDS} if fill else {}
     known = {name: value for name, value in own.items() if value is not None}
     file = source.file
+    is_photo = file is not None and file.suffix.lower() in SUFFIXES and sample.image.shape[2] == 3
     # a reader may have turned or cut the image, or taken it out of an archive
-    as_stored = file is not None and file.suffix.lower() in SUFFIXES and np.array_equal(read_image(file), sample.image)
+    as_stored = file is not None and is_photo and np.array_equal(read_image(file), sample.image)
     path = source.path + sample.image_id
     return Labelled(path, file, sample.image, known, tuple(known), as_stored, sample.intrinsics)
 
@@ -226,11 +227,10 @@ class LabelWriter:
         """tasks, spaces: of the network; common: the folder of the images, for `refer`."""
         self.folder, self.mode = folder.resolve(), images
         self._spaces: dict[str, LabelSpace | None] = {task.field: spaces[name] for name, task in tasks.items()}
-        datasets = [source.dataset for source in sources if source.dataset and fill]
-        for dataset in datasets:
-            for name in FIELDS:
-                if name in dataset.provides:
-                    self._spaces.setdefault(name, dataset.provides[name])
+        datasets = list({id(one.dataset): one.dataset for one in sources if one.dataset and fill}.values())
+        self._keep_spaces(datasets)
+        self.left_out = sorted({name for dataset in datasets for name in dataset.provides if name not in FIELDS})
+        """Fields that the images are labelled with and the written data set has no place for."""
         self._exact_depth = any("depth_m" in dataset.provides for dataset in datasets)
         self.units = fitting_depth_units(tasks)
         self._files: dict[str, str] = {}  # image file by path
@@ -248,6 +248,21 @@ class LabelWriter:
         if images == "refer":
             assert common is not None
             (self.folder / "images").symlink_to(common.resolve(), target_is_directory=True)
+
+    def _keep_spaces(self, datasets: Sequence[NamedDataset]) -> None:
+        """Labels that nothing is predicted for stay in their classes, of which all data sets have the same."""
+        first: dict[str, NamedDataset] = {}
+        for dataset in datasets:
+            for name in FIELDS:
+                if name not in dataset.provides or (name in self._spaces and name not in first):
+                    continue
+                space, other = dataset.provides[name], first.setdefault(name, dataset)
+                known = self._spaces.setdefault(name, space)
+                if space and known and (space.name, space.classes) != (known.name, known.classes):
+                    raise ValueError(
+                        f"data sets {other.name} and {dataset.name} label {name!r} with the classes of {known.name} "
+                        f"and of {space.name}; the data set that is written has one list; label each by its own command"
+                    )
 
     def _check_path(self, path: str, file: Path | None) -> None:
         if not stays_inside(path):

@@ -432,9 +432,7 @@ def _encode_classes(classes: NDArray[Any], space: LabelSpace | None, units: floa
 def _decode_classes(values: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:
     assert space is not None
     ids = _official_ids(space)[: len(space.classes)].tolist()
-    table = label_table(
-        space.classes, dict(zip(ids, space.classes, strict=True)), (0, IGNORE) if space.ids else (IGNORE,)
-    )
+    table = label_table(space.classes, dict(zip(ids, space.classes, strict=True)), sorted({_no_class(space), IGNORE}))
     if strange := undeclared_values(values, table):
         raise ValueError(
             f"holds the value {min(strange)}; {space.name} has {', '.join(map(str, ids))}, and {IGNORE} is no class; "
@@ -444,11 +442,16 @@ def _decode_classes(values: NDArray[Any], space: LabelSpace | None, units: float
 
 
 def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
-    """uint8 [256]: value in the file by class id; no class is 0 in official files, and IGNORE where ids are our own."""
+    """uint8 [256]: value in the file by class id."""
     assert space is not None
-    table = np.full(256, 0 if space.ids else IGNORE, np.uint8)
+    table = np.full(256, _no_class(space), np.uint8)
     table[: len(space.classes)] = space.ids or range(len(space.classes))
     return table
+
+
+def _no_class(space: LabelSpace) -> int:
+    """0 in official files, IGNORE where that is a class's or ids are our own."""
+    return IGNORE if not space.ids or 0 in space.ids else 0
 
 
 def _encode_depth(depth_m: NDArray[Any], space: LabelSpace | None, units: float) -> NDArray[Any]:

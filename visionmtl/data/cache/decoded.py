@@ -37,7 +37,7 @@ from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
 from visionmtl.io.index import CacheError, locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
-VERSION = 3
+VERSION = 4
 """Of the way in which samples become bytes; another one makes another cache."""
 NUM_PROBES = 8
 

@@ -20,7 +20,7 @@ from visionmtl.io.depth_maps import from_codes, to_codes
 from visionmtl.io.index import CacheError, open_arrays, save_arrays
 from visionmtl.structures import LABEL_FIELDS, Boxes, Sample
 
-_DTYPES = ("uint8", "uint16", "float32", "int64", "bool")
+_DTYPES = ("uint8", "uint16", "float32", "float64", "int64", "bool")
 _ARRAYS = ("segmentation", "depth_m", "normals", "image_labels")  # fields of a sample that are one array
 _BOXES = ("xyxy", "labels", "crowd", "area")
 _ALIGN = 64  # bytes; an array that starts elsewhere is slower to read
@@ -38,6 +38,10 @@ def to_parts(sample: Sample, fields: Collection[str] = LABEL_FIELDS) -> Parts:
             parts[name] = getattr(sample, name)
     if "boxes" in fields and sample.boxes is not None:
         parts |= {name: getattr(sample.boxes, name) for name in _BOXES}
+    if sample.intrinsics is not None:
+        parts["intrinsics"] = np.array(sample.intrinsics, np.float64)
+    if sample.disparity_px_metre is not None:
+        parts["disparity_px_metre"] = np.array([sample.disparity_px_metre], np.float64)
     for name, array in parts.items():
         if array.dtype.name not in _DTYPES:
             raise ValueError(
@@ -153,6 +157,8 @@ class SampleStore:
             image=parts["image"],
             image_id=parts["image_id"].tobytes().decode(),
             boxes=Boxes(*(parts[name] for name in _BOXES)) if "boxes" in fields and "xyxy" in parts else None,
+            disparity_px_metre=float(parts["disparity_px_metre"][0]) if "disparity_px_metre" in parts else None,
+            intrinsics=tuple(parts["intrinsics"].tolist()) if "intrinsics" in parts else None,
             full_size=(height, width),
             jpeg_scale=jpeg_scale,
             **labels,

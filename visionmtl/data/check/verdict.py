@@ -82,15 +82,16 @@ def _absent(checked: Sequence[Checked]) -> Iterator[Finding]:
 
 
 def _untrained(checked: Sequence[Checked]) -> Iterator[Finding]:
-    trained: dict[tuple[str, str], set[int]] = defaultdict(set)
+    trained: dict[tuple[str, str], set[str]] = defaultdict(set)  # lists of one name are matched class by class
     for data_set in checked:  # training data first
         for field, space in data_set.provides.items():
-            classes = data_set.tally.classes(field, space) if space else []
+            classes = [space.classes[k] for k in data_set.tally.classes(field, space)] if space else []
             if space and data_set.role == "train":
                 trained[field, space.name].update(classes)
-            elif space and (untrained := [k for k in classes if k not in trained[field, space.name]]):
-                names = _list([space.classes[k] for k in untrained])
-                text = f"{len(untrained)} classes of {space.name} occur here, but in no training data: {names}"
+            elif space and (untrained := [one for one in classes if one not in trained[field, space.name]]):
+                text = (
+                    f"{len(untrained)} classes of {space.name} occur here, but in no training data: {_list(untrained)}"
+                )
                 yield data_set.finding("class_untrained", field, text)
 
 

@@ -96,6 +96,11 @@ class Augment(Spec):
     min_visible: float = Field(default=0.25, ge=0, le=1)
     """Boxes of which the crop keeps a smaller share are dropped. Crowd regions stay while anything is visible."""
 
+    @property
+    def largest_zoom(self) -> float:
+        """Of a view."""
+        return max(self.zoom[1], 1.0) if self.whole else self.zoom[1]
+
     @model_validator(mode="after")
     def _zoom_is_a_range(self) -> Self:
         if not 0 < self.zoom[0] <= self.zoom[1]:
