@@ -165,6 +165,18 @@ def test_classes_that_nobody_learns_are_told(mine):
     assert "occur here, but in no training data: fork" in one(report, "class_untrained")["text"]
 
 
+def test_classes_of_lists_in_another_order_are_matched_by_name(mine):
+    """Training matches them so; of the validation list's second class, fork, no training image tells."""
+    for split, names in (("train", ["knife", "spoon", "fork"]), ("val", ["spoon", "fork"])):
+        content = json.loads((mine.root / f"{split}.json").read_text())
+        content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["category_id"] = 2 if split == "train" else 1 + number % 2
+        mine.annotate(split, content)
+    _, report = mine.check()
+    assert one(report, "class_untrained")["text"].endswith("occur here, but in no training data: fork")
+
+
 def test_a_data_set_that_cannot_be_opened_leaves_the_others_checked(mine, capsys):
     (mine.root / "train.json").write_text('{"images": [')
     status, report = mine.check()

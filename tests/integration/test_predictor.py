@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -292,6 +293,9 @@ def test_to_coco_is_read_by_pycocotools(model, photos, files):
 
     assert len(truth.loadRes(rows).anns) == len(result.boxes) > 0
     assert rows[0]["image_id"] == 3 and rows[0]["distance_m"] == result.boxes.distance_m[0]
+    of_others = {"drive.mp4#7": "drive#7", "room.a/img_1.5": "room.a/img_1.5", "photos/a.b.JPG": "a.b"}
+    for source, image_id in of_others.items():
+        assert replace(result, source=source).to_coco()[0]["image_id"] == image_id
     assert model(photos[0]).to_coco("street")[0]["image_id"] == "street"
     with pytest.raises(ValueError, match=r"from memory, so its entries have no image_id; .* to_coco\(image_id\)"):
         model(photos[0]).to_coco()

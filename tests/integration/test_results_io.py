@@ -8,6 +8,7 @@ import pytest
 from contract import sample
 
 from visionmtl.datasets import NamedDataset
+from visionmtl.datasets.coco import COCO81
 from visionmtl.inference.results_io import (
     SubmissionWriter,
     check_empty,
@@ -71,6 +72,15 @@ def test_classes_are_written_with_official_ids_and_void_stays_void(tmp_path):
     values = cv2.imread(str(tmp_path / "p" / "classes" / "image_0.png"), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(values)) == {0, 17, 18, 90}
     np.testing.assert_array_equal(read(tmp_path / "p", "classes", one), classes)
+
+
+def test_background_whose_official_id_is_0_is_a_class(tmp_path):
+    one = sample(0)
+    classes = np.full_like(one.segmentation, COCO81.classes.index("background"))
+    classes[0, :2] = 3, IGNORE
+    written(tmp_path / "p", one, {"classes": classes}, spaces={"classes": COCO81})
+
+    np.testing.assert_array_equal(read(tmp_path / "p", "classes", one, COCO81), classes)
 
 
 def test_cityscapes_files_are_called_as_its_evaluation_looks_for_them(tmp_path):

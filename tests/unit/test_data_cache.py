@@ -32,7 +32,8 @@ from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
 from visionmtl.tasks.segmentation import Segmentation
 
-TASKS = {"detection": Detection(), "segmentation": Segmentation(), "depth": Depth(), "normals": Normals()}
+TASKS = {"detection": Detection(), "segmentation": Segmentation(), "normals": Normals()}
+TASKS["depth"] = Depth(virtual_normal_weight=1.0)  # which reads the camera, too
 FIELDS = set(LABEL_FIELDS)
 SIZE = (64, 96)
 
@@ -45,7 +46,7 @@ def scenes(folder: Path, **settings):
 
 
 def cached(data: Data, fields=FIELDS, max_zoom: float | None = None):
-    zoom = data.augment.zoom[1] if max_zoom is None else max_zoom
+    zoom = data.augment.largest_zoom if max_zoom is None else max_zoom
     return with_cache(open_datasets(data.train), data.train, data.cache, fields, data.size, zoom, workers=0)
 
 
@@ -122,6 +123,13 @@ def test_images_are_kept_as_large_as_the_largest_zoom_needs_them(tmp_path):
         # averaged twice instead of once, which changes pictures by 1 to 4 levels (`data_cache`)
         assert (one.image.int() - other.image.int()).abs().float().mean() < 4
         assert torch.equal(one.targets["segmentation"]["classes"], other.targets["segmentation"]["classes"])
+
+
+def test_views_that_are_left_whole_need_more_than_the_largest_zoom_below_1(tmp_path):
+    data = scenes(tmp_path, size=(256, 384))
+    data = data.model_copy(update={"augment": Augment(zoom=(0.4, 0.5), whole=0.5)})
+
+    assert len(batches(data, cached(data))) == 2
 
 
 def test_a_reader_in_another_process_maps_the_same_file(tmp_path):
