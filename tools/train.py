@@ -107,7 +107,14 @@ def _train(args: argparse.Namespace) -> int:
 
     recorded = Path(args.resume) if args.config is None else None  # it may have been moved since
     if recorded:
-        args.config, args.resume, args.output = str(recorded / "config.yaml"), "auto", args.output or str(recorded)
+        if args.overfit is not None:
+            raise ValueError(
+                f"--overfit trains a run of its own, and --resume {recorded} alone goes on with that one; give "
+                f"{recorded / 'config.yaml'} as the config, without --resume"
+            )
+        moves = args.output is not None and Path(args.output).resolve() != recorded.resolve()
+        args.config, args.output = str(recorded / "config.yaml"), args.output or str(recorded)
+        args.resume = str(recorded / "checkpoints" / "last.pt") if moves else "auto"
         if not Path(args.config).is_file():
             raise ValueError(
                 f"there is no {args.config}, and no config was given; --resume alone takes the folder of a run; name "

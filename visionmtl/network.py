@@ -249,6 +249,7 @@ def _parts(
         levels={name: task.levels for name, task in tasks.items()},
         dense={name: decoder for name, task in tasks.items() for decoder in _fields(task, Decoder).values()},
         size=size,
+        in_chans=spec.encoder.in_chans,
     )
 
 

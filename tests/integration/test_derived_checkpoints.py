@@ -128,3 +128,28 @@ def test_a_network_without_depth_is_refused(tmp_path: Path, capsys: pytest.Captu
     scene_run.save_untrained(scene_run.run(tmp_path, ("segmentation",)), tmp_path)
     assert main(["calibrate", str(tmp_path), "--output", str(tmp_path / "new.pt")]) == 2
     assert "none of type depth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["soup", "calibrate"])
+def test_a_name_that_no_reader_would_know_is_refused_before_the_work(tool: str, tmp_path: Path, capsys):
+    for seed in (0, 1):
+        scene_run.save_untrained(scene_run.run(tmp_path / str(seed), seed=seed), tmp_path / str(seed))
+    given = [str(tmp_path / "0"), str(tmp_path / "1")][: 2 if tool == "soup" else 1]
+
+    assert main([tool, *given, "--output", str(tmp_path / "new.safetensors")]) == 2
+
+    assert (
+        "new.safetensors ends with '.safetensors', and a checkpoint is written; .pt is allowed"
+        in capsys.readouterr().err
+    )
+
+
+def test_low_rank_matrices_of_another_factor_are_no_soup(tmp_path: Path):
+    for alpha in (8.0, 64.0):
+        run = scene_run.run(tmp_path / str(alpha), model={"sharing": {"type": "lora", "alpha": alpha}})
+        scene_run.save_untrained(run, tmp_path / str(alpha))
+
+    with pytest.raises(
+        ValueError, match=r"another network than .*: model.sharing \['lora', 64.0\] for \['lora', 8.0\]"
+    ):
+        make_soup([tmp_path / "8.0", tmp_path / "64.0"], tmp_path / "soup.pt")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scene_run
 import timm
 import torch
 import toy_run
@@ -118,6 +119,26 @@ def test_another_encoder_pyramid_or_head_is_not_taken_though_shapes_agree(saved)
     for name, value in net.state_dict().items():
         if name.startswith(("trunk.encoder", "decoders.boxes")):
             assert torch.equal(value, start[name])
+
+
+def test_a_pyramid_of_other_levels_is_not_taken_though_shapes_agree(tmp_path):
+    """Its layers are numbered from the finest level on: level 3 is the first of one, the second of another."""
+    decoder = {"type": "semantic_fpn", "channels": 16}
+    model = {"pyramid": {"type": "fpn", "channels": 16, "smooth_from": 0}}
+    runs = [
+        scene_run.run(tmp_path, ("depth",), model=model, tasks={"depth": {"decoder": {**decoder, "levels": levels}}})
+        for levels in ([3, 4, 5], [2, 3, 4, 5], [3, 4])
+    ]
+    scene_run.save_untrained(runs[0], tmp_path)
+    file = weights_of(tmp_path)
+    for run, taken in zip(runs[1:], (False, True), strict=True):
+        net = scene_run.untrained(run)
+        lines = load_initial(net, run, tmp_path)
+
+        assert any("pyramid not taken: its levels are [3, 4, 5] in the file, [2, 3, 4, 5]" in x for x in lines) != taken
+        name = "trunk.pyramid.lateral.0.1.weight"
+        smooth = next(name for name in file if name.startswith("trunk.pyramid.smooth.0") and file[name].dim() == 4)
+        assert torch.equal(net.state_dict()[smooth], file[smooth]) == taken, name
 
 
 def test_bins_of_another_range_are_not_taken(tmp_path):

@@ -105,8 +105,25 @@ def test_a_folder_of_a_run_goes_on_by_its_own_config_wherever_it_was_moved(
     assert main(["train", "--resume", str(moved), "train.eval_every_epochs=1"]) == 0
     assert scene_run.differences(scene_run.last_state(moved), scene_run.last_state(whole)) == []
 
+    other = tmp_path / "other"  # and into another folder, from the step that was saved
+    assert main(["train", "--resume", str(cut), "--output", str(other), "train.eval_every_epochs=1"]) == 0
+    assert scene_run.differences(scene_run.last_state(other), scene_run.last_state(whole)) == []
+    assert scene_run.rows(other)[0]["step"] == CUT + 1
+    assert main(["train", "--resume", str(cut), "--overfit", "4"]) == 2
+    assert "--overfit trains a run of its own" in capsys.readouterr().err
+
     assert main(["train", "train.epochs=3", "--resume", str(tmp_path)]) == 2
     assert f"error: there is no {tmp_path / 'config.yaml'}, and no config was given; " in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_from_its_last_checkpoint_not_its_best(cut: Path, whole: Path, tmp_path: Path):
+    shutil.copy(whole / "checkpoints" / "step-0000003.pt", cut / "checkpoints" / "best.pt")
+    try:
+        train(settings(tmp_path / "on"), TrainOptions(resume=str(cut)))
+    finally:
+        (cut / "checkpoints" / "best.pt").unlink()
+
+    assert scene_run.rows(tmp_path / "on")[0]["step"] == CUT + 1
 
 
 def test_going_back_in_the_same_folder_drops_what_came_after(whole: Path, tmp_path: Path):

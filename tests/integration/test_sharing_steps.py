@@ -217,3 +217,43 @@ def test_two_processes_share_as_one_on_all_images(tmp_path: Path):
 @pytest.mark.slow  # `test_distributed_steps` asks the same of a network of three layers
 def test_two_processes_balance_as_one_on_all_images_in_accumulated_steps(tmp_path: Path):
     check_two_are_one([("hard", balance) for balance in (*METHODS.values(), *ON_PARAMETERS)], 2, tmp_path)
+
+
+def test_parameters_that_tasks_share_are_found_whatever_the_channels():
+    encoder = {"name": "test_convnext", "in_chans": 4, "mean": [0.5] * 4, "std": [0.2] * 4}
+    run = scene_run.run(model={"encoder": encoder}, balance={"type": "pcgrad", "level": "parameters"})
+
+    assert Trainer(run, scene_run.untrained(run), scene_run.ALONE).shared_parameters
+
+
+@pytest.mark.parametrize("sharing", [{"type": "mtan"}, {"type": "branching", "at": "pyramid"}], ids=lambda x: x["type"])
+@pytest.mark.parametrize("balance", ["pcgrad", "graddrop"])
+def test_shared_maps_of_frozen_stages_hold_up_no_step(sharing: dict, balance: str):
+    model = {"sharing": sharing, "encoder": {"name": "test_convnext", "freeze_stages": 1}}
+    tasks = {name: {"decoder": {"levels": [2, 3]}} for name in ("segmentation", "depth")}
+    run = scene_run.run(names=tuple(tasks), model=model, balance={"type": balance}, tasks=tasks)
+    trainer = scene_run.state(run)
+    before = copy.deepcopy(trainer.net.state_dict())
+
+    trainer.train_step(scene_run.batches(run)[:1])
+
+    moved = {name for name, value in trainer.net.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("trunk.encoder") for name in moved)
+
+
+def test_balancing_on_maps_that_nothing_learns_is_an_error():
+    model = {"sharing": {"type": "branching", "at": "pyramid"}, "freeze": ["trunk.encoder"]}
+    run = scene_run.run(names=("segmentation", "depth"), model=model, balance={"type": "pcgrad"})
+    with pytest.raises(ValueError, match="all that makes these is frozen, so it would have no effect"):
+        scene_run.state(run).train_step(scene_run.batches(run)[:1])
+
+
+@pytest.mark.parametrize("way", ["pad_net", "mti_net"])
+def test_fcos_makes_initial_predictions_on_the_levels_that_they_have(way: str):
+    sharing = {"type": way, "channels": 8, **({"level": 3} if way == "pad_net" else {})}
+    head = {"type": "fcos", "levels": [3, 4, 5], "num_convs": 1}
+    run = scene_run.run(model={"sharing": sharing}, tasks={"detection": {"head": head}})
+
+    losses = scene_run.state(run).train_step(scene_run.batches(run)[:1]).losses["detection"]
+
+    assert all(value.isfinite() for value in losses.values()) and any("initial" in name for name in losses)

@@ -278,7 +278,7 @@ class _Gramian(Balancer):
             for (parameter, _), gradient in zip(learnt, weighted, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if self.needs_cut:
-            torch.autograd.backward(list(step.shared), _combine(gradients, inputs, weights))
+            backward_from_maps(step.shared, _combine(gradients, inputs, weights))
         else:
             _add(rows / num_ranks(), inputs, weights)
         return dict(zip(self.tasks, (factors * weights).float().unbind(), strict=True))
@@ -331,6 +331,17 @@ class _Gramian(Balancer):
                 "some of these, or remove balance.levels"
             )
         return [step.levels.index(level) for level in self.levels]
+
+
+def backward_from_maps(shared: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Carry on the gradients on shared maps, but for those of frozen parts. Raises ValueError where all are frozen."""
+    pairs = [(x, gradient) for x, gradient in zip(shared, gradients, strict=True) if x.requires_grad]
+    if not pairs:
+        raise ValueError(
+            "the balancing method compares gradients on the shared maps, and all that makes these is frozen, so it "
+            "would have no effect; set balance=fixed, or freeze less"
+        )
+    torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _take(of: Sequence[Tensor]) -> list[Tensor | None]:

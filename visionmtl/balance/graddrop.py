@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from visionmtl.balance.base import Balance, Balancer, Step, memory_order
+from visionmtl.balance.base import Balance, Balancer, Step, backward_from_maps, memory_order
 from visionmtl.balance.random_numbers import RandomNumbers
 from visionmtl.ops.ranks import sum_over_ranks
 
@@ -58,7 +58,7 @@ class _GradDrop(Balancer):
         ]
         if step.last:
             self.draws.next()
-        torch.autograd.backward(list(step.shared), combined)
+        backward_from_maps(step.shared, combined)
         return {task: torch.tensor(weight) for task, weight in self.weights.items()}
 
     def _drop(self, leaf: Tensor, gradients: list[Tensor], chance: Tensor) -> Tensor:

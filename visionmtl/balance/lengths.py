@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from visionmtl.balance.base import GramianBalance, TaskGradients, Weighting
 
@@ -23,6 +24,15 @@ class GradNorm(GramianBalance, frozen=True):
     heads: Literal["raw", "weighted"] = "weighted"
     alpha: float = Field(1.5, ge=0, description="how strongly tasks that lag behind are preferred")
     rate: float = Field(0.025, gt=0)
+
+    @model_validator(mode="after")
+    def _losses_fall(self) -> Self:
+        if self.loss_scale == "log":
+            raise ValueError(
+                "loss_scale is log, which makes every loss 1 all the time, so that no task lags behind and alpha would "
+                "have no effect; none and initial are allowed; choose one"
+            )
+        return self
 
     def weighting(self, tasks: Sequence[str]) -> Weighting:
         """See the base."""

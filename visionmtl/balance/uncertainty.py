@@ -15,8 +15,8 @@ from visionmtl.config.suggest import did_you_mean
 class _LearntScales(Balance):
     """sum_t w_t f(s_t) L_t + r(s_t) with a learnt s_t for each task.
 
-    Deviation from all three papers: the s_t of a task without labels in a step stays, else its weight would grow for
-    not being seen.
+    Deviation from all three papers: the s_t of a task without labels in a step gets no gradient, else its weight would
+    grow for not being seen; what momentum the optimiser has still moves it.
     """
 
     @abstractmethod

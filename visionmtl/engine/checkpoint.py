@@ -70,6 +70,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
+def check_suffix(path: Path) -> None:
+    """Raises ValueError for a name under which `save_for_prediction` would write what no reader knows."""
+    if path.suffix != ".pt":
+        raise ValueError(
+            f"{path} ends with {path.suffix!r}, and a checkpoint is written; .pt is allowed; rename it, and make other "
+            "files of it by visionmtl export"
+        )
+
+
 def save_for_prediction(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write a checkpoint that predicts with other weights, as `state` otherwise; no run can go on from it."""
     without: dict[str, Any] = {
@@ -393,7 +402,8 @@ def results_file(folder: Path, step: int) -> Path:
 def find_resumed(folder: Path, which: str | Path | None, dry_run: bool = False) -> Path | None:
     """The checkpoint to go on from, or None for a start from nothing. An existing run is never overwritten silently.
 
-    which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is any; or a path.
+    which: None = a start from nothing; "auto" = the last checkpoint in `folder` if there is any; or a path, of a run's
+    folder its last checkpoint.
     dry_run: nothing will be written, so that a run that lies there is in no danger.
     """
     last = folder / "checkpoints" / "last.pt"
@@ -407,7 +417,7 @@ def find_resumed(folder: Path, which: str | Path | None, dry_run: bool = False) 
         return None
     if which == "auto":
         return last if any(file.exists() for file in _last_first(last)) else None
-    return Path(which)
+    return Path(which) / "checkpoints" / "last.pt" if Path(which).is_dir() else Path(which)
 
 
 @dataclass(frozen=True, slots=True)

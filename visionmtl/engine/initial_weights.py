@@ -99,6 +99,9 @@ def _other_parts(net: MultiTaskNet, run: Run, saved: Mapping[str, Any]) -> dict[
         text = f"pyramid not taken: {before['pyramid']['type']} in the file, {now['pyramid']['type']} here"
         names = (name for name, _ in net.named_modules())
         other |= {f"{name}.": text for name in names if name.rpartition(".")[2] in ("pyramid", "pyramids")}
+    elif levels := _other_levels(saved["tasks"], run):
+        names = (name for name, _ in net.named_modules())
+        other |= {f"{name}.": levels for name in names if name.rpartition(".")[2] == "pyramid"}
     for name, task in run.tasks.items():
         was, own = saved["tasks"].get(name), task.model_dump(mode="json")
         if was is None:
@@ -112,6 +115,18 @@ def _other_parts(net: MultiTaskNet, run: Run, saved: Mapping[str, Any]) -> dict[
                 text = f"{key} is {was.get(key)} in the file, {own[key]} here, and its weights hold it"
                 other[f"decoders.{name}."] = f"task {name} not taken: its {text}"
     return other
+
+
+def _other_levels(saved: Mapping[str, Mapping[str, Any]], run: Run) -> str | None:
+    """What differs where a common pyramid's layers, which are numbered from the finest level on, serve other levels."""
+    parts = [part for task in saved.values() for part in (task, task.get("decoder"), task.get("head"))]
+    known = [part for part in parts if isinstance(part, Mapping)]
+    before = sorted({level for part in known for level in (*part.get("levels", ()), part.get("level"))} - {None})
+    now = sorted({level for task in run.tasks.values() for level in task.levels})
+    counted_from_finest = run.model.pyramid.type in ("fpn", "pafpn")
+    if not before or before == now or (counted_from_finest and before[0] == now[0]):
+        return None
+    return f"pyramid not taken: its levels are {before} in the file, {now} here"
 
 
 def _type(value: Any) -> Any:

@@ -62,8 +62,12 @@ def changed_settings(saved: Any, fresh: Any, path: str = "") -> Iterator[tuple[s
 
 
 def is_of_evaluation(path: str) -> bool:
-    """Whether a setting decides on which images a run is evaluated, or how large; their folders may move."""
-    return bool(re.match(r"data\.(size|eval_size|val(\.\d+\.(?!root$).+)?)$", path))
+    """Whether a setting decides on which images a run is evaluated, how large, and what a metric then says.
+
+    Folders may move, and weights of losses change no metric.
+    """
+    of_data = r"data\.(size|eval_size|val(\.\d+\.(?!root$).+)?)$"
+    return bool(re.match(of_data, path) or re.match(r"tasks\.[^.]+\.(?!weight$)", path))
 
 
 def what_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:

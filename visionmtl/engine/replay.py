@@ -152,15 +152,16 @@ def _watch(trainer: Trainer, batches: Sequence[Batch], state: Mapping[str, Any],
     """Forward and backward of each micro-batch, loss part by loss part, up to the first that is not finite."""
     net = LossNet(trainer.net, cut=False, learning=trainer.learning)
     trainer.net.train()
+    trainer.choose_losses()
     if trainer.schedule:
-        for task in trainer.schedule.held(trainer.epoch):
-            trainer.net.decoders[task].eval()
+        for module in trainer.held():
+            module.eval()
         batches = [trainer.schedule.mask(batch, trainer.epoch) for batch in batches]
     totals = step_totals([batch.counts for batch in batches])
     if any(task.counts_predictions for task in trainer.net.tasks.values()) and len(batches) > 1:
         totals = {task: {k: v.to(trainer.ranks.device) for k, v in of.items()} for task, of in state["totals"].items()}
-    torch.manual_seed(trainer._step_seed())
     for number, batch in enumerate(batches):
+        torch.manual_seed(trainer.step_seed(number))
         random_state = _random_state(trainer.ranks.device)
 
         def forward(batch: Batch = batch) -> dict[str, dict[str, Tensor]]:

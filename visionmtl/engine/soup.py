@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from visionmtl.engine.checkpoint import best_weights, check_classes, find, load, save_for_prediction
+from visionmtl.engine.checkpoint import best_weights, check_classes, check_suffix, find, load, save_for_prediction
 from visionmtl.modeling.weights import key_differences
 
 
@@ -17,6 +18,7 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
     weights, not measured anew. Settings are those of the first; the file is for predictions, not for going on.
     Returns the files averaged. Raises ValueError where the networks differ.
     """
+    check_suffix(output)
     paths = [find(path) for path in checkpoints]
     if len({path.resolve() for path in paths}) < max(len(paths), 2):
         raise ValueError(
@@ -41,7 +43,8 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
 
 
 def _mean(total: Tensor, count: int, like: Tensor) -> Tensor:
-    return (total / count).to(like.dtype) if like.is_floating_point() else total
+    # float32 at least: half of it is for files, and a network computes in float32
+    return (total / count).to(torch.promote_types(like.dtype, torch.float32)) if like.is_floating_point() else total
 
 
 def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], path: Path, other_path: Path) -> None:
@@ -57,7 +60,7 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], path: Path,
         )
 
 
-_MEANING = ("type", "min_depth_m", "max_depth_m", "num_bins", "head.levels", "decoder.levels")
+_MEANING = ("type", "min_depth_m", "max_depth_m", "num_bins", "head.levels", "decoder.levels", "many")
 """Settings of tasks that say what equal weights mean; a task has those of its type."""
 
 
@@ -70,9 +73,10 @@ def _setting(task: Mapping[str, Any], path: str) -> Any:
 
 def _architecture(run: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must have in common beside the shapes of their weights."""
-    encoder = run["model"].get("encoder", {})
+    encoder, sharing = run["model"].get("encoder", {}), run["model"].get("sharing", {})
     return {
         "model.encoder": [encoder.get(name) for name in ("name", "options", "mean", "std")],
+        "model.sharing": [sharing.get(name) for name in ("type", "alpha")],  # LoRA's matrices are times alpha
         "data.size": list(run["data"]["size"]),
         "tasks": {name: [_setting(task, of) for of in _MEANING] for name, task in run["tasks"].items()},
     }

@@ -336,13 +336,11 @@ class Trainer:
         before = state_before(self) if self.captures else None
         self.finite.begin(self.net, self._methods, unguarded(self.optimizer))
         self.net.train()
-        for name, (share, early) in self.early_tasks.items():  # compiled once more where this changes
-            begins = int(share * self.run.train.epochs)
-            self.net.tasks[name] = early if self.epoch < begins else self.run.tasks[name]
+        self.choose_losses()
         if self.run.train.compile == "cuda_graph":
             torch.compiler.cudagraph_mark_step_begin()
         if self.schedule:
-            for module in self._held():
+            for module in self.held():
                 module.eval()
             micro_batches = [self.schedule.mask(batch, self.epoch) for batch in micro_batches]
         counts = [batch.counts for batch in micro_batches]
@@ -350,12 +348,12 @@ class Trainer:
             counts = self._with_predicted_counts(micro_batches)
         soft, soft_counts = self._ask_teachers(micro_batches)
         totals = step_totals([_joined(*of_batch) for of_batch in zip(counts, soft_counts, strict=True)])
-        torch.manual_seed(self._step_seed())
         labelled = self._labelled_tasks(micro_batches)
         losses: dict[str, dict[str, Tensor]] = {}
         of_batches: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
+            torch.manual_seed(self.step_seed(number))
             with self._gradient_sync(last):
                 parts, weights = self._forward_backward(
                     batch, soft[number], totals, labelled, 1 / len(micro_batches), last
@@ -374,6 +372,12 @@ class Trainer:
             check_step(self, before, micro_batches, totals, output)
         return output
 
+    def choose_losses(self) -> None:
+        """Those of this epoch, where a task begins with others. Compiled once more where this changes."""
+        for name, (share, early) in self.early_tasks.items():
+            begins = round(share * self.run.train.epochs)
+            self.net.tasks[name] = early if self.epoch < begins else self.run.tasks[name]
+
     @property
     def captures(self) -> bool:
         """Whether the first step that is not finite is written to a file."""
@@ -384,7 +388,7 @@ class Trainer:
         """What has state beside the network that a step changes."""
         return [self.balancer, *([self.schedule] if self.schedule else [])]
 
-    def _held(self) -> list[nn.Module]:
+    def held(self) -> list[nn.Module]:
         """Decoders, and auxiliary heads beside them, that the curriculum keeps as they are in this epoch."""
         held = self.schedule.held(self.epoch) if self.schedule else set()
         return [of[task] for of in (self.net.decoders, self.net.auxiliary) for task in held if task in of]
@@ -418,9 +422,9 @@ class Trainer:
         The trunk draws the same random numbers as in the step; running statistics stay as they are.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
-        torch.manual_seed(self._step_seed())
         counts = []
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches):
+            torch.manual_seed(self.step_seed(number))
             with autocast(self.ranks.device, self.run.train.precision):
                 predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
             counts.append({task: {**known, **predicted.get(task, {})} for task, known in batch.counts.items()})
@@ -452,8 +456,8 @@ class Trainer:
         """Each task's weight, the mean over the micro-batches that teach it."""
         means = {}
         for task in of_batches[0]:
-            weights = torch.stack([weights[task] for weights in of_batches])
-            labelled = torch.stack([batch.labelled[task].any() for batch in micro_batches]).to(weights.device)
+            labelled = torch.stack([batch.labelled[task].any() for batch in micro_batches])
+            weights = torch.stack([weights[task] for weights in of_batches]).to(labelled.device, non_blocking=True)
             num_taught = (labelled | (weights != 0)).sum().clamp(min=1)  # a teacher, or another rank, teaches too
             means[task] = weights.sum() / num_taught
         return means
@@ -483,7 +487,7 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
-        for module in self._held():
+        for module in self.held():
             for parameter in module.parameters():
                 parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
@@ -504,9 +508,10 @@ class Trainer:
         self.state.evaluated = False
         return norm
 
-    def _step_seed(self) -> int:
-        """Dropout and drop path depend on run, rank and step alone, so that there is no random state to keep."""
-        entropy = (self.run.seed, self.ranks.rank, self.state.step)
+    def step_seed(self, number: int) -> int:
+        """Of a micro-batch: dropout and drop path depend on run, rank, step and its number alone, so that there is no
+        random state to keep, and a pass over the trunk alone draws what the step draws."""
+        entropy = (self.run.seed, self.ranks.rank, self.state.step, *([number] if number else []))
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def _gradient_sync(self, last: bool) -> Any:

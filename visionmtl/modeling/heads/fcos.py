@@ -66,7 +66,10 @@ class FCOS(Head, frozen=True):
         centres, strides = anchor_points(raw["shapes"], logits)
         predicted = self._boxes(raw, centres, strides)
         with torch.no_grad():
-            target = fcos(raw["shapes"], self._ranges(), boxes, labels, valid, crowd, radius=self.radius)
+            of_level = dict(zip(self.levels, self._ranges(), strict=True))
+            # initial predictions are of some levels alone, and divided by what all of them have
+            ranges = [of_level[level] for level, _, _ in raw["shapes"]]
+            target = fcos(raw["shapes"], ranges, boxes, labels, valid, crowd, radius=self.radius)
             # one cell at least, or the negatives of a step without boxes would count without measure
             num_positive = totals["positive"].clamp(min=1 / num_ranks())
             wanted = (one_hot(target.labels, logits.shape[2]) & target.positive[..., None]).float()

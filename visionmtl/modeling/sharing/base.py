@@ -37,6 +37,8 @@ class Parts:
     """Settings of the dense decoders, by task, of the tasks that have one."""
     size: tuple[int, int]
     """(H, W) of the input."""
+    in_chans: int = 3
+    """Channels of the input."""
 
     @property
     def all_levels(self) -> tuple[int, ...]:
@@ -65,7 +67,7 @@ class Trunk(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.levels = dict(parts.levels)
-        self.size = parts.size
+        self.size, self.in_chans = parts.size, parts.in_chans
 
     def forward(self, image: Tensor) -> Any:
         """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared.
@@ -98,7 +100,8 @@ class Trunk(nn.Module):
         device = next(self.parameters()).device
         modes = [(module, module.training) for module in self.modules()]
         with torch.enable_grad():
-            maps, initial = self.eval().split_with_initial(self(torch.zeros(1, 3, *self.size, device=device)))
+            image = torch.zeros(1, self.in_chans, *self.size, device=device)
+            maps, initial = self.eval().split_with_initial(self(image))
             reached = [parameters_behind((maps[task], initial.get(task, ()))) for task in maps]
         for module, mode in modes:
             module.training = mode
