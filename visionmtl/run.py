@@ -360,12 +360,6 @@ class Run(Spec):
         for name, settings in self.tasks.items():
             if problem := settings.size_problem(self.data.size):
                 raise _problem_at(("tasks", name), problem)
-            if (early := settings.early()) and not 0 < round(early[0] * self.train.epochs) < self.train.epochs:
-                text = (
-                    f"begins with other losses up to {early[0]:g} of {self.train.epochs} epochs (late_losses_from), "
-                    "which is none or all of them; a whole number between is needed; change it, or train.epochs"
-                )
-                raise _problem_at(("tasks", name), text)
         channels, augment = self.model.encoder.in_chans, self.data.augment
         if channels != 3 and (augment.colors or augment.pipeline):
             text = (

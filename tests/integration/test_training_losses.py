@@ -42,6 +42,14 @@ def test_early_losses_are_those_without_the_settings():
     assert late.early() == (0.25, plain) and plain.early() is None
 
 
+@pytest.mark.parametrize(("share", "epochs"), [(0.05, 4), (0.9, 2)])
+def test_losses_that_begin_at_once_or_never_are_an_error(share: float, epochs: int):
+    late = {"segmentation": {"region_loss": "dice", "late_losses_from": share}}
+    run = scene_run.run(None, ("segmentation",), tasks=late, train={"epochs": epochs})
+    with pytest.raises(ValueError, match=f"up to {share} of train.epochs {epochs}, which is none or all of them"):
+        scene_run.state(run)
+
+
 def test_auxiliary_heads_teach_and_are_not_predicted(tmp_path: Path):
     run = scene_run.run(tmp_path, model=SUPERVISED, train={"epochs": 1})
     train(run, TrainOptions(device="cpu"))

@@ -314,6 +314,12 @@ class Trainer:
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.early_tasks = {name: early for name, task in run.tasks.items() if (early := task.early())}
         """Tasks whose loss begins under other settings, see `Task.early`."""
+        for name, (share, _) in self.early_tasks.items():
+            if not 0 < round(share * run.train.epochs) < run.train.epochs:
+                raise ValueError(
+                    f"tasks.{name} begins with other losses up to {share:g} of train.epochs {run.train.epochs}, which is "
+                    "none or all of them; a whole number between is needed; change late_losses_from, or train.epochs"
+                )
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
