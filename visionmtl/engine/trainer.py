@@ -317,8 +317,8 @@ class Trainer:
         for name, (share, _) in self.early_tasks.items():
             if not 0 < round(share * run.train.epochs) < run.train.epochs:
                 raise ValueError(
-                    f"tasks.{name} begins with other losses up to {share:g} of train.epochs {run.train.epochs}, which is "
-                    "none or all of them; a whole number between is needed; change late_losses_from, or train.epochs"
+                    f"tasks.{name} begins with other losses up to {share:g} of train.epochs {run.train.epochs}, which "
+                    "is none or all of them; a whole number between is needed; change late_losses_from, or train.epochs"
                 )
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
