@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import scene_run
 import torch
 from contract import SIZE, sample
 from torch import Tensor, nn
@@ -104,3 +105,28 @@ def test_the_weights_of_a_step_are_the_mean_over_the_micro_batches_that_teach_th
         return {task: weight.item() for task, weight in trainer.train_step(micro_batches).weights.items()}
 
     assert weights(batches) == pytest.approx(weights(batches[1:2]), rel=1e-3)
+
+
+def test_what_detection_is_divided_by_is_counted_under_the_random_numbers_of_the_step(monkeypatch: pytest.MonkeyPatch):
+    """Between two micro-batches segmentation's dropout draws in the step, and not in the pass that counts."""
+    encoder = {"name": "test_resnet", "drop_path": 0.5}
+    run = scene_run.run(names=("segmentation", "detection"), model={"encoder": encoder}, train={"accumulate": 2})
+    trainer = scene_run.state(run)
+    with torch.no_grad():
+        for name, parameter in trainer.net.trunk.encoder.named_parameters():
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.fill_(
+                    1.0
+                )  # timm starts residual branches at 0, of which dropping a path would change nothing
+    counted: dict[bool, list[float]] = {True: [], False: []}
+    assign = Aligned._assign
+
+    def watched(self: Aligned, *arguments: Tensor) -> object:
+        target = assign(self, *arguments)
+        counted[torch.is_grad_enabled()].append(float(target[0].quality.sum()))
+        return target
+
+    monkeypatch.setattr(Aligned, "_assign", watched)
+    trainer.train_step(scene_run.batches(run)[:2])
+
+    assert len(counted[True]) == 2 and counted[True] == pytest.approx(counted[False], rel=1e-6)

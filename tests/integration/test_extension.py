@@ -20,6 +20,7 @@ from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
 from visionmtl.run import Run
 from visionmtl.structures import Batch
+from visionmtl.study.costs import _Step
 from visionmtl.tasks.depth import Depth
 from visionmtl.transfer.base import Extend
 from visionmtl.transfer.ewc import EWC, ElasticPenalty, normalised
@@ -327,3 +328,24 @@ def test_the_tool_extends_with_one_option(old: Path, tmp_path: Path, capsys: pyt
     assert tool.main([*arguments, "extend={type: lwf, weight: 2}", "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert "type: lwf" in printed and str(old) in printed
+
+
+def test_a_step_of_an_extension_can_be_timed(tmp_path: Path):
+    scene_run.save_untrained(scene_run.run(tmp_path, ("depth",)), tmp_path)
+    run = scene_run.run(names=("segmentation",), extend={"type": "frozen", "checkpoint": str(tmp_path)})
+    step = _Step(run, torch.device("cpu"))
+    step.work()
+    assert step.trainer.state.step == 1
+
+
+def test_settings_that_do_not_go_with_the_old_network_are_one_line(tmp_path: Path):
+    scene_run.save_untrained(scene_run.run(tmp_path, ("depth",)), tmp_path)
+    augment = {"place": "random", "zoom": [0.5, 1.0]}
+    run = scene_run.run(
+        names=("depth", "segmentation"), extend={"type": "lwf", "checkpoint": str(tmp_path)}, data={"augment": augment}
+    )
+    with pytest.raises(
+        ValueError, match=f"^with the old network of {tmp_path}.*: data.augment.place is random, but "
+    ) as told:
+        extended(run)
+    assert "\n" not in str(told.value)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from visionmtl.config.loader import dotted
 from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
@@ -56,8 +58,11 @@ def extended(run: Run) -> Run:
     tasks = before.tasks | run.tasks  # settings that the run gives an old task anew must fit its weights
     distill = _with(run.distill, run.extend.distill(list(before.tasks)))
     update = {"model": model, "tasks": tasks, "distill": distill}
-    # validated anew: names and settings must fit together
-    return Run.model_validate({**run.model_dump(), **{name: _dump(value) for name, value in update.items()}})
+    try:  # validated anew: names and settings must fit together
+        return Run.model_validate({**run.model_dump(), **{name: _dump(value) for name, value in update.items()}})
+    except ValidationError as error:
+        said = [f"{dotted(detail['loc'])} {detail['msg']}" for detail in error.errors(include_url=False)]
+        raise ValueError(f"with the old network of {path}: {'; '.join(said)}") from None
 
 
 def train_tasks(run: Run) -> dict[str, Task]:

@@ -8,10 +8,12 @@ import torch
 
 from visionmtl.benchmark.measure import Timing, alternate, count_flops, median, ratio
 from visionmtl.config.text_files import check_object, read_object
-from visionmtl.data.label_spaces import align, resolve_spaces
+from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.distributed import Ranks, choose_device
+from visionmtl.engine.extension import extended, old_spaces, train_tasks
+from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.atomic import write_json
 from visionmtl.network import build_model
@@ -97,12 +99,13 @@ class _Step:
 
     def __init__(self, run: Run, device: torch.device) -> None:
         torch.manual_seed(run.seed)
-        datasets = open_datasets(run.data.train)
-        spaces = resolve_spaces(run.tasks, datasets)
-        data = run.data.model_copy(update={"workers": 0})
+        run, datasets = extended(run), open_datasets(run.data.train)
+        spaces = resolve_taught_spaces(run, datasets, None, old_spaces(run))
+        data, taught = run.data.model_copy(update={"workers": 0}), train_tasks(run)
         batches = train_loader(
-            data, run.tasks, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed
-        )
+            data, taught, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed,
+            unlabelled=run.distill is not None or run.extend is not None,
+        )  # fmt: skip
         self.batch = next(iter(batches)).to(device)
         net = build_model(run.model, run.tasks, spaces, run.data.size).to(device)
         self.trainer = Trainer(run, net, Ranks(0, 1, device))
