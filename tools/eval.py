@@ -12,7 +12,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionmtl.cli import CHECKPOINT, ToolParser, add_device, positive, run_tool, tried, tried_folder
+from visionmtl.cli import CHECKPOINT, ToolParser, add_device, is_config, positive, run_tool, tried, tried_folder
 from visionmtl.config.paths import home_path
 from visionmtl.config.text_files import printable
 from visionmtl.engine.verify_results import Expectation
@@ -243,7 +243,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task
     from visionmtl.metrics.definitions import with_definitions
 
-    if args.checkpoint.endswith((".yaml", ".yml")):
+    if is_config(args.checkpoint):
         run, known = config.load(args.checkpoint, args.overrides, args.split), None
     else:
         opened = open_model(args.checkpoint, ranks.device, args.overrides, args.split)

@@ -38,10 +38,7 @@ examples:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("export", __doc__, MANUAL)
-    p.add_argument(
-        "checkpoint", type=expanduser, metavar="CHECKPOINT",
-        help=CHECKPOINT,
-    )  # fmt: skip
+    p.add_argument("checkpoint", type=expanduser, metavar="CHECKPOINT", help=CHECKPOINT)
     p.add_overrides("settings that replace those of the run, e.g. data.root=DIR or data.eval_size=[480,640]")
     p.add_argument("--format", choices=FORMATS, required=True, help="of the file")
     p.add_argument(

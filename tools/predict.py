@@ -11,7 +11,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import CHECKPOINT, ERROR, ToolParser, add_device, positive, run_tool, tried_folder
+from visionmtl.cli import CHECKPOINT, ERROR, ToolParser, add_device, is_config, positive, run_tool, tried_folder
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> None:
         where = "--output" if args.output else "--as-labels"
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise ValueError(f"{names} would have no effect with {where}; leave it out, or choose the other one")
-    if not _is_config(args.input):
+    if not is_config(args.input):
         if idle := [name for name in ("fill", "part") if getattr(args, name)]:
             raise ValueError(
                 f"--{idle[0]} is for the data sets of a config, and {args.input} is none; give a YAML file as "
@@ -128,10 +128,11 @@ def _predict(args: argparse.Namespace) -> int:
 
     folder = args.output or args.as_labels
     check_empty(folder)
-    sources = _sources(args)[: args.num]
+    of_input = _of_input(args)
+    sources = _sources(args, of_input)[: args.num]
     with ExitStack() as targets:
         targets.enter_context(tried_folder(folder))
-        of_run = [override for override in args.overrides if override not in _of_input(args)]
+        of_run = [override for override in args.overrides if override not in of_input]
         opened = open_model(args.checkpoint, distributed.choose_device(args.device), of_run)
         predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
         predictor.batch_size = args.batch_size or predictor.batch_size
@@ -140,26 +141,22 @@ def _predict(args: argparse.Namespace) -> int:
         return _write_labels(args, predictor, sources, str(opened.path))
 
 
-def _sources(args: argparse.Namespace) -> list[ImageRef]:
+def _sources(args: argparse.Namespace, overrides: Sequence[str]) -> list[ImageRef]:
     from visionmtl.datasets import open_datasets
     from visionmtl.inference.pseudo_labels import dataset_sources, folder_sources
     from visionmtl.run import load_data
 
-    if not _is_config(args.input):
+    if not is_config(args.input):
         return folder_sources(Path(args.input))
-    return dataset_sources(open_datasets(getattr(load_data(args.input, _of_input(args)), args.part or "train")))
+    return dataset_sources(open_datasets(getattr(load_data(args.input, overrides), args.part or "train")))
 
 
 def _of_input(args: argparse.Namespace) -> list[str]:
     """The overrides that say where the data of a config as INPUT lie."""
-    if not _is_config(args.input):
+    if not is_config(args.input):
         return []
     paths = [(text, text.removeprefix("~").partition("=")[0].split(".")) for text in args.overrides]
     return [text for text, path in paths if path[0] == "data" and path[1:2] in (["root"], ["train"], ["val"])]
-
-
-def _is_config(source: str) -> bool:
-    return source.endswith((".yaml", ".yml"))
 
 
 def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:

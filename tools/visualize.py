@@ -21,6 +21,7 @@ from visionmtl.cli import (
     ERROR,
     ToolParser,
     add_device,
+    is_config,
     is_setting,
     positive,
     run_tool,
@@ -74,9 +75,7 @@ def depth_range(text: str) -> tuple[float, float] | str:
 def parser() -> ToolParser:
     """The command line."""
     p = ToolParser("visualize", __doc__, MANUAL)
-    p.add_argument(
-        "checkpoint", type=home_path, help=f"{CHECKPOINT}; with --mode data also a config"
-    )  # fmt: skip
+    p.add_argument("checkpoint", type=home_path, help=f"{CHECKPOINT}; with --mode data also a config")
     p.add_argument(
         "inputs", nargs="*", default=[], type=expanduser, metavar="INPUT",
         help="image, folder, glob, video or camera:0, or - for a list of them on standard input; without any: the "
@@ -210,7 +209,7 @@ def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
     from visionmtl.engine import checkpoint
     from visionmtl.run import load, restore
 
-    if path.suffix not in (".yaml", ".yml"):
+    if not is_config(path):
         path = checkpoint.find(path)
         return restore(checkpoint.load(path)["run"], str(path), overrides), checkpoint.run_folder(path)
     run = load(path, overrides)
@@ -363,8 +362,7 @@ def _augmented(run: Run, args: argparse.Namespace, options: DrawOptions) -> Iter
     datasets = align(datasets, run.tasks, spaces)
     tasks = choose_tasks(run.tasks, args.tasks.split(",") if args.tasks else None)
     alone = run.data.model_copy(update={"workers": 0})
-    may_be_unlabelled = run.distill is not None or run.extend is not None
-    loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed, unlabelled=may_be_unlabelled)
+    loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed, unlabelled=run.is_taught)
     dataset: Any = loader.dataset
     for (key,) in islice(loader.batch_sampler or (), args.num or MAX_SHEET):
         example = dataset[key]

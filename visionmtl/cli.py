@@ -35,6 +35,11 @@ ERROR = 2
 """Exit status where a tool could not do its work; also argparse's own."""
 
 
+def is_config(path: str | Path) -> bool:
+    """Whether an argument that may be a trained network, a picture or a folder names a config."""
+    return Path(path).suffix in (".yaml", ".yml")
+
+
 def verbs() -> dict[str, str]:
     """Every tool on disk with the first line of its docstring; nothing is imported."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))

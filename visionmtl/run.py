@@ -345,6 +345,11 @@ class Run(Spec):
     optim: Optim = Optim()
     train: Train = Train()
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether networks teach beside the labels, so that data sets without any may be among the training data."""
+        return self.distill is not None or self.extend is not None
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.tasks:
@@ -370,7 +375,7 @@ class Run(Spec):
         curriculum = self.train.curriculum
         if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
             raise _problem_at(("train", "curriculum"), problem)
-        if curriculum and (self.extend is not None or self.distill is not None):
+        if curriculum and self.is_taught:
             text = "says which labels teach when, and extend or distill add others; they do not go together; choose one"
             raise _problem_at(("train", "curriculum"), text)
         if curriculum and self.train.distributed.shard:

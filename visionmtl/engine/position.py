@@ -62,9 +62,9 @@ def changed_settings(saved: Any, fresh: Any, path: str = "") -> Iterator[tuple[s
 
 
 def is_of_evaluation(path: str) -> bool:
-    """Whether a setting decides on which images a run is evaluated, how large, and what a metric then says.
+    """Whether a setting decides on which images a run is evaluated, how large, or may decide what a metric then says.
 
-    Folders may move, and weights of losses change no metric.
+    Folders may move; of a task's settings the weight of its loss alone surely changes no metric.
     """
     of_data = r"data\.(size|eval_size|val(\.\d+\.(?!root$).+)?)$"
     return bool(re.match(of_data, path) or re.match(r"tasks\.[^.]+\.(?!weight$)", path))

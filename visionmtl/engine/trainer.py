@@ -73,6 +73,7 @@ from visionmtl.ops.precision import autocast, chosen_precision
 from visionmtl.ops.ranks import Counts, step_totals, sum_over_ranks
 from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample, as_rgb
+from visionmtl.tasks.base import Task
 from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
@@ -120,7 +121,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     train_batches, *smaller_batches = [
         train_loader(
             run.data, extending.train_tasks(run), spaces, datasets, settings.batch_size, run.seed, ranks.rank,
-            ranks.world, unlabelled=run.distill is not None or run.extend is not None, size=size,
+            ranks.world, unlabelled=run.is_taught, size=size,
             leave_out_bad_files=True,
         )
         for size in (None, *sorted(smaller))
@@ -154,21 +155,32 @@ def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedD
     """
     datasets = open_datasets(run.data.train)
     if overfit is None:
-        if run.data.cache is not None:
-            fields, (num_workers, _) = {task.field for task in run.tasks.values()}, choose_workers(run.data.workers)
-            datasets = with_cache(
-                datasets,
-                run.data.train,
-                run.data.cache,
-                fields,
-                run.data.size,
-                run.data.augment.largest_zoom,
-                num_workers,
-            )
+        data, fields = run.data, {task.field for task in run.tasks.values()}
+        if data.cache is not None:
+            num_workers, _ = choose_workers(data.workers)
+            largest_zoom = data.augment.largest_zoom
+            datasets = with_cache(datasets, data.train, data.cache, fields, data.size, largest_zoom, num_workers)
         return datasets, open_datasets(run.data.val)
 
     training = [first_samples(dataset, overfit, len(dataset)) for dataset in datasets]
     return training, [first_samples(dataset, overfit) for dataset in datasets]
+
+
+def _early_tasks(run: Run) -> dict[str, tuple[int, Task]]:
+    """By task whose loss begins under other settings (see `Task.early`): for how many epochs, and these settings."""
+    found = {}
+    for name, task in run.tasks.items():
+        if (early := task.early()) is None:
+            continue
+        share, settings = early
+        num_epochs = round(share * run.train.epochs)
+        if not 0 < num_epochs < run.train.epochs:
+            raise ValueError(
+                f"tasks.{name} begins with other losses up to {share:g} of train.epochs {run.train.epochs}, which "
+                "is none or all of them; a whole number between is needed; change late_losses_from, or train.epochs"
+            )
+        found[name] = num_epochs, settings
+    return found
 
 
 def _check_warmup(run: Run, steps_per_epoch: int) -> None:
@@ -312,14 +324,7 @@ class Trainer:
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
-        self.early_tasks = {name: early for name, task in run.tasks.items() if (early := task.early())}
-        """Tasks whose loss begins under other settings, see `Task.early`."""
-        for name, (share, _) in self.early_tasks.items():
-            if not 0 < round(share * run.train.epochs) < run.train.epochs:
-                raise ValueError(
-                    f"tasks.{name} begins with other losses up to {share:g} of train.epochs {run.train.epochs}, which "
-                    "is none or all of them; a whole number between is needed; change late_losses_from, or train.epochs"
-                )
+        self.early_tasks = _early_tasks(run)
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
         self.graphs = Graphs() if run.train.compile else None
         if run.train.compile:
@@ -380,9 +385,8 @@ class Trainer:
 
     def choose_losses(self) -> None:
         """Those of this epoch, where a task begins with others. Compiled once more where this changes."""
-        for name, (share, early) in self.early_tasks.items():
-            begins = round(share * self.run.train.epochs)
-            self.net.tasks[name] = early if self.epoch < begins else self.run.tasks[name]
+        for name, (num_epochs, early) in self.early_tasks.items():
+            self.net.tasks[name] = early if self.epoch < num_epochs else self.run.tasks[name]
 
     @property
     def captures(self) -> bool:
@@ -927,10 +931,10 @@ class Trainer:
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
-        if any(map(is_of_evaluation, changed)):
-            self.resume_lines.append(
-                "note      other validation images, or another size: the best so far counts no more"
-            )
+        if judged_by := [path for path in changed if is_of_evaluation(path)]:
+            of_data = any(path.startswith("data.") for path in judged_by)
+            what = "other validation images, or another size" if of_data else "other settings of a task"
+            self.resume_lines.append(f"note      {what}: the best so far counts no more")
             self.state.best = -math.inf
             return None
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):

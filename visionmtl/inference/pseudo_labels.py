@@ -191,9 +191,10 @@ def read(source: ImageRef, fill: bool) -> Labelled:
     own = {name: getattr(sample, name) for name in FIELDS} if fill else {}
     known = {name: value for name, value in own.items() if value is not None}
     file = source.file
-    is_photo = file is not None and file.suffix.lower() in SUFFIXES and sample.image.shape[2] == 3
-    # a reader may have turned or cut the image, or taken it out of an archive
-    as_stored = file is not None and is_photo and np.array_equal(read_image(file), sample.image)
+    as_stored = False
+    if file is not None and file.suffix.lower() in SUFFIXES and sample.image.shape[2] == 3:
+        # a reader may have turned or cut the image, or taken it out of an archive
+        as_stored = np.array_equal(read_image(file), sample.image)
     path = source.path + sample.image_id
     return Labelled(path, file, sample.image, known, tuple(known), as_stored, sample.intrinsics)
 
@@ -251,12 +252,10 @@ class LabelWriter:
 
     def _keep_spaces(self, datasets: Sequence[NamedDataset]) -> None:
         """Labels that nothing is predicted for stay in their classes, of which all data sets have the same."""
-        first: dict[str, NamedDataset] = {}
-        for dataset in datasets:
-            for name in FIELDS:
-                if name not in dataset.provides or (name in self._spaces and name not in first):
-                    continue
-                space, other = dataset.provides[name], first.setdefault(name, dataset)
+        for name in [name for name in FIELDS if name not in self._spaces]:
+            labelled = [dataset for dataset in datasets if name in dataset.provides]
+            for dataset in labelled:
+                space, other = dataset.provides[name], labelled[0]
                 known = self._spaces.setdefault(name, space)
                 if space and known and (space.name, space.classes) != (known.name, known.classes):
                     raise ValueError(

@@ -104,7 +104,7 @@ class _Step:
         data, taught = run.data.model_copy(update={"workers": 0}), train_tasks(run)
         batches = train_loader(
             data, taught, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed,
-            unlabelled=run.distill is not None or run.extend is not None,
+            unlabelled=run.is_taught,
         )  # fmt: skip
         self.batch = next(iter(batches)).to(device)
         net = build_model(run.model, run.tasks, spaces, run.data.size).to(device)

@@ -37,7 +37,7 @@ class Parts:
     """Settings of the dense decoders, by task, of the tasks that have one."""
     size: tuple[int, int]
     """(H, W) of the input."""
-    in_chans: int = 3
+    in_chans: int
     """Channels of the input."""
 
     @property
@@ -70,7 +70,7 @@ class Trunk(nn.Module):
         self.size, self.in_chans = parts.size, parts.in_chans
 
     def forward(self, image: Tensor) -> Any:
-        """Normalised float [B, 3, H, W] -> the shared maps, on which gradients of tasks are compared.
+        """Normalised float [B, in_chans, H, W] -> the shared maps, on which gradients of tasks are compared.
 
         Maps; where `shared_maps` is False, Maps by task.
         """
