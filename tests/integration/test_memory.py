@@ -16,6 +16,7 @@ from toy_run import small_batch, small_run, small_state, small_tasks
 
 from visionmtl import api
 from visionmtl.cli import main
+from visionmtl.data.bad_files import BadFiles
 from visionmtl.datasets import most_boxes, open_datasets
 from visionmtl.engine.bad_files import BadFileRecord
 from visionmtl.engine.logging import RunLog
@@ -185,7 +186,7 @@ def test_what_a_run_holds_does_not_grow_with_its_steps(tmp_path: Path):
     state, batch = small_state(small_run(tasks, log_every_steps=1)), small_batch(tasks)
     state.steps_per_epoch, state.total_steps = 1000, 1000
     state.throughput = ThroughputMeter(3, lambda: 0.0)
-    state.bad_files = BadFileRecord(0.0, {}, state.ranks.device, None, resumed=False)
+    state.bad_files = BadFileRecord(BadFiles(limit=0), {}, state.ranks.device, None, resumed=False)
     state.advice = type("Silent", (), {"line": lambda *_: None})()  # type: ignore[assignment]
 
     def steps(count: int) -> None:

@@ -147,7 +147,7 @@ def bad_batch(*indices: int) -> list[Batch]:
 
 
 def record(folder: Path | None, limit: float = 0.2, resumed: bool = False) -> BadFileRecord:
-    return BadFileRecord(limit, {"drawn": 12}, CPU, folder, resumed)
+    return BadFileRecord(BadFiles(limit=limit), {"drawn": 12}, CPU, folder, resumed)
 
 
 def test_each_file_has_one_row_over_all_starts_and_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -182,5 +182,5 @@ def test_above_the_limit_the_last_file_is_named_with_the_count(tmp_path: Path):
 
 
 def test_the_default_bears_one_of_a_thousand():
-    assert BadFileRecord(BadFiles().limit, {"drawn": 1000}, CPU, None, False)._allowed("drawn") == 1
-    assert BadFileRecord(BadFiles().limit, {"drawn": 999}, CPU, None, False)._allowed("drawn") == 0
+    assert BadFiles().allowed(1000) == 1
+    assert BadFiles().allowed(999) == 0

@@ -17,6 +17,8 @@ import write_nyuv2
 from drawn_layouts import LAYOUTS
 from PIL import Image
 
+from visionmtl.data import bad_files
+from visionmtl.data.bad_files import BadFiles, UnreadableSample
 from visionmtl.data.cache import decoded as data_cache
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.cache.packed import SampleStore, pack, to_parts
@@ -250,6 +252,42 @@ def test_every_reader_knows_the_files_that_make_a_sample(name: str, tmp_path):
     not_read = {"coco": {"stuff"}, "nyuv2_mat": {"names", "coarse"}}.get(name, set())  # or only for names of classes
     others = {"list", *not_read}
     assert {tmp_path / file for what, file in layout.files.items() if what not in others} <= known
+
+
+def test_images_that_cannot_be_read_are_told_not_kept_and_left_out_as_without_a_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bad_files, "FIRST_PAUSE_S", 0.01)
+    data = nyuv2(tmp_path).model_copy(update={"bad_files": BadFiles(limit=0.3)})
+    sources, tasks = open_datasets(data.train), {"depth": Depth()}
+    damaged = Path(sources[0].file(2))
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+
+    def opened(limit: float):
+        return with_cache(
+            sources, data.train, data.cache, {"depth_m"}, data.size, 1.0, 0, BadFiles(limit=limit, retries=1)
+        )
+
+    with pytest.raises(UnreadableSample, match=damaged.name):
+        opened(0.2)  # of four images that is none
+    other = Path(sources[0].file(0))
+    whole = other.read_bytes()
+    other.write_bytes(whole[:-50])
+    with pytest.raises(ValueError, match=rf"2 of 4 images.*{damaged.name}.*limit 0.3 allows 1; mend"):
+        opened(0.3)
+    other.write_bytes(whole)
+    assert not list(data.cache.glob("*/index"))
+
+    kept = opened(0.3)
+    assert squeezed(f"1 images of {kept[0].name} cannot be read and are not in the cache") in squeezed(told(capsys))
+    assert opened(0.3)[0].reader.packed.folder == kept[0].reader.packed.folder, "and found again"
+    spaces = resolve_spaces(tasks, sources)
+
+    def epoch(sources):
+        return list(scene_run.epoch(train_loader(data, tasks, spaces, sources, 2, 0, leave_out_bad_files=True)))
+
+    for one, two in zip(epoch(sources), epoch(kept), strict=True):
+        assert torch.equal(one.image, two.image) and torch.equal(one.labelled["depth"], two.labelled["depth"])
+        assert one.bad_files == two.bad_files
+    assert [bad.index for batch in epoch(kept) for bad in batch.bad_files] == [2]
 
 
 def test_an_edited_annotation_file_is_named(tmp_path, capsys):

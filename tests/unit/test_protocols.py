@@ -176,3 +176,9 @@ def test_a_label_takes_the_pixel_under_its_centre():
 
     assert Resized(reader, (2, 2)).read(0).depth_m.tolist() == [[5, 7], [13, 15]]
     assert Resized(reader, (8, 8)).read(0).depth_m[::2, ::2].tolist() == reader.read(0).depth_m.tolist()
+
+
+def test_images_of_one_channel_keep_it():
+    reader = Reader()
+    reader.read = lambda index: Sample(image=np.full((4, 4, 1), 7, np.uint8), image_id="a")
+    assert Resized(reader, (2, 2)).read(0).image.tolist() == [[[7], [7]], [[7], [7]]]

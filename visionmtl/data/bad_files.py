@@ -27,6 +27,10 @@ class BadFiles(Spec):
     retries: int = Field(3, ge=0, le=10)
     """Further attempts where the disk gave an error, after 0.25, 1, 4, ... seconds; a damaged file gets one."""
 
+    def allowed(self, num_images: int) -> int:
+        """How many images of a data set of this many may be left out."""
+        return int(self.limit * num_images + 1e-9)
+
 
 class UnreadableSample(ValueError):
     """A sample that could not be read, with its file."""

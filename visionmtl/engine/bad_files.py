@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from visionmtl.config.text_files import check_object, parse_line, read_text
+from visionmtl.data.bad_files import BadFiles
 from visionmtl.engine.distributed import any_rank, gather_objects
 from visionmtl.io.atomic import write_text
 from visionmtl.structures import Batch
@@ -27,13 +28,13 @@ class BadFileRecord:
     """
 
     def __init__(
-        self, limit: float, sizes: Mapping[str, int], device: torch.device, folder: Path | None, resumed: bool
+        self, bad_files: BadFiles, sizes: Mapping[str, int], device: torch.device, folder: Path | None, resumed: bool
     ) -> None:
-        """limit: share of each training data set; sizes: their images, by name.
+        """bad_files: whose limit holds for each training data set; sizes: their images, by name.
 
         folder: of the run; None where this process writes nothing
         """
-        self._sizes, self._device, self._limit = dict(sizes), device, limit
+        self._sizes, self._device, self._bad_files = dict(sizes), device, bad_files
         self._file = folder and folder / FILE
         self._rows: list[dict[str, Any]] = []
         if self._file and self._file.exists():
@@ -87,21 +88,19 @@ class BadFileRecord:
         return (
             f"image {row['index']} of {name} cannot be read: {row['error']}. At step {row['step']} an unlabelled copy "
             f"of another image took its place; {len(self._left_out[name])} of {self._sizes[name]} images are left out "
-            f"so far, {self._allowed(name)} may be (data.bad_files.limit)"
+            f"so far, {self._bad_files.allowed(self._sizes[name])} may be (data.bad_files.limit)"
         )
-
-    def _allowed(self, name: str) -> int:
-        return int(self._limit * self._sizes[name] + 1e-9)
 
     def _check(self, row: Mapping[str, Any]) -> None:
         name = row["dataset"]
-        count, size, allowed = len(self._left_out[name]), self._sizes[name], self._allowed(name)
+        count, size = len(self._left_out[name]), self._sizes[name]
+        allowed = self._bad_files.allowed(size)
         if count > allowed:
             raise ValueError(
                 f"{count} of {size} images of training data set {name} cannot be read, the last is image "
-                f"{row['index']} ({row['file'] or row['error']}): {row['error']}; data.bad_files.limit {self._limit:g} "
-                f"allows {allowed}; mend these files, which {FILE} in the run's folder names, and go on with --resume, "
-                "or raise the limit"
+                f"{row['index']} ({row['file'] or row['error']}): {row['error']}; data.bad_files.limit "
+                f"{self._bad_files.limit:g} allows {allowed}; mend these files, which {FILE} in the run's folder "
+                "names, and go on with --resume, or raise the limit"
             )
 
 

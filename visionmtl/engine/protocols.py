@@ -124,7 +124,8 @@ class Resized:
         for name in ("segmentation", "depth_m", "normals"):
             if getattr(sample, name) is not None:
                 labels[name] = _nearest(getattr(sample, name), self.size)
-        return replace(sample, image=np.asarray(image, np.uint8), **labels)
+        image = np.asarray(image, np.uint8).reshape(height, width, -1)  # OpenCV drops the axis of a single channel
+        return replace(sample, image=image, **labels)
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -159,7 +159,9 @@ def open_run_datasets(run: Run, overfit: int | None = None) -> tuple[list[NamedD
         if data.cache is not None:
             num_workers, _ = choose_workers(data.workers)
             largest_zoom = data.augment.largest_zoom
-            datasets = with_cache(datasets, data.train, data.cache, fields, data.size, largest_zoom, num_workers)
+            datasets = with_cache(
+                datasets, data.train, data.cache, fields, data.size, largest_zoom, num_workers, data.bad_files
+            )
         return datasets, open_datasets(run.data.val)
 
     training = [first_samples(dataset, overfit, len(dataset)) for dataset in datasets]
@@ -553,7 +555,7 @@ class Trainer:
             if not resumed or self.state.step < self.last_step:  # else nothing is learnt under these settings
                 self.log.config(dump(run))
             self.bad_files = BadFileRecord(
-                run.data.bad_files.limit, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
+                run.data.bad_files, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
                 folder if ranks.is_main_process and not options.dry_run else None, resumed,
             )  # fmt: skip
             for line in self._introduction(resumed):

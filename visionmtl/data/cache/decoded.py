@@ -8,7 +8,7 @@ changes photographs by one to four grey levels.
 A data set has changed when its settings, the number of its images, the size or date of a file with an image or its
 labels, or one of NUM_PROBES samples, compared byte for byte at every start, has. A cache of a data set that changed, or
 whose index is damaged, is told, deleted and written anew. Of a damaged sample the data set itself is read, and it is
-told as well.
+told as well. Images that cannot be read are not kept: the data set itself is asked for them, as without a cache.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from visionmtl.data.bad_files import BadFiles, UnreadableSample, read_persistently
 from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_parts
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.watched_loader import WatchedLoader
@@ -42,6 +43,8 @@ VERSION = 4
 NUM_PROBES = 8
 
 _Item = tuple[Parts, Size, int]
+_NO_IMAGE: _Item = ({}, (0, 0), 1)
+_BEAR_NONE = BadFiles(limit=0)
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,15 @@ class CachedReader:
     def read_part(self, index: int, request: ReadRequest) -> Sample:
         """See `visionmtl.datasets.DatasetReader`."""
         wanted = request.fields & self.fields
+        if not self.packed.sizes[index, 0]:
+            return read_part(self.reader, index, replace(request, fields=wanted))
         try:
             return self.packed.read(index, wanted)
         except CacheError as error:
             work = _Packing(
                 self.reader, frozenset(_text(self.packed.extra["fields"])), self.packed.sizes[:, 2].tolist()
             )
-            block = np.frombuffer(to_block(work[index][0]), np.uint8)
+            block = np.frombuffer(to_block(work.read(index)[0]), np.uint8)
             if zlib.crc32(block.data) != self.packed.checksum(index):  # the data set is another one now
                 raise
             warnings.warn(
@@ -101,24 +106,31 @@ def with_cache(
     size: Size,
     max_zoom: float,
     workers: int,
+    bad_files: BadFiles = _BEAR_NONE,
 ) -> list[NamedDataset]:
     """The sources, read from caches in `folder`; those that are not there yet are written first, one process a machine.
 
     specs: the settings of each source; fields: labels that the run's tasks learn; size, max_zoom: of the network's
-    input, and the largest that is drawn. Raises ValueError when the disk is too small.
+    input, and the largest that is drawn; bad_files: how many images of each source need not be readable. Raises
+    ValueError when more are not, and when the disk is too small.
     """
     choose_scale = partial(jpeg_scale, size=size, params=CropParams(max_zoom))
     return [
-        replace(
-            source, reader=_open(source, spec, folder, frozenset(fields) & set(source.provides), choose_scale, workers)
-        )
+        replace(source, reader=_open(source, spec, folder, frozenset(fields), choose_scale, workers, bad_files))
         for source, spec in zip(sources, specs, strict=True)
     ]
 
 
 def _open(
-    source: NamedDataset, spec: Dataset, folder: Path, fields: frozenset[str], choose_scale: JpegScale, workers: int
+    source: NamedDataset,
+    spec: Dataset,
+    folder: Path,
+    learnt: frozenset[str],
+    choose_scale: JpegScale,
+    workers: int,
+    bad_files: BadFiles,
 ) -> CachedReader:
+    fields = learnt & set(source.provides)
     settings = json.dumps([VERSION, spec.model_dump(mode="json", exclude={"name", "weight"})], sort_keys=True)
     stem = f"{spec.type.rpartition('.')[2]}-{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"
     wait = partial(Console().print, f"another process writes the cache of {source.name}; waiting for it", markup=False)
@@ -128,7 +140,8 @@ def _open(
             _discard(packed.folder, f"data set {source.name} is no longer what it was made from: {why}")
             packed = None
         if packed is None:
-            packed = _write(folder, stem, source, fields, choose_scale, workers)
+            work = _Packing(source.reader, fields, choose_scale, bad_files)
+            packed = _write(folder, stem, source, work, workers)
     return CachedReader(source.reader, packed, fields)
 
 
@@ -141,7 +154,7 @@ def _find(folder: Path, stem: str, fields: frozenset[str], choose_scale: JpegSca
         except CacheError as error:
             _discard(index.parent, str(error))
             continue
-        sizes = np.unique(packed.sizes, axis=0)
+        sizes = np.unique(packed.sizes[packed.sizes[:, 0] > 0], axis=0)
         enough = all(choose_scale((height, width)) % jpeg_scale == 0 for height, width, jpeg_scale in sizes.tolist())
         if enough and fields <= set(_text(packed.extra["fields"])):
             fitting.append(packed)
@@ -164,17 +177,14 @@ def _difference(packed: SampleStore, source: NamedDataset) -> str:
         return f"files of {len(changed)} of {len(before)} images, or of their labels, changed, first of {first}"
     work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
     for index in _probes(len(source)):
-        if zlib.crc32(to_block(work[index][0])) != packed.checksum(index):
+        if packed.sizes[index, 0] and zlib.crc32(to_block(work.read(index)[0])) != packed.checksum(index):
             return f"sample {index} ({source.file(index) or 'drawn'}) reads otherwise now"
     return ""
 
 
-def _write(
-    folder: Path, stem: str, source: NamedDataset, fields: frozenset[str], choose_scale: JpegScale, workers: int
-) -> SampleStore:
-    work = _Packing(source.reader, fields, choose_scale)
-    probes = [len(to_block(work[index][0])) for index in _probes(len(source))]
-    need = int(np.mean(probes) * len(source))
+def _write(folder: Path, stem: str, source: NamedDataset, work: "_Packing", workers: int) -> SampleStore:
+    probes = [work[index] for index in _probes(len(source))]
+    need = int(np.mean([0 if isinstance(item, str) else len(to_block(item[0])) for item in probes]) * len(source))
     free = shutil.disk_usage(folder).free
     if need * 1.05 > free:
         raise ValueError(
@@ -188,8 +198,8 @@ def _write(
     unfinished = folder / f".{stem}-{uuid.uuid4().hex}"
     unfinished.mkdir()
     try:
-        extra = {"stamps": _stamps(source), "fields": np.array([name.encode() for name in sorted(fields)], "S16")}
-        pack(unfinished, _shown(work.items(workers), len(source), console), extra)
+        extra = {"stamps": _stamps(source), "fields": np.array([name.encode() for name in sorted(work.fields)], "S16")}
+        pack(unfinished, work.borne(_shown(work.items(workers), len(source), console), source), extra)
         target = folder / f"{stem}-{uuid.uuid4().hex[:6]}"
         unfinished.rename(target)
     finally:
@@ -197,7 +207,7 @@ def _write(
     return SampleStore(target)
 
 
-def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_Item]:
+def _shown(items: Iterator[_Item | str], total: int, console: Console) -> Iterator[_Item | str]:
     """The same items, with a bar on a terminal and ten lines elsewhere."""
     if console.is_terminal:
         yield from track(items, "packing", total, console=console)
@@ -209,28 +219,45 @@ def _shown(items: Iterator[_Item], total: int, console: Console) -> Iterator[_It
 
 
 class _Packing:
-    """Runs in workers: an index in, the arrays of that sample out."""
+    """Runs in workers: an index in, the arrays of that sample out, or the error of one that cannot be read."""
 
-    def __init__(self, reader: DatasetReader, fields: frozenset[str], choose_scale: JpegScale | list[int]) -> None:
+    def __init__(
+        self,
+        reader: DatasetReader,
+        fields: frozenset[str],
+        choose_scale: JpegScale | list[int],
+        bad_files: BadFiles = _BEAR_NONE,
+    ) -> None:
         """choose_scale: gives the divisor of an image; or the divisor of each."""
-        self._reader, self._fields, self._choose_scale = reader, fields, choose_scale
+        self.fields = fields
+        self._reader, self._choose_scale, self._bad_files = reader, choose_scale, bad_files
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def __getitem__(self, index: int) -> _Item:
+    def __getitem__(self, index: int) -> _Item | str:
+        place = partial(NamedDataset("the data set to pack", self._reader).place, index)
+        try:
+            return read_persistently(partial(self.read, index), self._bad_files.retries, place)
+        except UnreadableSample as error:
+            if not self._bad_files.allowed(len(self)):
+                raise
+            return str(error)
+
+    def read(self, index: int) -> _Item:
+        """The sample, its full size and the divisor of its image."""
         choose_scale = self._choose_scale
         if not callable(choose_scale):
             divisor = choose_scale[index]
             choose_scale = lambda size: divisor  # noqa: E731
         now_reading(index)
-        sample = read_part(self._reader, index, ReadRequest(self._fields, choose_scale))
+        sample = read_part(self._reader, index, ReadRequest(self.fields, choose_scale))
         scale, size = choose_scale(sample.size), sample.size
         if sample.jpeg_scale < scale:  # a PNG, or a reader that does not know how to reduce
             sample = replace(sample, image=_reduced(sample.image, scale // sample.jpeg_scale), jpeg_scale=scale)
-        return to_parts(sample, self._fields), size, sample.jpeg_scale
+        return to_parts(sample, self.fields), size, sample.jpeg_scale
 
-    def items(self, workers: int) -> Iterator[_Item]:
+    def items(self, workers: int) -> Iterator[_Item | str]:
         """All of them, in order."""
         loader: WatchedLoader[Any] = WatchedLoader(
             self,  # type: ignore[arg-type]
@@ -241,8 +268,29 @@ class _Packing:
         )
         return iter(loader)
 
+    def borne(self, items: Iterator[_Item | str], source: NamedDataset) -> Iterator[_Item]:
+        """The same, with an empty place for each that cannot be read. Raises ValueError for one more than may be."""
+        errors: list[str] = []
+        for item in items:
+            if not isinstance(item, str):
+                yield item
+                continue
+            errors.append(item)
+            if len(errors) > (allowed := self._bad_files.allowed(len(self))):
+                raise ValueError(
+                    f"{len(errors)} of {len(self)} images of {source.name} cannot be read, the last: {item}; "
+                    f"data.bad_files.limit {self._bad_files.limit:g} allows {allowed}; mend these files, or raise the "
+                    "limit"
+                )
+            yield _NO_IMAGE
+        if errors:
+            Console(stderr=True).print(
+                f"{len(errors)} images of {source.name} cannot be read and are not in the cache: {errors[0]}",
+                markup=False,
+            )
 
-def _as_it_is(item: _Item) -> _Item:
+
+def _as_it_is(item: _Item | str) -> _Item | str:
     now_resting()
     return item
 
