@@ -85,6 +85,15 @@ def _pixel_value(key: int | str) -> int | str:
     return values[0] if len(values) == 1 else str(key)
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [name for name in names if names.count(name) > 1]:
+        text = f"{twice[0]!r} stands twice in a list of classes; each class has a name of its own; remove or rename one"
+        raise PydanticCustomError("classes", "{text}", {"text": text})
+    return names
+
+
+ClassName = Annotated[str, AfterValidator(composed)]
+ClassNames = Annotated[tuple[ClassName, ...], AfterValidator(_each_once)]
 Missing = Literal["error", "unlabelled"]
 BoxFormat = Literal["coco", "yolo", "voc", "labelme", "instances"]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -114,11 +123,11 @@ class BoxFile(Spec):
     """A file an image."""
     format: BoxFormat | None = None
     """Default: by the ending of the path: .json coco (of `files`: labelme), .txt yolo, .xml voc, .png instances."""
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)] | RelativePath | None = None
+    classes: Annotated[ClassNames, Field(min_length=1, max_length=MAX_CLASSES)] | RelativePath | None = None
     """yolo: names by number, or a data.yaml or text file with them. voc, labelme: names in their order; default: all
     that occur, by name; needed where a split may lack some. instances: the one class of all objects; or leave it to
     values."""
-    values: dict[PixelValue, str] | None = None
+    values: dict[PixelValue, ClassName] | None = None
     """instances: by id of an object its class, ranges such as 1000-1999 allowed."""
     ignore: tuple[Annotated[int, Field(ge=0, le=65535)], ...] | None = None
     """instances: ids of no object; default: 0."""
@@ -183,15 +192,15 @@ class LabelFiles(Spec):
     files: FilePerImage
     format: Literal["png", "labelme", "yolo"] | None = None
     """Default: by the ending of the path, .json labelme, .txt yolo, else png."""
-    outside: str | None = None
+    outside: ClassName | None = None
     """Of polygons: the class, one of `classes`, of pixels in none of them; default: they are not labelled."""
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=IGNORE)] | RelativePath | None = None
+    classes: Annotated[ClassNames, Field(min_length=1, max_length=IGNORE)] | RelativePath | None = None
     """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name. With `colors`:
     those of its names that are classes, in their order; what has another name is ignored; default: all."""
-    values: dict[PixelValue, str] | None = None
+    values: dict[PixelValue, ClassName] | None = None
     """By pixel value, or range such as 1-254, the class, which several may share; default: a class's position in
     `classes`."""
-    colors: dict[str, Rgb | tuple[Rgb, ...]] | RelativePath | None = None
+    colors: dict[ClassName, Rgb | tuple[Rgb, ...]] | RelativePath | None = None
     """By class its colour, or several; or a file with them: label_colors.txt, class_dict.csv, labelmap.txt."""
     ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = (IGNORE,)
     """Pixel values that are no class."""
@@ -269,7 +278,7 @@ class ImageLabels(Spec):
 
     file: RelativePath | None = None
     """Or a JSON object: by file name of an image, as COCO's json has it, its class or a list of its classes."""
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+    classes: Annotated[ClassNames, Field(min_length=1, max_length=MAX_CLASSES)] | None = None
     """The classes in their order; default: all that occur, by name. Needed where a split may lack some."""
     space: str = "folder_image_labels"
     missing: Missing = "error"
@@ -417,15 +426,15 @@ class FolderReader(PartReader):
         spec, file = self._spec, self.file(index)
         if self._is_photo:
             return read_photo(file, choose_scale, spec.upright)
+        if spec.upright and file.suffix.lower() != ".npy" and is_turned(file):
+            raise ValueError(
+                f"{file} has an EXIF orientation, and channels other than RGB are read as stored; set upright: false "
+                "if the labels are made for that, or turn the file"
+            )
         as_photo = spec.image_range is None and spec.channels - len(spec.more_channels) == 3
         if as_photo and file.suffix.lower() not in (".npy", ".tif", ".tiff"):  # RGB beside depth or the like
             parts = [(file, read_photo(file, upright=spec.upright)[0])]
         else:
-            if spec.upright and file.suffix.lower() != ".npy" and is_turned(file):
-                raise ValueError(
-                    f"{file} has an EXIF orientation, and images of other channels than RGB are read as stored; set "
-                    "upright: false if the labels are made for that, or turn the file"
-                )
             parts = [(file, to_bytes(read_channels(file), spec.image_range, file, "image_range"))]
         for number, more in enumerate(spec.more_channels):
             other = self._files.path(self._partner(more.files, self._name(index)))
@@ -541,8 +550,8 @@ class FolderReader(PartReader):
         path = without_ending(image.removeprefix(self._folder))
         parts = name_parts(self._pattern, image) if "{" in self._pattern else {}
         folders, slash, stem = path.rpartition("/")
-        stem = parts.get("stem", stem)
-        words = {"{path}": f"{folders}{slash}{stem}", "{stem}": stem, "{folder}": parts.get("folder", "")}
+        own, stem = stem, parts.get("stem", stem)  # which may be empty: {folder}/rgb{stem}.png
+        words = {"{path}": f"{folders}{slash}{stem or own}", "{stem}": stem, "{folder}": parts.get("folder", "")}
         # all at once: the name of an image may hold {stem} itself
         return re.sub("|".join(words), lambda match: words[match[0]], self._fill(pattern))
 
@@ -682,11 +691,12 @@ class FolderReader(PartReader):
         if spec.chosen == "yolo":
             names = read_classes(self._one_file(spec.classes)) if isinstance(spec.classes, str) else spec.classes
             assert names is not None
-            return lambda at: yolo.read_objects(file(at), image_size(self.file(at), self._spec.upright), names)
+            return lambda at: yolo.read_objects(file(at), self._size(at), names)
         if spec.chosen == "voc":
             first: int | None = spec.first_pixel
             if first is None:
-                first = voc.counts_from([file(at) for at in np.flatnonzero(there).tolist()])
+                of_split = (file(at) for at in np.flatnonzero(there).tolist())
+                first = voc.counts_from(of_split) and voc.counts_from(self._of_all_splits(spec.files or ""))
                 why = "a box begins at 0" if first == 0 else "as in the standard"
                 self.notes.append(f"boxes: corners are counted from {first}, {why} (boxes.first_pixel)")
             begin = first
@@ -697,6 +707,22 @@ class FolderReader(PartReader):
         name = self._one_class(spec)
         ids = dict.fromkeys(range(65536), name[0]) if name else by_value(spec.values or {}, "boxes.values", 65535)
         return lambda at: instance_objects(read_png(file(at), palette_indices=True), ids, ignore, file(at))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image as it is read, from its header where that tells it."""
+        file = self.file(index)
+        if self._is_photo or file.suffix.lower() not in (".npy", ".tif", ".tiff"):
+            return image_size(file, self._spec.upright)
+        height, width = read_channels(file).shape[:2]
+        return height, width
+
+    def _of_all_splits(self, pattern: str) -> list[Path]:
+        """The files of every split, where a path names it: what is guessed of one holds for all."""
+        if "{split}" not in pattern:
+            return []
+        for word, glob in {"{path}": "**/*", "{folder}": "**", "{stem}": "*", "{split}": "*"}.items():
+            pattern = pattern.replace(word, glob)
+        return sorted(self._root.glob(pattern))
 
     def _open_segmentation(self, spec: LabelFiles) -> LabelSpace:
         """Read the tables of values or colours; returns the classes."""

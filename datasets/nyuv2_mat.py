@@ -81,6 +81,10 @@ class _Reader:
         """The file of all images."""
         return self._official.file
 
+    def sample_name(self, index: int) -> str:
+        """The image's file in the prepared layout, so that a `subset` is the same of both."""
+        return f"{self._numbers[index]:04}.png"
+
     def read(self, index: int) -> Sample:
         """The sample at full size."""
         number, official = int(self._numbers[index]), self._official

@@ -1,7 +1,8 @@
 """A part of another data set, or all its images with a part of their labels: for held-out images and label curves."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,10 @@ NOISE_BLOCK_PX = 16
 
 
 class Subset(Dataset):
-    """Images of another data set in the order of a hash of their file names (of their numbers, where they have none).
+    """Images of another data set in the order of a hash of their file names.
+
+    Of their paths below the folder that holds them all, where folders hold files of one name; of their numbers, where
+    they have none. Shards have an order of their own: write shards of the parts instead of taking parts of shards.
 
     So a part is the same everywhere, a larger fraction contains every smaller one, and parts that do not overlap have
     no image in common. Nothing is random.
@@ -98,8 +102,8 @@ class _Reader(PartReader):
         return len(self._indices)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("file", "label_files", "fetch"):  # which not every reader has
-            of_reader: Callable[[int], Path | Sequence[Path]] = getattr(self._reader, name)
+        if name in ("file", "label_files", "sample_name", "fetch"):  # which not every reader has
+            of_reader: Callable[[int], Any] = getattr(self._reader, name)
             return lambda index: of_reader(int(self._indices[index]))
         raise AttributeError(name)
 
@@ -118,10 +122,22 @@ class _Reader(PartReader):
 
 def _ranked(reader: Any) -> list[int]:
     """All indices of a reader in the order of their hashes."""
-    file = getattr(reader, "file", None)
-    names = [str(index) if file is None else Path(file(index)).name for index in range(len(reader))]
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    return sorted(range(len(names)), key=lambda index: (digests[index], index))
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in _names(reader)]
+    return sorted(range(len(digests)), key=lambda index: (digests[index], index))
+
+
+def _names(reader: Any) -> list[str]:
+    """What tells a sample from the others wherever the data set lies."""
+    name: Callable[[int], str] | None = getattr(reader, "sample_name", None)
+    file: Callable[[int], Path] | None = getattr(reader, "file", None)
+    if name is not None or file is None:
+        return [(name or str)(index) for index in range(len(reader))]
+    files = [Path(file(index)) for index in range(len(reader))]
+    names = [one.name for one in files]
+    if len(set(names)) == len(names):
+        return names
+    above = os.path.commonpath(files)
+    return [one.relative_to(above).as_posix() for one in files]
 
 
 def _random_normals(number: int, size: tuple[int, int]) -> NDArray[np.float32]:

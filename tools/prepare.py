@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported where they are used: --help and a wrong command li
     from visionmtl.datasets.nyuv2_mat import Official
 
 SHARD_MB = 256
+_HEAD = "# written by visionmtl prepare shards"
 BOXES_RULE = (
     "one object for each (label, instance) pair of the official file; wall, floor, ceiling and unlabelled are none; "
     "category = class of the 40; area = pixels of the object; boxes include the last pixel"
@@ -130,7 +131,11 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
             *(f"# {' '.join(sentence.split())}" for sentence in layout.said),
         ]
         target.write_text("\n".join(head) + "\n" + config_text(layout), encoding="utf-8")
-    run = load(target)
+    try:
+        run = load(target)
+    except ValueError:
+        target.unlink()  # ours, and of no use
+        raise
     size, train = run.data.size, run.train
     print(f"written: {target}, on the recipe configs/folder.yaml; chosen:")
     print(f"  tasks {', '.join(run.tasks)}; encoder {run.model.encoder.name}, pretrained; {size[0]}x{size[1]} px")
@@ -157,10 +162,12 @@ def _prepare_shards(args: argparse.Namespace) -> None:
 
     target, listing = args.target, args.target / "data.yaml"
     if listing.exists():
-        raise ValueError(
-            f"{target} holds shards already, and is not written over; a new or unfinished folder is needed; choose "
-            "another DST, or delete it"
-        )
+        ours = listing.read_bytes().startswith(_HEAD.encode())
+        found = f"{target} holds shards already, and is" if ours else f"{listing} is none that this wrote, and is"
+        raise ValueError(f"{found} not written over; a new or unfinished folder is needed; choose another DST")
+    source = args.source.resolve()
+    if source.is_dir() and target.resolve().is_relative_to(source):
+        raise ValueError(f"{target} lies in {args.source}, which is only read; a folder beside it is needed; choose it")
     data = _data_of(args.source, args.overrides)
     shard_bytes = 1_000_000 * (args.shard_mb or SHARD_MB)
     workers = choose_workers("auto")[0] if args.workers is None else args.workers
@@ -183,7 +190,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
             settings = {"type": "shards", "name": dataset.name, "root": f"${{data.root}}/{split}/{dataset.name}"}
             block[split].append(settings | ({"weight": spec.weight} if spec.weight != 1 else {}))
     text = yaml.safe_dump({"data": block}, sort_keys=False, allow_unicode=True, width=120)
-    write_text(listing, f"# written by visionmtl prepare shards {args.source}\n{text}")
+    write_text(listing, f"{_HEAD} {args.source}\n{text}")
     print(f"written: {listing}; put its `data` in place of that of your config, with the URL of {target} as data.root")
 
 

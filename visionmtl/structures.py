@@ -46,6 +46,12 @@ class LabelSpace:
                 f"label space {self.name!r} has {len(self.classes)} classes and {len(self.colours)} colours; "
                 f"allowed are 1 to {MAX_CLASSES} classes with one colour each; correct its definition"
             )
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(
+                f"label space {self.name!r} has the class {twice!r} twice; each class has a name of its own; remove or "
+                "rename one where the classes are named"
+            )
         if odd := [name for name in self.classes if has_controls(name)]:
             raise ValueError(
                 f"label space {self.name!r} has the class {odd[0]!r}; a name without control characters is needed, for "

@@ -49,6 +49,9 @@ def test_a_layout_is_understood(layout, tmp_path, capsys):
     assert {task.field for task in run.tasks.values()} == set(provides)
 
 
+DEPTH = np.full((write_layouts.H, write_layouts.W), 900, np.uint16)
+
+
 def test_a_folder_is_prepared_checked_drawn_trained_and_evaluated(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_layouts.penn_fudan(tmp_path / "ped")
@@ -77,14 +80,33 @@ def test_nothing_is_written_over(tmp_path, capsys):
     ("files", "message"),
     [
         (["notes.md"], "holds 1 files and no photographs; images (.jpg"),
+        (
+            ["1/rgb.png", "1/depth.png", "2/rgb.png", "2/depth.png"],
+            "holds 4 pictures, and which of them are photographs",
+        ),
         (["a.jpg", "b.jpg"], "holds 2 images (*.jpg), but no labels that match them by name were found: COCO json"),
     ],
 )
 def test_a_folder_without_images_or_labels_is_refused(files, message, tmp_path, capsys):
     for file in files:
-        write_layouts.write(tmp_path / "x" / file, write_layouts.photo(1) if file.endswith("jpg") else "text")
+        content = "text" if file.endswith("md") else DEPTH if "depth" in file else write_layouts.photo(1)
+        write_layouts.write(tmp_path / "x" / file, content)
     assert main(["prepare", "folder", str(tmp_path / "x"), str(tmp_path / "x.yaml")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
+
+
+def test_a_class_of_images_may_be_called_train(tmp_path):
+    for number in range(6):
+        for name in ("car", "bus", "train"):
+            write_layouts.write(tmp_path / f"flat/{name}/{number}.jpg", write_layouts.photo(number))
+            for split in ("train", "val"):
+                write_layouts.write(tmp_path / f"split/{split}/{name}/{number}.jpg", write_layouts.photo(number))
+    for layout, images in (
+        (understand(tmp_path / "flat"), "*/*.jpg"),
+        (understand(tmp_path / "split"), "{split}/*/*.jpg"),
+    ):
+        assert layout.settings == {"images": images, "image_labels": {"classes": ["bus", "car", "train"]}}
+    assert (layout.train, layout.val) == ("train", "val")
 
 
 def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_path):

@@ -254,6 +254,15 @@ def test_every_reader_knows_the_files_that_make_a_sample(name: str, tmp_path):
     assert {tmp_path / file for what, file in layout.files.items() if what not in others} <= known
 
 
+def test_a_label_of_the_same_length_and_an_older_date_than_its_image_is_seen(tmp_path):
+    data = nyuv2(tmp_path)
+    fields = {"depth_m"}
+    source = cached(data, fields)[0]
+    label = next(file for file in source.reader.reader.label_files(1) if "depth" in str(file))
+    os.utime(label, ns=(0, label.stat().st_mtime_ns // 2))
+    assert cached(data, fields)[0].reader.packed.folder != source.reader.packed.folder
+
+
 def test_images_that_cannot_be_read_are_told_not_kept_and_left_out_as_without_a_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bad_files, "FIRST_PAUSE_S", 0.01)
     data = nyuv2(tmp_path).model_copy(update={"bad_files": BadFiles(limit=0.3)})

@@ -268,7 +268,7 @@ def test_classes_may_stand_in_a_file(root, content, values, expected):
     [
         ({"values": {7: "floor", 8: "shelves"}}, "do not name the same: person, shelf, shelves"),
         ({"values": None, "ignore": [0]}, "pixel value 0 is class 'floor' and ignored as well"),
-        ({"classes": ["floor", "floor"], "values": None, "ignore": [255]}, "classes has 'floor' twice"),
+        ({"classes": ["floor", "floor"], "values": None, "ignore": [255]}, "'floor' stands twice in a list of classes"),
     ],
 )
 def test_classes_that_contradict_themselves_are_refused(root, change, message):

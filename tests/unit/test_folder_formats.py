@@ -1,18 +1,21 @@
 """Labels as annotation tools write them: each format's boxes and classes by hand, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from pydantic import TypeAdapter, ValidationError
 from write_layouts import write
 
 from visionmtl.datasets import Dataset
 from visionmtl.io import labelme as labelme_file
 from visionmtl.io import voc as voc_file
+from visionmtl.io.label_maps import color_file
 from visionmtl.structures import IGNORE
 
 H, W = 20, 40
@@ -448,3 +451,149 @@ def test_xml_that_is_more_than_xml_is_refused(tmp_path, content, said):
     with pytest.raises(ValueError, match=said) as told:
         voc_file.read_objects(file, 1)
     assert type(told.value).__module__ != "xml.parsers.expat" and "a.xml" in str(told.value)
+
+
+def test_a_class_list_has_a_name_on_every_line(root):
+    write(root / "txt/a.txt", "1 .5 .5 .2 .2\n")
+    write(root / "txt/b.txt", "")
+    boxes = {"files": "txt/{stem}.txt", "classes": "classes.txt"}
+    write(root / "classes.txt", "cat\n\ndog\n\n")
+    with pytest.raises(ValueError, match=r"classes.txt: line 2 is empty; each line is the name of a class"):
+        open_folder(root, boxes=boxes)
+    write(root / "classes.txt", "cat\ndog\n\n")
+    assert boxes_of(open_folder(root, boxes=boxes), 0)[1] == ["dog"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"boxes": {"files": "{stem}.txt", "classes": ["x", "y", "x"]}},
+        {"segmentation": {"files": "{stem}.json", "classes": ["x", "y", "x"]}},
+        {"segmentation": {"files": "{stem}.png", "colors": {"x": [0, 0, 0]}, "classes": ["x", "x"]}},
+        {"image_labels": {"classes": ["x", "y", "x"]}},
+    ],
+)
+def test_a_class_that_is_listed_twice_is_refused_everywhere(root, settings):
+    with pytest.raises(ValidationError, match="'x' stands twice in a list of classes"):
+        open_folder(root, **settings)
+
+
+def test_class_names_are_one_in_both_unicode_forms(tmp_path):
+    write(tmp_path / "images/cafe\u0301/1.png", np.zeros((4, 4, 3), np.uint8))
+    reader = open_folder(tmp_path, images="images/*/*.png", image_labels={"classes": ["cafe\u0301", "bar"]})
+    assert reader.provides["image_labels"].classes == ("caf\xe9", "bar") and reader.read(0).image_labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("begin", ["0.00", "0.5"])
+def test_voc_corners_below_1_are_counted_from_0_in_all_splits(tmp_path, begin):
+    for split, corner in (("train", begin), ("val", "5")):
+        write(tmp_path / f"images/{split}/a.png", np.zeros((H, W, 3), np.uint8))
+        write(tmp_path / f"xml/{split}/a.xml", voc(voc_object("cup", (corner, 2, 20, 20))))
+    for split, corner in (("train", float(begin)), ("val", 5)):
+        reader = open_folder(
+            tmp_path, images="images/{split}/*.png", split=split, boxes={"files": "xml/{split}/{stem}.xml"}
+        )
+        assert boxes_of(reader, 0)[0] == [[corner, 2, 20, 20]]
+        assert "counted from 0" in " ".join(reader.notes)
+
+
+def test_voc_difficult_is_a_yes_or_no(root):
+    write(root / "xml/a.xml", voc(voc_object("cup", (1, 1, 9, 9), "<difficult>True</difficult>")))
+    write(root / "xml/b.xml", voc())
+    boxes = {"files": "xml/{stem}.xml"}
+    assert boxes_of(open_folder(root, boxes=boxes), 0)[3] == [True]
+    write(root / "xml/a.xml", voc(voc_object("cup", (1, 1, 9, 9), "<difficult>2</difficult>")))
+    with pytest.raises(ValueError, match=r"object\[0\].difficult is '2'; 0 and 1 are"):
+        open_folder(root, boxes=boxes)
+
+
+def test_invalid_depth_is_compared_in_the_precision_of_the_file(root):
+    for name in "ab":
+        np.save(root / f"{name}.npy", np.array([[65.535, 1]] * H, np.float32).repeat(W // 2, 1))
+    depth = {"files": "{stem}.npy", "metres_per_unit": 1, "invalid": [65.535]}
+    assert np.unique(open_folder(root, depth=depth).read(0).depth_m).tolist() == [0, 1]
+
+
+def test_depth_of_several_pages_or_half_floats_is_refused(root):
+    tifffile = pytest.importorskip("tifffile")
+    depth = {"files": "{stem}.tif", "metres_per_unit": 1}
+    for pages, told in (
+        (np.ones((2, H, W), np.float32), "has 2 pages of one size; one image is read"),
+        (np.ones((H, W), np.float16), "floats in TIFF need 32 or 64 bits"),
+    ):
+        for name in "ab":
+            tifffile.imwrite(root / f"{name}.tif", pages, photometric="minisblack")
+        with pytest.raises(ValueError, match=told):
+            open_folder(root, depth=depth).read(0)
+
+
+def test_further_channels_beside_a_turned_photograph_are_refused(root):
+    for name in "ab":
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(root / f"images/{name}.jpg", exif=exif)
+        write(root / f"more/{name}.png", np.zeros((H, W), np.uint8))
+    more = {"images": "images/*.jpg", "channels": 4, "more_channels": [{"files": "more/{stem}.png"}]}
+    with pytest.raises(ValueError, match="EXIF orientation, and channels other than RGB are read as stored"):
+        open_folder(root, **more).read(0)
+    assert open_folder(root, upright=False, **more).read(0).image.shape == (H, W, 4)
+
+
+def test_yolo_boxes_beside_images_of_many_channels(tmp_path):
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/a.npy", np.zeros((H, W, 5), np.uint8))
+    write(tmp_path / "txt/a.txt", "0 .5 .5 .5 .5\n")
+    boxes = {"files": "txt/{stem}.txt", "classes": ["c"]}
+    reader = open_folder(tmp_path, images="images/*.npy", channels=5, boxes=boxes)
+    assert boxes_of(reader, 0)[0] == [[W / 4, H / 4, 3 * W / 4, 3 * H / 4]]
+
+
+def test_a_folder_for_each_sample(tmp_path):
+    for number in (1, 2):
+        write(tmp_path / f"scene_{number}/rgb.png", np.full((H, W, 3), number, np.uint8))
+        write(tmp_path / f"scene_{number}/depth.png", np.full((H, W), number, np.uint16))
+    depth = {"files": "{folder}/depth.png", "metres_per_unit": 1}
+    reader = open_folder(tmp_path, images="{folder}/rgb.png", depth=depth)
+    samples = [reader.read(index) for index in range(2)]
+    assert [(s.image_id, s.image.max(), s.depth_m.max()) for s in samples] == [
+        ("scene_1/rgb", 1, 1),
+        ("scene_2/rgb", 2, 2),
+    ]
+    reader = open_folder(tmp_path, images="{folder}/rgb{stem}.png", depth=depth)
+    assert [reader.read(index).image_id for index in range(2)] == ["scene_1/rgb", "scene_2/rgb"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the name is none there")
+def test_colons_in_names_and_paths_from_here(tmp_path):
+    write(tmp_path / "images/2020-01-01T10:00:00.png", np.zeros((H, W, 3), np.uint8))
+    images = [{"id": 1, "file_name": "./2020-01-01T10:00:00.png", "height": float(H), "width": W}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cup"}]}
+    write(tmp_path / "boxes.json", json.dumps(content))
+    write(tmp_path / "list.txt", "2020-01-01T10:00:00.png\n")
+    assert len(open_folder(tmp_path, boxes={"file": "boxes.json"}, list_file="list.txt")) == 1
+
+
+def test_a_label_has_no_control_characters(root):
+    write(root / "json/a.json", labelme({"label": "x\n", "points": [[1, 1], [5, 5]], "shape_type": "rectangle"}))
+    write(root / "json/b.json", labelme())
+    with pytest.raises(ValueError, match=r"json/a.json: shapes\[0\] is .*without control characters"):
+        open_folder(root, boxes={"files": "json/{stem}.json"})
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("0 128 64 128 road", None), ("road 128 64 128 7", None), ("0,road,128,64,128", None), ("lane 2 1 2 3", None),
+        ("road,128,64,128,7", None), ('"sky, up",0,0,0', ("sky, up", (0, 0, 0))),
+        ("lane 2,1,2,3", ("lane 2", (1, 2, 3))),
+        ("128, 64, 128 road", ("road", (128, 64, 128))), ("road:128,64,128::", ("road", (128, 64, 128))),
+        ("1 2 3 a 4 b", ("a 4 b", (1, 2, 3))), ("road,128,64,128,flat", ("road", (128, 64, 128))),
+    ],
+)  # fmt: skip
+def test_lines_of_colour_tables_have_three_numbers(tmp_path, line, found):
+    write(tmp_path / "colors.txt", line + "\n")
+    if found is None:
+        with pytest.raises(ValueError, match="three numbers 0 to 255 and no further one"):
+            color_file(tmp_path / "colors.txt")
+    else:
+        assert color_file(tmp_path / "colors.txt") == {found[0]: (found[1],)}

@@ -145,6 +145,21 @@ def test_a_stopped_writer_goes_on_where_it_was_and_writes_the_same(tmp_path: Pat
     with pytest.raises(ValueError, match="holds shards of another data set, or of the same with other settings"):
         written(settings, tmp_path / "cut", shard_bytes=50_000)
 
+    (tmp_path / "cut/index.json").unlink()
+    changed = next(Path(settings["root"]).rglob("*.jpg"))
+    os.utime(changed, ns=(0, 0))  # its content might be another
+    with pytest.raises(ValueError, match="or before its files changed"):
+        written(settings, tmp_path / "cut")
+
+
+def test_a_tar_of_the_users_is_not_written_over(tmp_path: Path):
+    settings, mine = settings_of("jpegs", tmp_path / "source"), tmp_path / "shards/000001.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"000001.tar has no 000001.json beside it.*nothing of yours is written over"):
+        written(settings, tmp_path / "shards")
+    assert mine.read_bytes() == b"mine"
+
 
 def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Path):
     _, reader = written(settings_of("jpegs", tmp_path / "source"), tmp_path / "shards")
@@ -305,5 +320,11 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
 
     assert main(["prepare", "shards", str(config), str(target)]) == 2
     assert "holds shards already" in capsys.readouterr().err
+    (tmp_path / "mine/data.yaml").write_text("names: [cup]\n")
+    assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine")]) == 2
+    assert "data.yaml is none that this wrote" in capsys.readouterr().err
+    assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine/shards")]) == 2
+    assert "which is only read; a folder beside it is needed" in capsys.readouterr().err
+    assert not (tmp_path / "mine/shards").exists()
     assert main(["prepare", "nyuv2", str(tmp_path), str(target), "--shard-mb", "3"]) == 2
     assert "--shard-mb has no effect on prepare nyuv2; it is for shards" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Comparisons: changes, intervals and delta_m by hand; subsets of data sets; comparison files and what they refuse."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -8,12 +9,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import write_layouts
+import write_nyuv2
 import yaml
 from scipy import stats
 from toy_run import losses_of, small_batch, small_net, small_tasks
 
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets.folder import Folder
+from visionmtl.datasets.nyuv2 import NYUv2
+from visionmtl.datasets.nyuv2_mat import NYUv2Mat
 from visionmtl.datasets.scenes import Scenes
 from visionmtl.datasets.subset import Subset, _ranked
 from visionmtl.network import LossNet
@@ -143,6 +148,34 @@ def test_look_ahead_agrees_with_the_first_order_and_leaves_the_network_alone():
 
 
 # ---- subsets ----
+
+
+def test_a_part_is_by_file_name_or_by_path_where_names_repeat(tmp_path):
+    def part(pattern: str) -> set[str]:
+        reader = Subset(of=Folder(root=str(tmp_path), images=pattern), part=(0, 0.3)).build()
+        return {reader.read(index).image_id for index in range(len(reader))}
+
+    for number in range(20):
+        for name in (f"all/{number}", f"scenes/{number}/view"):
+            write_layouts.write(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))
+
+    def first(names: list[str]) -> set[str]:
+        return set(sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())[:6])
+
+    assert part("all/*.png") == {name[:-4] for name in first([f"{number}.png" for number in range(20)])}
+    of_scenes = first([f"{number}/view.png" for number in range(20)])
+    assert part("scenes/*/*.png") == {name[:-4] for name in of_scenes} != {f"{n}/view" for n in range(6)}
+
+
+def test_a_part_of_the_official_file_is_that_of_the_prepared_folder(tmp_path):
+    metas = write_nyuv2.drawn_frames(10)
+    write_nyuv2.write_official(tmp_path / "official", metas, test=(2, 5))
+    write_nyuv2.write_prepared(tmp_path / "prepared", metas, "train", [1, 3, 4, 6, 7, 8, 9, 10])
+    parts = []
+    for of in (NYUv2Mat(root=str(tmp_path / "official")), NYUv2(root=str(tmp_path / "prepared"))):
+        reader = Subset(of=of, part=(0, 0.5)).build()
+        parts.append([reader.read(index).image_id for index in range(len(reader))])
+    assert parts[0] == parts[1] and len(parts[0]) == 4
 
 
 def test_larger_parts_contain_smaller_ones_and_parts_that_meet_are_disjoint():

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -26,7 +26,16 @@ from visionmtl.io.channels import read_channels
 from visionmtl.io.depth_maps import read_depth
 from visionmtl.io.images import SUFFIXES, image_size, read_png, read_stored
 from visionmtl.io.label_maps import color_file
-from visionmtl.io.paths import composed, fixed_part, image_glob, is_hidden, is_unicode, read_lines, without_ending
+from visionmtl.io.paths import (
+    composed,
+    fixed_part,
+    image_glob,
+    is_hidden,
+    is_unicode,
+    read_lines,
+    read_names,
+    without_ending,
+)
 from visionmtl.structures import MAX_CLASSES
 
 Kind = Literal["photo", "channels", "classes", "colors", "instances", "depth", "text", "xml", "json"]
@@ -96,13 +105,19 @@ def understand(root: Path, object_name: str = "object") -> Layout:
     if not root.is_dir():
         raise ValueError(f"{root} is no folder; the folder with images and labels is needed; correct the path")
     files = _list(root)
-    groups = _groups(files)
+    class_folders = _class_folders(files)
+    groups = _groups(files, class_folders)
     kinds = {at: _kind(root, group) for at, group in enumerate(groups)}
     photos = [group for at, group in enumerate(groups) if kinds[at] in ("photo", "channels")]
     if not photos:
+        pictures = sum(file.lower().endswith(SUFFIXES) for file in files)
         raise ValueError(
             f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name the "
             "folder that holds them and their labels"
+            if not pictures
+            else f"{root} holds {pictures} pictures, and which of them are photographs no folder, ending or end of "
+            "a name tells; photographs and labels differ in one of these; move them, or, where each sample has a "
+            "folder of its own, write a config with images: '{folder}/NAME.png' (docs/own_data.md)"
         )
     folders = (group.folder.replace("{split}", "") for group in groups)
     if odd := next((folder for folder in folders if re.search(r"[{}:\\]", folder)), None):
@@ -110,7 +125,7 @@ def understand(root: Path, object_name: str = "object") -> Layout:
             f"{str(root / odd)!r} has one of {{ }} : \\ in its name, which mean other things in the paths of a config; "
             "folders without them are needed; rename it"
         )
-    finder = _Finder(root, files, photos, object_name)
+    finder = _Finder(root, files, photos, object_name, class_folders)
     if any(kinds[groups.index(group)] == "channels" for group in finder.photo_groups):
         finder.measure_channels()
     # numbers of classes go before their colours, many files before few
@@ -123,7 +138,10 @@ def understand(root: Path, object_name: str = "object") -> Layout:
 class _Finder:
     """Images first, then label after label, each of which must match them by name."""
 
-    def __init__(self, root: Path, files: Sequence[str], photos: Sequence[_Group], object_name: str) -> None:
+    def __init__(
+        self, root: Path, files: Sequence[str], photos: Sequence[_Group], object_name: str, class_folders: Set[str]
+    ) -> None:
+        self._class_folders = class_folders
         self._root, self._files, self._object = root, set(files), object_name
         self.layout = Layout(root, {})
         self._used: set[str] = set()
@@ -210,7 +228,7 @@ class _Finder:
         return best if best and best[1] >= _LEAST_MATCH else None
 
     def _partner(self, pattern: str, photo: str, drop: bool) -> str:
-        template, token = _template(photo)
+        template, token = _template(photo, self._class_folders)
         path = without_ending(template)
         path = path.removesuffix(self._suffix) if drop else path
         inner = path.removeprefix(fixed_part(image_glob(self._pattern)))
@@ -403,9 +421,9 @@ class _Finder:
     def _listed_names(self, least: int) -> list[str]:
         for file in sorted(self._files):
             if re.search(r"(^|/)(classes|labels|class_names)\.txt$", file):
-                names = [line for line in read_lines(self._root / file) if line]
+                names = read_names(self._root / file)
                 if least <= len(names) <= 255 and len(set(names)) == len(names):
-                    return names
+                    return [*names]
         return []
 
     # ---- what is for all images together ----
@@ -432,7 +450,7 @@ class _Finder:
             self._say("segmentation: the same polygons; what lies in none is background")
         if not settings and self._pattern.count("*/") == 1:
             self._refuse_maps_among_photos()
-            names = sorted({_template(photo)[0].split("/")[-2] for photo in self._photos})
+            names = sorted({photo.split("/")[-2] for photo in self._photos})
             settings["image_labels"] = {"classes": names}
             self._say(f"image_labels: the folder of an image is its class: {shortened(names)}")
         if not settings:
@@ -507,7 +525,7 @@ class _Finder:
     def _choose_split(self) -> None:
         """Which tokens stand for training and validation; from folders, or from lists of images."""
         layout = self.layout
-        tokens = Counter(token for photo in self._photos if (token := _template(photo)[1]))
+        tokens = Counter(token for photo in self._photos if (token := _template(photo, self._class_folders)[1]))
         text = f"{self._pattern} {layout.settings}"
         if "{split}" in text and not tokens:  # the labels of all images by split, as COCO's json
             tokens = Counter(m[0] for file in self._used if (m := _SPLIT.search(file)))
@@ -520,7 +538,8 @@ class _Finder:
                 only = train or later[0]
                 layout.settings.update(_filled(layout.settings, only))
                 self._pattern = self._pattern.replace("{split}", only)
-                self._photos = [photo for photo in self._photos if _template(photo)[1] in (only, None)]
+                splits = [_template(photo, self._class_folders)[1] for photo in self._photos]
+                self._photos = [photo for photo, of in zip(self._photos, splits, strict=True) if of in (only, None)]
             if round(_HELD_OUT * len(self._photos)) == 0:
                 raise ValueError(
                     f"{self._root} has no split for validation, and of its images ({len(self._photos)}) a fifth is "
@@ -573,19 +592,40 @@ def _list(root: Path) -> list[str]:
     return paths
 
 
-def _template(file: str) -> tuple[str, str | None]:
-    """The path with {split} in place of the first folder's part that names a split, and that part."""
-    folder, slash, name = file.rpartition("/")
-    match = _SPLIT.search(folder)
-    return (_SPLIT.sub("{split}", folder) + slash + name, match[0]) if match else (file, None)
+def _class_folders(files: Sequence[str]) -> set[str]:
+    """Folders called train, test or the like among others that hold files of that ending and are called otherwise."""
+    endings: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        endings[file.rpartition("/")[0]].add(Path(file).suffix.lower())
+    beside: dict[str, list[str]] = defaultdict(list)
+    for folder in endings:
+        beside[folder.rpartition("/")[0]].append(folder)
+    found = set()
+    for folders in beside.values():
+        named = [folder for folder in folders if _SPLIT.fullmatch(folder.rpartition("/")[2])]
+        others = [folder for folder in folders if not _SPLIT.search(folder.rpartition("/")[2])]
+        if len(named) == 1 and any(endings[named[0]] & endings[other] for other in others):
+            found.add(named[0])
+    return found
 
 
-def _groups(files: Iterable[str]) -> list[_Group]:
+def _template(file: str, class_folders: Set[str]) -> tuple[str, str | None]:
+    """The path with {split} in place of its folders' parts that name a split, and the first of these parts."""
+    *folders, name = file.split("/")
+    token, filled = None, []
+    for depth, folder in enumerate(folders, start=1):
+        match = None if "/".join(folders[:depth]) in class_folders else _SPLIT.search(folder)
+        token = token or (match and match[0])
+        filled.append(_SPLIT.sub("{split}", folder) if match else folder)
+    return "/".join([*filled, name]), token
+
+
+def _groups(files: Iterable[str], class_folders: Set[str]) -> list[_Group]:
     by_place: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files:
         ending = Path(file).suffix
         if ending.lower() in _MAPS or ending.lower() in _TEXTS:
-            by_place[_template(file)[0].rpartition("/")[0], ending].append(file)
+            by_place[_template(file, class_folders)[0].rpartition("/")[0], ending].append(file)
     groups = []
     for (folder, ending), inside in by_place.items():
         by_suffix: dict[str, list[str]] = defaultdict(list)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from visionmtl.data.stamps import stamps
 from visionmtl.data.watched_loader import WatchedLoader
 from visionmtl.data.workers import now_reading, now_resting
 from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, most_boxes, num_channels, read_part
@@ -50,8 +51,13 @@ def write_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
+    if strange := sorted(tar for tar in folder.glob("*.tar") if not tar.with_suffix(".json").exists()):
+        raise ValueError(
+            f"{strange[0]} has no {strange[0].stem}.json beside it, which is written before a shard; nothing of yours "
+            "is written over; choose another folder"
+        )
     settings = spec.model_dump(mode="json", exclude={"name", "weight"})
-    made_of = digest([settings, len(dataset), shard_bytes])
+    made_of = digest([settings, stamps(dataset).tolist(), shard_bytes])
     work = _Members(dataset)
     entries, boxes = _written(folder, made_of, work)
     if (folder / INDEX).exists():
@@ -99,16 +105,16 @@ def _written(folder: Path, made_of: str, work: "_Members") -> tuple[list[ShardEn
     entries: list[ShardEntry] = []
     boxes: list[int] = []
     first = 0
-    while (file := folder / f"{shard_name(len(entries))}.json").exists():
-        tar = file.with_suffix(".tar")
-        places = read_places(file, tar.stat().st_size if tar.exists() else 0)
+    while (tar := folder / f"{shard_name(len(entries))}.tar").exists():
+        file = tar.with_suffix(".json")
+        places = read_places(file, tar.stat().st_size)
         if places.made_of != made_of or places.first != first:
             raise _other(folder)
         last = len(places.samples) - 1
         if read_members(tar, places.samples[last]) != work[first + last][0]:
             raise ValueError(
                 f"{tar} does not hold what sample {first + last} of the data set reads as now; the shards of a folder "
-                "are made from one state of the data; delete the folder, or choose another"
+                "are made from one state of the data; choose another folder"
             )
         first += len(places.samples)
         entries.append(ShardEntry(len(places.samples), FileEntry.of(tar), FileEntry.of(file)))
@@ -118,8 +124,8 @@ def _written(folder: Path, made_of: str, work: "_Members") -> tuple[list[ShardEn
 
 def _other(folder: Path) -> ValueError:
     return ValueError(
-        f"{folder} holds shards of another data set, or of the same with other settings; nothing is written over; "
-        "choose another folder, or delete this one"
+        f"{folder} holds shards of another data set, or of the same with other settings or before its files changed; "
+        "nothing is written over; choose another folder"
     )
 
 

@@ -39,8 +39,10 @@ def to_metres(
             f"{file} is {stored.dtype} {list(stored.shape)}; one number a pixel, [H, W], is expected (a palette or "
             "colour picture has three: it shows depth, it does not hold it); write it again as 16-bit grey PNG or .npy"
         )
-    measured = np.isfinite(stored) & (stored > 0) & ~np.isin(stored, np.asarray(invalid))
     with np.errstate(over="ignore"):
+        # floats of the file's precision: 65.535 in float32 is another number than in float64
+        no_depth = np.asarray(invalid, stored.dtype if stored.dtype.kind == "f" else None)
+        measured = np.isfinite(stored) & (stored > 0) & ~np.isin(stored, no_depth)
         metres = (np.where(measured, stored, 0).astype(np.float64) * metres_per_unit).astype(np.float32)
     metres[np.isinf(metres)] = 0  # finite as stored, in float64, and beyond float32 in metres
     return metres

@@ -93,10 +93,7 @@ def _check_colors(file: Path | str, content: bytes) -> None:
             samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1)  # type: ignore[attr-defined]
             if opened.mode not in ("RGBA", "LA", "PA", "CMYK") and samples not in (1, 3):
                 found = f"has {samples} channels"
-            size = opened.size
-            if (pages := getattr(opened, "n_frames", 1)) > 1:
-                opened.seek(1)
-                found = found or (f"has {pages} pages of one size" if opened.size == size else "")
+            found = found or _several_pages(opened)
     except PILLOW_ERRORS:
         try:
             decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -109,6 +106,14 @@ def _check_colors(file: Path | str, content: bytes) -> None:
             f"{file} {found}; a photograph has one channel or three, and none is left out or mixed in silence; in a "
             "`folder`, set `channels` to their number (and model.encoder.in_chans), or write the three that you mean"
         )
+
+
+def _several_pages(opened: Image.Image) -> str:
+    """What is wrong with a file of which decoders would take the first page in silence; smaller previews may follow."""
+    size, pages = opened.size, getattr(opened, "n_frames", 1)
+    if pages > 1:
+        opened.seek(1)
+    return f"has {pages} pages of one size" if pages > 1 and opened.size == size else ""
 
 
 def image_size(file: Path, upright: bool) -> tuple[int, int]:
@@ -213,8 +218,24 @@ def _decode_png(file: Path | str, content: bytes, palette_indices: bool) -> NDAr
 
 
 def read_stored(file: Path) -> NDArray:
-    """The values of a TIFF (or another image) with one channel as stored, whatever their type; [H, W] or [H, W, C]."""
-    return _decode(file, checked_content(file)[0], cv2.IMREAD_UNCHANGED)
+    """The values of a TIFF (or another image) with one channel as stored, whatever their type; [H, W] or [H, W, C].
+
+    Raises ValueError for a file of several pages, and for floats of 16 bits, which OpenCV does not read in TIFF.
+    """
+    content, _ = checked_content(file)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            found = _several_pages(opened)
+    except PILLOW_ERRORS:  # floats of 64 bits, which OpenCV reads
+        found = ""
+    if found:
+        raise ValueError(f"{file} {found}; one image is read, and none is left out in silence; write it as a file each")
+    try:
+        return _decode(file, content, cv2.IMREAD_UNCHANGED)
+    except ValueError as error:
+        if file.suffix.lower() not in (".tif", ".tiff"):
+            raise
+        raise ValueError(f"{error}; floats in TIFF need 32 or 64 bits") from error
 
 
 def is_turned(file: Path) -> bool:
@@ -297,9 +318,10 @@ def _decode_as_shown(file: Path | str, content: bytes) -> Pixels:
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "integers of more bits than 8, perhaps with a sign,"
         raise ValueError(
-            f"{file} holds {'32-bit integers' if image.mode == 'I' else 'floats'}, whose white is unknown; "
-            "8 or 16 bits a channel are allowed; convert it to 8 bit with the range you mean"
+            f"{file} holds {kind} whose white is unknown; 8 bits a channel, or 16 without a sign, are allowed; convert "
+            "it to 8 bit with the range you mean"
         )
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

@@ -1,5 +1,6 @@
 """Label maps: pixel values to class ids, where an undeclared value is an error; and the outline of each instance."""
 
+import csv
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject
-from visionmtl.io.paths import read_lines
+from visionmtl.io.paths import composed, read_lines
 from visionmtl.structures import IGNORE, has_controls
 
 Color = tuple[int, int, int]
@@ -32,7 +33,7 @@ def class_file(file: Path) -> tuple[tuple[str, ...], dict[int, str] | None]:
             values = by_value(named, str(file))
             return tuple(dict.fromkeys(values[value] for value in sorted(values))), values
     if isinstance(content, list) and content and all(map(_is_name, content)):
-        return tuple(content), None
+        return tuple(map(composed, content)), None
     raise ValueError(
         f"{file} is no list of class names, and no mapping from pixel values 0 to 255 to names; one is needed; write "
         "for instance [floor, shelf] or {7: floor, 8: shelf}, with names in quotes where they look like numbers, and "
@@ -69,7 +70,7 @@ def by_value(named: Mapping[int | str, str], where: str, highest: int = 255) -> 
                     f"{where}: pixel value {value} is {values[value]!r} and, by {key!r}, {name!r} as well; each value "
                     "has one class; make the ranges end before the next begins"
                 )
-            values[value] = name
+            values[value] = composed(name)
     return values
 
 
@@ -159,7 +160,7 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
     if file.suffix.lower() in (".yaml", ".yml", ".json"):
         content, _ = read_yaml(file, "a mapping NAME: [r, g, b]")
         if isinstance(content, dict) and content and all(_colors_of(value) for value in content.values()):
-            return {str(name): _colors_of(value) for name, value in content.items()}
+            return {composed(str(name)): _colors_of(value) for name, value in content.items()}
         raise ValueError(
             f"{file} holds no mapping from names to colours; NAME: [r, g, b], 0 to 255, is needed; write it"
         )
@@ -168,18 +169,31 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
         text = line.partition("#")[0].strip()
         if not text or (not colors and not re.search(r"\d", text)):
             continue
-        first, last = _COLOR_FIRST.fullmatch(text), _COLOR_LAST.fullmatch(text)
-        name, rgb = (first[4], first.groups()[:3]) if first else (last[1], last.groups()[1:4]) if last else ("", ())
+        name, rgb = _named_color(text)
         color = tuple(map(int, rgb))
         if not name or max(color) > 255:
             raise ValueError(
                 f"{file}: line {number} is {line[:80]!r}; `r g b name`, `name,r,g,b` or `name:r,g,b` is needed, with "
-                "numbers 0 to 255; correct it"
+                "three numbers 0 to 255 and no further one; correct it"
             )
-        colors[name.strip()] = (*colors.get(name.strip(), ()), color)  # type: ignore[arg-type]
+        colors[name] = (*colors.get(name, ()), color)  # type: ignore[arg-type]
     if not colors:
         raise ValueError(f"{file} names no colour; a line `r g b name` a class is needed; write them")
     return colors
+
+
+def _named_color(text: str) -> tuple[str, Sequence[str]]:
+    """The name and the three numbers of a line; "" and nothing where it cannot be told which they are."""
+    fields = [field.strip() for field in next(csv.reader([text], skipinitialspace=True))]
+    numbers = [at for at, field in enumerate(fields) if re.fullmatch(r"\d{1,3}", field)]
+    if len(numbers) > 2:  # with commas: a name may hold anything, and text may follow
+        names = [field for field in fields[: numbers[0]] or fields[numbers[-1] + 1 :] if field]
+        sound = len(numbers) == 3 and numbers[2] - numbers[0] == 2 and len(names) == 1
+        return (composed(names[0]), [fields[at] for at in numbers]) if sound else ("", ())
+    first, last = _COLOR_FIRST.fullmatch(text), _COLOR_LAST.fullmatch(text)
+    name, rgb = (first[4], first.groups()[:3]) if first else (last[1], last.groups()[1:4]) if last else ("", ())
+    has_fourth = re.match(r"\d+([\s,;]|$)" if first else r".*[\s,;]\d+$|\d+$", name)
+    return ("", ()) if has_fourth else (composed(name.strip()), rgb)
 
 
 def color_table(colors: Mapping[str, Sequence[Color]], classes: Sequence[str], ignore: Iterable[Color]) -> Colors:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from visionmtl.config.text_files import read_json
-from visionmtl.io.objects import MAX_COORDINATE, ImageObjects, LabelledObject, Point, bad_entry, of_polygons
+from visionmtl.io.objects import MAX_COORDINATE, ImageObjects, LabelledObject, Point, bad_entry, is_side, of_polygons
 from visionmtl.io.paths import composed
+from visionmtl.structures import has_controls
 
 _LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
 _CIRCLE_POINTS = 64
@@ -24,15 +25,16 @@ def read_objects(file: Path) -> ImageObjects:
     if not isinstance(shapes, list):
         raise ValueError(f"{file} has no list `shapes`; a file of LabelMe has one; name the folder of its files")
     size = content.get("imageHeight"), content.get("imageWidth")
-    if not all(type(side) is int and 0 < side < 2**31 for side in size):
+    if not all(is_side(side) for side in size):
         raise bad_entry(file, "imageHeight, imageWidth", size, "whole pixels are needed", "save it again with LabelMe")
     objects: list[LabelledObject] = []
     groups: dict[tuple[str, Any], list[list[Point]]] = {}
     left_out: Counter[str] = Counter()
     for number, shape in enumerate(shapes):
         place = f"shapes[{number}]"
-        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
-            raise bad_entry(file, place, shape, "a shape has a label", "correct or remove it")
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label or has_controls(label):
+            raise bad_entry(file, place, shape, "a shape has a label, without control characters")
         kind, name = shape.get("shape_type") or "polygon", composed(shape["label"])
         if kind in _NO_BOX:
             left_out[f"shapes of kind {kind} have no box (left out)"] += 1

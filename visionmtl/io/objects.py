@@ -134,6 +134,11 @@ def left_out_notes(objects: Iterable[ImageObjects], where: str) -> list[str]:
     return [f"{where}: {count} {what}" for what, count in counts.items()]
 
 
+def is_side(value: object) -> bool:
+    """Whether a side of an image can be that many pixels; 640.0, as pandas writes it, can."""
+    return type(value) in (int, float) and 0 < value < 2**31 and value % 1 == 0  # type: ignore[operator]
+
+
 def bad_entry(file: Path, place: str, found: object, allowed: str, advice: str = "correct or remove it") -> ValueError:
     """The error for one entry of a label file."""
     text = repr(found[:120]) if isinstance(found, str) else shown(found, 120)

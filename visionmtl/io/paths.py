@@ -128,8 +128,8 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
         why = "means several images" if position == AMBIGUOUS else "is none of the images"
         raise ValueError(
             f"{file}: {len(wrong)} of {len(listed)} lines cannot be used, the first, {wrong[0]!r}, "
-            f"{why if position < 0 else 'has ..'}; needed are paths of images with / and without '..', such as "
-            f"{images[0]}; correct the list or the images to read"
+            f"{why if position < 0 else 'leads elsewhere'}; needed are paths of images with / and without '..', such "
+            f"as {images[0]}; correct the list or the images to read"
         )
     check_distinct([images[position] for position in positions], str(file), "list it once")
     return positions
@@ -138,6 +138,19 @@ def read_list(file: Path, images: Sequence[str], folder: str) -> list[int]:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file in UTF-8, with or without a byte order mark, stripped; empty ones too."""
     return [line.strip() for line in read_text(file).splitlines()]
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """The names in a text file, one a line, where the number of a line is that of its name."""
+    lines = read_lines(file)
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise ValueError(
+            f"{file}: line {lines.index('') + 1} is empty; each line is the name of a class, whose number is that of "
+            "its line; remove the empty line, or name that class"
+        )
+    return tuple(map(composed, lines))
 
 
 def check_distinct(names: Sequence[str], what: str, advice: str) -> None:
@@ -222,7 +235,8 @@ def leads_out(name: str) -> bool:
 
 def stays_inside(name: str) -> bool:
     """Whether a relative path with / names something inside its folder, in one way only: no `..`, `.` or `//`."""
-    if any(sign in name for sign in "\\:\0") or not is_unicode(name):
+    is_drive = name[1:2] == ":" and (len(name) == 2 or name[2] == "/")
+    if "\\" in name or "\0" in name or is_drive or not is_unicode(name):
         return False
     return not any(part in ("", ".", "..") for part in name.split("/"))
 
@@ -241,8 +255,10 @@ def _relative(text: str, words: Sequence[str]) -> str:
 
 
 def _per_image(text: str) -> str:
-    if "{stem}" not in text and "{path}" not in text:
-        raise _path_error(f"path {text!r} is one file for all images; write {{stem}} where names differ")
+    if not any(word in text for word in ("{stem}", "{path}", "{folder}")):
+        raise _path_error(
+            f"path {text!r} is one file for all images; write {{stem}} where names differ, {{folder}} where folders do"
+        )
     return text
 
 

@@ -365,7 +365,7 @@ class ShardPlaces:
 def write_shard(
     folder: Path, number: int, first: int, samples: Sequence[Members], most_boxes: int, made_of: str
 ) -> ShardEntry:
-    """Write one shard and its index, which comes last, so that a shard with an index is whole."""
+    """Write one shard after its index, so that a shard is whole, and one without an index is not ours."""
     tar, index = (folder / f"{shard_name(number)}.{ending}" for ending in ("tar", "json"))
     places, at = [], 0
     with atomic_write(tar) as file:
@@ -383,8 +383,8 @@ def write_shard(
             places.append([at, len(content), zlib.crc32(content), listed])
             at += len(content)
         file.write(bytes(_END))
-    told = {"first": first, "most_boxes": most_boxes, "made_of": made_of, "samples": places}
-    write_text(index, json.dumps(told) + "\n")
+        told = {"first": first, "most_boxes": most_boxes, "made_of": made_of, "samples": places}
+        write_text(index, json.dumps(told) + "\n")
     return ShardEntry(len(places), FileEntry.of(tar), FileEntry.of(index))
 
 

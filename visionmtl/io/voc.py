@@ -1,6 +1,7 @@
 """Pascal VOC's annotation files: XML with the objects of one image."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -8,11 +9,12 @@ from xml.parsers import expat
 from visionmtl.config.text_files import read_bytes
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry
 from visionmtl.io.paths import composed
+from visionmtl.structures import has_controls
 
 _DIFFICULT = "objects are `difficult`: neither hit nor miss, as in VOC's own evaluation"
 _NO_SIZE = "files do not give the size of their image (it is not compared)"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
+_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 _MAX_BYTES = 64_000_000
 
@@ -41,24 +43,35 @@ def read_objects(file: Path, first_pixel: int) -> ImageObjects:
     for number, entry in enumerate(root.findall("object")):
         place = f"object[{number}]"
         name, box = composed((entry.findtext("name") or "").strip()), entry.find("bndbox")
-        if not name:
-            raise bad_entry(file, place, "without name", "each object has the name of its class", "add it")
+        if not name or has_controls(name):
+            found = f"named {name!r}" if name else "without name"
+            raise bad_entry(
+                file, place, found, "each object has the name of its class, without control characters", "correct it"
+            )
         if box is None:
             raise bad_entry(file, place, "without bndbox", "each object has a box", "add it, or remove the object")
         x1, y1, x2, y2 = (_number(file, f"{place}.{key}", box.findtext(key)) for key in _CORNERS)
-        difficult = (entry.findtext("difficult") or "0").strip() == "1"
+        difficult = _FLAGS.get(flag := (entry.findtext("difficult") or "0").strip().lower())
+        if difficult is None:
+            raise bad_entry(file, f"{place}.difficult", flag, "0 and 1 are")
         objects.append(LabelledObject(name, (x1 - first_pixel, y1 - first_pixel, x2, y2), crowd=difficult))
     counts = {_DIFFICULT: sum(one.crowd for one in objects), _NO_SIZE: int(not height or not width)}
     known = (int(height), int(width)) if height and width else (0, 0)
     return ImageObjects(known, objects, {what: count for what, count in counts.items() if count})
 
 
-def counts_from(files: list[Path]) -> int:
-    """0 where some box of these files begins in column or row 0, which the standard does not have; else 1."""
+def counts_from(files: Iterable[Path]) -> int:
+    """0 where some box of these files begins before column or row 1, which the standard's first is; else 1.
+
+    Files that cannot be read are passed over: `read_objects` tells of them.
+    """
     for file in files:
-        for box in parse(file).iterfind("object/bndbox"):  # a part of an object has one, too, which is not read
-            if any((box.findtext(key) or "").strip() in ("0", "0.0") for key in ("xmin", "ymin")):
+        try:
+            boxes = parse(file).findall("object/bndbox")  # a part of an object has one, too, which is not read
+            if any(_number(file, key, box.findtext(key, "1")) < 1 for box in boxes for key in ("xmin", "ymin")):
                 return 0
+        except ValueError:
+            continue
     return 1
 
 

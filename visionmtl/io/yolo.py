@@ -6,7 +6,7 @@ from typing import Any
 
 from visionmtl.config.text_files import read_yaml
 from visionmtl.io.objects import ImageObjects, LabelledObject, bad_entry, of_polygons
-from visionmtl.io.paths import composed, read_lines
+from visionmtl.io.paths import composed, read_lines, read_names
 from visionmtl.structures import has_controls
 
 _TOLERANCE = 1e-3
@@ -109,7 +109,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     if file.suffix.lower() in (".yaml", ".yml"):
         names: tuple[str, ...] = read_data_yaml(file)["names"]
     else:
-        names = tuple(composed(line) for line in read_lines(file) if line)
+        names = read_names(file)
     if odd := [name for name in names if has_controls(name)]:
         raise ValueError(f"{file} names {odd[0]!r}; a name has no control characters; correct it")
     if not names or len(set(names)) < len(names):

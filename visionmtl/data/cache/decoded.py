@@ -19,7 +19,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rich.progress import track
 
 from visionmtl.data.bad_files import BadFiles, UnreadableSample, read_persistently
 from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_parts
+from visionmtl.data.stamps import stamps
 from visionmtl.data.transforms.crop_resize import CropParams, Size, jpeg_scale
 from visionmtl.data.watched_loader import WatchedLoader
 from visionmtl.data.workers import now_reading, now_resting
@@ -38,7 +39,7 @@ from visionmtl.datasets import Dataset, DatasetReader, NamedDataset, read_part
 from visionmtl.io.index import CacheError, locked
 from visionmtl.structures import JpegScale, LabelSpace, ReadRequest, Sample
 
-VERSION = 4
+VERSION = 5
 """Of the way in which samples become bytes; another one makes another cache."""
 NUM_PROBES = 8
 
@@ -169,10 +170,10 @@ def _discard(folder: Path, why: str) -> None:
 
 def _difference(packed: SampleStore, source: NamedDataset) -> str:
     """What has changed in a data set since it was packed; "" where nothing has."""
-    before, now = packed.extra["stamps"], _stamps(source)
+    before, now = packed.extra["stamps"], stamps(source)
     if len(before) != len(now):
         return f"{len(now)} images instead of {len(before)}"
-    if len(changed := np.flatnonzero((before != now).any(axis=1))):
+    if len(changed := np.flatnonzero(before != now)):
         first = source.file(int(changed[0]))
         return f"files of {len(changed)} of {len(before)} images, or of their labels, changed, first of {first}"
     work = _Packing(source.reader, frozenset(_text(packed.extra["fields"])), packed.sizes[:, 2].tolist())
@@ -198,7 +199,7 @@ def _write(folder: Path, stem: str, source: NamedDataset, work: "_Packing", work
     unfinished = folder / f".{stem}-{uuid.uuid4().hex}"
     unfinished.mkdir()
     try:
-        extra = {"stamps": _stamps(source), "fields": np.array([name.encode() for name in sorted(work.fields)], "S16")}
+        extra = {"stamps": stamps(source), "fields": np.array([name.encode() for name in sorted(work.fields)], "S16")}
         pack(unfinished, work.borne(_shown(work.items(workers), len(source), console), source), extra)
         target = folder / f"{stem}-{uuid.uuid4().hex[:6]}"
         unfinished.rename(target)
@@ -301,27 +302,6 @@ def _reduced(image: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:
     squares = image[: height * divisor, : width * divisor]
     small = cv2.resize(squares, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(small.reshape(height, width, image.shape[2]), np.uint8)  # OpenCV drops an axis of one channel
-
-
-def _stamps(source: NamedDataset) -> NDArray[np.int64]:
-    """[N, 2] bytes and last change (ns) of the files of each image and of its labels; 0 where it has none."""
-
-    @cache  # annotation files are those of many images
-    def stamp(file: str) -> tuple[int, int]:
-        try:
-            status = Path(file).stat()
-        except FileNotFoundError:  # labels may be missing
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
-
-    stamps = np.zeros((len(source), 2), np.int64)
-    for index in range(len(source)):
-        image = source.file(index)
-        files = [*([] if image is None else [image]), *map(str, source.label_files(index))]
-        if files:
-            sizes, times = zip(*map(stamp, files), strict=True)
-            stamps[index] = sum(sizes), max(times)
-    return stamps
 
 
 def _probes(total: int) -> list[int]:

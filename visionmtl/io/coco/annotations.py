@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 
 from visionmtl.config.text_files import read_json, shown
 from visionmtl.io.index import Arrays, cached
-from visionmtl.io.objects import MAX_COORDINATE
+from visionmtl.io.objects import MAX_COORDINATE, is_side
 from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
 from visionmtl.structures import MAX_CLASSES, Boxes, has_controls
 
@@ -105,7 +105,7 @@ class BoxIndex(AnnotationIndex):
             first = boxes.xyxy[int(np.argmax(outside.any(axis=1)))].tolist()
             raise ValueError(
                 f"{self.file}: a box of {self.name(row)!r} is {first} (xyxy), the image {size} (height, width); boxes "
-                "lie in their image; correct it, or add height and width to `images`: such boxes are dropped then"
+                "lie in their image; correct it, or give height and width there: such boxes are dropped then"
             )
         return boxes
 
@@ -242,7 +242,7 @@ class Annotations:
             _check_once(file, "images", images, "file_name", self.names)
         sizes = [[entry.get("height"), entry.get("width")] for entry in images]
         for number, (height, width) in enumerate(sizes):
-            if not (height is None and width is None) and not (_is_size(height) and _is_size(width)):
+            if not (height is None and width is None) and not (is_side(height) and is_side(width)):
                 raise bad(file, "images", number, images, "height and width in whole pixels, or neither")
         self.sizes = np.array([[height or 0, width or 0] for height, width in sizes], np.int32).reshape(-1, 2)
         """[I, 2] (H, W); 0 where none is given."""
@@ -507,6 +507,7 @@ def text_array(texts: Sequence[str]) -> NDArray[np.bytes_]:
 def file_names(file: Path, what: str, entries: Sequence[Entry]) -> list[str]:
     """`file_name` of every entry, none of which leaves its folder."""
     names = [entry.get("file_name") for entry in entries]
+    names = [name.removeprefix("./") if isinstance(name, str) else name for name in names]
     for number, name in enumerate(names):
         if not isinstance(name, str) or not stays_inside(name):
             raise bad(file, what, number, entries, "a file_name relative to the folder, with / and without '..'")
@@ -516,11 +517,6 @@ def file_names(file: Path, what: str, entries: Sequence[Entry]) -> list[str]:
 def is_number(value: Any) -> bool:
     """Whether a float64 can hold it; NaN is a number in this, True is none."""
     return type(value) is float or (type(value) is int and abs(value) < 2**1023)
-
-
-def _is_size(value: Any) -> bool:
-    """Whether a side of an image can be that many pixels."""
-    return type(value) is int and 0 < value < 2**31
 
 
 def _check_once(file: Path, what: str, entries: Sequence[Entry], key: str, values: Sequence[Hashable]) -> None:
