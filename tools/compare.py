@@ -96,7 +96,9 @@ def _report_existing(args: argparse.Namespace) -> int:
 
 def _show(folder: Path) -> None:
     print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"written: {os.path.join(folder, 'report.html')}, report.md, results.csv, runs.csv, comparison.json, *.png")
+    charts = ", *.png" if any(folder.glob("*.png")) else ""
+    names = f"report.md, results.csv, runs.csv, comparison.json{charts}"
+    print(f"written: {os.path.join(folder, 'report.html')}, {names}")
 
 
 def _tell(text: str) -> None:

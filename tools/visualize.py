@@ -100,7 +100,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "--depth-range", type=depth_range, metavar="MIN:MAX",
         help="metres at the ends of the colours of depth, or auto: those of each picture, followed slowly in videos "
-        "(default: the limits of the run's depth task)",
+        "(default: the farthest of the run's depth task, and a twentieth of it)",
     )  # fmt: skip
     p.add_argument("--json", action="store_true", help="also write each prediction as NAME.json; of videos NAME.jsonl")
     p.add_argument(
@@ -180,6 +180,12 @@ def _visualize(args: argparse.Namespace) -> int:
     default = checkpoint.run_folder(path) / "samples" / mode
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
         predictor = _open_predictor(path, overrides, args)
+        tasks = predictor.net.tasks
+        if args.depth_range and args.layout == "overlay" and {task.field for task in tasks.values()} != {"depth_m"}:
+            raise ValueError(
+                f"--depth-range would have no effect in an overlay of {', '.join(tasks)}: it shows depth as colours "
+                "where there is nothing else to see; add --tasks with depth alone, or leave --layout out"
+            )
         if mode == "compare":
             output.add_all(_compared(predictor, args, options))
             return 0
@@ -287,7 +293,7 @@ def _draw(result: Result, args: argparse.Namespace, options: DrawOptions) -> Pic
     from visionmtl.visualization.panels import draw_overlay, draw_panels
 
     if args.layout == "overlay":
-        return draw_overlay(result.spaces, result.image, result.predictions, options)
+        return draw_overlay(result.spaces, result.image, result.predictions, options, result.tasks)
     return draw_panels(result.tasks, result.spaces, result.image, {"prediction": result.predictions}, options)
 
 

@@ -7,6 +7,7 @@ import scene_run
 
 from visionmtl import run as config
 from visionmtl.cli import main
+from visionmtl.engine.verify_results import Expectation
 
 SMALL = [
     "data.train.0.num_images=3",
@@ -53,6 +54,14 @@ def test_a_missed_expectation_is_exit_status_1(saved, tmp_path, capsys):
     assert evaluated(saved, *file, "--expect", "segmentation/miou>=0", "--expect", "depth/images=3+-0") == 0
     assert evaluated(saved, *file, "--expect", "segmentation/miou>=0", "--expect", "depth/rmse_m<=0") == 1
     assert "NOT MET: depth/rmse_m<=0 (found " in capsys.readouterr().out
+
+
+def test_an_expectation_reaches_classes_with_a_slash_in_their_name():
+    results = {"segmentation": {"per_class": {"a": {"iou": 0.1}, "a/b|c": {"iou": 0.5}}}}
+    for text, found in (("per_class/a/b|c/iou>=0.4", (True, 0.5)), ("per_class/a/iou>=0.4", (False, 0.1))):
+        assert Expectation.parse(f"segmentation/{text}").met(results) == found
+    with pytest.raises(ValueError, match="segmentation/per_class has no 'x'; it has a, a/b|c; correct --expect"):
+        Expectation.parse("segmentation/per_class/x/iou>=0").met(results)
 
 
 def test_results_of_another_evaluation_are_kept(saved, tmp_path, capsys):

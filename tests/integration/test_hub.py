@@ -138,3 +138,21 @@ def test_a_checkpoint_loads_from_a_url_with_its_checksum(
         local_file(f"{url}#sha256=abc")
     with pytest.raises(ValueError, match="cannot be fetched"):
         local_file(f"{url}.missing#sha256={digest}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_taken"),
+    [
+        ({}, True),
+        ({"checkpoint": "x/checkpoints/last.pt", "overrides": ["data.root=/y", "data.workers=0"]}, True),
+        ({"checkpoint": "x/checkpoints/calibrated.pt"}, False),
+        ({"overrides": ["data.val.0.images=images/*_0.png"]}, False),
+        ({"limit_batches": 1}, False),
+    ],
+)
+def test_the_card_has_results_of_this_network_on_all_of_its_data(trained: Path, tmp_path: Path, changed, is_taken):
+    opened = open_model(checkpoint.find(trained))
+    file = tmp_path / "result.json"
+    header = {"checkpoint": str(opened.path), "step": opened.step, "split": "val", "overrides": [], **changed}
+    file.write_text(json.dumps({"header": header, "results": {}}))
+    assert hub._are_of(file, opened) == is_taken

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -299,6 +300,13 @@ def test_to_coco_is_read_by_pycocotools(model, photos, files):
     assert model(photos[0]).to_coco("street")[0]["image_id"] == "street"
     with pytest.raises(ValueError, match=r"from memory, so its entries have no image_id; .* to_coco\(image_id\)"):
         model(photos[0]).to_coco()
+    assert [model(photos[0]).to_coco(given)[0]["image_id"] for given in (0, 5, "12", "\uff11\uff12", "9" * 20)] == [
+        0, 5, 12, "\uff11\uff12", "9" * 20,
+    ]  # fmt: skip
+    assert result.to_coco(0)[0]["image_id"] == 0
+    for wrong in ("", True, 1.5):
+        with pytest.raises(ValueError, match="a text or a whole number"):
+            result.to_coco(wrong)
     with pytest.raises(ValueError, match="to_coco gives boxes, but the tasks predicted are depth"):
         model(photos[0], tasks=["depth"]).to_coco("a")
 
@@ -342,3 +350,8 @@ def test_an_empty_path_and_a_score_beyond_1_are_refused(model, photos):
         model(photos[0]).boxes.above(30)
     with pytest.raises(ValueError, match="min_score is 2; scores are numbers from 0 to 1"):
         model(photos[0]).plot(min_score=2)
+
+
+def test_a_predictor_can_be_pickled(model, photos):
+    copied = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(copied(photos[0]).depth_m, model(photos[0]).depth_m)

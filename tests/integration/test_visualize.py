@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 
 import cv2
 import numpy as np
@@ -16,10 +17,10 @@ from visionmtl.data.label_spaces import resolve_spaces
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import open_model
-from visionmtl.inference.predictor import Predictor, picture
+from visionmtl.inference.predictor import Predictor, picture, save_picture
 from visionmtl.io.images import read_image
 from visionmtl.io.video import read_frames, write_video
-from visionmtl.visualization import panels
+from visionmtl.visualization import canvas, draw, panels
 
 SMALL = [
     "data.train.0.num_images=4", "data.val.0.num_images=3", "data.train.0.size=[64,96]", "data.val.0.size=[64,96]",
@@ -307,3 +308,47 @@ def test_damaged_files_are_listed_at_the_end(saved, tmp_path, capsys):
 def test_options_without_effect_are_refused(saved, tmp_path, capsys, options, said):
     assert drawn(saved, *options, "--output", tmp_path / "out") == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_range_of_depth_that_an_overlay_does_not_show_is_refused(saved, tmp_path, capsys):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    options = ["--layout", "overlay", "--depth-range", "1:5", "--output", tmp_path / "out"]
+    assert drawn(saved, tmp_path / "a.png", *options) == 2
+    assert "--depth-range would have no effect in an overlay of detection" in capsys.readouterr().err
+    assert drawn(saved, tmp_path / "a.png", "--tasks", "depth", *options) == 0
+
+
+def test_depth_alone_has_the_colours_of_its_task_in_an_overlay(opened):
+    predictor = Predictor(opened)
+    result = predictor(NOISE, tasks=["depth"])
+    task, value = result.tasks["depth"], result.predictions["depth"]
+    overlay = panels.draw_overlay(result.spaces, NOISE, result.predictions, tasks=result.tasks)
+    size = canvas.enlarge(NOISE).shape[:2]
+    expected = task.draw(canvas.enlarge(NOISE), draw.scaled(value, NOISE.shape[:2], size), None, panels.DEFAULTS)
+    np.testing.assert_array_equal(overlay, expected)
+
+
+def test_a_video_that_does_not_fit_on_the_disk_is_told_and_removed(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 96, 128, 3), np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"clip.mp4 holds 0 of 8 frames and is removed; room for the whole"):
+            write_video(tmp_path / "clip.mp4", frames, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [0, 0.001, 65536, float("nan")])
+def test_a_rate_that_mpeg_4_does_not_hold_is_refused(tmp_path, rate):
+    with pytest.raises(ValueError, match=r"MPEG-4 holds 0\.01 to 1000; choose such a rate"):
+        write_video(tmp_path / "clip.mp4", [NOISE], rate)
+
+
+def test_a_picture_that_its_format_cannot_hold_leaves_no_file(tmp_path):
+    wide = Image.new("RGB", (17_000, 2))
+    with pytest.raises(ValueError, match=r"17000x2 pixels in a format that holds them are needed; choose \.png"):
+        save_picture(tmp_path / "a.webp", wide)
+    assert not list(tmp_path.iterdir())
+    assert save_picture(tmp_path / "a.png", wide).exists()

@@ -250,6 +250,11 @@ def test_a_tag_tells_class_score_and_metres(monkeypatch):
     draw.draw_boxes(GREY, boxes, SPACE, 0.4, np.asarray([2.4444, np.nan], np.float32))
 
     assert texts == ["red thing 0.83  2.4 m", "green thing 0.50"]
+
+    texts.clear()
+    long = replace(SPACE, classes=("a name " * 50, *SPACE.classes[1:]))
+    draw.draw_boxes(GREY, boxes, long, 0.4, np.asarray([2.4444, np.nan], np.float32))
+    assert texts[0].startswith("a name a name") and texts[0].endswith("... 0.83  2.4 m")
     assert [draw.metres(value) for value in (0.854, 2.44, 31.4)] == ["0.85 m", "2.4 m", "31 m"]
 
 
@@ -272,3 +277,16 @@ def test_the_characters_that_no_font_has_are_named(no_system_fonts, caplog):
 
 def test_lone_marks_count_as_missing(no_system_fonts):
     assert canvas._line("कुर्सी").text.isascii()
+
+
+def test_a_mark_counts_as_missing_in_a_font_that_shapes_text():
+    if not (font := next((file for file in canvas._system_fonts() if "DejaVuSans.ttf" in file), None)):
+        pytest.skip("DejaVu is not installed")
+    assert canvas._has_glyph(font, "a") and not canvas._has_glyph(font, "\u0941")
+
+
+def test_a_score_of_1_is_a_prediction(monkeypatch):
+    texts = []
+    monkeypatch.setattr(canvas, "write", lambda draw, at, text, *rest, **more: texts.append(text))
+    draw.draw_boxes(GREY, detections((10, 10, 100, 100, 1.0, 0)), SPACE, 0.5)
+    assert texts == ["red thing 1.00"]

@@ -381,3 +381,15 @@ def test_what_the_font_lacks_is_no_box_in_a_chart(tmp_path: Path):
     for number, letter in enumerate(("Δ", no_font_has_it)):
         draw_intervals(tmp_path / f"{number}.png", f"{letter}m", [(f"{letter} run", of)])
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+
+
+def test_a_change_is_over_the_metrics_that_all_seeds_have():
+    metrics = {"detection": {"ap": "max", "ap75": "max"}, "depth": {"rmse_m": "min"}}
+    results = [{"detection": {"ap": 0.2, "ap75": 0.1}, "depth": {"rmse_m": 0.5}}] * 2
+
+    def alone(ap75: float):
+        reference = {"detection": {"ap": 0.1, "ap75": ap75}, "depth": {"rmse_m": 0.5}}
+        return {"detection": reference, "depth": reference}
+
+    of = figures(results, [alone(0.2), alone(0.0)], metrics, 0.95)  # of 0 there is no relative change
+    assert of.transfer["detection"].values == (1.0, 1.0)

@@ -117,7 +117,7 @@ def markdown(figure: Figure) -> str:
         limits += [f"limit >= {figure.least:g}"] if figure.least is not None else []
         limits += [] if figure.kept else ["MISSED"]
         return f"- {figure.name}: {_text(figure.value)} {figure.unit}".rstrip() + ", ".join(["", *limits])
-    rows = [list(figure.columns), *([_text(cell) for cell in row] for row in figure.rows)]
+    rows = [[_text(cell).replace("|", "\\|") for cell in row] for row in (figure.columns, *figure.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -310,7 +310,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for task, of_task in results.items():
         shown = [(name, v) for name, v in of_task.items() if v is None or _is_number(v) or name == "protocol"]
         for at, (name, value) in enumerate(shown):
-            text = "no labels" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+            missing = "nothing matched" if of_task.get("boxes") else "no labels"
+            text = missing if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
             rows.append((task if at == 0 else "", name, text))
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return "\n".join(f"{task:<{widths[0]}}  {name:<{widths[1]}}  {text}" for task, name, text in rows)

@@ -43,14 +43,18 @@ class Expectation:
     def met(self, results: Mapping[str, Any]) -> tuple[bool, float | None]:
         """Whether it holds, and the value found. Raises ValueError when there is no such metric."""
         here: Any = results
-        for depth, key in enumerate(self.path):
-            if not isinstance(here, Mapping) or key not in here:
-                known = list(here) if isinstance(here, Mapping) else []
+        done, left = "", "/".join(self.path)
+        while left:
+            known = list(here) if isinstance(here, Mapping) else []
+            # class names may hold a slash, too
+            key = max((name for name in known if f"{left}/".startswith(f"{name}/")), key=len, default=None)
+            if key is None:
+                first = left.partition("/")[0]
                 raise ValueError(
-                    f"--expect {self.text}: {'/'.join(self.path[:depth]) or 'the results'} has no {key!r}"
-                    f"{did_you_mean(key, known)}; it has {', '.join(known) or 'no parts'}; correct --expect"
+                    f"--expect {self.text}: {done or 'the results'} has no {first!r}"
+                    f"{did_you_mean(first, known)}; it has {', '.join(known) or 'no parts'}; correct --expect"
                 )
-            here = here[key]
+            here, done, left = here[key], f"{done}/{key}".strip("/"), left[len(key) + 1 :]
         if not isinstance(here, int | float):
             return False, None
         if self.relation == "=":

@@ -1,6 +1,7 @@
 """Trained networks on the Hugging Face hub: weights as safetensors, settings as JSON, and a model card."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def save_pretrained(
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
     measured = _read_results(Path(results) if results else _newest_results(opened))
-    card = model_card(opened, measured, licence, repo or str(folder))
+    card = model_card(opened, measured, licence, repo or folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")), half)
     write_json(folder / CONFIG, settings)
@@ -198,6 +199,11 @@ def _stripped(value: Any, root: str) -> Any:
     return Path(value).name if Path(value).is_absolute() else value
 
 
+_OF_TRAINING = re.compile(r"(best|last|step-\d+)\.pt")
+_WHERE = re.compile(r"data\.((train|val)\.\d+\.)?(root|workers|batch_size|timeout_s)=")
+"""Settings that do not change what is judged: where the data lie, and how they are read."""
+
+
 def _newest_results(opened: Opened) -> Path | None:
     files = sorted((opened.folder / "eval").glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return next((file for file in files if _are_of(file, opened)), None)
@@ -208,7 +214,11 @@ def _are_of(file: Path, opened: Opened) -> bool:
     if not isinstance(header, dict):
         return False
     in_part = header.get("limit_batches") or header.get("data") or header.get("split", "val") != "val"
-    return header.get("step") == opened.step and not in_part
+    changed = [text for text in header.get("overrides", ()) if not _WHERE.match(text)]
+    # what a training writes are its own checkpoints, of which those of one step are one network; others stand alone
+    judged, meant = Path(header.get("checkpoint", "last.pt")).name, opened.path.name
+    is_same = judged == meant or bool(_OF_TRAINING.fullmatch(judged) and _OF_TRAINING.fullmatch(meant))
+    return header.get("step") == opened.step and is_same and not in_part and not changed
 
 
 def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:

@@ -27,7 +27,7 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import choose_device
 from visionmtl.engine.evaluator import forward
-from visionmtl.io.atomic import plain_json
+from visionmtl.io.atomic import atomic_write, plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import SUFFIXES, check_pixels, list_images, picture_format, read_image
 from visionmtl.io.video import count_frames, is_video, read_frames
@@ -209,7 +209,7 @@ class Result:
         assert space is not None
         return space
 
-    def to_coco(self, image_id: str | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: str | int | None = None) -> list[dict[str, Any]]:
         """The boxes as entries of a COCO results file: image_id, category_id, bbox [x, y, width, height], score.
 
         Category ids are the official ones where the label space has them. Distances stand beside, as in `to_dict`;
@@ -217,13 +217,15 @@ class Result:
         folder and ending, of a frame NAME#NUMBER, of a sample its id.
         """
         boxes = self._boxes("to_coco")
-        if image_id is None and self.source is None:
+        given = _image_id(str(self.source)) if image_id is None and self.source is not None else image_id
+        if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
+            why = "the image came from memory" if image_id is None else f"image_id is {image_id!r}"
             raise ValueError(
-                "the image came from memory, so its entries have no image_id; COCO results need one; give it as "
+                f"{why}, so its entries have no image_id; COCO results need a text or a whole number; give it as "
                 "to_coco(image_id)"
             )
         found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
-        return rows_of(image_id or _image_id(str(self.source)), found, self.space("boxes"), boxes._columns)
+        return rows_of(str(given), found, self.space("boxes"), boxes._columns)
 
     def to_supervision(self, min_score: float = 0.0) -> Any:
         """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
@@ -262,14 +264,23 @@ def _image_id(source: str) -> str:
 def save_picture(path: Path, drawn: Image.Image) -> Path:
     """Write an image file and never over another one; folders are made. Raises ValueError where the file exists."""
     path = home_path(path)
-    file_format = picture_format(path)
+    buffer = io.BytesIO()
+    try:
+        drawn.save(buffer, format=picture_format(path))
+    except (ValueError, OSError) as error:  # WebP holds 16,383 pixels a side
+        raise ValueError(
+            f"{path} cannot be written: {error}; {drawn.width}x{drawn.height} pixels in a format that holds them are "
+            "needed; choose .png"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("xb") as file:
-            drawn.save(file, format=file_format)
+        path.touch(exist_ok=False)
     except FileExistsError:
         raise ValueError(f"{path} exists already; nothing is written over; choose another name") from None
-    except OSError:  # a full disk leaves half a picture
+    try:
+        with atomic_write(path, num_bytes=buffer.tell()) as file:
+            file.write(buffer.getvalue())
+    except OSError:
         path.unlink(missing_ok=True)
         raise
     return path
@@ -319,6 +330,13 @@ class Predictor:
         self.net.keep(list(choose_tasks(self.net.tasks, tasks)))
         self._compiled = torch.compile(self.net, fullgraph=True, dynamic=False) if compile else None
         self._compiling = Lock()  # the compiler makes one graph at a time
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": self._compiled is not None, "_compiling": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_compiling": Lock()}
+        self._compiled = torch.compile(self.net, fullgraph=True, dynamic=False) if state["_compiled"] else None
 
     @property
     def device(self) -> torch.device:
@@ -431,7 +449,7 @@ class Predictor:
 
 def load(
     path: str | Path,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     precision: Precision | None = None,
     *,
@@ -442,13 +460,13 @@ def load(
 ) -> Predictor:
     """The network of a checkpoint, or of a run folder (its best checkpoint, else its last).
 
-    device: None = CUDA where there is one, else the CPU
+    device: as torch names them, or the number of a CUDA device; None = CUDA where there is one, else the CPU
     tasks: only these are computed; None = all of the run
     precision: "fp32", "bf16" or "fp16"; None = the run's, so that the numbers are those of `tools/eval.py`
     batch_size, threads, compile: see `Predictor`
     allow_import: modules of plug-ins that the checkpoint may import, which runs them
     """
-    chosen = choose_device(str(device or "auto"))
+    chosen = choose_device("auto" if device is None else f"cuda:{device}" if isinstance(device, int) else str(device))
     with allow_imports(allow_import):
         opened = open_model(path, chosen)
     return Predictor(opened, tasks, precision, batch_size=batch_size, threads=threads, compile=compile)

@@ -57,26 +57,46 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: float) -> int:
-    """Write an .mp4 (MPEG-4 part 2) and return the number of frames.
+    """Write an .mp4 (MPEG-4 part 2) and return the number of frames; without frames no file.
 
     All get the size of the first, made even: later ones are cut, or padded with white at the bottom right.
+    frames_per_s: 0.01 to 1000. Raises ValueError for others, and where the file that was written cannot be read again,
+    as on a full disk; it is removed then.
     """
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{path} is to be a video; {' '.join(WRITTEN)} can be written; choose such an ending")
+    if not 0.01 <= frames_per_s <= 1000:
+        raise ValueError(
+            f"{path} is to have {frames_per_s:g} frames a second; MPEG-4 holds 0.01 to 1000; choose such a rate"
+        )
     writer: cv2.VideoWriter | None = None
-    count = 0
-    for frame in frames:
+    count, is_whole = 0, False
+    try:
+        for frame in frames:
+            if writer is None:
+                height, width = (side - side % 2 for side in frame.shape[:2])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_s, (width, height))
+                if not writer.isOpened():
+                    raise ValueError(
+                        f"{path} cannot be written as a video; a writable folder is needed; choose another"
+                    )
+            sheet = np.full((height, width, 3), 255, np.uint8)
+            part = frame[:height, :width]
+            sheet[: part.shape[0], : part.shape[1]] = part
+            writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+            count += 1
         if writer is None:
-            height, width = (side - side % 2 for side in frame.shape[:2])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_s, (width, height))
-            if not writer.isOpened():
-                raise ValueError(f"{path} cannot be written as a video; a writable folder is needed; choose another")
-        sheet = np.full((height, width, 3), 255, np.uint8)
-        part = frame[:height, :width]
-        sheet[: part.shape[0], : part.shape[1]] = part
-        writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-        count += 1
-    if writer is not None:
-        writer.release()
+            return 0
+        writer.release()  # which tells nothing, as `write` does
+        if (num_read := count_frames(str(path))) != count:
+            raise ValueError(
+                f"{path} holds {num_read or 0} of {count} frames and is removed; room for the whole file is needed; "
+                "make room, or choose another disk"
+            )
+        is_whole = True
+    finally:
+        if writer is not None and not is_whole:
+            writer.release()
+            path.unlink(missing_ok=True)
     return count

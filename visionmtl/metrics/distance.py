@@ -31,7 +31,7 @@ def box_distances(
     inner = [_inner_half(depth_m, box) for box in xyxy]
     measured = [pixels[pixels > 0] for pixels in inner]
     medians = [np.median(pixels) if pixels.size else np.nan for pixels in measured]
-    spreads = [np.subtract(*np.percentile(p, _SPREAD_PERCENTILES)) / -2 if p.size else np.nan for p in measured]
+    spreads = [np.diff(np.percentile(p, _SPREAD_PERCENTILES))[0] / 2 if p.size else np.nan for p in measured]
     return np.array(medians, np.float32), np.array(spreads, np.float32)
 
 

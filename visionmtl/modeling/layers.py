@@ -1,7 +1,7 @@
 """The convolution block that pyramids, decoders and heads are made of."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,19 @@ class _TrainedInFloat32:
         with torch.autocast("cpu", enabled=False):
             return plain(x.float()).to(x.dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).__bases__[1],), self.__dict__
+
+
+def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return type(kind.__name__, (_TrainedInFloat32, kind), {})
+
+
+def _empty(kind: type[nn.Conv2d]) -> nn.Conv2d:
+    """A module that pickle or deepcopy fills."""
+    mixed = _in_float32(kind)
+    return mixed.__new__(mixed)
+
 
 def keep_depthwise_fast(net: nn.Module) -> None:
     """Let CPUs train depthwise convolutions that stride, or are wider than 3, in float32 under bfloat16 autocast.
@@ -62,8 +75,7 @@ def keep_depthwise_fast(net: nn.Module) -> None:
         if not isinstance(module, nn.Conv2d) or not 1 < module.in_channels == module.groups:
             continue
         if max(module.stride) > 1 or max(module.kernel_size) > 3:
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_TrainedInFloat32, kind), {})
+            module.__class__ = _in_float32(type(module))
 
 
 class GroupNorm(nn.GroupNorm):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from visionmtl.config.text_files import check_object, read_object, read_text
 from visionmtl.datasets import name_all
 from visionmtl.engine.logging import parse_row
+from visionmtl.io.atomic import write_text
 from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.report.charts import Chart, line_chart
 from visionmtl.report.evidence import Confusion, Evidence, ImagePanels
@@ -129,7 +130,7 @@ def render(path: Path, template: str, **names: Any) -> None:
     pages.filters |= {"metric": lambda value, name: format_metric(name, value), "plain": asdict}
     page = pages.get_template(template).render(**names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _primary(task: Task) -> tuple[str, str]:

@@ -443,7 +443,7 @@ def _label_curves(plan: PlannedRuns, rows: Sequence[Row]) -> Iterator[tuple[str,
                 entry = row.measured.variant.entry
                 curves.setdefault(entry, []).append((fraction, row.figures.metrics[name, metric]))
         if curves:
-            file = f"labels_{thinned.task}_{metric}.png".replace("/", "_")
+            file = re.sub(r"[/@]", "_", f"labels_{name}_{metric}.png")
             yield file, f"over the fraction of {thinned.task} labels", f"{name} {metric}", curves
 
 

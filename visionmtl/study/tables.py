@@ -38,6 +38,14 @@ def changes(results: Results, references: Mapping[str, Results], metrics: Metric
     return found
 
 
+def _in_all(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, dict[str, float]]]:
+    """The changes by task and metric that every seed has: a mean over others would be of something else."""
+    everywhere = [(task, metric) for task in (seeds[0] if seeds else {}) for metric in seeds[0][task]]
+    everywhere = [key for key in everywhere if all(key[1] in one.get(key[0], ()) for one in seeds)]
+    tasks = dict.fromkeys(task for task, _ in everywhere)
+    return [{task: {m: one[task][m] for of, m in everywhere if of == task} for task in tasks} for one in seeds]
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a table says of one variant."""
@@ -65,8 +73,8 @@ def figures(
                     values.setdefault((name, metric), []).append(value)
 
     compared = [changes(*pair, metrics) for pair in zip(results, references, strict=True)]
-    compared = [one for one in compared if one]
-    tasks = [task for task in (compared[0] if compared else {}) if all(task in one for one in compared)]
+    compared = _in_all([one for one in compared if one])
+    tasks = list(compared[0]) if compared else []
     transfer = {
         task: student_interval([sum(one[task].values()) / len(one[task]) for one in compared], confidence)
         for task in tasks

@@ -186,7 +186,7 @@ class Classification(ClassTask, frozen=True):
     def truth(self, sample: Sample) -> ImageClasses | None:
         """The labels with score 1."""
         labels = sample.image_labels
-        return None if labels is None else ImageClasses(labels, np.ones(len(labels), np.float32))
+        return None if labels is None else ImageClasses(labels, np.full(len(labels), np.nan, np.float32))
 
     def draw(
         self, image: NDArray[np.uint8], prediction: ImageClasses, space: LabelSpace | None, options: DrawOptions

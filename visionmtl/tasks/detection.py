@@ -269,7 +269,8 @@ class Detection(ClassTask, frozen=True):
         if sample.boxes is None:
             return None
         boxes = sample.boxes
-        return Detections(boxes.xyxy, np.ones(len(boxes.labels), np.float32), boxes.labels, crowd=boxes.crowd)
+        no_scores = np.full(len(boxes.labels), np.nan, np.float32)
+        return Detections(boxes.xyxy, no_scores, boxes.labels, crowd=boxes.crowd)
 
     def draw(
         self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, options: DrawOptions

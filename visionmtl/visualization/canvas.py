@@ -64,12 +64,18 @@ def _system_fonts() -> tuple[str, ...]:
 
 
 @cache
+def _unshaped(file: str) -> ImageFont.FreeTypeFont:
+    """A font that draws each sign alone, as Pillow's own does; `font_variant` would keep the shaping of its font."""
+    return ImageFont.truetype(file, 20, layout_engine=ImageFont.Layout.BASIC) if file else font(20)
+
+
+@cache
 def _has_glyph(file: str, character: str) -> bool:
     if character.isspace() or unicodedata.category(character) == "Cf":  # Cf: joiners and the like have no picture
         return True
     try:
         # without shaping, which draws a dotted circle beside a lone mark, so that it looks as if there were a glyph
-        face = font(20, file).font_variant(layout_engine=ImageFont.Layout.BASIC)
+        face = _unshaped(file)
         return bytes(face.getmask(character)) != bytes(face.getmask("\U0010ffff"))  # a code point that no font has
     except OSError:  # Pillow cannot scale fonts of bitmaps
         return False

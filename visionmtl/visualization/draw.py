@@ -39,7 +39,7 @@ class DrawOptions:
     min_score: float = MIN_SCORE
     """Boxes and image classes below are left out."""
     depth_range_m: tuple[float, float] | Literal["auto"] | None = None
-    """Ends of the colours of depth; "auto": the picture's own, None: the task's limits."""
+    """Ends of the colours of depth; "auto": the picture's own, None: the task's farthest and a twentieth of it."""
     all_classes: bool = False
     """Legends name every class, also those that the picture lacks, so that the frames of a video have one size."""
 
@@ -70,12 +70,12 @@ def draw_boxes(
 ) -> Picture:
     """Outlines in the colour of the class, each with a tag such as "chair 0.83  2.4 m"; small images are enlarged.
 
-    Truth has NaN (or only 1.0) as scores: it is drawn whatever min_score says, and its tags carry no score. Crowds are
+    Truth has NaN as scores: it is drawn whatever min_score says, and its tags carry no score. Crowds are
     dashed and hatched. Where no box is left, the picture says so.
     distances_m: [D], NaN = not known; None = those of `detections`, if it has them
     """
     scores = detections.scores
-    is_truth = np.isnan(scores) | bool(len(scores) and (scores == 1).all())
+    is_truth = np.isnan(scores)
     chosen = np.flatnonzero(is_truth | (scores >= min_score))
     distances_m = detections.distance_m if distances_m is None else distances_m
     names = class_names(space)
@@ -83,10 +83,10 @@ def draw_boxes(
 
     tags = {}
     for i in chosen.tolist():
-        tags[i] = names[detections.labels[i]] + (" (crowd)" if crowd[i] else "")
-        tags[i] += "" if is_truth[i] else f" {scores[i]:.2f}"
+        more = (" (crowd)" if crowd[i] else "") + ("" if is_truth[i] else f" {scores[i]:.2f}")
         if distances_m is not None and np.isfinite(distances_m[i]):
-            tags[i] += f"  {metres(float(distances_m[i]))}"
+            more += f"  {metres(float(distances_m[i]))}"
+        tags[i] = names[detections.labels[i]], more
     colours = {i: space.colours[detections.labels[i]] for i in tags}
     picture = _outlined(image, detections, tags, colours)
     if len(chosen):
@@ -115,10 +115,10 @@ def draw_box_errors(
     missed = [j for j in objects.tolist() if j not in seen]
 
     names = class_names(space)
-    tags = {i: f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in sorted(drawn)}
+    tags = {i: (names[found.labels[i]], f" {found.scores[i]:.2f}") for i in sorted(drawn)}
     colours = {i: RIGHT if i in hits else WRONG for i in tags}
     shift = len(found.labels)
-    tags |= {shift + j: names[truth.labels[j]] for j in missed}
+    tags |= {shift + j: (names[truth.labels[j]], "") for j in missed}
     colours |= {shift + j: MISSED for j in missed}
     both = Detections(
         np.concatenate([found.xyxy, truth.xyxy]),
@@ -152,8 +152,13 @@ def metres(value: float) -> str:
     return f"{value:.2f} m" if value < 1 else f"{value:.1f} m" if value < 20 else f"{value:.0f} m"
 
 
-def _outlined(image: Picture, detections: Detections, tags: dict[int, str], colours: dict[int, Colour]) -> Picture:
-    """The boxes that have a tag, best first; small images are enlarged."""
+def _outlined(
+    image: Picture, detections: Detections, tags: dict[int, tuple[str, str]], colours: dict[int, Colour]
+) -> Picture:
+    """The boxes that have a tag, best first: a name, which is cut where it is too long, and what stands behind it.
+
+    Small images are enlarged.
+    """
     picture = canvas.enlarge(image)
     height, width = picture.shape[:2]
     boxes = np.clip(detections.xyxy * (height / image.shape[0]), 0, (width, height, width, height))
@@ -170,7 +175,8 @@ def _outlined(image: Picture, detections: Detections, tags: dict[int, str], colo
         size_px = max(11, size_px * 3 // 4)
     taken: list[NDArray[np.float32]] = []
     for i in chosen:
-        text = canvas.shorten(tags[i], width - size_px, size_px)
+        name, more = tags[i]
+        text = canvas.shorten(name, width - size_px - canvas.text_width(more, size_px), size_px) + more
         tag = (canvas.text_width(text, size_px) + size_px * 0.6, size_px * 1.35)
         place = canvas.place_tag(boxes[i], tag, (height, width), taken, boxes[chosen])
         taken.append(place)
@@ -244,10 +250,10 @@ def draw_segmentation_errors(image: Picture, class_map: NDArray[np.uint8], truth
 def draw_classes(image: Picture, classes: ImageClasses, space: LabelSpace, min_score: float = 0.0) -> Picture:
     """The image above the names of its classes with their scores, best first: a few of `min_score` or more.
 
-    The best one is named whatever its score. Truth has only 1.0 as scores, which are not written.
+    The best one is named whatever its score. Truth has NaN as scores, which are not written.
     """
     scores, names = classes.scores, class_names(space)
-    is_truth = bool((scores == 1).all())
+    is_truth = bool(np.isnan(scores).all())
     chosen = [i for i in range(len(scores)) if is_truth or i == 0 or scores[i] >= min_score]
     entries: list[tuple[str, Colour | None]] = []
     for i in chosen if is_truth else chosen[:MAX_NAMED]:

@@ -158,10 +158,17 @@ def is_depth(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
 
 
-def draw_overlay(spaces: Spaces, image: Picture, values: Mapping[str, Any], options: DrawOptions = DEFAULTS) -> Picture:
+def draw_overlay(
+    spaces: Spaces,
+    image: Picture,
+    values: Mapping[str, Any],
+    options: DrawOptions = DEFAULTS,
+    tasks: Mapping[str, Drawer] | None = None,
+) -> Picture:
     """All values on the image itself, at its own size: classes as tint, boxes above them, distances in their tags.
 
-    Depth is shown as colours where there is nothing else to see.
+    Depth is shown as colours where there is nothing else to see, by its task where `tasks` are given, else, and without
+    `options.depth_range_m`, in the picture's own range.
     """
     spaces, values = recolour(spaces), with_distances(values, options.min_score)
     picture = canvas.enlarge(as_rgb(image))
@@ -181,10 +188,12 @@ def draw_overlay(spaces: Spaces, image: Picture, values: Mapping[str, Any], opti
         space = spaces[name]
         assert space is not None
         picture = draw.draw_boxes(picture, draw.scaled(value, size, new), space, options.min_score)
-    depth = [draw.scaled(value, size, new) for value in values.values() if is_depth(value)]
-    if depth and not legend and not boxes:
+    depth = {name: draw.scaled(value, size, new) for name, value in values.items() if is_depth(value)}
+    for name, value in depth.items() if not legend and not boxes else ():
+        if tasks is not None:
+            return tasks[name].draw(picture, value, None, options)
         limits = () if options.depth_range_m in (None, "auto") else options.depth_range_m
-        return draw.draw_depth(picture, depth[0], *limits)
+        return draw.draw_depth(picture, value, *limits)
     if not legend:
         return picture
     return canvas.above(picture, lambda width: canvas.legend(legend, width, canvas.text_px(new)))

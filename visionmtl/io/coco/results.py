@@ -26,7 +26,8 @@ def rows_of(
     corners = detections.xyxy.astype(np.float64)
     xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
     ids = space.ids or tuple(range(len(space.classes)))
-    number = int(image_id) if image_id.isdecimal() else image_id
+    # digits of other scripts, and more than 64 bits hold, are names: JSON readers would make another number of them
+    number = int(image_id) if image_id.isascii() and image_id.isdecimal() and len(image_id) <= 18 else image_id
     rows = [
         {"image_id": number, "category_id": ids[label], "bbox": box, "score": score}
         for box, label, score in zip(xywh, detections.labels.tolist(), detections.scores.tolist(), strict=True)
