@@ -170,7 +170,7 @@ def balanced(method: Balance, ranks: Ranks, share: slice) -> dict[str, Tensor]:
     torch.manual_seed(5)
     balancer = method.build(TASKS)
     net = Tiny(balancer.needs_cut)
-    averaged_later = balancer.needs_parameters or balancer.weighs_late
+    averaged_later = balancer.needs_parameters or balancer.rescales_decoder_gradients
     replica = distributed.replicate(net, ranks, averaged_later=averaged_later)
     optimizer = torch.optim.SGD([*net.parameters(), *balancer.parameters()], lr=0.01)
     noise = torch.Generator().manual_seed(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visionmtl.balance.aligned import AlignedMTL
 from visionmtl.balance.bargaining import FairGrad, NashMTL
-from visionmtl.balance.base import Balance, GramianBalance, TaskGradients
+from visionmtl.balance.base import Balance, GramianBalance, Step, TaskGradients
 from visionmtl.balance.cagrad import CAGrad
 from visionmtl.balance.equal_progress import IMTLG, ConFIG
 from visionmtl.balance.lengths import DBMTL, AutoScale, ExcessMTL, GradNorm
@@ -50,7 +50,7 @@ def seen(gramian: Tensor, losses: Any = None, present: Any = None) -> TaskGradie
     num_tasks = len(gramian)
     losses = torch.ones(num_tasks) if losses is None else torch.tensor(losses)
     present = gramian.diagonal() != 0 if present is None else torch.tensor(present)
-    return TaskGradients(gramian.double(), present, losses.double())
+    return TaskGradients(gramian.double(), present, losses.double(), present)
 
 
 def weights_of(method: GramianBalance, rows: Tensor, losses: Any = None) -> Tensor:
@@ -530,3 +530,30 @@ def test_torchjd_gives_the_same_direction(name: str, theirs: Any, factor: Any, r
     assert (got - expected).norm() <= tolerance * expected.norm() + tolerance * float(name == "mgda") * rows.norm(
         dim=1
     ).min()
+
+
+@pytest.mark.parametrize("method", [GradNorm(rate=0.1), ExcessMTL(rate=0.1), AutoScale(steps=2)], ids=lambda m: m.type)
+def test_methods_with_a_state_learn_from_all_micro_batches(method: Any):
+    """Task a is labelled in the first micro-batch only, b in the second: as one batch with the images of both."""
+    images, slopes = torch.randn(2, 6), {"a": torch.full((6,), 5.0), "b": torch.full((6,), 0.1)}
+    both, weights = dict.fromkeys("ab", torch.tensor(True)), []
+    for apart in (False, True):
+        balancer = method.build({"a": 1.0, "b": 1.0})
+        for number_of_step in range(1, 5):
+            given: dict[str, float] = {}
+            for number in range(2 if apart else 1):
+                read = images[number : number + 1] if apart else images
+                shared = [read.clone().requires_grad_()]
+                leaf = shared[0].detach().requires_grad_()
+                of = {"a": leaf[0] @ slopes["a"], "b": number_of_step * (leaf[-1] @ slopes["b"])}
+                if apart:
+                    of["ab"[1 - number]] = 0 * leaf.sum()
+                shares = {task: torch.tensor(1.0 if not apart or task == "ab"[number] else 0.0) for task in "ab"}
+                step = Step(
+                    of, [shared[0] * 1], [leaf], labelled=both, share=0.5 if apart else 1.0,
+                    last=not apart or number == 1, label_shares=shares,
+                )  # fmt: skip
+                told = balancer.backward(step)
+                given |= {task: told[task].item() for task in ("ab"[number] if apart else "ab")}
+        weights.append(given)
+    assert weights[1] == pytest.approx(weights[0], rel=1e-5) and weights[0]["a"] != pytest.approx(1, abs=0.01)

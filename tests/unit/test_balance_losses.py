@@ -219,3 +219,36 @@ def test_draws_are_uniform_independent_and_come_back():
 def test_every_method_is_in_the_table_of_the_docs():
     text = (ROOT / "docs" / "balancing.md").read_text(encoding="utf-8")
     assert [p.id for p in found(Balance) if f"| `{p.id}`" not in text] == []
+
+
+def steps_of(balancer: Any, losses: list[tuple[float, float]], apart: bool) -> list[dict[str, float]]:
+    """The weights of two tasks at each step; apart: a is labelled in the first micro-batch only, b in the second."""
+    found = []
+    both = dict.fromkeys("ab", torch.tensor(True))
+    for of_step in losses:
+        weights: dict[str, float] = {}
+        for number in range(2 if apart else 1):
+            slopes = [of_step[i] if not apart or i == number else 0.0 for i in range(2)]
+            of = {task: torch.tensor(slope, requires_grad=True) * 1 for task, slope in zip("ab", slopes, strict=True)}
+            shares = {task: torch.tensor(float(slope != 0)) for task, slope in zip("ab", slopes, strict=True)}
+            last = not apart or number == 1
+            given = balancer.backward(
+                Step(of, [], [], labelled=both, share=0.5 if apart else 1.0, last=last, label_shares=shares)
+            )
+            weights |= {task: given[task].item() for task, slope in zip("ab", slopes, strict=True) if slope}
+        found.append(weights)
+    return found
+
+
+@pytest.mark.parametrize(
+    "method",
+    [RLW(), DWA(steps=1), SoftOptimalUncertainty(), ScaleInvariant(), FAMO(), STCH(), GLS(), LDCMTL(), EMALoss(),
+     GO4Align(), PBI(), COSMOS()],
+    ids=lambda method: method.type,
+)  # fmt: skip
+def test_weights_are_those_of_one_batch_where_micro_batches_label_different_tasks(method: Any):
+    losses = [(2.0, 3.0)] * 2 + [(1.5, 2.9)] * 3  # an absent task has its loss of the step before
+    once, twice = (steps_of(method.build({"a": 1.0, "b": 1.0}), losses, apart) for apart in (False, True))
+    for step in (1, 3, 4):
+        assert twice[step] == pytest.approx(once[step], rel=1e-5)
+    assert once[3] != {"a": 1.0, "b": 1.0}

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -24,12 +24,15 @@ class Step:
     leaves: Sequence[Tensor]  # what the decoders read; empty likewise
     scale: Tensor | float = 1.0  # fp16 loss scale; multiplies every gradient
     labelled: Mapping[str, Tensor] | None = None  # by task: bool scalar, whether the step has a label; None: all have
-    share: float = 1.0  # of the optimiser step that this micro-batch is; the losses are divided already
+    share: float = 1.0  # 1 / number of micro-batches; the losses are divided already
     last: bool = True  # whether it is the last micro-batch of its optimiser step: then methods update their state
     shared_parameters: Sequence[nn.Parameter] = ()  # what more than one task's loss reaches
-    joins_tasks: bool = False  # whether tasks share graph behind the cut, which one backward must leave to the next
+    joins_tasks: bool = False  # whether losses of two tasks pass through one module behind the cut (PAD-Net, MMoE, one
+    # dense decoder): backward then needs retain_graph
     levels: Sequence[int] = ()  # of `shared`, where the graph is cut
-    parameters: Sequence[nn.Parameter] = ()  # all that the losses reach; looked at where the balancer `weighs_late`
+    parameters: Sequence[nn.Parameter] = ()  # all that the losses reach; looked at by `rescales_decoder_gradients`
+    label_shares: Mapping[str, Tensor] | None = None  # by task: of the step's labelled images those in this
+    # micro-batch; None: `share` of each. A loss / its share estimates that of the whole step
 
 
 class Balancer(nn.Module):
@@ -41,10 +44,10 @@ class Balancer(nn.Module):
     """True when it wants each task's gradient on the shared parameters: one backward a task through everything.
     DistributedDataParallel averages one backward only, so whoever calls `backward` averages all gradients afterwards.
     """
-    weighs_late: bool = False
-    """True when it multiplies the decoders' gradients by weights that only their backward tells. As that backward has
-    added to them by then, gradients of earlier micro-batches are put aside meanwhile; where DistributedDataParallel
-    would average them on the way, whoever calls `backward` averages all gradients afterwards instead.
+    rescales_decoder_gradients: bool = False
+    """True when decoders' gradients are multiplied by the task weights, which are known only after those gradients
+    exist. Gradients of earlier micro-batches are set aside meanwhile. DistributedDataParallel would average too early,
+    so whoever calls `backward` averages all gradients after the last one.
     """
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
@@ -88,6 +91,15 @@ class _State:
 def _own_weights(weights: Mapping[str, float]) -> nn.Buffer:
     """[T] configured weights; not saved, since they come from the config."""
     return nn.Buffer(torch.tensor(list(weights.values()), dtype=torch.float64), persistent=False)
+
+
+def _losses_of_step(values: Tensor, step: Step, tasks: Sequence[str]) -> Tensor:
+    """[T] the losses of the whole step, as those of this micro-batch tell them. values: of all ranks."""
+    share = torch.full_like(values, step.share)
+    if step.label_shares is not None:
+        of_labels = torch.stack([step.label_shares[task] for task in tasks]).to(values)
+        share = torch.where(of_labels > 0, of_labels, share)
+    return values / share
 
 
 def _flags(step: Step, tasks: Sequence[str], device: torch.device) -> Tensor:
@@ -137,15 +149,22 @@ class _Weighted(Balancer):
         self.rule = rule
         self.sums = nn.Buffer(torch.zeros(len(weights), dtype=torch.float64), persistent=False)
         """Losses of the micro-batches so far."""
+        self.latest = nn.Buffer(torch.zeros(len(weights), dtype=torch.float64))
+        """The last loss of each task, for micro-batches that lack its labels; 0: not seen yet."""
 
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         losses = torch.stack([step.losses[task] for task in self.tasks])
         values = sum_over_ranks(losses.double()) / num_ranks()
         labelled = _flags(step, self.tasks, values.device)
         present = labelled & (values != 0)  # NaN is present
-        weights = torch.where(present, self.own * self.rule(values / step.share, present), 0.0)
+        latest = torch.where(present, _losses_of_step(values, step, self.tasks), self.latest)
+        # a weight depends on what the step teaches, of which this micro-batch may have a part
+        known = present if step.share == 1 else labelled & (latest != 0)
+        weights = torch.where(present, self.own * self.rule(latest, known), 0.0)
         ((losses * weights.to(losses.dtype)).sum() * step.scale).backward()
         self.sums.add_(values)
+        if step.share < 1:
+            self.latest.copy_(torch.where(latest.isfinite(), latest, self.latest))
         if step.last:
             state = _State(self.rule)
             self.rule.update(self.sums, labelled & (self.sums != 0))
@@ -164,6 +183,13 @@ class TaskGradients:
     gramian: Tensor  # float64 [T, T], their inner products, positive semidefinite; rows of absent tasks are 0
     present: Tensor  # bool [T]: False for a task without a label in this step, or whose gradient is zero
     losses: Tensor  # float64 [T], weighted as in the config, as for a whole optimiser step
+    labelled: Tensor  # bool [T], whether the step has a label of the task, perhaps in another micro-batch
+    so_far: "TaskGradients | None" = None  # of all micro-batches up to this one, which methods with a state learn from
+
+
+def _seen(inner: Tensor, losses: Tensor, labelled: Tensor) -> TaskGradients:
+    present = labelled & (inner.diagonal() != 0)  # NaN is present
+    return TaskGradients(torch.where(present & present[:, None], inner, 0.0), present, losses, labelled)
 
 
 Weighting = Callable[[TaskGradients], Tensor]
@@ -228,10 +254,14 @@ class _Gramian(Balancer):
         self.own = _own_weights(weights)
         self.weighting = weighting
         self.needs_cut, self.needs_parameters = spec.level == "maps", spec.level == "parameters"
-        self.weighs_late, self.loss_scale = spec.heads == "weighted", spec.loss_scale
+        self.rescales_decoder_gradients, self.loss_scale = spec.heads == "weighted", spec.loss_scale
         self.levels, self.smoothing = spec.levels, spec.smoothing
         self.conflict = ConflictTrace(len(weights))
         shape = len(weights)
+        self.inner_sums = nn.Buffer(torch.zeros(shape, shape, dtype=torch.float64), persistent=False)
+        self.loss_sums = nn.Buffer(torch.zeros(shape, dtype=torch.float64), persistent=False)
+        """Inner products and losses of the micro-batches so far. Gradients on maps are of other images in each, so that
+        their inner products add up; of gradients on parameters the products between micro-batches are left out."""
         if self.loss_scale == "initial":
             self.initial = nn.Buffer(torch.zeros(shape, dtype=torch.float64))
             """The first loss of each task; 0: not seen yet."""
@@ -242,7 +272,8 @@ class _Gramian(Balancer):
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         state = _State(self)
         raw = [step.losses[task] for task in self.tasks]
-        values = sum_over_ranks(torch.stack(raw).double()) / (num_ranks() * step.share)
+        own_values = sum_over_ranks(torch.stack(raw).double()) / num_ranks()
+        values = _losses_of_step(own_values, step, self.tasks)
         factors = self.own / self._divisors(values)
         losses = [loss * factor * step.scale for loss, factor in zip(raw, factors.float().unbind(), strict=True)]
         inputs = list(step.leaves if self.needs_cut else step.shared_parameters)
@@ -250,7 +281,7 @@ class _Gramian(Balancer):
             torch.stack(losses).sum().backward()
             return dict(zip(self.tasks, factors.float().unbind(), strict=True))
         of_inputs = {id(x) for x in inputs}
-        others = [p for p in step.parameters if id(p) not in of_inputs] if self.weighs_late else []
+        others = [p for p in step.parameters if id(p) not in of_inputs] if self.rescales_decoder_gradients else []
         before = _take([*inputs, *others])
         gradients, of_others = self._gradients(losses, inputs, others, step.joins_tasks)
         for x, gradient in zip((*inputs, *others), before, strict=True):
@@ -269,8 +300,11 @@ class _Gramian(Balancer):
             inner = (rows @ rows.T).double()
             self.conflict.update(inner)
         inner = inner / (num_ranks() * step.scale) ** 2
-        weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device))
+        sums = self.inner_sums + inner, self.loss_sums + factors * own_values
+        weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device), sums)
         state.settle(weights.isfinite().all() if step.last else False)
+        for kept, total in zip((self.inner_sums, self.loss_sums), sums, strict=True):
+            kept.copy_(torch.zeros_like(kept) if step.last else total)
 
         for weight, of_task in zip(weights.float().unbind(), of_others, strict=True):
             learnt = [(p, gradient) for p, gradient in zip(others, of_task, strict=True) if gradient is not None]
@@ -295,10 +329,9 @@ class _Gramian(Balancer):
             values = self.initial
         return torch.where(values == 0, 1.0, values)
 
-    def _weights(self, inner: Tensor, losses: Tensor, labelled: Tensor) -> Tensor:
-        present = labelled & (inner.diagonal() != 0)  # NaN is present
-        both = present & present[:, None]
-        seen = TaskGradients(torch.where(both, inner, 0.0), present, losses)
+    def _weights(self, inner: Tensor, losses: Tensor, labelled: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
+        seen = replace(_seen(inner, losses, labelled), so_far=_seen(*sums, labelled))
+        present = seen.present
         # a value that is not finite makes every weight NaN, so that the gradient's norm shows it and the step is
         # skipped
         weights = torch.where(present, self.weighting(seen), 0.0) + 0 * inner.sum()

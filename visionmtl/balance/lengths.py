@@ -109,8 +109,9 @@ class _GradNorm(nn.Module):
         """0: not seen yet."""
 
     def forward(self, seen: TaskGradients) -> Tensor:
+        used = _with_mean_1(self.weights, seen.labelled)
+        seen = seen.so_far or seen
         present, num = seen.present, seen.present.sum().clamp(min=1)
-        used = _with_mean_1(self.weights, present)
         self.initial.copy_(torch.where(present & (self.initial == 0), seen.losses, self.initial))
         length = _lengths(seen)
         ratio = torch.where(present, seen.losses / torch.where(self.initial == 0, 1.0, self.initial), 0.0)
@@ -138,6 +139,7 @@ class _AutoScale(nn.Module):
         inverse = torch.where(known, (-mean).exp(), 0.0)
         scale = inverse.sum() / known.sum().clamp(min=1)
         fixed = torch.where(known, inverse / torch.where(scale > 0, scale, 1.0), 1.0)
+        seen = seen.so_far or seen
         counted = measuring & seen.present
         logs = _lengths(seen).clamp(min=1e-300).log()
         self.logs.add_(torch.where(counted, logs, 0.0))
@@ -155,6 +157,7 @@ class _ExcessMTL(nn.Module):
         self.initial = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
 
     def forward(self, seen: TaskGradients) -> Tensor:
+        labelled, seen = seen.labelled, seen.so_far or seen
         present, own = seen.present, seen.gramian.diagonal().clamp(min=0)
         self.squares.add_(own)
         excess = own / self.squares.clamp(min=1e-300).sqrt()
@@ -162,4 +165,4 @@ class _ExcessMTL(nn.Module):
         relative = excess / torch.where(self.initial == 0, 1.0, self.initial)
         grown = self.weights * (self.rate * relative).exp()
         self.weights.copy_(_with_mean_1(torch.where(present, grown, self.weights), present))
-        return _with_mean_1(self.weights, present)
+        return _with_mean_1(self.weights, labelled)

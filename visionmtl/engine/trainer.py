@@ -303,7 +303,7 @@ class Trainer:
         several_backwards = self.balancer.needs_parameters or (self.balancer.needs_cut and net.trunk.joins_tasks)
         if run.train.distributed.shard:
             check_shard(run.train, self.balancer, several_backwards)
-        self.averages_itself = several_backwards or (self.balancer.weighs_late and not self.sharded)
+        self.averages_itself = several_backwards or (self.balancer.rescales_decoder_gradients and not self.sharded)
         """Whether gradients are averaged over ranks after all backwards of a step, instead of during its only one."""
         self.teachers = None
         feature_weight = run.extend and run.extend.feature_weight
@@ -333,7 +333,7 @@ class Trainer:
             compile_losses(loss_net, run.train, ranks.device, keeps_graph=several_backwards)
             if self.teachers:
                 compile_teachers(self.teachers, run.train)
-        self.weighed_parameters = list(loss_net.parameters()) if self.balancer.weighs_late else []
+        self.weighed_parameters = list(loss_net.parameters()) if self.balancer.rescales_decoder_gradients else []
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
@@ -361,7 +361,10 @@ class Trainer:
             counts = self._with_predicted_counts(micro_batches)
         soft, soft_counts = self._ask_teachers(micro_batches)
         totals = step_totals([_joined(*of_batch) for of_batch in zip(counts, soft_counts, strict=True)])
-        labelled = self._labelled_tasks(micro_batches)
+        num_labelled = self._num_labelled(micro_batches)
+        of_step = num_labelled.sum(dim=0)
+        labelled = dict(zip(self.learning, (of_step > 0).unbind(), strict=True))
+        label_shares = num_labelled / of_step.clamp(min=1)
         losses: dict[str, dict[str, Tensor]] = {}
         of_batches: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches):
@@ -369,7 +372,7 @@ class Trainer:
             torch.manual_seed(self.step_seed(number))
             with self._gradient_sync(last):
                 parts, weights = self._forward_backward(
-                    batch, soft[number], totals, labelled, 1 / len(micro_batches), last
+                    batch, soft[number], totals, labelled, label_shares[number], 1 / len(micro_batches), last
                 )
             of_batches.append(weights)
             for task, of_task in parts.items():
@@ -456,11 +459,10 @@ class Trainer:
         memory_format = torch.channels_last if self.run.train.channels_last else torch.contiguous_format
         return batch.image.contiguous(memory_format=memory_format)
 
-    def _labelled_tasks(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """By task: bool scalar, whether any image of the step, on any rank, has a label of it."""
-        flags = [torch.cat([batch.labelled[task] for batch in micro_batches]).any() for task in self.learning]
-        on_any_rank = sum_over_ranks(torch.stack(flags).float()) > 0
-        return dict(zip(self.learning, on_any_rank.unbind(), strict=True))
+    def _num_labelled(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """float [micro-batches, T], how many images, on all ranks, have a label of each task that is learnt."""
+        flags = [torch.stack([batch.labelled[task] for task in self.learning]) for batch in micro_batches]
+        return sum_over_ranks(torch.stack([of_batch.sum(dim=1) for of_batch in flags]).float())
 
     def _mean_weights(
         self, of_batches: Sequence[Mapping[str, Tensor]], micro_batches: Sequence[Batch]
@@ -475,7 +477,14 @@ class Trainer:
         return means
 
     def _forward_backward(
-        self, batch: Batch, soft: Soft, totals: Counts, labelled: Mapping[str, Tensor], share: float, last: bool
+        self,
+        batch: Batch,
+        soft: Soft,
+        totals: Counts,
+        labelled: Mapping[str, Tensor],
+        label_shares: Tensor,
+        share: float,
+        last: bool,
     ) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Tensor]]:
         with autocast(self.ranks.device, self.run.train.precision):
             parts, shared, leaves = self.loss_net(
@@ -485,9 +494,12 @@ class Trainer:
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
         without_labels = {*soft, *(self.learning[:1] if FEATURES in soft else ())}
         taught = {task: flag | (task in without_labels) for task, flag in labelled.items()}
+        of_labels = dict(zip(self.learning, label_shares.unbind(), strict=True))
         step = Step(
             losses, shared, leaves, scale, taught, share, last, self.shared_parameters, self.net.trunk.joins_tasks,
             self.cut_net.levels, self.weighed_parameters,
+            # a teacher teaches all images alike
+            {task: torch.full_like(of, share) if task in without_labels else of for task, of in of_labels.items()},
         )  # fmt: skip
         weights = self.balancer.backward(step)
         if self.graphs and (line := self.graphs.report(batch.targets)):
@@ -529,7 +541,7 @@ class Trainer:
     def _gradient_sync(self, last: bool) -> Any:
         """Ranks exchange gradients in the last of several backwards only, or in each where each has its own weights."""
         if isinstance(self.loss_net, FSDPModule):
-            self.loss_net.set_requires_gradient_sync(last or self.balancer.weighs_late)
+            self.loss_net.set_requires_gradient_sync(last or self.balancer.rescales_decoder_gradients)
         no_sync = getattr(self.loss_net, "no_sync", None)
         return torch.enable_grad() if last or no_sync is None else no_sync()
 
