@@ -273,7 +273,9 @@ class Train(Spec):
 
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(8, ge=1, description="images of one process in one forward pass")
-    accumulate: int = Field(1, ge=1, description="passes before one optimiser step; losses are divided by the labelled items of all of them, so gradients add up")
+    accumulate: int = Field(1, ge=1)
+    """Forward and backward passes before one optimiser step. A loss is divided by the labelled items of all of them, so
+    that gradients add up to those of one large batch."""
     precision: Precision = "auto"
     """auto: bf16 on GPUs that have it and on CPUs with AMX, else fp32; the log says which."""
     channels_last: bool = True

@@ -164,5 +164,5 @@ class _ExcessMTL(nn.Module):
         self.initial.copy_(torch.where(present & (self.initial == 0), excess, self.initial))
         relative = excess / torch.where(self.initial == 0, 1.0, self.initial)
         grown = self.weights * (self.rate * relative).exp()
-        self.weights.copy_(_with_mean_1(torch.where(present, grown, self.weights), present))
-        return _with_mean_1(self.weights, labelled)
+        self.weights.copy_(_with_mean_1(torch.where(present, grown, self.weights), labelled))
+        return self.weights
