@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Spec
+from visionmtl.config.registry import EachOnce, Spec
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.modeling.decoders.base import Decoder, DenseMap
 from visionmtl.modeling.encoder import Encoder
@@ -37,7 +37,7 @@ class DeepSupervision(Spec, frozen=True):
     Each is the task's last layer on a shared map, under the task's own loss. Predictions and exports do not have them.
     """
 
-    levels: tuple[int, ...] = Field((3, 4), min_length=1)
+    levels: Annotated[tuple[int, ...], EachOnce] = Field((3, 4), min_length=1)
     """Of the pyramid, stride 2**level."""
     weight: float = Field(0.4, gt=0)
     """Factor on their losses."""
@@ -72,8 +72,9 @@ class MultiTaskNet(nn.Module):
         parts = _parts(spec, tasks, spaces, size)
         self.trunk = spec.sharing.build(parts)
         encoder: Any = self.encoder
-        # decoders double maps up to level 5; what is coarser is for detection, and may be rounded up
-        self.size_multiple = max(int(encoder.size_multiple), 2 ** min(5, parts.all_levels[-1]))
+        # dense decoders double maps; what is coarser than level 5 and for detection alone may be rounded up
+        coarsest = max(min(5, parts.all_levels[-1]), *(decoder.levels[-1] for decoder in parts.dense.values()), 0)
+        self.size_multiple = max(int(encoder.size_multiple), 2**coarsest)
         self._encoder_name = spec.encoder.name
         self._check_multiple(size, "data.size")
         self.encoder_origin: str = encoder.origin
@@ -174,7 +175,7 @@ class MultiTaskNet(nn.Module):
         return self.trunk.encoders()
 
     def shared(self, image: Tensor, color: Tensor | None = None) -> Any:
-        """uint8 or float [B, 3, H, W] of 0..255, and float32 [B, 3, 4] that changes its colors -> the shared maps.
+        """uint8 or float [B, in_chans, H, W] of 0..255 -> the shared maps. color: float32 [B, 3, 4], of RGB alone.
 
         As `Trunk.forward` gives them: by level, or by task and level where no maps are shared.
         """
@@ -187,7 +188,7 @@ class MultiTaskNet(nn.Module):
         return {name: self.decoders[name](of_task[name]) for name in names}
 
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Raw]:
-        """uint8 or float [B, 3, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task.
+        """uint8 or float [B, in_chans, H, W] of 0..255, sides multiples of `size_multiple` -> raw output by task.
 
         tasks: the decoders that run; None = all. `keep` also leaves out what the trunk computes for the others.
         """

@@ -8,7 +8,7 @@ import torch
 from contract import found, gradients
 from torch import Tensor, nn
 
-from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step
+from visionmtl.balance.base import Balance, Balancer, GramianBalance, Step, _combine
 from visionmtl.balance.fixed import Fixed
 from visionmtl.balance.graddrop import GradDrop
 from visionmtl.balance.uncertainty import Uncertainty
@@ -327,3 +327,11 @@ def test_graddrop_keeps_one_sign_at_each_place_as_the_paper_writes_it(leak: floa
             expected[:, place] += gradient[:, place] * (1.0 if (value > 0) == positive else leak)
     torch.testing.assert_close(image.grad, expected)
     torch.testing.assert_close(image.grad[:, 0], sum(lengths) * slopes["a"][:, 0])
+
+
+def test_weights_beyond_float16_reach_gradients_of_float16():
+    leaf = torch.zeros(2, dtype=torch.float16)
+    gradients = [[torch.tensor([1e-5, 2e-5], dtype=torch.float16)], [None]]
+    (found,) = _combine(gradients, [leaf], torch.tensor([2e5, 1.0], dtype=torch.float64))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, 2e5 * gradients[0][0].double(), check_dtype=False, rtol=1e-3, atol=0)

@@ -186,3 +186,37 @@ def test_a_run_begins_small_and_ends_at_full_size(tmp_path):
     assert "epoch 1 at 32x32" in said and "epoch 2 at" not in said
     assert all(results[task]["images"] == 4 for task in TASKS)
     assert [run.train.curriculum.size(epoch) for epoch in range(3)] == [(32, 32), (32, 32), None]
+
+
+@pytest.mark.parametrize(("sharing", "own"), [("single", ("encoder", "pyramid")), ("pad_net", ("initial", "restore"))])
+def test_what_serves_a_task_alone_is_held_with_its_decoder(sharing: str, own: tuple[str, ...]):
+    run = curriculum_run({"tasks": {"depth": {"stop_epoch": 1}}}, model={"sharing": {"type": sharing}})
+    trainer = scene_run.state(run)
+    batches = scene_run.batches(run)
+    for batch in batches[:2]:
+        trainer.train_step([batch])
+    trainer.steps_per_epoch, trainer.state.step = 10, 10
+    before = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    trainer.train_step([batches[2]])
+    for name in own:
+        of_depth = [key for key in before if key.startswith(f"trunk.{name}.depth.")]
+        others = [key for key in before if key.startswith(f"trunk.{name}.segmentation.")]
+        assert of_depth and all(torch.equal(trainer.net.state_dict()[key], before[key]) for key in of_depth)
+        assert any(not torch.equal(trainer.net.state_dict()[key], before[key]) for key in others)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"optim": {"schedule": "step", "milestones": (0.01, 0.5)}}, r"are the steps \[0, 8\] of 16, so that"),
+        ({"optim": {"schedule": "step", "milestones": (0.5, 0.51)}}, r"are the steps \[8, 8\] of 16"),
+        (
+            {"train": {"epochs": 4, "batch_size": 8, "curriculum": {"easiest_first": {"measure_epochs": 1}}}},
+            r"measures for 1 epoch\(s\) of 1 step\(s\).*two steps or more are needed",
+        ),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_does_not_fit_the_steps_is_refused(changes: dict[str, Any], told: str, tmp_path):
+    run = scene_run.run(tmp_path / "run", **{"train": {"epochs": 4}, **changes})
+    with pytest.raises(ValueError, match=told):
+        train(run, TrainOptions(device="cpu"))

@@ -3,6 +3,7 @@
 from typing import get_args
 
 import pytest
+import scene_run
 import torch
 from pydantic import ValidationError
 
@@ -10,6 +11,8 @@ from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.modeling.decoders.smp import Smp
 from visionmtl.modeling.decoders.upernet import UPerNet
+from visionmtl.structures import LabelSpace
+from visionmtl.tasks.segmentation import Segmentation
 
 ARCHS = get_args(Smp.model_fields["arch"].annotation)
 MEMBERS = sorted(set(Decoder.members()) - {"smp"})
@@ -150,3 +153,23 @@ def test_smp_options_reach_their_decoder():
     plain, attentive = Smp(channels=16).build(16), Smp(channels=16, options={"attention_type": "scse"}).build(16)
 
     assert sum(p.numel() for p in attentive.parameters()) > sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("bins", [(), (0,), (-1,), (2, 2)])
+def test_bins_that_cannot_be_pooled_are_refused(bins):
+    with pytest.raises(ValidationError):
+        UPerNet(bins=bins)
+
+
+def test_inputs_fit_the_coarsest_level_of_a_dense_decoder():
+    decoder = {"type": "semantic_fpn", "levels": [2, 3, 4, 5, 6], "channels": 16}
+    run = scene_run.run(names=["segmentation"], tasks={"segmentation": {"decoder": decoder}})
+    with pytest.raises(ValueError, match="multiple"):
+        scene_run.untrained(run.model_copy(update={"data": run.data.model_copy(update={"size": (96, 96)})}))
+    net = scene_run.untrained(run.model_copy(update={"data": run.data.model_copy(update={"size": (64, 128)})}))
+    assert net(torch.zeros(2, 3, 64, 128))["segmentation"].shape[-2:] == (16, 32)
+
+
+def test_a_map_of_one_class_teaches_nothing():
+    with pytest.raises(ValueError, match="has one class, 'floor', which every pixel would be"):
+        Segmentation().build(8, LabelSpace("one", ("floor",), ((0, 0, 0),)))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from contract import CHANNELS, found, random_maps
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from visionmtl.modeling.heads.aligned import Aligned
@@ -195,3 +196,13 @@ def test_a_perfect_box_costs_nothing(head: Any):
     inside = (steps * strides[:, None] > 1).all(dim=-1)
     assert inside.sum() == 16
     torch.testing.assert_close(head.decode(raw)[0][inside], torch.tensor(BOX).expand(16, 4))
+
+
+def test_fcos_leaves_no_size_out_where_levels_have_a_gap():
+    assert FCOS(levels=(3, 5))._ranges() == [(0, 128), (128, math.inf)]
+    assert FCOS()._ranges() == [(0, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)]
+
+
+def test_levels_of_a_head_begin_with_the_finest():
+    with pytest.raises(ValidationError, match=r"the finest comes first; write \(3, 4, 5\)"):
+        FCOS(levels=(5, 4, 3))

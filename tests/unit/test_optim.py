@@ -11,6 +11,7 @@ from visionmtl.engine.optim import (
     build_optimizer,
     layers,
     lr_factor,
+    num_warmup_steps,
     parameter_groups,
     set_lr,
     skip_next_step,
@@ -203,6 +204,7 @@ def test_warm_up_is_linear_and_counts_steps_or_epochs():
     by_steps = [lr_factor(Optim(schedule="constant", warmup_steps=4), step, 10) for step in range(6)]
     by_epochs = [lr_factor(Optim(schedule="constant", warmup_epochs=0.5), step, 10, 8) for step in range(6)]
     assert by_steps == by_epochs == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert num_warmup_steps(Optim(warmup_epochs=0.02), 20) == 1, "a warm-up that is set has a step"
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "poly"])

@@ -35,7 +35,8 @@ class FairGrad(GramianBalance, frozen=True):
     """
 
     type: Literal["fairgrad"] = "fairgrad"
-    alpha: float = Field(2.0, gt=0)
+    alpha: float = Field(2.0, ge=0.2, le=10)
+    """Beyond these ends 25 Newton steps do not reach the solution."""
 
     def weighting(self, tasks: Sequence[str]) -> Weighting:
         """See the base."""

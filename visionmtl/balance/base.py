@@ -417,10 +417,13 @@ def _combine(gradients: list[list[Tensor | None]], leaves: list[Tensor], weights
     sums = []
     for k, leaf in enumerate(leaves):
         total: Tensor | None = None
-        for weight, of_task in zip(weights.to(leaf.dtype).unbind(), gradients, strict=True):
+        # weights of Nash-MTL and FairGrad grow beyond what float16 holds as gradients shrink; their products do not
+        wide = torch.float32 if leaf.dtype == torch.float16 else leaf.dtype
+        for weight, of_task in zip(weights.to(wide).unbind(), gradients, strict=True):
             if (gradient := of_task[k]) is not None:
+                gradient = gradient.to(wide)
                 total = gradient * weight if total is None else total.addcmul_(gradient, weight)
-        sums.append(torch.zeros_like(leaf) if total is None else total)
+        sums.append(torch.zeros_like(leaf) if total is None else total.to(leaf.dtype))
     return sums
 
 

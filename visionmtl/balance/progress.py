@@ -93,6 +93,11 @@ class GO4Align(LossWeighting, frozen=True):
 
     def rule(self, tasks: Sequence[str]) -> LossRule:
         """See the base."""
+        if self.groups > max(2, len(tasks)):
+            raise ValueError(
+                f"balance.groups is {self.groups} for {len(tasks)} tasks ({', '.join(tasks)}); each group has one "
+                "task or more; lower it"
+            )
         return _GO4Align(len(tasks), self.rate, self.groups)
 
 
@@ -216,7 +221,7 @@ class _GO4Align(RelativeRule):
         super().__init__(num_tasks)
         self.rate = rate
         self.risks = _state(num_tasks, value=1.0)
-        groups = min(groups, num_tasks)
+        groups = min(groups, num_tasks)  # of a single task
         cuts = [(0, *inner, num_tasks) for inner in combinations(range(1, num_tasks), groups - 1)]
         members = [[[float(lo <= t < hi) for t in range(num_tasks)] for lo, hi in pairwise(cut)] for cut in cuts]
         self.groupings = nn.Buffer(torch.tensor(members, dtype=torch.float64), persistent=False)

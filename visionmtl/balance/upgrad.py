@@ -13,8 +13,8 @@ from visionmtl.balance.solvers import nonnegative_qp, unit
 class UPGrad(GramianBalance, frozen=True):
     """UPGrad: sum over i of v_i, the v >= e_i that minimises v' G v (Quinton and Rey 2024, arXiv:2406.16232, eq. 5).
 
-    Each task's gradient is projected on the cone, and the projections are added. Preference 1 for each task: where no
-    gradients conflict, the result is their plain sum.
+    Each task's gradient is projected on the cone, and the projections are added. Deviation: added where the paper takes
+    their mean, so that without conflict the step is that of fixed weights.
     """
 
     type: Literal["upgrad"] = "upgrad"

@@ -15,8 +15,9 @@ class TaskSchedule(nn.Module):
     """The tasks of each epoch; what easiest-first has measured is its state.
 
     A task that is not taught counts as not labelled: it has no loss, and balancing methods see no gradient of it. Its
-    decoder is held: neither gradients, momentum, weight decay nor running statistics change it. A frozen task's decoder
-    is held too, while its loss still teaches what is shared.
+    decoder, and what else serves it alone (its encoder under `single`), is held: neither gradients, momentum, weight
+    decay nor running statistics change it. So it is of a frozen task, while its loss still teaches what is shared, such
+    as the features that other tasks read of it under `pad_net`.
     """
 
     def __init__(self, spec: Curriculum, tasks: Sequence[str]) -> None:
@@ -39,7 +40,7 @@ class TaskSchedule(nn.Module):
         return {task for task in self.tasks if task not in self.spec.tasks or self.spec.tasks[task].teaches(epoch)}
 
     def held(self, epoch: int) -> set[str]:
-        """The tasks whose decoders stay as they are in an epoch."""
+        """The tasks whose own modules stay as they are in an epoch."""
         frozen = {task for task, when in self.spec.tasks.items() if when.freezes(epoch)}
         return frozen | (set(self.tasks) - self.taught(epoch))
 

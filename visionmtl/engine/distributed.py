@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from visionmtl.ops.ranks import sum_over_ranks
+from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
 Value = TypeVar("Value")
 
@@ -148,7 +148,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def mean(value: torch.Tensor) -> torch.Tensor:
     """The mean over ranks, detached; the value itself in a single process."""
-    return sum_over_ranks(value) / (dist.get_world_size() if dist.is_initialized() else 1)
+    return sum_over_ranks(value) / num_ranks()
 
 
 def share_statistics(module: nn.Module) -> None:

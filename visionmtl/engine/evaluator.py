@@ -28,7 +28,7 @@ from visionmtl.tasks.base import Raw, Task
 def forward(
     net: Callable[..., Any], image: Tensor, precision: Precision, tasks: Sequence[str] | None = None
 ) -> dict[str, Raw]:
-    """Raw outputs of padded images [B, 3, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows.
+    """Raw outputs of padded images [B, C, H, W] in a run's precision: what `evaluate` scores and `Predictor` shows.
 
     net: a `MultiTaskNet`, or its compiled `forward`; tasks: the decoders that run, None = all
     """
@@ -158,7 +158,7 @@ def _image_to(batch: Batch, device: torch.device) -> Batch:
 
 
 def mirror_contents(image: Tensor, metas: Sequence[ImageMeta]) -> Tensor:
-    """The contents of padded images [B, 3, H, W] turned left to right where they lie; the padding stays behind them."""
+    """The contents of padded images [B, C, H, W] turned left to right where they lie; the padding stays behind them."""
     mirrored = image.clone()
     for one, meta in zip(mirrored, metas, strict=True):
         height, width = meta.content_size

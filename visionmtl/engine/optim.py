@@ -30,17 +30,23 @@ def lr_factor(spec: Optim, step: int, total_steps: int, steps_per_epoch: int = 1
     if spec.schedule == "constant":
         return 1.0
     if spec.schedule == "step":
-        milestones = spec.milestones or (2 / 3, 11 / 12)
-        passed = bisect.bisect_right([round(fraction * total_steps) for fraction in milestones], step)
+        passed = bisect.bisect_right(milestone_steps(spec, total_steps), step)
         return (spec.gamma or 0.1) ** passed
     curve = (1 + math.cos(math.pi * done)) / 2 if spec.schedule == "cosine" else (1 - done) ** (spec.power or 0.9)
     lowest = spec.min_lr_factor or 0.0
     return lowest + (1 - lowest) * curve
 
 
+def milestone_steps(spec: Optim, total_steps: int) -> list[int]:
+    """The steps from which on `schedule: step` lowers the rate once more."""
+    return [round(fraction * total_steps) for fraction in spec.milestones or (2 / 3, 11 / 12)]
+
+
 def num_warmup_steps(spec: Optim, steps_per_epoch: int) -> int:
     """Optimiser steps of the warm-up; 0 without one."""
-    return spec.warmup_steps or round((spec.warmup_epochs or 0) * steps_per_epoch)
+    if spec.warmup_epochs:
+        return max(1, round(spec.warmup_epochs * steps_per_epoch))
+    return spec.warmup_steps or 0
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

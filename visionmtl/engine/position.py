@@ -23,19 +23,19 @@ class Continuation:
     """
 
     offset: int = 0
-    """Steps done, less those that the run would have done if all had had the present size."""
+    """Optimiser steps done, minus as many steps of the present size as bring the run to the same place."""
     epoch: int = 0
-    """The one that is finished."""
+    """The one that was interrupted, and is finished now."""
     shift: int = 0
-    """Images by which its batches lie later in its order, see `BatchSampler.set_epoch`."""
+    """Images by which its remaining batches start later in its order, see `BatchSampler.set_epoch`."""
 
 
 def go_on(position: Position, step: int, steps_per_epoch: int, images_per_step: int, epoch_images: int) -> Continuation:
     """step: optimiser steps done; the others are of the steps from here on; epoch_images: that an epoch draws."""
     steps_left = max(0, epoch_images - position.images) // images_per_step
-    as_if_done = (position.epoch + 1) * steps_per_epoch - steps_left
+    equivalent_steps = (position.epoch + 1) * steps_per_epoch - steps_left
     shift = position.images - (steps_per_epoch - steps_left) * images_per_step if steps_left else 0
-    return Continuation(step - as_if_done, position.epoch, shift)
+    return Continuation(step - equivalent_steps, position.epoch, shift)
 
 
 def step_size(train: Mapping[str, Any], world: int) -> tuple[int, str]:

@@ -55,6 +55,7 @@ from visionmtl.engine.optim import (
     Ema,
     build_optimizer,
     lr_factor,
+    milestone_steps,
     num_warmup_steps,
     set_lr,
     skip_next_step,
@@ -185,8 +186,8 @@ def _early_tasks(run: Run) -> dict[str, tuple[int, Task]]:
     return found
 
 
-def _check_warmup(run: Run, steps_per_epoch: int) -> None:
-    """Raise ValueError where the whole run, whatever a start's options cut off, ends before its warm-up does."""
+def _check_schedule(run: Run, steps_per_epoch: int) -> None:
+    """Raise ValueError where a schedule does not fit the steps of the whole run, whatever a start's options cut off."""
     warmup, total = num_warmup_steps(run.optim, steps_per_epoch), run.train.epochs * steps_per_epoch
     if warmup > total:
         setting = "warmup_epochs" if run.optim.warmup_steps is None else "warmup_steps"
@@ -194,6 +195,18 @@ def _check_warmup(run: Run, steps_per_epoch: int) -> None:
             f"the warm-up takes {warmup} steps, but the run has {total} (train.epochs {run.train.epochs} of "
             f"{steps_per_epoch} steps), so the rate would never reach optim.lr; allowed are up to {total} steps; lower "
             f"optim.{setting}, or raise train.epochs"
+        )
+    milestones = milestone_steps(run.optim, total) if run.optim.schedule == "step" else []
+    if len({0, *milestones, total}) < len(milestones) + 2 and run.optim.milestones:
+        raise ValueError(
+            f"optim.milestones {list(run.optim.milestones)} are the steps {milestones} of {total}, so that one has no "
+            "effect; each needs a step of its own behind the first; move them apart, or raise train.epochs"
+        )
+    order = run.train.curriculum.easiest_first if run.train.curriculum else None
+    if order is not None and order.measure_epochs * steps_per_epoch < 2:
+        raise ValueError(
+            f"the curriculum measures for {order.measure_epochs} epoch(s) of {steps_per_epoch} step(s), and compares "
+            "the first half of the steps with the second; two steps or more are needed; raise measure_epochs"
         )
 
 
@@ -404,9 +417,11 @@ class Trainer:
         return [self.balancer, *([self.schedule] if self.schedule else [])]
 
     def held(self) -> list[nn.Module]:
-        """Decoders, and auxiliary heads beside them, that the curriculum keeps as they are in this epoch."""
+        """The modules that serve one task alone and that the curriculum keeps as they are in this epoch."""
         held = self.schedule.held(self.epoch) if self.schedule else set()
-        return [of[task] for of in (self.net.decoders, self.net.auxiliary) for task in held if task in of]
+        trunk = self.net.trunk
+        of_each_task = [self.net.decoders, self.net.auxiliary, *(getattr(trunk, name) for name in trunk.of_each_task)]
+        return [of[task] for of in of_each_task for task in held if task in of]
 
     @property
     def epoch(self) -> int:
@@ -442,7 +457,7 @@ class Trainer:
             torch.manual_seed(self.step_seed(number))
             with autocast(self.ranks.device, self.run.train.precision):
                 predicted = self.loss_net(self._image(batch), batch.targets, batch.labelled, None, batch.color)
-            counts.append({task: {**known, **predicted.get(task, {})} for task, known in batch.counts.items()})
+            counts.append(_joined(batch.counts, predicted))
         for buffer, before in buffers:
             buffer.copy_(before)
         return counts
@@ -668,7 +683,7 @@ class Trainer:
                 f"an epoch has {batches} batches, but train.accumulate is {settings.accumulate}; one step takes that "
                 "many batches; lower train.accumulate or train.batch_size"
             )
-        _check_warmup(self.run, len(self.data.train_loader) // settings.accumulate)
+        _check_schedule(self.run, len(self.data.train_loader) // settings.accumulate)
         if self.resumed_at:
             drawn = len(self.data.train_loader.batch_sampler.mixture)  # type: ignore[union-attr]
             if options.limit_train_batches:

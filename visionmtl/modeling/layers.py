@@ -119,7 +119,8 @@ def convolution(c_in: int, c_out: int, kernel: int, *, stride: int = 1, separabl
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution (or depthwise + pointwise), norm, ReLU; [B, c_in, h, w] -> [B, c_out, h/stride, w/stride]."""
+    """Convolution (or depthwise + pointwise), norm, ReLU: [B, c_in, h, w] -> [B, c_out, h/stride, w/stride], the sides
+    rounded up."""
 
     def __init__(
         self,

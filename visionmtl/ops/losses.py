@@ -54,8 +54,9 @@ def smoothing_shares(smooth_over: Tensor, weights: Tensor | None, label_smoothin
 def hardest(values: Tensor, counts: Tensor, share: float, total: Tensor) -> Tensor:
     """Mean of the hardest `share` of the counted values (online hard example mining, arXiv:1604.03540).
 
-    values: >= 0; total: of the counted values. At least one is kept where one is counted. Each rank and each
-    micro-batch looks among its own values, so that k micro-batches are not exactly one large batch.
+    values: >= 0; total: number of counted values in the whole step / `num_ranks`. At least one is kept where one is
+    counted. Each rank and each micro-batch looks among its own values, so that k of them are not exactly one large
+    batch.
     """
     flat = torch.where(counts, values, -1.0).flatten()
     top = flat.topk(math.ceil(share * flat.numel())).values  # as many as could be kept, so that the shape is fixed
@@ -110,7 +111,10 @@ def lovasz_softmax(logits: Tensor, classes: Tensor, counts: Tensor, total: Tenso
 def scale_invariant_log(
     log_pred: Tensor, log_true: Tensor, valid: Tensor, variance_focus: float, total: Tensor
 ) -> Tensor:
-    """Scale-invariant log error, centred, under a root (Eigen et al. 2014, arXiv:1406.2283, eq. 4, as in BTS).
+    """Scale-invariant log error, centred, under a root (Eigen et al. 2014, arXiv:1406.2283, eq. 4).
+
+    Under a root as in BTS (Lee et al. 2019, arXiv:1907.10326, eq. 5). Deviations from it: of each image, then the mean
+    over images, where BTS takes the pixels of a batch together; and without its factor of 10.
 
     log_pred, log_true: float32 [B, H, W], natural log of metres; log_true must be finite everywhere
     valid: bool [B, H, W]

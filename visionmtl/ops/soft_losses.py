@@ -19,7 +19,7 @@ GRID = 4
 def content_shares(image: Tensor) -> Tensor:
     """Height and width of each image inside its padding, as shares of the input's: float32 [B, 2] in 0..1.
 
-    image: [B, 3, H, W] of 0..255, the contents at the top left and 0 in all channels elsewhere. Where the last rows or
+    image: [B, C, H, W] of 0..255, the contents at the top left and 0 in all channels elsewhere. Where the last rows or
     columns of a photo are that black they count as padding too.
     """
     seen = (image != 0).any(dim=1)

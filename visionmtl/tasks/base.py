@@ -27,6 +27,9 @@ def count_true(where: NDArray[np.bool_]) -> Tensor:
     return torch.tensor(float(np.count_nonzero(where)))
 
 
+NO_CLASS_LOGIT = -1e4
+"""Of a class that is no choice: its share of a softmax and its sigmoid are exactly 0, and so are cross-entropy and
+focal loss against 0. Finite, since interpolation of infinities gives NaN; float16 and bfloat16 hold it."""
 TEMPERATURE = 2.0
 """At which classes are learnt from teachers, unless set: as in Learning without Forgetting (arXiv:1606.09282)."""
 
@@ -121,9 +124,9 @@ class Task(Configurable, package="visionmtl.tasks"):
         return {}
 
     def early(self) -> "tuple[float, Task] | None":
-        """Up to which share of the epochs the `loss` of other settings teaches, and those; None: always its own.
+        """The task whose `loss` replaces this one's at first, and up to which share of the epochs; None: no such phase.
 
-        Nothing but the loss may differ, and `count` must count for both.
+        Nothing but `loss` may differ between the two, and `count` gives the totals of both.
         """
         return None
 

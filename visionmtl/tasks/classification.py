@@ -15,11 +15,8 @@ from visionmtl.metrics.base import Meter
 from visionmtl.metrics.classification import ClassificationMeter
 from visionmtl.ops.losses import mean_over_labelled, smoothing_shares
 from visionmtl.structures import IGNORE, MAX_CLASSES, ImageClasses, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
+from visionmtl.tasks.base import NO_CLASS_LOGIT, TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights
 from visionmtl.visualization.draw import DrawOptions, draw_classes
-
-NO_CLASS_LOGIT = -1e4
-"""Its share of a softmax and its sigmoid are exactly 0; float16 and bfloat16 hold it."""
 
 
 class Classification(ClassTask, frozen=True):
@@ -186,7 +183,7 @@ class Classification(ClassTask, frozen=True):
     def truth(self, sample: Sample) -> ImageClasses | None:
         """The labels with score 1."""
         labels = sample.image_labels
-        return None if labels is None else ImageClasses(labels, np.full(len(labels), np.nan, np.float32))
+        return None if labels is None else ImageClasses(labels, np.ones(len(labels), np.float32))
 
     def draw(
         self, image: NDArray[np.uint8], prediction: ImageClasses, space: LabelSpace | None, options: DrawOptions

@@ -19,13 +19,11 @@ from visionmtl.modeling.heads.base import Head, RawBoxes
 from visionmtl.ops.boxes import box_area, generalised_iou, nms, nms_in_graph
 from visionmtl.ops.ranks import num_ranks
 from visionmtl.structures import Boxes, Detections, ImageMeta, LabelSpace, Sample
-from visionmtl.tasks.base import ClassTask, SoftLoss, Task
+from visionmtl.tasks.base import NO_CLASS_LOGIT, ClassTask, SoftLoss, Task
 from visionmtl.visualization.draw import DrawOptions, draw_box_errors, draw_boxes
 
 BUCKETS = (32, 64, 128, 256)
 """Padded numbers of boxes: few shapes, so that few graphs are compiled. More boxes than the last raise its multiple."""
-NO_CLASS_LOGIT = -1e4
-"""Its sigmoid is exactly 0, and so are cross-entropy and focal loss against 0; float16 and bfloat16 hold it."""
 
 MIN_SOFT_SCORE = 0.05
 """Cells whose best class a teacher scores lower teach no box."""
@@ -269,8 +267,7 @@ class Detection(ClassTask, frozen=True):
         if sample.boxes is None:
             return None
         boxes = sample.boxes
-        no_scores = np.full(len(boxes.labels), np.nan, np.float32)
-        return Detections(boxes.xyxy, no_scores, boxes.labels, crowd=boxes.crowd)
+        return Detections(boxes.xyxy, np.ones(len(boxes.labels), np.float32), boxes.labels, crowd=boxes.crowd)
 
     def draw(
         self, image: NDArray[np.uint8], prediction: Detections, space: LabelSpace | None, options: DrawOptions

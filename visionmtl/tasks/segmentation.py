@@ -27,11 +27,16 @@ from visionmtl.ops.losses import (
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import resize_like, soft_cross_entropy
 from visionmtl.structures import IGNORE, ImageMeta, LabelSpace, Maps, Sample
-from visionmtl.tasks.base import TEMPERATURE, ClassTask, SoftLoss, Task, check_class_weights, count_true
+from visionmtl.tasks.base import (
+    NO_CLASS_LOGIT,
+    TEMPERATURE,
+    ClassTask,
+    SoftLoss,
+    Task,
+    check_class_weights,
+    count_true,
+)
 from visionmtl.visualization.draw import DrawOptions, draw_segmentation, draw_segmentation_errors
-
-NO_CLASS_LOGIT = -1e30
-"""Its share of a softmax is exactly 0. Finite, since interpolation of infinities gives NaN."""
 
 
 class Segmentation(ClassTask, frozen=True):
@@ -76,6 +81,11 @@ class Segmentation(ClassTask, frozen=True):
 
     def build(self, channels: int, space: LabelSpace | None) -> nn.Module:
         assert space is not None
+        if len(space.classes) < 2:
+            raise ValueError(
+                f"label space {space.name!r} has one class, {space.classes[0]!r}, which every pixel would be, so that "
+                "nothing is learnt; two classes or more are needed; name the background a class, too"
+            )
         check_class_weights(self.class_weights, space)
         return _Classifier(self.decoder.build(channels), len(space.classes), self.dropout)
 

@@ -70,12 +70,12 @@ def draw_boxes(
 ) -> Picture:
     """Outlines in the colour of the class, each with a tag such as "chair 0.83  2.4 m"; small images are enlarged.
 
-    Truth has NaN as scores: it is drawn whatever min_score says, and its tags carry no score. Crowds are
-    dashed and hatched. Where no box is left, the picture says so.
+    Truth knows which boxes are crowds, or has NaN as scores: it is drawn whatever min_score says, and its tags carry no
+    score. Crowds are dashed and hatched. Where no box is left, the picture says so.
     distances_m: [D], NaN = not known; None = those of `detections`, if it has them
     """
     scores = detections.scores
-    is_truth = np.isnan(scores)
+    is_truth = np.isnan(scores) | (detections.crowd is not None)
     chosen = np.flatnonzero(is_truth | (scores >= min_score))
     distances_m = detections.distance_m if distances_m is None else distances_m
     names = class_names(space)
@@ -250,10 +250,11 @@ def draw_segmentation_errors(image: Picture, class_map: NDArray[np.uint8], truth
 def draw_classes(image: Picture, classes: ImageClasses, space: LabelSpace, min_score: float = 0.0) -> Picture:
     """The image above the names of its classes with their scores, best first: a few of `min_score` or more.
 
-    The best one is named whatever its score. Truth has NaN as scores, which are not written.
+    The best one is named whatever its score. Truth has only 1.0 as scores, which are not written; predictions name all
+    classes.
     """
     scores, names = classes.scores, class_names(space)
-    is_truth = bool(np.isnan(scores).all())
+    is_truth = bool((scores == 1).all())
     chosen = [i for i in range(len(scores)) if is_truth or i == 0 or scores[i] >= min_score]
     entries: list[tuple[str, Colour | None]] = []
     for i in chosen if is_truth else chosen[:MAX_NAMED]:

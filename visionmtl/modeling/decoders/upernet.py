@@ -1,11 +1,13 @@
 """UPerNet: the coarsest map pooled at several scales, then merged top-down and joined at the finest level."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from visionmtl.config.registry import EachOnce
 from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder, DenseMap
 from visionmtl.modeling.layers import ConvBlock
 from visionmtl.ops.resize import average_bins, resize_small, upsample
@@ -19,7 +21,7 @@ class UPerNet(Decoder):
     """
 
     type: Literal["upernet"] = "upernet"
-    bins: tuple[int, ...] = (1, 2, 3, 6)
+    bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], EachOnce] = Field((1, 2, 3, 6), min_length=1)
     """Pooled sizes of the coarsest map."""
 
     def build(self, in_channels: int) -> DenseMap:

@@ -27,11 +27,9 @@ class FCOS(Head, frozen=True):
         return DecoupledHead(self, channels, num_classes, 4, prior=0.01, with_quality=True)
 
     def _ranges(self) -> list[tuple[float, float]]:
-        """Pixels, by level: a level of stride s handles 4s..8s, the finest from 0, the coarsest to infinity."""
-        ranges = [(8.0 * 2 ** (level - 1), 8.0 * 2**level) for level in self.levels]
-        ranges[0] = (0.0, ranges[0][1])
-        ranges[-1] = (ranges[-1][0], math.inf)
-        return ranges
+        """Pixels, by level: a level of stride s handles 4s up to 4s of the next, the finest from 0 on."""
+        lowest = [0.0, *(4.0 * 2**level for level in self.levels[1:])]
+        return list(zip(lowest, [*lowest[1:], math.inf], strict=True))
 
     def _boxes(self, raw: RawBoxes, centres: Tensor, strides: Tensor) -> Tensor:
         return from_distances(F.relu(raw["distances"].float() + 1.0) * strides[:, None], centres)

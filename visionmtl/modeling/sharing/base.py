@@ -56,7 +56,7 @@ class Trunk(nn.Module):
     shared_maps: bool = True
     """False: no single set of maps is shared; `forward` then gives the maps of each task, which `split` hands on."""
     joins_tasks: bool = False
-    """True: losses of several tasks reach the same parameters behind the shared maps, along one graph or several."""
+    """True: losses of two tasks pass through one module behind the shared maps (PAD-Net, MMoE, one dense decoder)."""
     splits_by_modules: bool = True
     """False: `split` only chooses among the shared maps."""
     initial_weight: float = 1.0

@@ -37,7 +37,7 @@ class SeparateTrunk(Trunk):
         self.out_channels = next(iter(self.pyramid.values())).out_channels  # type: ignore[assignment]
 
     def encode(self, image: Tensor) -> Mapping[str, Maps]:
-        """Normalised float [B, 3, H, W] -> each encoder's maps, by task."""
+        """Normalised float [B, in_chans, H, W] -> each encoder's maps, by task."""
         return {task: encoder(image) for task, encoder in self.encoder.items()}
 
     def forward(self, image: Tensor) -> dict[str, Maps]:
