@@ -44,10 +44,10 @@ def _check(args: argparse.Namespace) -> int:
             from visionmtl.io.images import picture_format
 
             picture_format(args.sheet)
-        return _read_and_judge(args)
+        return _report(args)
 
 
-def _read_and_judge(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> int:
     # here, not above: they import torch, for which --help need not wait
     from PIL import Image
     from rich.console import Console
@@ -56,7 +56,7 @@ def _read_and_judge(args: argparse.Namespace) -> int:
     from visionmtl.data.check.survey import choose_processes, open_data_sets, plan, read_all
     from visionmtl.data.check.taught import taught
     from visionmtl.data.check.terminal import count_all, print_result, progress
-    from visionmtl.data.check.verdict import judge
+    from visionmtl.data.check.verdict import all_findings
     from visionmtl.run import load_data, load_union_tasks
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -69,7 +69,7 @@ def _read_and_judge(args: argparse.Namespace) -> int:
 
     findings = [
         *(finding for data_set in checked for finding in data_set.findings),
-        *judge(checked),
+        *all_findings(checked),
         *taught(checked, tasks),
     ]
     numbers = [data_set.numbers() for data_set in checked]

@@ -176,11 +176,11 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
             evidence = Evidence(evaluation.tasks, spaces, fresh)
 
-        def on_image(sample: Sample, predictions: dict[str, Any], judged: Sequence[str]) -> None:
+        def on_image(sample: Sample, predictions: dict[str, Any], evaluated: Sequence[str]) -> None:
             if writer:
                 writer.add(sample, predictions)
             if evidence:
-                evidence.add(sample, predictions, judged)
+                evidence.add(sample, predictions, evaluated)
 
         looked_at = on_image if writer or evidence else None
         results = evaluation.measure(args.tta, args.batch_size, args.limit_batches, looked_at)

@@ -324,8 +324,8 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
             samples = [dataset.read(index) for dataset, index in batch]
             results = predictor([sample.image for sample in samples], tasks=[name])
             for (dataset, _), sample, result in zip(batch, samples, results, strict=True):
-                can_judge = supervises(dataset, task, space)
-                values.append(image_metric(meter, sample, result.predictions[name], metric) if can_judge else None)
+                can_evaluate = supervises(dataset, task, space)
+                values.append(image_metric(meter, sample, result.predictions[name], metric) if can_evaluate else None)
         order = ranked(values, task, metric)
         order = order[:num_ranked] if args.worst else order[::-1][:num_ranked]
         if not order:

@@ -192,6 +192,6 @@ def distance_meters(tasks: Mapping[str, Task], spaces: Spaces, datasets: list[Na
     pair = first["boxes"], first["depth_m"]
     space = spaces[pair[0]]
     assert space is not None
-    judges = [one.name for one in datasets if all(supervises(one, tasks[name], spaces[name]) for name in pair)]
+    evaluating = [one.name for one in datasets if all(supervises(one, tasks[name], spaces[name]) for name in pair)]
     name = "+".join(pair)
-    return {name if len(judges) == 1 else f"{name}@{judge}": DistanceMeter(space) for judge in judges}
+    return {name if len(evaluating) == 1 else f"{name}@{one}": DistanceMeter(space) for one in evaluating}

@@ -140,8 +140,8 @@ def test_statistics_that_overflow_undo_a_step_whose_losses_are_finite():
     out = norm(torch.tensor([[1e20, 1.0], [-1e20, 2.0]]))
     assert out.isfinite().all() and not norm.running_var.isfinite().all()
 
-    undo = guard.judge(1, torch.ones(()), {"a": {"b": out.sum().detach()}})
-    guard.settle(undo)
+    undo = guard.must_undo(1, torch.ones(()), {"a": {"b": out.sum().detach()}})
+    guard.restore_where(undo)
 
     assert undo and bit_for_bit(norm.state_dict(), before)
     assert guard.read().first_losses == ("running statistics",)

@@ -16,7 +16,7 @@ from visionmtl.data.check.sheet import draw_sheet
 from visionmtl.data.check.survey import Checked, plan, read_all
 from visionmtl.data.check.tally import Tally, most_frequent
 from visionmtl.data.check.terminal import progress
-from visionmtl.data.check.verdict import judge
+from visionmtl.data.check.verdict import all_findings
 from visionmtl.datasets import NamedDataset
 from visionmtl.structures import IGNORE, Boxes, LabelSpace, Sample
 from visionmtl.visualization.palette import colours_by_name
@@ -278,7 +278,7 @@ def test_what_a_decoder_complains_of_is_told_with_its_place():
 
 def test_an_image_id_given_twice_is_an_error():
     one = read(Sample(image=photo(0), image_id="a"), Sample(image=photo(1), image_id="a"))
-    (finding,) = [finding for finding in judge([one]) if finding.problem.field == "image_id"]
+    (finding,) = [finding for finding in all_findings([one]) if finding.problem.field == "image_id"]
     assert (finding.severity, finding.problem.rule) == ("error", "image_id_repeated")
 
 

@@ -18,13 +18,13 @@ Spaces = Mapping[str, LabelSpace | None]
 
 
 def resolve_spaces(
-    tasks: Mapping[str, Task], sources: Sequence[NamedDataset], judges: Sequence[NamedDataset] | None = None
+    tasks: Mapping[str, Task], sources: Sequence[NamedDataset], val_sources: Sequence[NamedDataset] | None = None
 ) -> dict[str, LabelSpace | None]:
     """The label space each task learns: the one it names in `space`, else the only one the data sets offer.
 
     With `classes` it is one of several data sets: the union of their classes by name, or those of a list.
-    sources: the training data; judges: the validation data, which `rename` of a task may name as well. None: that was
-    checked before.
+    sources: the training data; val_sources: the validation data, which `rename` of a task may name as well. None: that
+    was checked before.
     """
     spaces: dict[str, LabelSpace | None] = {}
     known = [source.name for source in sources]
@@ -45,8 +45,8 @@ def resolve_spaces(
         if isinstance(task, ClassTask) and task.classes is not None:
             teachers = [source for source in sources if task.field in source.provides and _may_teach(source, task)]
             spaces[name] = _unite(name, task, teachers)
-            if judges is not None:
-                _check_rename(name, task, [*sources, *judges])
+            if val_sources is not None:
+                _check_rename(name, task, [*sources, *val_sources])
         else:
             spaces[name] = _choose_space(name, task, offers)
     return spaces
@@ -263,14 +263,14 @@ def eval_names(tasks: Mapping[str, Task], spaces: Spaces, sources: Sequence[Name
                 f"task {name!r} learns from {', '.join(task.learns_from or ())}, but the validation data sets are "
                 f"{', '.join(source.name for source in sources)}; one of one name is needed to judge it; set `name`"
             )
-        judges = [source.name for source in asked if supervises(source, task, spaces[name])]
+        evaluating = [source.name for source in asked if supervises(source, task, spaces[name])]
         others = [f"{one.name} ({_name(one.provides[task.field])})" for one in asked if task.field in one.provides]
-        if others and not judges:
+        if others and not evaluating:
             raise ValueError(
                 f"task {name!r} learns {_name(spaces[name])}, but the validation data sets label {task.field!r} with "
                 f"{', '.join(others)}; the two must agree; set both to one label space"
             )
-        names |= {f"{name}@{judge}": name for judge in judges} if len(judges) > 1 else {name: name}
+        names |= {f"{name}@{one}": name for one in evaluating} if len(evaluating) > 1 else {name: name}
     return names
 
 

@@ -84,14 +84,14 @@ def evaluate(
                 # two data sets may call an image alike
                 known = replace(sample, image_id=f"{dataset}/{sample.image_id}") if pooled and dataset else sample
                 for name, meter in meters.items():
-                    tasks, judge = tasks_of(name), name.partition("@")[2]
-                    if judge in ("", dataset) and all(labelled[task][i] for task in tasks):
+                    tasks, evaluated_on = tasks_of(name), name.partition("@")[2]
+                    if evaluated_on in ("", dataset) and all(labelled[task][i] for task in tasks):
                         of_tasks = tuple(predictions[task][i] for task in tasks)
                         meter.update(of_tasks if len(tasks) > 1 else of_tasks[0], known)
                         counts[name] += 1
                 if on_image is not None:
-                    judged = [name for name in measured if labelled[name][i]]
-                    on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()}, judged)
+                    evaluated = [name for name in measured if labelled[name][i]]
+                    on_image(sample, {name: of_batch[i] for name, of_batch in predictions.items()}, evaluated)
     return joined(meters, counts, note="mean of each image and its mirror image" if flip else "")
 
 
@@ -102,7 +102,7 @@ def _predict(
     size = batch.image.shape[2], batch.image.shape[3]
     # where an image is not labelled for the task, what is annotated in it is said of another task's classes
     pairs = zip(batch.metas, labelled, strict=True)
-    metas = [meta if judged else replace(meta, annotated={}) for meta, judged in pairs]
+    metas = [meta if evaluated else replace(meta, annotated={}) for meta, evaluated in pairs]
     if mirrored is not None:
         return task.predict_mirrored(raw, mirrored, metas, size)
     return (task.predict if as_arrays else task.predict_for_meter)(raw, metas, size)

@@ -110,7 +110,7 @@ class FiniteGuard(nn.Module):
         self._state.take()
 
     @torch.no_grad()
-    def judge(self, step: int, norm: Tensor, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    def must_undo(self, step: int, norm: Tensor, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """bool scalar, the same on all ranks: whether the step must be undone.
 
         step: its number, from 1; norm: of all ranks' gradients; losses: this rank's, by task and part
@@ -140,7 +140,7 @@ class FiniteGuard(nn.Module):
         self._first_parts.copy_(torch.where(is_first, parts, self._first_parts))
         return undo
 
-    def settle(self, undo: Tensor) -> None:
+    def restore_where(self, undo: Tensor) -> None:
         """After the optimiser: put back what the step has spoilt, where it must be undone."""
         assert self._statistics is not None and self._state is not None
         self._statistics.restore(undo)

@@ -116,8 +116,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
     names = eval_names(run.tasks, spaces, val_datasets)
     settings = run.train
     monitor = Monitor(settings.best, run.tasks, names)
-    num_judged = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
-    monitor.check(spaces, val_datasets, num_judged)
+    num_eval_images = options.limit_val_batches and options.limit_val_batches * settings.batch_size * ranks.world
+    monitor.check(spaces, val_datasets, num_eval_images)
     smaller = {stage.size for stage in settings.curriculum.smaller_first} if settings.curriculum else set()
     train_batches, *smaller_batches = [
         train_loader(
@@ -360,7 +360,7 @@ class Trainer:
         is lowered.
         """
         before = state_before(self) if self.captures else None
-        self.finite.begin(self.net, self._methods, unguarded(self.optimizer))
+        self.finite.begin(self.net, self._stateful_modules, unguarded(self.optimizer))
         self.net.train()
         self.choose_losses()
         if self.run.train.compile == "cuda_graph":
@@ -412,7 +412,7 @@ class Trainer:
         return self.run.train.not_finite.policy == "capture" and not self.options.dry_run
 
     @property
-    def _methods(self) -> list[nn.Module]:
+    def _stateful_modules(self) -> list[nn.Module]:
         """What has state beside the network that a step changes."""
         return [self.balancer, *([self.schedule] if self.schedule else [])]
 
@@ -535,10 +535,10 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        undo = self.finite.judge(self.state.step + 1, norm, losses)
+        undo = self.finite.must_undo(self.state.step + 1, norm, losses)
         skip_next_step(self.optimizer, undo)
         self.optimizer.step()  # not by the scaler, which looks at the gradients alone
-        self.finite.settle(undo)
+        self.finite.restore_where(undo)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -613,7 +613,7 @@ class Trainer:
     def _begin(self, resumed: bool) -> None:
         """What comes before the first step of this start."""
         if self.extension and not resumed:
-            self._judge_old_network()
+            self._evaluate_old_network()
         if self._evaluation_is_due() and not self.state.evaluated and not self.options.dry_run:
             logger.info(f"step {self.state.step} was saved, but not evaluated to the end; that comes first")
             self.validate()
@@ -809,7 +809,7 @@ class Trainer:
         net, epoch = self.eval_model(), self.epoch
         examples: list[tuple[Sample, dict[str, Any]]] = []
 
-        def keep_examples(sample: Sample, predictions: dict[str, Any], judged: Sequence[str]) -> None:
+        def keep_examples(sample: Sample, predictions: dict[str, Any], evaluated: Sequence[str]) -> None:
             if self.ranks.is_main_process and len(examples) < run.train.sample_pictures:
                 examples.append((sample, predictions))
 
@@ -847,7 +847,7 @@ class Trainer:
             yield batch
         self.borders.check()
 
-    def _judge_old_network(self) -> None:
+    def _evaluate_old_network(self) -> None:
         """Before the first step: which of the old weights matter, and what the old tasks score, in eval/before.json."""
         assert self.extension is not None and self.data is not None
         writes = self.ranks.is_main_process and not self.options.dry_run
@@ -960,8 +960,8 @@ class Trainer:
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
-        if judged_by := [path for path in changed if is_of_evaluation(path)]:
-            of_data = any(path.startswith("data.") for path in judged_by)
+        if changed_eval_settings := [path for path in changed if is_of_evaluation(path)]:
+            of_data = any(path.startswith("data.") for path in changed_eval_settings)
             what = "other validation images, or another size" if of_data else "other settings of a task"
             self.resume_lines.append(f"note      {what}: the best so far counts no more")
             self.state.best = -math.inf

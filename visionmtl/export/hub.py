@@ -216,8 +216,8 @@ def _are_of(file: Path, opened: Opened) -> bool:
     in_part = header.get("limit_batches") or header.get("data") or header.get("split", "val") != "val"
     changed = [text for text in header.get("overrides", ()) if not _WHERE.match(text)]
     # what a training writes are its own checkpoints, of which those of one step are one network; others stand alone
-    judged, meant = Path(header.get("checkpoint", "last.pt")).name, opened.path.name
-    is_same = judged == meant or bool(_OF_TRAINING.fullmatch(judged) and _OF_TRAINING.fullmatch(meant))
+    evaluated, meant = Path(header.get("checkpoint", "last.pt")).name, opened.path.name
+    is_same = evaluated == meant or bool(_OF_TRAINING.fullmatch(evaluated) and _OF_TRAINING.fullmatch(meant))
     return header.get("step") == opened.step and is_same and not in_part and not changed
 
 

@@ -41,7 +41,7 @@ class _Kept:
 
     sample: Sample
     predictions: Mapping[str, Any]
-    judged: Sequence[str]
+    evaluated: Sequence[str]
     value: float
 
 
@@ -56,15 +56,15 @@ class Evidence:
     _kept: dict[tuple[str, str], list[_Kept]] = field(default_factory=dict)  # by task, and "best" or "worst"
     _errors: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # [2, bins]: sums of relative errors, pixels
 
-    def add(self, sample: Sample, predictions: Mapping[str, Any], judged: Sequence[str]) -> None:
-        """Look at one image; predictions by task, in user units; judged: the tasks that it is labelled for."""
-        for name in judged:
+    def add(self, sample: Sample, predictions: Mapping[str, Any], evaluated: Sequence[str]) -> None:
+        """Look at one image; predictions by task, in user units; evaluated: the tasks that it is labelled for."""
+        for name in evaluated:
             task, prediction = self.tasks[name], predictions[name]
             meter = self.meters.get(name) or task.meter(self.spaces[name])
             value = image_metric(meter, sample, prediction, task.primary_metric)
             if value is not None:
                 for kind, num in (("worst", NUM_WORST), ("best", NUM_BEST)):
-                    self._keep(name, kind, num, _Kept(sample, predictions, judged, value))
+                    self._keep(name, kind, num, _Kept(sample, predictions, evaluated, value))
             if is_depth(prediction) and sample.depth_m is not None:
                 self._add_depth(name, prediction, sample.depth_m)
 
@@ -112,7 +112,7 @@ class Evidence:
         sample, predictions = kept.sample, kept.predictions
         image = at_cell_size(sample.image, CELL_PX)
         options, spaces = DrawOptions(), recolour(self.spaces)
-        truth = {name: self.tasks[name].truth(sample) if name in kept.judged else None for name in predictions}
+        truth = {name: self.tasks[name].truth(sample) if name in kept.evaluated else None for name in predictions}
         rows = {
             row: {
                 name: draw.scaled(value, sample.image.shape[:2], image.shape[:2])

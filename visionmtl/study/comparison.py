@@ -351,14 +351,14 @@ def _with_held_out(run: Run, whole: Run, held_out: float, labels: Mapping[str, f
 
     named = list(zip(run.data.train, name_all(run.data.train), strict=True))
     common = [unnamed(one) for one in whole.data.train]
-    judging = [name for one, name in named if unnamed(one) in common] or [name for _, name in named]
+    divided = [name for one, name in named if unnamed(one) in common] or [name for _, name in named]
     data = run.data.model_copy(
         update={
             "train": [
-                part(one, name, held_out, 1, weight=one.weight, labels=labels) if name in judging else added(one, name)
+                part(one, name, held_out, 1, weight=one.weight, labels=labels) if name in divided else added(one, name)
                 for one, name in named
             ],
-            "val": [part(one, name, 0, held_out) for one, name in named if name in judging],
+            "val": [part(one, name, 0, held_out) for one, name in named if name in divided],
         }
     )
     return run.model_copy(update={"data": data})

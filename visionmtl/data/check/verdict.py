@@ -10,7 +10,7 @@ from visionmtl.data.check.survey import Checked, Seen
 _MAX_NAMES = 12
 
 
-def judge(checked: Sequence[Checked]) -> list[Finding]:
+def all_findings(checked: Sequence[Checked]) -> list[Finding]:
     """Findings over all data sets that were read. Where only some images were, nothing is said to be absent."""
     findings = [*_repeated_ids(checked), *_repeated_images(checked), *_absent(checked)]
     if all(_is_whole(data_set) for data_set in checked if data_set.role == "train"):
