@@ -55,8 +55,12 @@ class _TrainedInFloat32:
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
+_mixed: dict[type[nn.Conv2d], type[nn.Conv2d]] = {}
+"""By a kind of convolutions that which trains in float32: one, so that a copy of a module is of its class."""
+
+
 def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    return type(kind.__name__, (_TrainedInFloat32, kind), {})
+    return _mixed.setdefault(kind, type(kind.__name__, (_TrainedInFloat32, kind), {}))
 
 
 def _empty(kind: type[nn.Conv2d]) -> nn.Conv2d:
