@@ -93,7 +93,8 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 ClassName = Annotated[str, AfterValidator(composed)]
-ClassNames = Annotated[tuple[ClassName, ...], AfterValidator(_each_once)]
+ClassNames = Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_each_once)]
+MapClassNames = Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=IGNORE), AfterValidator(_each_once)]
 Missing = Literal["error", "unlabelled"]
 BoxFormat = Literal["coco", "yolo", "voc", "labelme", "instances"]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -123,7 +124,7 @@ class BoxFile(Spec):
     """A file an image."""
     format: BoxFormat | None = None
     """Default: by the ending of the path: .json coco (of `files`: labelme), .txt yolo, .xml voc, .png instances."""
-    classes: Annotated[ClassNames, Field(min_length=1, max_length=MAX_CLASSES)] | RelativePath | None = None
+    classes: ClassNames | RelativePath | None = None
     """yolo: names by number, or a data.yaml or text file with them. voc, labelme: names in their order; default: all
     that occur, by name; needed where a split may lack some. instances: the one class of all objects; or leave it to
     values."""
@@ -194,7 +195,7 @@ class LabelFiles(Spec):
     """Default: by the ending of the path, .json labelme, .txt yolo, else png."""
     outside: ClassName | None = None
     """Of polygons: the class, one of `classes`, of pixels in none of them; default: they are not labelled."""
-    classes: Annotated[ClassNames, Field(min_length=1, max_length=IGNORE)] | RelativePath | None = None
+    classes: MapClassNames | RelativePath | None = None
     """Names; or a YAML or JSON file with a list of names, or with a mapping from pixel value to name. With `colors`:
     those of its names that are classes, in their order; what has another name is ignored; default: all."""
     values: dict[PixelValue, ClassName] | None = None
@@ -278,7 +279,7 @@ class ImageLabels(Spec):
 
     file: RelativePath | None = None
     """Or a JSON object: by file name of an image, as COCO's json has it, its class or a list of its classes."""
-    classes: Annotated[ClassNames, Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+    classes: ClassNames | None = None
     """The classes in their order; default: all that occur, by name. Needed where a split may lack some."""
     space: str = "folder_image_labels"
     missing: Missing = "error"
@@ -695,8 +696,8 @@ class FolderReader(PartReader):
         if spec.chosen == "voc":
             first: int | None = spec.first_pixel
             if first is None:
-                of_split = (file(at) for at in np.flatnonzero(there).tolist())
-                first = voc.counts_from(of_split) and voc.counts_from(self._of_all_splits(spec.files or ""))
+                of_split = [file(at) for at in np.flatnonzero(there).tolist()]
+                first = voc.counts_from(dict.fromkeys([*of_split, *self._of_all_splits(spec.files or "")]))
                 why = "a box begins at 0" if first == 0 else "as in the standard"
                 self.notes.append(f"boxes: corners are counted from {first}, {why} (boxes.first_pixel)")
             begin = first
@@ -720,9 +721,12 @@ class FolderReader(PartReader):
         """The files of every split, where a path names it: what is guessed of one holds for all."""
         if "{split}" not in pattern:
             return []
-        for word, glob in {"{path}": "**/*", "{folder}": "**", "{stem}": "*", "{split}": "*"}.items():
-            pattern = pattern.replace(word, glob)
-        return sorted(self._root.glob(pattern))
+        expression = re.escape(pattern)
+        for word, one in {"{path}": ".+", "{folder}": ".+", "{stem}": "[^/]+", "{split}": "[^/]+"}.items():
+            expression = expression.replace(re.escape(word), one)
+        above = self._root / pattern.partition("{")[0].rpartition("/")[0]
+        found = above.rglob(f"*{Path(pattern).suffix}")
+        return sorted(file for file in found if re.fullmatch(expression, self._inside(file)))
 
     def _open_segmentation(self, spec: LabelFiles) -> LabelSpace:
         """Read the tables of values or colours; returns the classes."""

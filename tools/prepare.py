@@ -163,8 +163,8 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     target, listing = args.target, args.target / "data.yaml"
     if listing.exists():
         ours = listing.read_bytes().startswith(_HEAD.encode())
-        found = f"{target} holds shards already, and is" if ours else f"{listing} is none that this wrote, and is"
-        raise ValueError(f"{found} not written over; a new or unfinished folder is needed; choose another DST")
+        found = f"{target} holds shards already" if ours else f"{listing} is a file of yours"
+        raise ValueError(f"{found}, and is not written over; a new or unfinished folder is needed; choose another DST")
     source = args.source.resolve()
     if source.is_dir() and target.resolve().is_relative_to(source):
         raise ValueError(f"{target} lies in {args.source}, which is only read; a folder beside it is needed; choose it")
@@ -175,7 +175,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     for split in (args.split,) if args.split else ("train", "val"):
         specs, block[split] = getattr(data, split), []
         for dataset, spec in zip(open_datasets(specs), specs, strict=True):
-            if not stays_inside(dataset.name):
+            if not stays_inside(dataset.name) or ":" in dataset.name:
                 raise ValueError(
                     f"the data set of data.{split} is named {dataset.name!r}, which cannot be a folder; a name without "
                     "'..', ':' and '\\' is needed; set another `name`"

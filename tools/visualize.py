@@ -181,7 +181,8 @@ def _visualize(args: argparse.Namespace) -> int:
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
         predictor = _open_predictor(path, overrides, args)
         tasks = predictor.net.tasks
-        if args.depth_range and args.layout == "overlay" and {task.field for task in tasks.values()} != {"depth_m"}:
+        over_depth = {task.field for task in tasks.values()} & {"boxes", "segmentation"}
+        if args.depth_range and args.layout == "overlay" and over_depth:
             raise ValueError(
                 f"--depth-range would have no effect in an overlay of {', '.join(tasks)}: it shows depth as colours "
                 "where there is nothing else to see; add --tasks with depth alone, or leave --layout out"

@@ -109,6 +109,16 @@ def test_a_class_of_images_may_be_called_train(tmp_path):
     assert (layout.train, layout.val) == ("train", "val")
 
 
+def test_texts_that_name_no_classes_are_passed_over_and_splits_with_folders_are_splits(tmp_path):
+    for number in range(4):
+        for file in (f"train/{number}", f"val/s/{number}", f"other/{number}"):
+            write_layouts.write(tmp_path / f"images/{file}.jpg", write_layouts.photo(number))
+            write_layouts.write(tmp_path / f"depth/{file}.png", DEPTH)
+    write_layouts.write(tmp_path / "labels.txt", "What these\n\nlabels mean.\n")
+    layout = understand(tmp_path)
+    assert (layout.train, layout.val) == ("train", "val")
+
+
 def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_path):
     write_layouts.roboflow_yolo(tmp_path)
     (tmp_path / "train/labels/img0_jpg.rf.0a1b2c.txt").unlink()

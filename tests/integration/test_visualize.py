@@ -19,7 +19,7 @@ from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import open_model
 from visionmtl.inference.predictor import Predictor, picture, save_picture
 from visionmtl.io.images import read_image
-from visionmtl.io.video import read_frames, write_video
+from visionmtl.io.video import count_frames, read_frames, write_video
 from visionmtl.visualization import canvas, draw, panels
 
 SMALL = [
@@ -340,6 +340,16 @@ def test_a_video_that_does_not_fit_on_the_disk_is_told_and_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_recorded_before_a_stop_stays(tmp_path):
+    def frames():
+        yield from np.random.default_rng(0).integers(0, 256, (8, 96, 128, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "clip.mp4", frames(), 10)
+    assert count_frames(str(tmp_path / "clip.mp4")) == 8
+
+
 @pytest.mark.parametrize("rate", [0, 0.001, 65536, float("nan")])
 def test_a_rate_that_mpeg_4_does_not_hold_is_refused(tmp_path, rate):
     with pytest.raises(ValueError, match=r"MPEG-4 holds 0\.01 to 1000; choose such a rate"):
@@ -348,7 +358,7 @@ def test_a_rate_that_mpeg_4_does_not_hold_is_refused(tmp_path, rate):
 
 def test_a_picture_that_its_format_cannot_hold_leaves_no_file(tmp_path):
     wide = Image.new("RGB", (17_000, 2))
-    with pytest.raises(ValueError, match=r"17000x2 pixels in a format that holds them are needed; choose \.png"):
+    with pytest.raises(ValueError, match=r"cannot hold this picture of 17000x2 pixels .* choose \.png"):
         save_picture(tmp_path / "a.webp", wide)
     assert not list(tmp_path.iterdir())
     assert save_picture(tmp_path / "a.png", wide).exists()

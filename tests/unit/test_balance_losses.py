@@ -221,6 +221,12 @@ def test_every_method_is_in_the_table_of_the_docs():
     assert [p.id for p in found(Balance) if f"| `{p.id}`" not in text] == []
 
 
+def test_a_state_that_was_saved_without_the_last_losses_is_read():
+    saved = DWA().build({"a": 1.0, "b": 1.0}).state_dict()
+    saved.pop("latest")
+    DWA().build({"a": 1.0, "b": 1.0}).load_state_dict(saved)
+
+
 def steps_of(balancer: Any, losses: list[tuple[float, float]], apart: bool) -> list[dict[str, float]]:
     """The weights of two tasks at each step; apart: a is labelled in the first micro-batch only, b in the second."""
     found = []

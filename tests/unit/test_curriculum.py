@@ -205,6 +205,28 @@ def test_what_serves_a_task_alone_is_held_with_its_decoder(sharing: str, own: tu
         assert any(not torch.equal(trainer.net.state_dict()[key], before[key]) for key in others)
 
 
+def reached(trunk: Any, task: str) -> list[torch.nn.Parameter]:
+    """The trunk's parameters that a loss of the task reaches."""
+    trunk.zero_grad(set_to_none=True)
+    maps = trunk.split(trunk(torch.zeros(2, 3, 64, 96)))[task]
+    sum(value.sum() for value in maps.values()).backward()
+    found = [p for p in trunk.parameters() if p.grad is not None]
+    trunk.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("sharing", ["lora", "adapter", {"type": "lora_branch", "common": ["segmentation"]}])
+def test_what_tasks_share_goes_on_learning_while_one_of_them_is_held(sharing: Any):
+    settings = sharing if isinstance(sharing, dict) else {"type": sharing}
+    run = curriculum_run({"tasks": {"depth": {"start_epoch": 1}}}, model={"sharing": settings})
+    trainer = scene_run.state(run)
+    trunk = trainer.net.trunk
+    used = {id(p) for task in ("detection", "segmentation") for p in reached(trunk, task)}
+    held = {id(p) for p in trainer.held_parameters()}
+    own = {id(p) for p in reached(trunk, "depth")} - used
+    assert own and own <= held and not held & used
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

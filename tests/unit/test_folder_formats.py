@@ -485,14 +485,14 @@ def test_class_names_are_one_in_both_unicode_forms(tmp_path):
 
 
 @pytest.mark.parametrize("begin", ["0.00", "0.5"])
-def test_voc_corners_below_1_are_counted_from_0_in_all_splits(tmp_path, begin):
+@pytest.mark.parametrize("place", ["xml/{split}/{stem}.xml", "a [1]/{split}/b_{stem}.xml", "{split}/xml_{path}.xml"])
+def test_voc_corners_below_1_are_counted_from_0_in_all_splits(tmp_path, begin, place):
     for split, corner in (("train", begin), ("val", "5")):
         write(tmp_path / f"images/{split}/a.png", np.zeros((H, W, 3), np.uint8))
-        write(tmp_path / f"xml/{split}/a.xml", voc(voc_object("cup", (corner, 2, 20, 20))))
+        file = place.replace("{split}", split).replace("{stem}", "a").replace("{path}", "a")
+        write(tmp_path / file, voc(voc_object("cup", (corner, 2, 20, 20))))
     for split, corner in (("train", float(begin)), ("val", 5)):
-        reader = open_folder(
-            tmp_path, images="images/{split}/*.png", split=split, boxes={"files": "xml/{split}/{stem}.xml"}
-        )
+        reader = open_folder(tmp_path, images="images/{split}/*.png", split=split, boxes={"files": place})
         assert boxes_of(reader, 0)[0] == [[corner, 2, 20, 20]]
         assert "counted from 0" in " ".join(reader.notes)
 
@@ -503,7 +503,7 @@ def test_voc_difficult_is_a_yes_or_no(root):
     boxes = {"files": "xml/{stem}.xml"}
     assert boxes_of(open_folder(root, boxes=boxes), 0)[3] == [True]
     write(root / "xml/a.xml", voc(voc_object("cup", (1, 1, 9, 9), "<difficult>2</difficult>")))
-    with pytest.raises(ValueError, match=r"object\[0\].difficult is '2'; 0 and 1 are"):
+    with pytest.raises(ValueError, match=r"object\[0\].difficult is '2'; 0 or 1 is needed"):
         open_folder(root, boxes=boxes)
 
 
@@ -518,7 +518,7 @@ def test_depth_of_several_pages_or_half_floats_is_refused(root):
     tifffile = pytest.importorskip("tifffile")
     depth = {"files": "{stem}.tif", "metres_per_unit": 1}
     for pages, told in (
-        (np.ones((2, H, W), np.float32), "has 2 pages of one size; one image is read"),
+        (np.ones((2, H, W), np.float32), "has 2 pages, of which two or more have one size; one image is read"),
         (np.ones((H, W), np.float16), "floats in TIFF need 32 or 64 bits"),
     ):
         for name in "ab":
@@ -586,6 +586,7 @@ def test_a_label_has_no_control_characters(root):
         ("0 128 64 128 road", None), ("road 128 64 128 7", None), ("0,road,128,64,128", None), ("lane 2 1 2 3", None),
         ("road,128,64,128,7", None), ('"sky, up",0,0,0', ("sky, up", (0, 0, 0))),
         ("lane 2,1,2,3", ("lane 2", (1, 2, 3))),
+        ("road 2:1,2,3", ("road 2", (1, 2, 3))), ("1:1,2,3::", ("1", (1, 2, 3))), ("a:1,2,3:x,1,2,3", ("a", (1, 2, 3))),
         ("128, 64, 128 road", ("road", (128, 64, 128))), ("road:128,64,128::", ("road", (128, 64, 128))),
         ("1 2 3 a 4 b", ("a 4 b", (1, 2, 3))), ("road,128,64,128,flat", ("road", (128, 64, 128))),
     ],

@@ -159,6 +159,12 @@ def test_a_tar_of_the_users_is_not_written_over(tmp_path: Path):
     with pytest.raises(ValueError, match=r"000001.tar has no 000001.json beside it.*nothing of yours is written over"):
         written(settings, tmp_path / "shards")
     assert mine.read_bytes() == b"mine"
+    other = mine.with_name("000000.json")
+    mine.rename(mine.with_name("mine.tar"))
+    other.write_text("{}")
+    with pytest.raises(ValueError, match=r"000000.json has no field 'first'"):
+        written(settings, tmp_path / "shards")
+    assert other.read_text() == "{}"
 
 
 def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Path):
@@ -322,7 +328,7 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
     assert "holds shards already" in capsys.readouterr().err
     (tmp_path / "mine/data.yaml").write_text("names: [cup]\n")
     assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine")]) == 2
-    assert "data.yaml is none that this wrote" in capsys.readouterr().err
+    assert "data.yaml is a file of yours" in capsys.readouterr().err
     assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine/shards")]) == 2
     assert "which is only read; a folder beside it is needed" in capsys.readouterr().err
     assert not (tmp_path / "mine/shards").exists()

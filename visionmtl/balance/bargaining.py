@@ -35,11 +35,15 @@ class FairGrad(GramianBalance, frozen=True):
     """
 
     type: Literal["fairgrad"] = "fairgrad"
-    alpha: float = Field(2.0, ge=0.2, le=10)
-    """Beyond these ends 25 Newton steps do not reach the solution."""
+    alpha: float = Field(2.0, gt=0, description="0.2 to 10")
 
     def weighting(self, tasks: Sequence[str]) -> Weighting:
         """See the base."""
+        if not 0.2 <= self.alpha <= 10:
+            raise ValueError(
+                f"balance.alpha is {self.alpha:g}, for which 25 Newton steps do not reach the solution; 0.2 to 10 is "
+                "allowed; choose such a value"
+            )
         return lambda seen: _solve(seen, 1 / self.alpha)
 
 

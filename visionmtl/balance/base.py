@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -152,6 +152,10 @@ class _Weighted(Balancer):
         self.latest = nn.Buffer(torch.zeros(len(weights), dtype=torch.float64))
         """The last loss of each task, for micro-batches that lack its labels; 0: not seen yet."""
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}latest", torch.zeros_like(self.latest))  # older checkpoints have none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def backward(self, step: Step) -> Mapping[str, Tensor]:
         losses = torch.stack([step.losses[task] for task in self.tasks])
         values = sum_over_ranks(losses.double()) / num_ranks()
@@ -184,7 +188,9 @@ class TaskGradients:
     present: Tensor  # bool [T]: False for a task without a label in this step, or whose gradient is zero
     losses: Tensor  # float64 [T], weighted as in the config, as for a whole optimiser step
     labelled: Tensor  # bool [T], whether the step has a label of the task, perhaps in another micro-batch
-    so_far: "TaskGradients | None" = None  # of all micro-batches up to this one, which methods with a state learn from
+    so_far: "TaskGradients | None" = (
+        None  # of all micro-batches up to this one, which states learn from; None: the same
+    )
 
 
 def _seen(inner: Tensor, losses: Tensor, labelled: Tensor) -> TaskGradients:
@@ -300,11 +306,15 @@ class _Gramian(Balancer):
             inner = (rows @ rows.T).double()
             self.conflict.update(inner)
         inner = inner / (num_ranks() * step.scale) ** 2
-        sums = self.inner_sums + inner, self.loss_sums + factors * own_values
-        weights = self._weights(inner, factors * values, _flags(step, self.tasks, values.device), sums)
+        seen = _seen(inner, factors * values, labelled := _flags(step, self.tasks, values.device))
+        if step.share < 1:
+            sums = self.inner_sums + inner, self.loss_sums + factors * own_values
+            seen = replace(seen, so_far=_seen(*sums, labelled))
+        weights = self._weights(inner, seen)
         state.settle(weights.isfinite().all() if step.last else False)
-        for kept, total in zip((self.inner_sums, self.loss_sums), sums, strict=True):
-            kept.copy_(torch.zeros_like(kept) if step.last else total)
+        if step.share < 1:
+            for kept, total in zip((self.inner_sums, self.loss_sums), sums, strict=True):
+                kept.copy_(torch.zeros_like(kept) if step.last else total)
 
         for weight, of_task in zip(weights.float().unbind(), of_others, strict=True):
             learnt = [(p, gradient) for p, gradient in zip(others, of_task, strict=True) if gradient is not None]
@@ -329,8 +339,7 @@ class _Gramian(Balancer):
             values = self.initial
         return torch.where(values == 0, 1.0, values)
 
-    def _weights(self, inner: Tensor, losses: Tensor, labelled: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
-        seen = replace(_seen(inner, losses, labelled), so_far=_seen(*sums, labelled))
+    def _weights(self, inner: Tensor, seen: TaskGradients) -> Tensor:
         present = seen.present
         # a value that is not finite makes every weight NaN, so that the gradient's norm shows it and the step is
         # skipped

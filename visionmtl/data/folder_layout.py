@@ -111,11 +111,13 @@ def understand(root: Path, object_name: str = "object") -> Layout:
     photos = [group for at, group in enumerate(groups) if kinds[at] in ("photo", "channels")]
     if not photos:
         pictures = sum(file.lower().endswith(SUFFIXES) for file in files)
+        if not pictures:
+            raise ValueError(
+                f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name "
+                "the folder that holds them and their labels"
+            )
         raise ValueError(
-            f"{root} holds {len(files)} files and no photographs; images ({' '.join(SUFFIXES)}) are needed; name the "
-            "folder that holds them and their labels"
-            if not pictures
-            else f"{root} holds {pictures} pictures, and which of them are photographs no folder, ending or end of "
+            f"{root} holds {pictures} pictures, and which of them are photographs no folder, ending or end of "
             "a name tells; photographs and labels differ in one of these; move them, or, where each sample has a "
             "folder of its own, write a config with images: '{folder}/NAME.png' (docs/own_data.md)"
         )
@@ -421,7 +423,10 @@ class _Finder:
     def _listed_names(self, least: int) -> list[str]:
         for file in sorted(self._files):
             if re.search(r"(^|/)(classes|labels|class_names)\.txt$", file):
-                names = read_names(self._root / file)
+                try:
+                    names = read_names(self._root / file)
+                except ValueError:  # a text of another kind
+                    continue
                 if least <= len(names) <= 255 and len(set(names)) == len(names):
                     return [*names]
         return []
@@ -593,10 +598,13 @@ def _list(root: Path) -> list[str]:
 
 
 def _class_folders(files: Sequence[str]) -> set[str]:
-    """Folders called train, test or the like among others that hold files of that ending and are called otherwise."""
+    """Folders of a class that is called like a split: the only such name among folders with files of one ending."""
     endings: dict[str, set[str]] = defaultdict(set)
     for file in files:
-        endings[file.rpartition("/")[0]].add(Path(file).suffix.lower())
+        folder = file.rpartition("/")[0]
+        endings[folder].add(Path(file).suffix.lower())
+        while folder := folder.rpartition("/")[0]:
+            endings[folder] |= set()  # those that hold folders alone are splits, too
     beside: dict[str, list[str]] = defaultdict(list)
     for folder in endings:
         beside[folder.rpartition("/")[0]].append(folder)

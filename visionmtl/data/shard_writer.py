@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from visionmtl.config.text_files import read_object
 from visionmtl.data.stamps import stamps
 from visionmtl.data.watched_loader import WatchedLoader
 from visionmtl.data.workers import now_reading, now_resting
@@ -51,11 +52,14 @@ def write_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    if strange := sorted(tar for tar in folder.glob("*.tar") if not tar.with_suffix(".json").exists()):
-        raise ValueError(
-            f"{strange[0]} has no {strange[0].stem}.json beside it, which is written before a shard; nothing of yours "
-            "is written over; choose another folder"
-        )
+    for tar in sorted(folder.glob("[0-9]" * len(shard_name(0)) + ".tar")):
+        if not tar.with_suffix(".json").exists():
+            raise ValueError(
+                f"{tar} has no {tar.stem}.json beside it, which is written before a shard; nothing of yours is written "
+                "over; choose another folder"
+            )
+    for file in sorted(folder.glob("[0-9]" * len(shard_name(0)) + ".json")):
+        read_object(file, {"first": int, "made_of": str})  # raises for one that is not ours
     settings = spec.model_dump(mode="json", exclude={"name", "weight"})
     made_of = digest([settings, stamps(dataset).tolist(), shard_bytes])
     work = _Members(dataset)

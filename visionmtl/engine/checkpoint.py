@@ -533,7 +533,8 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], tasks: M
     """
 
     def shapes(balancer: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        return {name: value.shape for name, value in balancer.items()}
+        # older checkpoints have no `latest`, which is then as in a new run
+        return {name: value.shape for name, value in balancer.items() if name != "latest"}
 
     def groups(state: Mapping[str, Any]) -> str:
         return "+".join(str(len(group["params"])) for group in state["optimizer"]["param_groups"])

@@ -417,11 +417,21 @@ class Trainer:
         return [self.balancer, *([self.schedule] if self.schedule else [])]
 
     def held(self) -> list[nn.Module]:
-        """The modules that serve one task alone and that the curriculum keeps as they are in this epoch."""
-        held = self.schedule.held(self.epoch) if self.schedule else set()
-        trunk = self.net.trunk
-        of_each_task = [self.net.decoders, self.net.auxiliary, *(getattr(trunk, name) for name in trunk.of_each_task)]
-        return [of[task] for of in of_each_task for task in held if task in of]
+        """The modules of one task each that the curriculum keeps as they are in this epoch."""
+        return [self.net.get_submodule(name) for name in self._names_of_held()]
+
+    def held_parameters(self) -> list[nn.Parameter]:
+        """Those of `held` that no other module has, as the encoders of tasks under `lora` share theirs."""
+        names = tuple(f"{name}." for name in self._names_of_held())
+        every = list(self.net.named_parameters(remove_duplicate=False)) if names else []
+        used = {id(parameter) for name, parameter in every if not name.startswith(names)}
+        return [parameter for name, parameter in every if name.startswith(names) and id(parameter) not in used]
+
+    def _names_of_held(self) -> list[str]:
+        tasks = self.schedule.held(self.epoch) if self.schedule else set()
+        of_each_task = ["decoders", "auxiliary", *(f"trunk.{name}" for name in self.net.trunk.of_each_task)]
+        by_task = [(name, self.net.get_submodule(name)) for name in of_each_task]
+        return [f"{name}.{task}" for name, modules in by_task for task in tasks if task in modules]  # type: ignore[operator]
 
     @property
     def epoch(self) -> int:
@@ -526,9 +536,8 @@ class Trainer:
         distributed.average_gradients(self.balancer.parameters())
         if self.averages_itself:
             distributed.average_gradients(self.net.parameters())
-        for module in self.held():
-            for parameter in module.parameters():
-                parameter.grad = None  # the optimiser then leaves it as it is
+        for parameter in self.held_parameters():
+            parameter.grad = None  # the optimiser then leaves it as it is
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:
             self.extension.penalty.add_gradients()

@@ -25,7 +25,7 @@ class Expectation:
         """Raises ArgumentTypeError with the grammar."""
         number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
         match = re.fullmatch(rf"([^<>=]+/[^<>=]+?)\s*(>=|<=|=)\s*({number})(?:\+-({number}))?", text)
-        if not match or (match[2] == "=") != bool(match[4]):
+        if not match or match[1].endswith("/") or (match[2] == "=") != bool(match[4]):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no expectation; allowed are TASK/METRIC>=X, TASK/METRIC<=X and TASK/METRIC=X+-Y; "
                 "write for instance segmentation/miou>=0.7"

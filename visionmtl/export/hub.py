@@ -77,7 +77,7 @@ def save_pretrained(
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
     measured = _read_results(Path(results) if results else _newest_results(opened))
-    card = model_card(opened, measured, licence, repo or folder.name)
+    card = model_card(opened, measured, licence, repo or folder.resolve().name)
     folder.mkdir(parents=True, exist_ok=True)
     settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")), half)
     write_json(folder / CONFIG, settings)
@@ -200,7 +200,7 @@ def _stripped(value: Any, root: str) -> Any:
 
 
 _OF_TRAINING = re.compile(r"(best|last|step-\d+)\.pt")
-_WHERE = re.compile(r"data\.((train|val)\.\d+\.)?(root|workers|batch_size|timeout_s)=")
+_WHERE = re.compile(r"data\.((train|val)\.\d+\.(of\.)*)?(root|workers|batch_size|timeout_s)=")
 """Settings that do not change what is judged: where the data lie, and how they are read."""
 
 

@@ -217,15 +217,17 @@ class Result:
         folder and ending, of a frame NAME#NUMBER, of a sample its id.
         """
         boxes = self._boxes("to_coco")
-        given = _image_id(str(self.source)) if image_id is None and self.source is not None else image_id
-        if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
+        given: Any = _image_id(str(self.source)) if image_id is None and self.source is not None else image_id
+        is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
+        given = int(given) if is_number else given
+        if not is_number and (not isinstance(given, str) or not given):
             why = "the image came from memory" if image_id is None else f"image_id is {image_id!r}"
             raise ValueError(
                 f"{why}, so its entries have no image_id; COCO results need a text or a whole number; give it as "
                 "to_coco(image_id)"
             )
         found = Detections(boxes.xyxy, boxes.scores, boxes.labels)
-        return rows_of(str(given), found, self.space("boxes"), boxes._columns)
+        return rows_of(given, found, self.space("boxes"), boxes._columns)
 
     def to_supervision(self, min_score: float = 0.0) -> Any:
         """The boxes as `supervision.Detections`, for its annotators, trackers and zones; extra `supervision`.
@@ -269,8 +271,8 @@ def save_picture(path: Path, drawn: Image.Image) -> Path:
         drawn.save(buffer, format=picture_format(path))
     except (ValueError, OSError) as error:  # WebP holds 16,383 pixels a side
         raise ValueError(
-            f"{path} cannot be written: {error}; {drawn.width}x{drawn.height} pixels in a format that holds them are "
-            "needed; choose .png"
+            f"{path} cannot hold this picture of {drawn.width}x{drawn.height} pixels ({drawn.mode}): {error}; a format "
+            "that can is needed; choose .png"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -280,7 +282,7 @@ def save_picture(path: Path, drawn: Image.Image) -> Path:
     try:
         with atomic_write(path, num_bytes=buffer.tell()) as file:
             file.write(buffer.getvalue())
-    except OSError:
+    except BaseException:  # Ctrl-C, too, leaves no empty file in the way of the next try
         path.unlink(missing_ok=True)
         raise
     return path

@@ -111,9 +111,11 @@ def _check_colors(file: Path | str, content: bytes) -> None:
 def _several_pages(opened: Image.Image) -> str:
     """What is wrong with a file of which decoders would take the first page in silence; smaller previews may follow."""
     size, pages = opened.size, getattr(opened, "n_frames", 1)
-    if pages > 1:
-        opened.seek(1)
-    return f"has {pages} pages of one size" if pages > 1 and opened.size == size else ""
+    for page in range(1, pages):
+        opened.seek(page)
+        if opened.size == size:
+            return f"has {pages} pages, of which two or more have one size"
+    return ""
 
 
 def image_size(file: Path, upright: bool) -> tuple[int, int]:
@@ -227,7 +229,7 @@ def read_stored(file: Path) -> NDArray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             found = _several_pages(opened)
     except PILLOW_ERRORS:  # floats of 64 bits, which OpenCV reads
-        found = ""
+        found = f"has {pages} pages" if (pages := cv2.imcount(str(file))) > 1 else ""
     if found:
         raise ValueError(f"{file} {found}; one image is read, and none is left out in silence; write it as a file each")
     try:

@@ -20,6 +20,9 @@ Color = tuple[int, int, int]
 
 _UNKNOWN = -1
 _NUMBERS = r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})"
+_CVAT = re.compile(
+    r"([^:]*[^:\s])\s*:\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(?::.*)?"
+)  # name:r,g,b:parts:actions
 _COLOR_FIRST = re.compile(rf"{_NUMBERS}[\s,;:]+(.*\S)")
 _COLOR_LAST = re.compile(rf"(.*?\S)\s*[,;:\t ]\s*{_NUMBERS}(?:\s*[:;,].*)?")
 
@@ -184,6 +187,8 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
 
 def _named_color(text: str) -> tuple[str, Sequence[str]]:
     """The name and the three numbers of a line; "" and nothing where it cannot be told which they are."""
+    if of_cvat := _CVAT.fullmatch(text):
+        return composed(of_cvat[1].strip()), of_cvat.groups()[1:4]
     fields = [field.strip() for field in next(csv.reader([text], skipinitialspace=True))]
     numbers = [at for at, field in enumerate(fields) if re.fullmatch(r"\d{1,3}", field)]
     if len(numbers) > 2:  # with commas: a name may hold anything, and text may follow

@@ -235,8 +235,9 @@ def leads_out(name: str) -> bool:
 
 def stays_inside(name: str) -> bool:
     """Whether a relative path with / names something inside its folder, in one way only: no `..`, `.` or `//`."""
-    is_drive = name[1:2] == ":" and (len(name) == 2 or name[2] == "/")
-    if "\\" in name or "\0" in name or is_drive or not is_unicode(name):
+    # on Windows C:name is relative to the folder of a drive, and name:stream another stream of a file
+    leaves = ":" in name and (os.name == "nt" or name[1:3] in (":", ":/"))
+    if "\\" in name or "\0" in name or leaves or not is_unicode(name):
         return False
     return not any(part in ("", ".", "..") for part in name.split("/"))
 

@@ -13,6 +13,9 @@ SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 WRITTEN = (".mp4", ".mkv", ".mov", ".avi", ".m4v")
 """Those that hold MPEG-4 part 2."""
 
+_MIN_RATE, _MAX_RATE = 0.01, 1000
+"""Frames a second that MPEG-4 holds."""
+
 
 def is_video(source: str) -> bool:
     """Whether `source` names a video file by its suffix, or a camera as camera:0."""
@@ -20,7 +23,10 @@ def is_video(source: str) -> bool:
 
 
 def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
-    """Frames a second (25 where the source does not say), and the frames, uint8 [H, W, 3] RGB, until it ends."""
+    """Frames a second, and the frames, uint8 [H, W, 3] RGB, until it ends.
+
+    25 where the source says none, or such as MPEG-4 does not hold.
+    """
     camera = source.removeprefix("camera:") if source.startswith("camera:") else None
     if camera is not None and not camera.isdecimal():
         raise ValueError(f"{source!r} names no camera; camera:0 is the first, camera:1 the second; correct the number")
@@ -32,7 +38,8 @@ def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
             f"{source} cannot be opened as a video; a {'/'.join(s[1:] for s in SUFFIXES)} file or a camera that is "
             "plugged in is needed; check the path, or convert it with ffmpeg"
         )
-    return capture.get(cv2.CAP_PROP_FPS) or 25.0, _frames(capture)
+    told = capture.get(cv2.CAP_PROP_FPS)
+    return told if _MIN_RATE <= told <= _MAX_RATE else 25.0, _frames(capture)
 
 
 def count_frames(source: str) -> int | None:
@@ -65,12 +72,12 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: f
     """
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{path} is to be a video; {' '.join(WRITTEN)} can be written; choose such an ending")
-    if not 0.01 <= frames_per_s <= 1000:
+    if not _MIN_RATE <= frames_per_s <= _MAX_RATE:
         raise ValueError(
             f"{path} is to have {frames_per_s:g} frames a second; MPEG-4 holds 0.01 to 1000; choose such a rate"
         )
     writer: cv2.VideoWriter | None = None
-    count, is_whole = 0, False
+    count = 0
     try:
         for frame in frames:
             if writer is None:
@@ -86,17 +93,14 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: f
             sheet[: part.shape[0], : part.shape[1]] = part
             writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
             count += 1
-        if writer is None:
-            return 0
-        writer.release()  # which tells nothing, as `write` does
-        if (num_read := count_frames(str(path))) != count:
-            raise ValueError(
-                f"{path} holds {num_read or 0} of {count} frames and is removed; room for the whole file is needed; "
-                "make room, or choose another disk"
-            )
-        is_whole = True
-    finally:
-        if writer is not None and not is_whole:
+    finally:  # also of a camera that is stopped: what was recorded stays
+        if writer is not None:
             writer.release()
-            path.unlink(missing_ok=True)
+    # neither `write` nor `release` tells of a full disk
+    if writer is not None and (num_read := count_frames(str(path))) != count:
+        path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path} holds {num_read or 0} of {count} frames and is removed; room for the whole file is needed; make "
+            "room, or choose another disk"
+        )
     return count

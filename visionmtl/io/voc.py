@@ -14,7 +14,7 @@ from visionmtl.structures import has_controls
 _DIFFICULT = "objects are `difficult`: neither hit nor miss, as in VOC's own evaluation"
 _NO_SIZE = "files do not give the size of their image (it is not compared)"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
 
 _MAX_BYTES = 64_000_000
 
@@ -53,7 +53,7 @@ def read_objects(file: Path, first_pixel: int) -> ImageObjects:
         x1, y1, x2, y2 = (_number(file, f"{place}.{key}", box.findtext(key)) for key in _CORNERS)
         difficult = _FLAGS.get(flag := (entry.findtext("difficult") or "0").strip().lower())
         if difficult is None:
-            raise bad_entry(file, f"{place}.difficult", flag, "0 and 1 are")
+            raise bad_entry(file, f"{place}.difficult", flag, "0 or 1 is needed")
         objects.append(LabelledObject(name, (x1 - first_pixel, y1 - first_pixel, x2, y2), crowd=difficult))
     counts = {_DIFFICULT: sum(one.crowd for one in objects), _NO_SIZE: int(not height or not width)}
     known = (int(height), int(width)) if height and width else (0, 0)

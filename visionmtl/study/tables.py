@@ -40,10 +40,12 @@ def changes(results: Results, references: Mapping[str, Results], metrics: Metric
 
 def _in_all(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, dict[str, float]]]:
     """The changes by task and metric that every seed has: a mean over others would be of something else."""
-    everywhere = [(task, metric) for task in (seeds[0] if seeds else {}) for metric in seeds[0][task]]
-    everywhere = [key for key in everywhere if all(key[1] in one.get(key[0], ()) for one in seeds)]
-    tasks = dict.fromkeys(task for task, _ in everywhere)
-    return [{task: {m: one[task][m] for of, m in everywhere if of == task} for task in tasks} for one in seeds]
+    first, *others = seeds or [{}]
+    common = {
+        task: [metric for metric in of_task if all(metric in other.get(task, ()) for other in others)]
+        for task, of_task in first.items()
+    }
+    return [{task: {m: one[task][m] for m in metrics} for task, metrics in common.items() if metrics} for one in seeds]
 
 
 @dataclass(frozen=True)

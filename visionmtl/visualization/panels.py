@@ -188,10 +188,11 @@ def draw_overlay(
         space = spaces[name]
         assert space is not None
         picture = draw.draw_boxes(picture, draw.scaled(value, size, new), space, options.min_score)
-    depth = {name: draw.scaled(value, size, new) for name, value in values.items() if is_depth(value)}
-    for name, value in depth.items() if not legend and not boxes else ():
+    depth = next((name for name, value in values.items() if is_depth(value)), None)
+    if depth is not None and not legend and not boxes:
+        value = draw.scaled(values[depth], size, new)
         if tasks is not None:
-            return tasks[name].draw(picture, value, None, options)
+            return tasks[depth].draw(picture, value, None, options)
         limits = () if options.depth_range_m in (None, "auto") else options.depth_range_m
         return draw.draw_depth(picture, value, *limits)
     if not legend:

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def rows_of(
-    image_id: str, detections: Detections, space: LabelSpace, columns: Mapping[str, NDArray[Any]] | None = None
+    image_id: str | int, detections: Detections, space: LabelSpace, columns: Mapping[str, NDArray[Any]] | None = None
 ) -> list[Row]:
     """The boxes of one image as COCO wants them: a number for an image id that is one, official category ids.
 
@@ -27,9 +27,10 @@ def rows_of(
     xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
     ids = space.ids or tuple(range(len(space.classes)))
     # digits of other scripts, and more than 64 bits hold, are names: JSON readers would make another number of them
-    number = int(image_id) if image_id.isascii() and image_id.isdecimal() and len(image_id) <= 18 else image_id
+    if isinstance(image_id, str) and image_id.isascii() and image_id.isdecimal() and len(image_id) <= 18:
+        image_id = int(image_id)
     rows = [
-        {"image_id": number, "category_id": ids[label], "bbox": box, "score": score}
+        {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
         for box, label, score in zip(xywh, detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
     for name, values in (columns or {}).items():

@@ -37,14 +37,6 @@ class Head(Configurable, package="visionmtl.modeling.heads"):
     separable: bool = False
 
     @model_validator(mode="after")
-    def _finest_first(self) -> Self:
-        if list(self.levels) != sorted(self.levels):
-            raise ValueError(
-                f"levels of the head are {self.levels}; the finest comes first; write {tuple(sorted(self.levels))}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _towers_have_channels(self) -> Self:
         if self.channels and not self.num_convs:
             raise ValueError(

@@ -4,10 +4,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
+from typing_extensions import Self
 
 from visionmtl.modeling.heads.base import DecoupledHead, Head, RawBoxes, one_hot
 from visionmtl.ops.assignment import fcos
@@ -22,6 +23,14 @@ class FCOS(Head, frozen=True):
     radius: float = Field(1.5, gt=0, description="centre sampling radius in strides")
     focal_alpha: float = Field(0.25, gt=0, lt=1)
     focal_gamma: float = Field(2.0, ge=0)
+
+    @model_validator(mode="after")
+    def _finest_first(self) -> Self:
+        if list(self.levels) != sorted(self.levels):
+            raise ValueError(
+                f"levels of the head are {self.levels}; the finest comes first; write {tuple(sorted(self.levels))}"
+            )
+        return self
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
         return DecoupledHead(self, channels, num_classes, 4, prior=0.01, with_quality=True)

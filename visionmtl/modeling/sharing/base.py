@@ -62,7 +62,7 @@ class Trunk(nn.Module):
     initial_weight: float = 1.0
     """Factor of the losses of initial predictions."""
     of_each_task: tuple[str, ...] = ()
-    """Names of ModuleDicts by task whose modules serve no other task."""
+    """Names of ModuleDicts by task whose modules run for no other task; their parameters may be those of others."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
