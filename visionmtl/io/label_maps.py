@@ -185,20 +185,45 @@ def color_file(file: Path) -> dict[str, tuple[Color, ...]]:
     return colors
 
 
-def _named_color(text: str) -> tuple[str, Sequence[str]]:
+_Named = tuple[str, Sequence[str]]
+"""A name and its three numbers as text."""
+
+
+def _named_color(text: str) -> _Named:
     """The name and the three numbers of a line; "" and nothing where it cannot be told which they are."""
     if of_cvat := _CVAT.fullmatch(text):
-        return composed(of_cvat[1].strip()), of_cvat.groups()[1:4]
+        found: _Named = of_cvat[1], of_cvat.groups()[1:4]
+    else:
+        found = _by_commas(text) or _numbers_first(text) or _name_first(text) or ("", ())
+    return composed(found[0].strip()), found[1]
+
+
+def _by_commas(text: str) -> _Named | None:
+    """`name,r,g,b` or `r,g,b,name`: the name may hold anything, and text may follow; "" with a fourth number."""
     fields = [field.strip() for field in next(csv.reader([text], skipinitialspace=True))]
     numbers = [at for at, field in enumerate(fields) if re.fullmatch(r"\d{1,3}", field)]
-    if len(numbers) > 2:  # with commas: a name may hold anything, and text may follow
-        names = [field for field in fields[: numbers[0]] or fields[numbers[-1] + 1 :] if field]
-        sound = len(numbers) == 3 and numbers[2] - numbers[0] == 2 and len(names) == 1
-        return (composed(names[0]), [fields[at] for at in numbers]) if sound else ("", ())
-    first, last = _COLOR_FIRST.fullmatch(text), _COLOR_LAST.fullmatch(text)
-    name, rgb = (first[4], first.groups()[:3]) if first else (last[1], last.groups()[1:4]) if last else ("", ())
-    has_fourth = re.match(r"\d+([\s,;]|$)" if first else r".*[\s,;]\d+$|\d+$", name)
-    return ("", ()) if has_fourth else (composed(name.strip()), rgb)
+    if len(numbers) < 3:
+        return None
+    names = [field for field in fields[: numbers[0]] or fields[numbers[-1] + 1 :] if field]
+    if len(numbers) > 3 or numbers[2] - numbers[0] != 2 or len(names) != 1:
+        return "", ()
+    return names[0], [fields[at] for at in numbers]
+
+
+def _numbers_first(text: str) -> _Named | None:
+    """`r g b name`; "" where the name begins with a number, which may be one of the colour's."""
+    match = _COLOR_FIRST.fullmatch(text)
+    if match is None:
+        return None
+    return ("", ()) if re.match(r"\d+([\s,;]|$)", match[4]) else (match[4], match.groups()[:3])
+
+
+def _name_first(text: str) -> _Named | None:
+    """`name r g b`; "" where the name ends with a number."""
+    match = _COLOR_LAST.fullmatch(text)
+    if match is None:
+        return None
+    return ("", ()) if re.search(r"(^|[\s,;])\d+$", match[1]) else (match[1], match.groups()[1:4])
 
 
 def color_table(colors: Mapping[str, Sequence[Color]], classes: Sequence[str], ignore: Iterable[Color]) -> Colors:

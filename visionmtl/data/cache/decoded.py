@@ -45,7 +45,7 @@ NUM_PROBES = 8
 
 _Item = tuple[Parts, Size, int]
 _NO_IMAGE: _Item = ({}, (0, 0), 1)
-_BEAR_NONE = BadFiles(limit=0)
+_TOLERATE_NONE = BadFiles(limit=0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def with_cache(
     size: Size,
     max_zoom: float,
     workers: int,
-    bad_files: BadFiles = _BEAR_NONE,
+    bad_files: BadFiles = _TOLERATE_NONE,
 ) -> list[NamedDataset]:
     """The sources, read from caches in `folder`; those that are not there yet are written first, one process a machine.
 
@@ -200,7 +200,7 @@ def _write(folder: Path, stem: str, source: NamedDataset, work: "_Packing", work
     unfinished.mkdir()
     try:
         extra = {"stamps": stamps(source), "fields": np.array([name.encode() for name in sorted(work.fields)], "S16")}
-        pack(unfinished, work.borne(_shown(work.items(workers), len(source), console), source), extra)
+        pack(unfinished, work.tolerated(_shown(work.items(workers), len(source), console), source), extra)
         target = folder / f"{stem}-{uuid.uuid4().hex[:6]}"
         unfinished.rename(target)
     finally:
@@ -227,7 +227,7 @@ class _Packing:
         reader: DatasetReader,
         fields: frozenset[str],
         choose_scale: JpegScale | list[int],
-        bad_files: BadFiles = _BEAR_NONE,
+        bad_files: BadFiles = _TOLERATE_NONE,
     ) -> None:
         """choose_scale: gives the divisor of an image; or the divisor of each."""
         self.fields = fields
@@ -269,7 +269,7 @@ class _Packing:
         )
         return iter(loader)
 
-    def borne(self, items: Iterator[_Item | str], source: NamedDataset) -> Iterator[_Item]:
+    def tolerated(self, items: Iterator[_Item | str], source: NamedDataset) -> Iterator[_Item]:
         """The same, with an empty place for each that cannot be read. Raises ValueError for one more than may be."""
         errors: list[str] = []
         for item in items:
