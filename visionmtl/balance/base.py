@@ -27,12 +27,14 @@ class Step:
     share: float = 1.0  # 1 / number of micro-batches; the losses are divided already
     last: bool = True  # whether it is the last micro-batch of its optimiser step: then methods update their state
     shared_parameters: Sequence[nn.Parameter] = ()  # what more than one task's loss reaches
-    joins_tasks: bool = False  # whether losses of two tasks pass through one module behind the cut (PAD-Net, MMoE, one
-    # dense decoder): backward then needs retain_graph
+    joins_tasks: bool = False
+    """Whether losses of two tasks pass through one module behind the cut (PAD-Net, MMoE, one dense decoder): backward
+    then needs retain_graph."""
     levels: Sequence[int] = ()  # of `shared`, where the graph is cut
     parameters: Sequence[nn.Parameter] = ()  # all that the losses reach; looked at by `rescales_decoder_gradients`
-    label_shares: Mapping[str, Tensor] | None = None  # by task: of the step's labelled images those in this
-    # micro-batch; None: `share` of each. A loss / its share estimates that of the whole step
+    label_shares: Mapping[str, Tensor] | None = None
+    """By task, which part of the step's labelled images this micro-batch has; None: `share` of each. A loss divided by
+    it estimates that of the whole step."""
 
 
 class Balancer(nn.Module):
@@ -188,9 +190,8 @@ class TaskGradients:
     present: Tensor  # bool [T]: False for a task without a label in this step, or whose gradient is zero
     losses: Tensor  # float64 [T], weighted as in the config, as for a whole optimiser step
     labelled: Tensor  # bool [T], whether the step has a label of the task, perhaps in another micro-batch
-    so_far: "TaskGradients | None" = (
-        None  # of all micro-batches up to this one, which states learn from; None: the same
-    )
+    so_far: "TaskGradients | None" = None
+    """Of all micro-batches up to this one, which states learn from; None: this one is the whole step."""
 
 
 def _seen(inner: Tensor, losses: Tensor, labelled: Tensor) -> TaskGradients:
