@@ -428,7 +428,8 @@ class Trainer:
         return [parameter for name, parameter in every if name.startswith(names) and id(parameter) not in used]
 
     def _names_of_held(self) -> list[str]:
-        tasks = self.schedule.held(self.epoch) if self.schedule else set()
+        if not self.schedule or not (tasks := self.schedule.held(self.epoch)):  # as in nearly every step
+            return []
         of_each_task = ["decoders", "auxiliary", *(f"trunk.{name}" for name in self.net.trunk.of_each_task)]
         by_task = [(name, self.net.get_submodule(name)) for name in of_each_task]
         return [f"{name}.{task}" for name, modules in by_task for task in tasks if task in modules]  # type: ignore[operator]

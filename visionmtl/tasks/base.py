@@ -124,7 +124,7 @@ class Task(Configurable, package="visionmtl.tasks"):
         return {}
 
     def early(self) -> "tuple[float, Task] | None":
-        """The task whose `loss` replaces this one's at first, and up to which share of the epochs; None: no such phase.
+        """Up to which share of the epochs another task's `loss` replaces this one's, and that task; None: never.
 
         Nothing but `loss` may differ between the two, and `count` gives the totals of both.
         """
