@@ -215,7 +215,7 @@ def test_no_loss_copies_between_host_and_device(task: Task):
 
 def test_the_fused_cross_entropy_does_not_wait_inside(monkeypatch: pytest.MonkeyPatch):
     """For the checks above it is one operator."""
-    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(fused, "CACHED_ELEMENTS", 100)
     logits, classes = torch.zeros(2, 3, 8, 4), torch.zeros(2, 32, 16, dtype=torch.uint8)
     with Waits() as waits:
         fused.value_and_gradient(logits, classes, torch.ones(3), torch.full((1, 3), 0.1 / 3), 255, 0.1)

@@ -9,7 +9,9 @@ from torch import nn
 from visionmtl.engine.optim import (
     Ema,
     build_optimizer,
+    clip_next_step,
     layers,
+    load_moments,
     lr_factor,
     num_warmup_steps,
     parameter_groups,
@@ -198,6 +200,65 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(settings: dict, monkeypatc
             optimizer.step()
         weights.append(layer.weight.detach())
     assert weights[0].isfinite().all() and torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("largest", [0.5, 1e3])
+def test_a_clipped_step_is_that_of_clipped_gradients(name: str, largest: float):
+    torch.manual_seed(0)
+    weights, norms = [], []
+    gradients = torch.randn(3, 4, 3, 3, 3)
+    for clipped_by_torch in (True, False):
+        layer = nn.Conv2d(3, 4, 3, bias=False)
+        nn.init.ones_(layer.weight)
+        optimizer = build_optimizer(Optim(name=name, lr=0.1), layer)
+        for gradient in gradients:
+            layer.weight.grad = gradient.clone()
+            if clipped_by_torch:
+                norms.append(nn.utils.clip_grad_norm_(layer.parameters(), largest))
+            else:
+                norms.append(clip_next_step(optimizer, largest))
+            optimizer.step()
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(*weights)
+    torch.testing.assert_close(norms[:3], norms[3:])
+    torch.testing.assert_close(norms[0], gradients[0].square().sum().sqrt())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_steps_do_not_depend_on_how_weights_and_moments_lie_in_memory(name: str):
+    torch.manual_seed(0)
+    gradients, start = torch.randn(4, 5, 3, 2, 4), torch.randn(5, 3, 2, 4)
+    spec, ends = Optim(name=name, lr=0.1), []
+    for before in (torch.contiguous_format, torch.channels_last):
+        for after in (torch.contiguous_format, torch.channels_last):
+            layer = nn.Conv2d(3, 5, (2, 4), bias=False)
+            layer.weight.data.copy_(start)
+            layer.to(memory_format=before)
+            optimizer = build_optimizer(spec, layer)
+            for number, gradient in enumerate(gradients):
+                if number == 2:
+                    moments = optimizer.state_dict()
+                    layer.to(memory_format=after)
+                    optimizer = build_optimizer(spec, layer)
+                    load_moments(optimizer, moments)
+                layer.weight.grad = torch.empty_like(layer.weight).copy_(gradient)
+                optimizer.step()
+            ends.append(layer.weight.detach().clone())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0])
+
+
+def test_adamw_reads_a_gradient_that_does_not_lie_as_its_weight():
+    torch.manual_seed(0)
+    gradient, ends = torch.randn(5, 3, 2, 4), []
+    for gradient_format in (torch.channels_last, torch.contiguous_format):
+        layer = nn.Conv2d(3, 5, (2, 4), bias=False).to(memory_format=torch.channels_last)
+        nn.init.ones_(layer.weight)
+        layer.weight.grad = gradient.contiguous(memory_format=gradient_format)
+        build_optimizer(Optim(lr=0.1), layer).step()
+        ends.append(layer.weight.detach())
+    assert torch.equal(*ends)
 
 
 def test_warm_up_is_linear_and_counts_steps_or_epochs():

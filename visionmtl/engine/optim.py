@@ -74,7 +74,71 @@ def build_optimizer(spec: Optim, net: nn.Module, balancer: nn.Module | None = No
                 for parameter in group["params"]:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
+    return _AdamW(groups, lr=spec.lr, betas=spec.betas or (0.9, 0.999), fused=True)
+
+
+class _AdamW(torch.optim.AdamW):
+    """torch's, which on a CPU is shown weights of convolutions in channels_last as they lie in memory.
+
+    There torch (2.15) copies every gradient that is not contiguous, a fiftieth of a step of ResNet-50, does not read
+    the copy, and takes gradient and moments for arranged like the weight, whatever they are.
+    """
+
+    def _init_group(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], *moments: list[Tensor]
+    ) -> bool:
+        found: bool = super()._init_group(group, weights, gradients, *moments)
+        for at, weight in enumerate(weights):
+            if weight.device.type == "cpu" and weight.dim() == 4 and not weight.is_contiguous():
+                weights[at], gradients[at] = _rows(weight), _rows(gradients[at]).contiguous()
+                for tensors in moments:
+                    if tensors and tensors[at].dim() == 4:  # else the number of steps
+                        tensors[at] = _rows(tensors[at])
+        return found
+
+
+def _rows(kernel: Tensor) -> Tensor:
+    """A convolution's weight in channels_last, as it lies in memory: [out, in, h, w] -> [out, h, w, in]."""
+    return kernel.permute(0, 2, 3, 1)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take the moments of a checkpoint; learning rates and decay stay those of `optimizer`.
+
+    Fused kernels read moments in the memory order of their weight, which another run may have stored otherwise.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def clip_next_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """Let the next step see gradients whose L2 norm, all together, is `largest` at most. Returns the norm before.
+
+    What `torch.nn.utils.clip_grad_norm_` does; fused optimisers divide as they read, which saves a pass over memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not optimizer.defaults["fused"]:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    elif largest < math.inf:
+        optimizer.grad_scale = ((norm + 1e-6) / largest).clamp(min=1)  # type: ignore[attr-defined]
+    return norm
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The L2 norm of all of them together."""
+    if all(own_share(one) is one and one.device.type == "cpu" and one.dtype == torch.float32 for one in gradients):
+        # a product with itself runs at the speed of memory, twice that of torch's vector_norm (2.15)
+        flat = [(_rows(one) if one.dim() == 4 and not one.is_contiguous() else one).reshape(-1) for one in gradients]
+        return torch.stack([one.dot(one) for one in flat]).sum().sqrt() if flat else torch.zeros(())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # DTensor
 
 
 def skip_next_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from visionmtl.engine.capture import FORMAT, KIND
 from visionmtl.engine.distributed import Ranks, choose_device
 from visionmtl.engine.nonfinite import largest_weight
+from visionmtl.engine.optim import load_moments
 from visionmtl.engine.position import Continuation
 from visionmtl.engine.trainer import Trainer
 from visionmtl.io.tensor_files import READING_FAILS, read_archive
@@ -107,7 +108,7 @@ def _trainer(state: Mapping[str, Any], path: Path, ranks: Ranks) -> Trainer:
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     trainer = Trainer(run, net.to(ranks.device), ranks)
     trainer.net.load_state_dict(state["net"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    load_moments(trainer.optimizer, state["optimizer"])
     trainer.balancer.load_state_dict(state["balancer"])
     if trainer.schedule:
         trainer.schedule.load_state_dict(state["curriculum"])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from visionmtl.balance.base import Step
@@ -54,6 +53,8 @@ from visionmtl.engine.nonfinite import FiniteGuard, check_weights, largest_weigh
 from visionmtl.engine.optim import (
     Ema,
     build_optimizer,
+    clip_next_step,
+    load_moments,
     lr_factor,
     milestone_steps,
     num_warmup_steps,
@@ -542,9 +543,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         if self.extension and self.extension.penalty:
             self.extension.penalty.add_gradients()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.run.optim.clip_norm or math.inf)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = clip_next_step(self.optimizer, self.run.optim.clip_norm or math.inf)
         undo = self.finite.must_undo(self.state.step + 1, norm, losses)
         skip_next_step(self.optimizer, undo)
         self.optimizer.step()  # not by the scaler, which looks at the gradients alone
@@ -1002,7 +1001,7 @@ class Trainer:
                 self.ema.updates = int(state["ema"]["updates"])
         else:
             self.net.load_state_dict(state["net"])
-            self._load_moments(state["optimizer"])
+            load_moments(self.optimizer, state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
         self.balancer.load_state_dict(state["balancer"])
@@ -1012,18 +1011,6 @@ class Trainer:
         if counted := state.get("not_finite"):  # older files have none
             self.finite.resume(counted)
         self.state.step, self.state.best = state["step"], state["best"]
-
-    def _load_moments(self, state: dict[str, Any]) -> None:
-        """Moments come from the checkpoint; rates and decay from this start's config."""
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)
-        # fused kernels read moments in the memory order of their parameter, which another run may have stored otherwise
-        for parameter, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                if value.shape == parameter.shape and value.stride() != parameter.stride():
-                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     # ---- for people ----
 

@@ -13,6 +13,8 @@ CHUNK_ELEMENTS = 2**22
 """Logits upsampled at a time (16 MB in float32), in whole rows of cells; a map up to this size is done in one go."""
 MAX_CHUNKS = 8
 """Larger maps are cut into this many: by then the memory is small, and more would only be more kernels to launch."""
+CACHED_ELEMENTS = 2**20
+"""The same on a CPU, however large the map: what its cache holds (4 MB) is taken up again by the next operation."""
 
 
 def upsampled_cross_entropy(
@@ -69,7 +71,9 @@ def value_and_gradient(
         from visionmtl.ops import fused_kernel
 
         return fused_kernel.value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
-    chunks = min(-(-num_classes * classes.numel() // CHUNK_ELEMENTS), MAX_CHUNKS)
+    elements = num_classes * classes.numel()
+    on_cpu = logits.device.type == "cpu"
+    chunks = -(-elements // CACHED_ELEMENTS) if on_cpu else min(-(-elements // CHUNK_ELEMENTS), MAX_CHUNKS)
     rows = -(-height // max(chunks, 1))
     total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
     for top in range(0, height, rows):
