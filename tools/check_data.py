@@ -50,8 +50,8 @@ def _check(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     # here, not above: they import torch, for which --help need not wait
     from PIL import Image
-    from rich.console import Console
 
+    from visionmtl.config.console import Console
     from visionmtl.data.check.sheet import draw_sheet
     from visionmtl.data.check.survey import choose_processes, open_data_sets, plan, read_all
     from visionmtl.data.check.taught import taught
@@ -59,7 +59,7 @@ def _report(args: argparse.Namespace) -> int:
     from visionmtl.data.check.verdict import all_findings
     from visionmtl.run import load_data, load_union_tasks
 
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
     data, tasks = load_data(args.config, args.overrides), load_union_tasks(args.config, args.overrides)
     checked = open_data_sets(data)
     images = plan(checked, args.limit)

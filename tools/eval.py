@@ -368,8 +368,9 @@ def _show_classes(name: str, result: Mapping[str, Any]) -> None:
 
 
 def _show_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from visionmtl.config.console import Console
 
     columns = list(next(iter(rows.values())))
     table = Table(title, *columns)

@@ -154,6 +154,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     import yaml
     from rich.progress import Progress
 
+    from visionmtl.config.console import Console
     from visionmtl.data.shard_writer import write_shards
     from visionmtl.data.workers import choose_workers
     from visionmtl.datasets import open_datasets
@@ -180,7 +181,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
                     f"the data set of data.{split} is named {dataset.name!r}, which cannot be a folder; a name without "
                     "'..', ':' and '\\' is needed; set another `name`"
                 )
-            with Progress() as progress:
+            with Progress(console=Console()) as progress:
                 bar = progress.add_task(f"{split} {dataset.name}", total=len(dataset))
                 on_sample = partial(progress.advance, bar)
                 folder = target / split / dataset.name
@@ -214,6 +215,7 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
     """One image in memory at a time; meta.json comes last, so that a folder without it is known to be unfinished."""
     from rich.progress import track
 
+    from visionmtl.config.console import Console
     from visionmtl.datasets.nyuv2 import SCENE_FILE, SCENE_TYPES
     from visionmtl.datasets.nyuv2_mat import Official
 
@@ -226,7 +228,7 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
             continue
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
-        for number in track(numbers.tolist(), description=split):
+        for number in track(numbers.tolist(), description=split, console=Console()):
             size = _write_pixels(official, number, split, target)
             images.append({"id": number, "file_name": f"{number:04}.png", "width": size[1], "height": size[0]})
             objects.extend(_annotations(official, number, first_id=len(objects) + 1))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -346,8 +347,9 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
 
 def _told(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """The items, with a progress bar on a terminal."""
-    from rich.console import Console
     from rich.progress import track
+
+    from visionmtl.config.console import Console
 
     console = Console(stderr=True)
     return iter(track(items, what, total=total, console=console, disable=not console.is_terminal))
@@ -506,9 +508,10 @@ class _Output:
         """A file in the folder; a name that is too long is cut, and told apart by its hash."""
         if self.is_file:
             return self.path
-        safe = re.sub(r"[^A-Za-z0-9.-]+", "_", stem)
-        if len(safe) > MAX_NAME:
-            safe = f"{safe[:MAX_NAME]}-{hashlib.sha1(stem.encode(errors='surrogateescape')).hexdigest()[:8]}"
+        safe = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem))
+        if len(encoded := safe.encode()) > MAX_NAME:
+            number = hashlib.sha1(stem.encode(errors="surrogateescape")).hexdigest()[:8]
+            safe = f"{encoded[:MAX_NAME].decode(errors='ignore')}-{number}"
         return self.path / f"{start}{safe}{end}"
 
 

@@ -187,7 +187,8 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
     try:
         with allow_imports(getattr(args, "allow_import", ())):
             status = work(args)
-        sys.stdout.flush()
+        if sys.stdout:  # there is none where the shell closed it
+            sys.stdout.flush()
         return status
     except BrokenPipeError:
         # Python flushes stdout once more at its end, and would complain

@@ -66,6 +66,18 @@ def test_a_folder_a_glob_and_a_file_are_drawn_in_their_own_numbers(saved, tmp_pa
     assert capsys.readouterr().out.count("written: ") == 5
 
 
+def test_pictures_keep_the_letters_of_a_name_in_any_script(saved, tmp_path):
+    accent = "\u0301"  # as macOS writes it: e, then the accent
+    for name in ("台所.png", f"cafe{accent} 1.png", f"{'長' * 80}.png"):
+        Image.fromarray(NOISE).save(tmp_path / name)
+
+    assert drawn(saved, tmp_path, "--output", tmp_path / "out") == 0
+
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names[:2] == ["000_café_1.png", "001_台所.png"]
+    assert names[2].startswith("002_" + "長" * 66 + "-") and len(names[2].encode()) < 255
+
+
 def test_compare_draws_validation_images_into_the_run_folder(saved):
     assert drawn(saved, "--num", 2, "--tasks", "depth,segmentation") == 0
 

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from typing_extensions import Self
 
+from visionmtl.config.console import Console
 from visionmtl.config.durations import clock
 from visionmtl.config.text_files import check_object, parse_line, printable
 from visionmtl.engine.environment import environment

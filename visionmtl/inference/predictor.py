@@ -495,8 +495,9 @@ def _checked_intrinsics(intrinsics: Any, tasks: Mapping[str, Task]) -> Intrinsic
 def _with_progress(results: Iterator[Result], total: int | None, progress: bool) -> Iterator[Result]:
     if not progress:
         return results
-    from rich.console import Console
     from rich.progress import track
+
+    from visionmtl.config.console import Console
 
     return iter(track(results, "images", total=total, console=Console(stderr=True)))
 

@@ -26,9 +26,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 
+from visionmtl.config.console import Console
 from visionmtl.data.bad_files import BadFiles, UnreadableSample, read_persistently
 from visionmtl.data.cache.packed import Parts, SampleStore, pack, to_block, to_parts
 from visionmtl.data.stamps import stamps

@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from visionmtl.config.console import Console
 from visionmtl.config.text_files import printable
 from visionmtl.data.check.rules import SEVERITIES, Finding, Severity
 from visionmtl.data.check.tally import Numbers, charts, sentences
