@@ -1,5 +1,6 @@
 """Loader workers that die or hang are named with their file; nothing of them has a name in /dev/shm."""
 
+import errno
 import os
 import signal
 import time
@@ -121,6 +122,39 @@ def test_a_worker_that_dies_is_named_with_its_end_and_its_file(does: Any, args: 
     with pytest.raises(LostWorker, match=said.replace("IMAGE", r"image 5 of drawn \(/data/5.png\)")) as error:
         numbers.extend(item for batch in batches for item in batch)
     assert "loader worker 1 of 1 (process " in str(error.value) and numbers in ([0, 1], [0, 1, 2, 3])
+
+
+class Undeliverable(Numbers):
+    """Items that no message can hold."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def __getitem__(self, index: int) -> Any:
+        now_reading(index)
+        return _Undeliverable(self.error)
+
+
+class _Undeliverable:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), r"no room in shared memory .*size"),
+        (OSError(errno.EMFILE, "Too many open files"), "no more files open .*ulimit"),
+        (TypeError("cannot pickle a lock"), "could not hand over its batch .*printed"),
+    ],
+)
+def test_a_batch_that_cannot_be_handed_over_is_an_error_and_no_endless_wait(error: Exception, said: str):
+    with pytest.raises(LostWorker, match=said):
+        list(loader(Undeliverable(error)))
 
 
 def read_fifo(path: str) -> None:

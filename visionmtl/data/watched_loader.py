@@ -14,7 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from visionmtl.data.workers import Activity, init_worker, start_method
+from visionmtl.data.workers import (
+    NO_SHARED_MEMORY,
+    TOO_MANY_FILES,
+    UNDELIVERABLE,
+    Activity,
+    init_worker,
+    start_method,
+)
 
 TIMEOUT_S = 300.0
 """How long all workers may stand still while a batch is waited for."""
@@ -146,6 +153,12 @@ class WatchedLoader(DataLoader[Item]):
         if code == _SERVER_GONE:
             ended = "or the server process that starts workers ended (exit status 255)"
             return ended, f"look for what ended them (the system's log of killed processes), then {_AGAIN}"
+        if code == NO_SHARED_MEMORY:
+            return "found no room in shared memory for its batch", _enlarge_shared_memory()
+        if code == TOO_MANY_FILES:
+            return "may have no more files open", "allow more of them (ulimit -n 65536), or take fewer data.workers"
+        if code == UNDELIVERABLE:
+            return "could not hand over its batch", "what it printed above says why"
         if code >= 0:
             return (
                 f"ended with exit status {code}",
@@ -161,8 +174,7 @@ class WatchedLoader(DataLoader[Item]):
                 f"{len(processes)} here, or train.batch_size, then {_AGAIN}"
             )
         if -code == getattr(signal, "SIGBUS", None):
-            free = f" has {_gib(shutil.disk_usage('/dev/shm').free)} free" if Path("/dev/shm").is_dir() else ""
-            return ended, f"mostly shared memory is too small: /dev/shm{free}; enlarge it (docker run --shm-size=8g)"
+            return ended, f"mostly shared memory is too small: {_enlarge_shared_memory()}"
         if -code in _CRASHES:
             return ended, "a decoder crashed, mostly over a damaged file: mend or remove this one"
         return ended, f"find out who sent the signal, then {_AGAIN}"
@@ -203,6 +215,11 @@ def _answer(
             answers.put((next(iterator), None))
         except BaseException as error:  # noqa: BLE001 (who waits for the answer raises it again)
             answers.put((None, error))
+
+
+def _enlarge_shared_memory() -> str:
+    free = f" has {_gib(shutil.disk_usage('/dev/shm').free)} free" if Path("/dev/shm").is_dir() else ""
+    return f"/dev/shm{free}; enlarge it (docker run --shm-size=8g), or lower data.workers or train.batch_size"
 
 
 def _doing(pid: int, index: int, place: Callable[[int], str]) -> str:

@@ -1,11 +1,14 @@
 """How loader processes start, how many there are, what they tell of their work, and how they end."""
 
+import errno
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +16,8 @@ import cv2
 import torch
 
 MAX_AUTO_WORKERS = 16
+NO_SHARED_MEMORY, TOO_MANY_FILES, UNDELIVERABLE = 80, 81, 82
+"""Exit statuses of a worker that could not hand over what it read."""
 
 
 def choose_workers(workers: int | Literal["auto"], processes: int = 1) -> tuple[int, str]:
@@ -111,6 +116,8 @@ def init_worker(worker: int, activity: Activity | None = None) -> None:
     # parallelism is over workers; threads inside them only fight for the cores
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    # else Python drops the batch, and the training process waits for it without end
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_undelivered)  # type: ignore[attr-defined]
     # a worker of a fork server outlives a training process that was killed, unless it looks for itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if "forkserver" in multiprocessing.get_all_start_methods():
@@ -120,6 +127,15 @@ def init_worker(worker: int, activity: Activity | None = None) -> None:
     if activity:
         activity.begin(worker)
         _own = activity, worker
+
+
+def _end_undelivered(error: Exception, _: object) -> None:
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        os._exit(TOO_MANY_FILES)
+    if "shared memory" in str(error):  # a RuntimeError of torch's
+        os._exit(NO_SHARED_MEMORY)
+    traceback.print_exception(error)
+    os._exit(UNDELIVERABLE)
 
 
 def _end_with_parent() -> None:
