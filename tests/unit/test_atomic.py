@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_a_system_that_cannot_open_folders_writes_too(tmp_path: Path, monkeypatc
 
     monkeypatch.delattr(os, "O_DIRECTORY", raising=False)
     monkeypatch.setattr(os, "open", no_folders)
+
+    write_text(tmp_path / "a.txt", "new")
+
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_file_system_that_cannot_sync_folders_writes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
 
     write_text(tmp_path / "a.txt", "new")
 

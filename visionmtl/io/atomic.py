@@ -22,9 +22,11 @@ except ImportError:  # Windows
 
 _UNFINISHED = ".writing"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EMLINK}
 """What the system answers where a file cannot have a second name (FAT, some network file systems)."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+_NO_FOLDER_SYNC = {errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+"""Of folders that lie on another machine (CIFS) or outside a virtual one."""
 
 
 class DiskFull(OSError):
@@ -206,5 +208,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
