@@ -21,16 +21,18 @@ from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.datasets.nyuv2_mat import NYUv2Mat
 from visionmtl.datasets.scenes import Scenes
 from visionmtl.datasets.subset import Subset, _ranked
+from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet
 from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
-from visionmtl.study.affinity import agreement, lookahead
+from visionmtl.study.affinity import agreement, lookahead, read_affinity
 from visionmtl.study.charts import draw_curves, draw_intervals
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
+from visionmtl.study.report import Measured, write_report
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
-from visionmtl.study.worker import differences
+from visionmtl.study.worker import Result, differences
 
 METRICS = {"segmentation": {"miou": "max", "pixel_accuracy": "max"}, "depth": {"rmse_m": "min"}}
 ALONE = {
@@ -393,3 +395,24 @@ def test_a_change_is_over_the_metrics_that_all_seeds_have():
 
     of = figures(results, [alone(0.2), alone(0.0)], metrics, 0.95)  # of 0 there is no relative change
     assert of.transfer["detection"].values == (1.0, 1.0)
+
+
+def test_a_pair_of_tasks_that_one_seed_does_not_know_is_left_out_there(tmp_path: Path):
+    of = plan(tmp_path, affinity="upgrad", seeds=[0, 1])
+    rows = [[[0.3, 0.1, 0.2], [0.1, 0.3, 0.2], [0.1, None, 0.3]], [[0.5, 0.3, 0.4], [0.3, 0.5, 0.4], [0.3, 0.2, None]]]
+    runs = [of.variants["upgrad"].seeded(seed) for seed in (0, 1)]
+    write_json(tmp_path / "affinity.json", dict(zip(map(key_of, runs), rows, strict=True)))
+    cosines = [{"a-b": 0.1, "a-c": 0.2, "b-c": 0.3, "c-d": 0.4}, {"a-c": 0.4, "a-b": 0.3, "b-c": 0.5}]
+    results = {
+        seed: Result({}, None, 1, {}, None, (), 1, 1.0, 1.0, {"cosine": seen}) for seed, seen in enumerate(cosines)
+    }
+
+    measured = [Measured(of.variants["upgrad"], results, ())]
+    write_report(tmp_path, of, measured, {}, list(read_affinity(tmp_path).values()))
+
+    gradients, affinity = json.loads((tmp_path / "comparison.json").read_text())["tables"]
+    assert [cell.partition(" ")[0] for cell in gradients["rows"][0][1:5]] == ["0.2000", "0.3000", "0.4000", "0.4000"]
+    assert gradients["rows"][0][5] == "+1.00", "of the three pairs that both know"
+    # in percent; of the third row the second is of one seed, the last of the other
+    assert [cell.partition(" ")[0] for cell in affinity["rows"][2][1:]] == ["20.0000", "20.0000", "30.0000"]
+    assert affinity["title"].endswith("rank correlation between seeds +1.00")

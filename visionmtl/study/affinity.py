@@ -110,20 +110,22 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
 
 
 def read_affinity(folder: Path) -> dict[str, list[list[float]]]:
-    """By key of the run (see `comparison.key_of`), the matrices measured so far."""
+    """By key of the run (see `comparison.key_of`), the matrices measured so far; NaN: no batch had labels of both."""
     file = folder / FILE
     plain = read_object(file) if file.is_file() else {}
+    known: dict[str, list[list[float]]] = {}
     for key, matrix in plain.items():
         try:
-            sound = np.array(matrix, np.float64).ndim == 2  # null is NaN
+            numbers = np.array(matrix, np.float64)  # null is NaN
         except (TypeError, ValueError):
-            sound = False
-        if not sound:
+            numbers = np.array(0.0)
+        if numbers.ndim != 2:
             raise ValueError(
                 f"{file} holds {shown(matrix, 80)} under {shown(key, 80)}; a matrix of numbers is needed there; delete "
                 "the file to measure again"
             )
-    return {renewed_key(key): matrix for key, matrix in plain.items()}
+        known[renewed_key(key)] = numbers.tolist()
+    return known
 
 
 def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:
@@ -131,6 +133,8 @@ def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:
 
     1: the seeds put the values in one order; about 0: in orders that have nothing to do with each other. None for fewer
     than two seeds whose values differ at all, or fewer than three values.
+
+    of_seeds: of each seed the same figures in the same order
     """
     from scipy.stats import rankdata  # here: it takes as long as the rest of a tool to import
 
