@@ -27,9 +27,11 @@ from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
 from visionmtl.study.affinity import agreement, lookahead, read_affinity
 from visionmtl.study.charts import draw_curves, draw_intervals
+from visionmtl.study.compare import compare
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
 from visionmtl.study.report import Measured, write_report
+from visionmtl.study.runner import Runner
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
 from visionmtl.study.worker import Result, differences
@@ -147,6 +149,14 @@ def test_look_ahead_agrees_with_the_first_order_and_leaves_the_network_alone():
     assert (np.diag(matrix) > 0).all()
     # of the dense tasks: detection's targets follow its predictions, which no gradient tells
     assert np.allclose(matrix[:, 1:], expected.numpy()[:, 1:], rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("entry", [{"tasks": ["depth"]}, {"overrides": ["model.sharing=single"]}])
+def test_affinity_of_tasks_that_share_nothing_is_refused_before_anything_is_trained(entry: dict, tmp_path: Path):
+    of = plan(tmp_path, runs={"apart": entry}, affinity="apart")
+    runner = Runner(tmp_path, 1, 1, "cpu", False, lambda text: pytest.fail(text))
+    with pytest.raises(ValueError, match=r"network of .*depth is shared by two tasks, .* choose another run"):
+        compare(of, tmp_path, runner, train=True, with_costs=False, tell=pytest.fail)
 
 
 # ---- subsets ----

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from visionmtl.api import build_model
 from visionmtl.config.text_files import read_object, shown
 from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
@@ -24,6 +25,7 @@ from visionmtl.engine.distributed import choose_device
 from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
+from visionmtl.run import Run
 from visionmtl.structures import Batch
 from visionmtl.study.comparison import renewed_key
 
@@ -37,12 +39,7 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
 
     step: its length as a fraction of the shared weights' norm. The network is left as it was.
     """
-    shared = [parameter for parameter in net.trunk.shared_parameters() if parameter.requires_grad]
-    if not shared:
-        raise ValueError(
-            "no parameter of this network is shared by two tasks, so no step for one can change another's loss; "
-            "affinity is for ways of sharing that share some; choose another run"
-        )
+    shared = _shared_parameters(net)
     net.train()
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]  # running statistics
     before = _losses(net, batch)
@@ -64,6 +61,21 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
         buffer.copy_(old)
     matrix = torch.stack(found).double().cpu().numpy()
     return np.asarray(np.where(np.isfinite(matrix), matrix, np.nan))
+
+
+def check_shares(run: Run) -> None:
+    """Before a run is trained: raises ValueError where its tasks will share nothing that can be looked at."""
+    _shared_parameters(build_model(run))
+
+
+def _shared_parameters(net: MultiTaskNet) -> list[nn.Parameter]:
+    shared = [parameter for parameter in net.trunk.shared_parameters() if parameter.requires_grad]
+    if not shared:
+        raise ValueError(
+            f"no parameter of the network of {', '.join(net.tasks)} is shared by two tasks, so no step for one can "
+            "change another's loss; affinity is for runs whose tasks share some; choose another run"
+        )
+    return shared
 
 
 def _losses(net: MultiTaskNet, batch: Batch) -> list[Tensor]:
