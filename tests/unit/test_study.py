@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import yaml
 from scipy import stats
 from toy_run import losses_of, small_batch, small_net, small_tasks
 
+from visionmtl.cli import main
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
@@ -30,7 +32,7 @@ from visionmtl.study.charts import draw_curves, draw_intervals
 from visionmtl.study.compare import compare
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
-from visionmtl.study.report import Measured, write_report
+from visionmtl.study.report import Measured, check_folder, write_report
 from visionmtl.study.runner import Runner
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
@@ -405,6 +407,31 @@ def test_a_change_is_over_the_metrics_that_all_seeds_have():
 
     of = figures(results, [alone(0.2), alone(0.0)], metrics, 0.95)  # of 0 there is no relative change
     assert of.transfer["detection"].values == (1.0, 1.0)
+
+
+def test_a_report_is_written_over_nothing_but_itself(tmp_path: Path, capsys):
+    of, folder = plan(tmp_path), tmp_path / "out"
+    folder.mkdir()
+    check_folder(folder, of)
+    (folder / "results.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds results.csv and no comparison.json, .* choose another --output"):
+        check_folder(folder, of)
+    assert main(["compare", str(tmp_path / "comparison.yaml"), "--output", str(folder)]) == 2
+    assert (folder / "results.csv").read_text() == "mine" and len(list(folder.iterdir())) == 1
+    capsys.readouterr()
+
+    (folder / "results.csv").unlink()
+    write_report(folder, of, [], {})
+    check_folder(folder, of)
+    finished = replace(of, comparison=of.comparison.model_copy(update={"config": str(tmp_path)}))
+    with pytest.raises(ValueError, match=r"holds a report on quickstart.yaml, and this one is on .*; a folder holds"):
+        check_folder(folder, finished)
+
+
+def test_options_of_training_are_refused_for_runs_that_are_finished(tmp_path: Path, capsys):
+    command = ["compare", str(tmp_path), "--output", str(tmp_path / "out"), "--jobs", "2", "--device", "cpu"]
+    assert main(command) == 2
+    assert "is a folder of finished runs, so --jobs --device would have no effect; leave it" in capsys.readouterr().err
 
 
 def test_a_pair_of_tasks_that_one_seed_does_not_know_is_left_out_there(tmp_path: Path):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from visionmtl.benchmark.figures import Cell, Table, markdown
+from visionmtl.config.text_files import read_object
 from visionmtl.data.label_spaces import task_of
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.base import Results
@@ -95,6 +96,29 @@ def _references(
     return found
 
 
+JSON = "comparison.json"
+FILES = ("report.html", "report.md", "results.csv", "runs.csv", "delta_m.png")
+
+
+def check_folder(folder: Path, plan: PlannedRuns) -> None:
+    """Raises ValueError where the report would be written over files that are no earlier report of this comparison."""
+    if not (folder / JSON).is_file():
+        if others := [name for name in FILES if (folder / name).exists()]:
+            raise ValueError(
+                f"{folder} holds {', '.join(others)} and no {JSON}, so what is there was made by something else; the "
+                "report has files of these names, and nothing is written over; choose another --output"
+            )
+        return
+    known = read_object(folder / JSON, {"comparison.config": str})["comparison"]["config"]
+    wanted = plan.comparison.config
+    # of finished runs it is their folder; a comparison file may be given another config
+    if (Path(known).is_dir() or Path(wanted).is_dir()) and Path(known).resolve() != Path(wanted).resolve():
+        raise ValueError(
+            f"{folder} holds a report on {known}, and this one is on {wanted}; a folder holds one report, and nothing "
+            "is written over; choose another --output"
+        )
+
+
 def write_report(
     folder: Path,
     plan: PlannedRuns,
@@ -113,7 +137,7 @@ def write_report(
         *_gradient_tables(plan, measured),
         *_affinity_tables(plan, affinity),
     ]
-    write_json(folder / "comparison.json", {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
+    write_json(folder / JSON, {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
     write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
     charts = list(_draw(folder, plan, rows))
