@@ -30,7 +30,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "--output", type=expanduser, metavar="DIR", required=True, help="runs and report; goes on where it is"
     )
-    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs that are trained at a time")
+    p.add_argument("--jobs", type=positive, metavar="N", help="runs that are trained at a time; default: 1")
     p.add_argument(
         "--threads", type=positive, metavar="N", help="of each run; default: the machine's cores / --jobs"
     )  # fmt: skip
@@ -60,13 +60,15 @@ def _compare(args: argparse.Namespace) -> int:
 
     from visionmtl.data.workers import num_cores
     from visionmtl.study.compare import compare
+    from visionmtl.study.report import check_folder
     from visionmtl.study.runner import Runner
 
-    folder = Path(args.output)
-    threads = args.threads or max(1, num_cores() // args.jobs)
+    folder, jobs = Path(args.output), args.jobs or 1
+    check_folder(folder, plan)
+    threads = args.threads or max(1, num_cores() // jobs)
     before = signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the runs write their checkpoints
     with tried_folder(folder):
-        runner = Runner(folder, args.jobs, threads, args.device, plan.comparison.cache, _tell)
+        runner = Runner(folder, jobs, threads, args.device, plan.comparison.cache, _tell)
         failed = compare(
             plan, folder, runner, train=not args.no_train, with_costs=not (args.no_costs or args.no_train), tell=_tell
         )
@@ -79,15 +81,19 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _report_existing(args: argparse.Namespace) -> int:
     """Write the report of runs that lie in a folder."""
-    if args.overrides or args.only:
+    of_training = ("only", "jobs", "threads", "no_train", "no_costs")
+    idle = [f"--{name.replace('_', '-')}" for name in of_training if getattr(args, name)]
+    idle += ["--device"] if args.device != "auto" else []
+    if idle or args.overrides:
         raise ValueError(
-            f"{args.comparison} is a folder of finished runs, so {' '.join([*args.overrides, *args.only])} would have "
-            "no effect; leave it out, or name a comparison file"
+            f"{args.comparison} is a folder of finished runs, so {' '.join([*args.overrides, *idle])} would have no "
+            "effect; leave it out, or name a comparison file"
         )
     from visionmtl.study.existing import read_existing
-    from visionmtl.study.report import write_report
+    from visionmtl.study.report import check_folder, write_report
 
     plan, measured = read_existing(Path(args.comparison))
+    check_folder(Path(args.output), plan)
     with tried_folder(Path(args.output)):
         write_report(Path(args.output), plan, measured, {})
     _show(Path(args.output))

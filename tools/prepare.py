@@ -258,8 +258,9 @@ def _check_target(target: Path) -> None:
 
 def _write_pixels(official: Official, number: int, split: str, target: Path) -> tuple[int, ...]:
     """The five pictures of an image, all lossless; returns its (H, W)."""
-    import cv2
     import numpy as np
+
+    from visionmtl.io.images import write_png
 
     image = official.image(number)
     pictures = {
@@ -270,12 +271,7 @@ def _write_pixels(official: Official, number: int, split: str, target: Path) -> 
         "depth_raw": official.millimetres(number, "raw"),
     }
     for name, pixels in pictures.items():
-        file = target / name / split / f"{number:04}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(file), pixels):
-            raise ValueError(
-                f"{file} cannot be written; about 1.5 GB of free space is needed; make room and start again"
-            )
+        write_png(target / name / split / f"{number:04}.png", pixels)
     return image.shape[:2]
 
 

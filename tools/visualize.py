@@ -412,16 +412,16 @@ class _Output:
 
     def add_files(self, name: str, result: Result, args: argparse.Namespace) -> None:
         """The prediction of the next picture as JSON and maps."""
-        import cv2
-
         from visionmtl.inference.results_io import encode_map, fitting_depth_units
+        from visionmtl.io.atomic import write_bytes
+        from visionmtl.io.images import write_png
 
         start = f"{self.num_pictures:03d}_"
         if args.json:
             file = self._name(start, name, ".json")
             text = json.dumps(result.to_dict(args.score), indent=1, ensure_ascii=False)
             # names of files may be no UTF-8: what is not is escaped, as JSON has it
-            file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            write_bytes(file, f"{text}\n".encode(errors="backslashreplace"))
             print(f"written: {file}", flush=True)
         if not args.maps:
             return
@@ -431,9 +431,7 @@ class _Output:
             if pixels is None:
                 continue
             file = self._name(start, name, f"_{task_name}.png")
-            written, png = cv2.imencode(".png", pixels)
-            assert written
-            file.write_bytes(png.tobytes())
+            write_png(file, pixels)
             print(f"written: {file}", flush=True)
 
     def add_video(self, source: str, predictor: Predictor, args: argparse.Namespace, options: DrawOptions) -> None:

@@ -191,6 +191,15 @@ def test_a_run_that_cannot_be_trained_is_told_and_the_others_go_on(tmp_path: Pat
     assert "failed: broken, seed 0: " in told.err and "[2/2] equal, seed 0" in told.out
 
 
+def test_test_data_that_are_not_there_are_told_before_the_training(tmp_path: Path, capsys):
+    gone = f"data.val=[{{type: coco, root: {tmp_path / 'gone'}}}]"
+    file = write(tmp_path, runs={"equal": {"overrides": [gone]}}, seeds=[0], **PLAIN)
+
+    assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 2
+    assert f"failed: equal, seed 0: found no {tmp_path / 'gone'}" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("metrics.jsonl"))
+
+
 def test_a_run_that_diverges_is_a_result(tmp_path: Path):
     file = write(tmp_path, runs={"wild": {"overrides": ["optim={name: sgd, lr: 1.0e+30}"]}}, seeds=[0], **PLAIN)
 

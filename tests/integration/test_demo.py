@@ -80,6 +80,20 @@ def test_an_address_that_is_taken_is_refused_before_the_network_is_read(capsys):
     assert f"error: nothing can listen at 127.0.0.1:{port} (Address already in use" in capsys.readouterr().err
 
 
+def test_an_upload_is_read_as_every_other_file_is(model, tmp_path: Path):
+    gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
+    clear = np.full((40, 60, 4), (200, 30, 30, 0), np.uint8)  # red where nobody sees it: white for `visionmtl.load`
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    page = build(model, "demo")
+    predict = next(one for one in page.fns.values() if one.name == "predict")
+    image, tasks = predict.inputs
+
+    upload = gradio.data_classes.ImageData(path=str(tmp_path / "clear.png"), orig_name="clear.png")
+    result = predict.fn(image.preprocess(upload), tasks.preprocess(["depth"]))
+    assert (result.image == 255).all()
+    np.testing.assert_array_equal(result.depth_m, model(tmp_path / "clear.png", tasks=["depth"]).depth_m)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(model, photo, width: int, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Predictions in files: what is written, that it reads back as it was, and COCO's own files scored as COCO does."""
 
 import json
+import resource
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from visionmtl.inference.results_io import (
     open_predictions,
     paths_by_task,
 )  # fmt: skip
+from visionmtl.io.atomic import DiskFull
 from visionmtl.io.cityscapes import CITYSCAPES19
 from visionmtl.structures import IGNORE, Detections, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
@@ -126,6 +128,20 @@ def test_files_of_one_task_are_found_wherever_they_lie(tmp_path):
         paths_by_task([str(tmp_path / "p"), f"classes={tmp_path}"], TASKS)
     with pytest.raises(ValueError, match="holds predictions of none of the tasks"):
         paths_by_task([str(tmp_path)], TASKS)
+
+
+def test_a_map_that_does_not_fit_on_the_disk_is_told_and_removed(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = SubmissionWriter(tmp_path, {"depth": Depth()}, {"depth": None})
+    noise_m = np.random.default_rng(0).uniform(1, 5, (60, 60)).astype(np.float32)  # 7,200 bytes, hardly fewer as PNG
+    one = Sample(image=np.zeros((60, 60, 3), np.uint8), image_id="a")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # OpenCV calls that a success
+    try:
+        with pytest.raises(DiskFull, match=r"a\.png cannot be written: File too large; [\d,]+ bytes are needed"):
+            writer.add(one, {"depth": noise_m})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "depth").iterdir())
 
 
 def test_old_predictions_are_not_mixed_with_new_ones(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,22 +16,27 @@ import yaml
 from scipy import stats
 from toy_run import losses_of, small_batch, small_net, small_tasks
 
+from visionmtl.cli import main
 from visionmtl.config.loader import ConfigError
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.datasets.nyuv2_mat import NYUv2Mat
 from visionmtl.datasets.scenes import Scenes
 from visionmtl.datasets.subset import Subset, _ranked
+from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet
 from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
-from visionmtl.study.affinity import agreement, lookahead
+from visionmtl.study.affinity import agreement, lookahead, read_affinity
 from visionmtl.study.charts import draw_curves, draw_intervals
+from visionmtl.study.compare import compare
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
+from visionmtl.study.report import Measured, check_folder, write_report
+from visionmtl.study.runner import Runner
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
-from visionmtl.study.worker import differences
+from visionmtl.study.worker import Result, differences
 
 METRICS = {"segmentation": {"miou": "max", "pixel_accuracy": "max"}, "depth": {"rmse_m": "min"}}
 ALONE = {
@@ -145,6 +151,14 @@ def test_look_ahead_agrees_with_the_first_order_and_leaves_the_network_alone():
     assert (np.diag(matrix) > 0).all()
     # of the dense tasks: detection's targets follow its predictions, which no gradient tells
     assert np.allclose(matrix[:, 1:], expected.numpy()[:, 1:], rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("entry", [{"tasks": ["depth"]}, {"overrides": ["model.sharing=single"]}])
+def test_affinity_of_tasks_that_share_nothing_is_refused_before_anything_is_trained(entry: dict, tmp_path: Path):
+    of = plan(tmp_path, runs={"apart": entry}, affinity="apart")
+    runner = Runner(tmp_path, 1, 1, "cpu", False, lambda text: pytest.fail(text))
+    with pytest.raises(ValueError, match=r"network of .*depth is shared by two tasks, .* choose another run"):
+        compare(of, tmp_path, runner, train=True, with_costs=False, tell=pytest.fail)
 
 
 # ---- subsets ----
@@ -393,3 +407,49 @@ def test_a_change_is_over_the_metrics_that_all_seeds_have():
 
     of = figures(results, [alone(0.2), alone(0.0)], metrics, 0.95)  # of 0 there is no relative change
     assert of.transfer["detection"].values == (1.0, 1.0)
+
+
+def test_a_report_is_written_over_nothing_but_itself(tmp_path: Path, capsys):
+    of, folder = plan(tmp_path), tmp_path / "out"
+    folder.mkdir()
+    check_folder(folder, of)
+    (folder / "results.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds results.csv and no comparison.json, .* choose another --output"):
+        check_folder(folder, of)
+    assert main(["compare", str(tmp_path / "comparison.yaml"), "--output", str(folder)]) == 2
+    assert (folder / "results.csv").read_text() == "mine" and len(list(folder.iterdir())) == 1
+    capsys.readouterr()
+
+    (folder / "results.csv").unlink()
+    write_report(folder, of, [], {})
+    check_folder(folder, of)
+    finished = replace(of, comparison=of.comparison.model_copy(update={"config": str(tmp_path)}))
+    with pytest.raises(ValueError, match=r"holds a report on quickstart.yaml, and this one is on .*; a folder holds"):
+        check_folder(folder, finished)
+
+
+def test_options_of_training_are_refused_for_runs_that_are_finished(tmp_path: Path, capsys):
+    command = ["compare", str(tmp_path), "--output", str(tmp_path / "out"), "--jobs", "2", "--device", "cpu"]
+    assert main(command) == 2
+    assert "is a folder of finished runs, so --jobs --device would have no effect; leave it" in capsys.readouterr().err
+
+
+def test_a_pair_of_tasks_that_one_seed_does_not_know_is_left_out_there(tmp_path: Path):
+    of = plan(tmp_path, affinity="upgrad", seeds=[0, 1])
+    rows = [[[0.3, 0.1, 0.2], [0.1, 0.3, 0.2], [0.1, None, 0.3]], [[0.5, 0.3, 0.4], [0.3, 0.5, 0.4], [0.3, 0.2, None]]]
+    runs = [of.variants["upgrad"].seeded(seed) for seed in (0, 1)]
+    write_json(tmp_path / "affinity.json", dict(zip(map(key_of, runs), rows, strict=True)))
+    cosines = [{"a-b": 0.1, "a-c": 0.2, "b-c": 0.3, "c-d": 0.4}, {"a-c": 0.4, "a-b": 0.3, "b-c": 0.5}]
+    results = {
+        seed: Result({}, None, 1, {}, None, (), 1, 1.0, 1.0, {"cosine": seen}) for seed, seen in enumerate(cosines)
+    }
+
+    measured = [Measured(of.variants["upgrad"], results, ())]
+    write_report(tmp_path, of, measured, {}, list(read_affinity(tmp_path).values()))
+
+    gradients, affinity = json.loads((tmp_path / "comparison.json").read_text())["tables"]
+    assert [cell.partition(" ")[0] for cell in gradients["rows"][0][1:5]] == ["0.2000", "0.3000", "0.4000", "0.4000"]
+    assert gradients["rows"][0][5] == "+1.00", "of the three pairs that both know"
+    # in percent; of the third row the second is of one seed, the last of the other
+    assert [cell.partition(" ")[0] for cell in affinity["rows"][2][1:]] == ["20.0000", "20.0000", "30.0000"]
+    assert affinity["title"].endswith("rank correlation between seeds +1.00")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.inference.predictor import Predictor, Result
+from visionmtl.io.images import read_image
 from visionmtl.visualization.canvas import enlarge
 from visionmtl.visualization.draw import MIN_SCORE, DrawOptions, scaled
 from visionmtl.visualization.palette import recolour
@@ -79,8 +80,8 @@ def build(predictor: Predictor, title: str, min_score: float = MIN_SCORE) -> "Bl
     gradio = _gradio()
     names = list(predictor.net.tasks)
 
-    def predict(pixels: NDArray[np.uint8] | None, tasks: list[str]) -> Result | None:
-        return None if pixels is None or not tasks else predictor(pixels, tasks=tasks)
+    def predict(file: str | None, tasks: list[str]) -> Result | None:
+        return None if file is None or not tasks else predictor(read_image(file), tasks=tasks)
 
     def show(result: Result | None, score: float) -> str:
         return "" if result is None else json.dumps(page_data(result, score))
@@ -90,9 +91,11 @@ def build(predictor: Predictor, title: str, min_score: float = MIN_SCORE) -> "Bl
         predicted = gradio.State(None)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
+                # the file as it is, for gradio would show what is transparent, and make 16 bits white
                 image = gradio.Image(
-                    label="Image", type="numpy", sources=["upload", "webcam", "clipboard"], buttons=[], height=280
-                )
+                    label="Image", type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"],
+                    buttons=[], height=280,
+                )  # fmt: skip
                 tasks = gradio.CheckboxGroup(names, value=names, label="Tasks")
                 score = gradio.Slider(0, 1, value=min_score, step=0.01, label="Boxes with a score of at least")
             with gradio.Column(scale=3, min_width=320):

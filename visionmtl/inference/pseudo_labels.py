@@ -8,6 +8,7 @@ DIR/data.yaml                a data block that reads them
 DIR/labels.json              what made them, and which were there before
 """
 
+import io
 import os
 import shutil
 import sys
@@ -18,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 import yaml
@@ -30,8 +30,8 @@ from visionmtl.data.transforms.augment import fit
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import forward, mirror_contents
 from visionmtl.inference.results_io import MAX_CODE, fitting_depth_units
-from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.images import SUFFIXES, images_among, read_image
+from visionmtl.io.atomic import write_bytes, write_json, write_text
+from visionmtl.io.images import SUFFIXES, images_among, read_image, write_png
 from visionmtl.io.paths import is_hidden, stays_inside, without_ending
 from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
@@ -286,14 +286,15 @@ class LabelWriter:
             if name == "boxes":
                 self._rows.append((self._files[path], size, value))
             elif name == "segmentation":
-                self._write_png(f"segmentation/{path}.png", value)
+                write_png(self.folder / f"segmentation/{path}.png", value)
             elif self._exact_depth:
-                file = self._made(f"depth/{path}.npy")
-                np.save(file, value.astype(np.float32))
+                content = io.BytesIO()
+                np.save(content, value.astype(np.float32))
+                write_bytes(self.folder / f"depth/{path}.npy", content.getvalue())
             else:
                 codes = np.rint(value.astype(np.float64) * self.units)
                 codes = np.where(value > 0, np.clip(codes, 1, MAX_CODE), 0)
-                self._write_png(f"depth/{path}.png", codes.astype(np.uint16))
+                write_png(self.folder / f"depth/{path}.png", codes.astype(np.uint16))
         if one.kept:
             self._kept[path] = list(one.kept)
 
@@ -366,25 +367,16 @@ class LabelWriter:
         """The image's file in the written data set, below images/."""
         path, file = one.path, one.file
         if file is None or not one.as_stored:
-            self._write_png(f"images/{path}.png", np.ascontiguousarray(one.image[..., ::-1]))
+            write_png(self.folder / f"images/{path}.png", np.ascontiguousarray(one.image[..., ::-1]))
             return f"{path}.png"
         if self.mode != "refer":
-            target = self._made(f"images/{path}{file.suffix}")
+            target = self.folder / f"images/{path}{file.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
             if self.mode == "link":
                 target.symlink_to(os.path.abspath(file))
             else:
                 shutil.copyfile(file, target)
         return path + file.suffix
-
-    def _write_png(self, name: str, values: NDArray[Any]) -> None:
-        file = self._made(name)
-        if not cv2.imwrite(str(file), values):
-            raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
-
-    def _made(self, name: str) -> Path:
-        file = self.folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
 
 
 def parse_confidence(given: Iterable[str], tasks: Mapping[str, Task]) -> dict[str, float]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -35,7 +34,7 @@ from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.io.coco.annotations import canonical
 from visionmtl.io.coco.results import read_rows, rows_of
-from visionmtl.io.images import read_png
+from visionmtl.io.images import read_png, write_png
 from visionmtl.io.label_maps import label_table, undeclared_values
 from visionmtl.io.paths import Files, composed, is_hidden, is_unicode
 from visionmtl.metrics.distance import box_columns
@@ -99,9 +98,7 @@ class SubmissionWriter:
                     self._rows[name] += _score_rows(sample.image_id, prediction, space)
                 continue
             file = self.folder / self._png(name, sample.image_id)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(file), _PNG[self._tasks[name].field].encode(prediction, space, self._units)):
-                raise OSError(f"{file} could not be written; the folder must be writable and have room; check it")
+            write_png(file, _PNG[self._tasks[name].field].encode(prediction, space, self._units))
 
     def close(self) -> None:
         """Write the files of boxes, joined over ranks, and what the values mean.

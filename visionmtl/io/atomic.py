@@ -63,14 +63,34 @@ def atomic_write(path: Path, previous: Path | None = None, num_bytes: int | None
         if error.errno not in _DISK_FULL:
             raise
         needs = f"about {num_bytes:,} bytes are needed" if num_bytes else "room for the whole file is needed"
-        free = shutil.disk_usage(path.parent).free
         before = "; the one that was there before is whole" if path.exists() else ""
-        raise DiskFull(
-            f"{path} cannot be written: {os.strerror(error.errno)} after {written:,} bytes{before}; {needs}, and "
-            f"{free:,} are free now that the unfinished file is removed; make room or choose another disk, then try "
-            "again"
-        ) from error
+        raise _disk_full(path, error, f" after {written:,} bytes{before}", needs) from error
     _sync_folder(path.parent)
+
+
+def _disk_full(path: Path, error: OSError, when: str, needs: str) -> DiskFull:
+    free = shutil.disk_usage(path.parent).free
+    return DiskFull(
+        f"{path} cannot be written: {os.strerror(error.errno or errno.ENOSPC)}{when}; {needs}, and {free:,} are free "
+        "now that the unfinished file is removed; make room or choose another disk, then try again"
+    )
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """For the many files of one result: not synced as by `atomic_write`, which takes longer than to make most of them.
+
+    Folders are made, and nothing is left of a file that fails. Raises DiskFull.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        if error.filename is not None:  # it could not even be opened
+            raise
+        path.unlink(missing_ok=True)
+        if error.errno not in _DISK_FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise _disk_full(path, error, "", f"{len(content):,} bytes are needed") from error
 
 
 @contextmanager

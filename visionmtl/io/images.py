@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from visionmtl.io.atomic import write_bytes
 from visionmtl.io.image_headers import (
     FORMATS,
     JPEG_START,
@@ -192,6 +193,16 @@ def read_png(file: Path, palette_indices: bool = False) -> NDArray:
     """
     content, _ = checked_content(file)
     return _decode_png(file, content, palette_indices)
+
+
+def write_png(file: Path, values: NDArray) -> None:
+    """Write a PNG; three channels are BGR, as OpenCV has them. Raises OSError, and leaves nothing, where it fails.
+
+    OpenCV's own `imwrite` calls a file that a full disk has cut off a success.
+    """
+    encoded, content = cv2.imencode(".png", values)
+    assert encoded
+    write_bytes(file, content.tobytes())
 
 
 def decode_png(file: Path | str, content: bytes) -> NDArray:

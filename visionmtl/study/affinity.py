@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from visionmtl.api import build_model
 from visionmtl.config.text_files import read_object, shown
 from visionmtl.data.label_spaces import align, resolve_spaces
 from visionmtl.data.loader import train_loader
@@ -24,6 +25,7 @@ from visionmtl.engine.distributed import choose_device
 from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
+from visionmtl.run import Run
 from visionmtl.structures import Batch
 from visionmtl.study.comparison import renewed_key
 
@@ -37,12 +39,7 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
 
     step: its length as a fraction of the shared weights' norm. The network is left as it was.
     """
-    shared = [parameter for parameter in net.trunk.shared_parameters() if parameter.requires_grad]
-    if not shared:
-        raise ValueError(
-            "no parameter of this network is shared by two tasks, so no step for one can change another's loss; "
-            "affinity is for ways of sharing that share some; choose another run"
-        )
+    shared = _shared_parameters(net)
     net.train()
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]  # running statistics
     before = _losses(net, batch)
@@ -64,6 +61,21 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
         buffer.copy_(old)
     matrix = torch.stack(found).double().cpu().numpy()
     return np.asarray(np.where(np.isfinite(matrix), matrix, np.nan))
+
+
+def check_shares(run: Run) -> None:
+    """Before a run is trained: raises ValueError where its tasks will share nothing that can be looked at."""
+    _shared_parameters(build_model(run))
+
+
+def _shared_parameters(net: MultiTaskNet) -> list[nn.Parameter]:
+    shared = [parameter for parameter in net.trunk.shared_parameters() if parameter.requires_grad]
+    if not shared:
+        raise ValueError(
+            f"no parameter of the network of {', '.join(net.tasks)} is shared by two tasks, so no step for one can "
+            "change another's loss; affinity is for runs whose tasks share some; choose another run"
+        )
+    return shared
 
 
 def _losses(net: MultiTaskNet, batch: Batch) -> list[Tensor]:
@@ -110,20 +122,22 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
 
 
 def read_affinity(folder: Path) -> dict[str, list[list[float]]]:
-    """By key of the run (see `comparison.key_of`), the matrices measured so far."""
+    """By key of the run (see `comparison.key_of`), the matrices measured so far; NaN: no batch had labels of both."""
     file = folder / FILE
     plain = read_object(file) if file.is_file() else {}
+    known: dict[str, list[list[float]]] = {}
     for key, matrix in plain.items():
         try:
-            sound = np.array(matrix, np.float64).ndim == 2  # null is NaN
+            numbers = np.array(matrix, np.float64)  # null is NaN
         except (TypeError, ValueError):
-            sound = False
-        if not sound:
+            numbers = np.array(0.0)
+        if numbers.ndim != 2:
             raise ValueError(
                 f"{file} holds {shown(matrix, 80)} under {shown(key, 80)}; a matrix of numbers is needed there; delete "
                 "the file to measure again"
             )
-    return {renewed_key(key): matrix for key, matrix in plain.items()}
+        known[renewed_key(key)] = numbers.tolist()
+    return known
 
 
 def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:
@@ -131,6 +145,8 @@ def agreement(of_seeds: Sequence[Sequence[float]]) -> float | None:
 
     1: the seeds put the values in one order; about 0: in orders that have nothing to do with each other. None for fewer
     than two seeds whose values differ at all, or fewer than three values.
+
+    of_seeds: of each seed the same figures in the same order
     """
     from scipy.stats import rankdata  # here: it takes as long as the rest of a tool to import
 

@@ -10,7 +10,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visionmtl.benchmark.figures import Cell, Table, markdown
+from visionmtl.config.text_files import read_object
 from visionmtl.data.label_spaces import task_of
 from visionmtl.io.atomic import write_json, write_text
 from visionmtl.metrics.base import Results
@@ -93,6 +96,29 @@ def _references(
     return found
 
 
+JSON = "comparison.json"
+FILES = ("report.html", "report.md", "results.csv", "runs.csv", "delta_m.png")
+
+
+def check_folder(folder: Path, plan: PlannedRuns) -> None:
+    """Raises ValueError where the report would be written over files that are no earlier report of this comparison."""
+    if not (folder / JSON).is_file():
+        if others := [name for name in FILES if (folder / name).exists()]:
+            raise ValueError(
+                f"{folder} holds {', '.join(others)} and no {JSON}, so what is there was made by something else; the "
+                "report has files of these names, and nothing is written over; choose another --output"
+            )
+        return
+    known = read_object(folder / JSON, {"comparison.config": str})["comparison"]["config"]
+    wanted = plan.comparison.config
+    # of finished runs it is their folder; a comparison file may be given another config
+    if (Path(known).is_dir() or Path(wanted).is_dir()) and Path(known).resolve() != Path(wanted).resolve():
+        raise ValueError(
+            f"{folder} holds a report on {known}, and this one is on {wanted}; a folder holds one report, and nothing "
+            "is written over; choose another --output"
+        )
+
+
 def write_report(
     folder: Path,
     plan: PlannedRuns,
@@ -111,7 +137,7 @@ def write_report(
         *_gradient_tables(plan, measured),
         *_affinity_tables(plan, affinity),
     ]
-    write_json(folder / "comparison.json", {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
+    write_json(folder / JSON, {**_plain(plan, measured, rows, costs), "tables": [vars(t) for t in tables]})
     write_text(folder / "results.csv", _csv(_result_records(plan, rows, costs)))
     write_text(folder / "runs.csv", _csv(_run_records(measured)))
     charts = list(_draw(folder, plan, rows))
@@ -352,14 +378,15 @@ def _gradient_tables(plan: PlannedRuns, measured: Sequence[Measured]) -> Iterato
     for figure, title in (("cosine", "Cosine of the tasks' gradients"), ("conflict", "Share of steps in conflict")):
         seen = [(one, [r.gradients[figure] for r in one.results.values() if figure in r.gradients]) for one in measured]
         seen = [(one, of_seeds) for one, of_seeds in seen if of_seeds]
-        pairs = list(dict.fromkeys(pair for _, of_seeds in seen for pair in of_seeds[0]))
+        pairs = list(dict.fromkeys(pair for _, of_seeds in seen for of_seed in of_seeds for pair in of_seed))
         body: list[list[Cell]] = []
         for one, of_seeds in seen:
             cells: list[Cell] = [one.variant.name]
             for pair in pairs:
                 values = [of_seed[pair] for of_seed in of_seeds if pair in of_seed]
                 cells.append(_mean(student_interval(values, plan.comparison.confidence)) if values else None)
-            alike = agreement([list(of_seed.values()) for of_seed in of_seeds])
+            in_all = [pair for pair in pairs if all(pair in of_seed for of_seed in of_seeds)]
+            alike = agreement([[of_seed[pair] for pair in in_all] for of_seed in of_seeds])
             body.append([*cells, None if alike is None else f"{alike:+.2f}"])
         if body:
             yield Table(f"{title}, mean over training", ("run", *pairs, "agreement of seeds"), body)
@@ -371,15 +398,14 @@ def _affinity_tables(plan: PlannedRuns, affinity: Sequence[Sequence[Sequence[flo
     if name is None or not affinity:
         return
     tasks = list(plan.variants[name].run.tasks)
+    seeds = np.array(affinity, np.float64)  # [seeds, T, T], NaN where no batch had labels of both tasks
     body: list[list[Cell]] = []
     for i, task in enumerate(tasks):
-        of_row = [
-            student_interval([100 * matrix[i][j] for matrix in affinity], plan.comparison.confidence)
-            for j in range(len(tasks))
-        ]
-        body.append([task, *(_mean(of) for of in of_row)])
-    between = [[row[j] for i, row in enumerate(matrix) for j in range(len(row)) if i != j] for matrix in affinity]
-    alike = agreement(between)
+        known = [of_pair[np.isfinite(of_pair)] for of_pair in 100 * seeds[:, i].T]
+        of_row = [student_interval(of.tolist(), plan.comparison.confidence) if len(of) else None for of in known]
+        body.append([task, *map(_mean, of_row)])
+    between = seeds[:, ~np.eye(len(tasks), dtype=bool)]
+    alike = agreement(between[:, np.isfinite(between).all(axis=0)].tolist())
     told = "" if alike is None else f"; rank correlation between seeds {alike:+.2f}"
     yield Table(
         f"Look-ahead affinity in {name}: a step for one task (row) lowers a loss by %{told}", ("step", *tasks), body

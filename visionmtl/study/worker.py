@@ -17,7 +17,7 @@ from visionmtl import api
 from visionmtl.config.allocator import keep_freed_memory
 from visionmtl.config.loader import ConfigError
 from visionmtl.config.text_files import check_object, read_object
-from visionmtl.datasets import Dataset
+from visionmtl.datasets import Dataset, open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.engine.evaluator import read_results
 from visionmtl.engine.nonfinite import NotFinite
@@ -138,6 +138,7 @@ def _train_and_evaluate(run: Run, folder: Path, test: Sequence[Dataset] | None, 
     num_parameters = sum(parameter.numel() for parameter in api.build_model(run).parameters())
     test_sets = [dataset.model_dump(mode="json") for dataset in test or ()]
     empty = Result(settings_of(run), None, 0, {}, None, test_sets, num_parameters, 0.0, 0.0)
+    open_datasets(test or ())  # they are read after the training; what is not there is told before it
     if before is None:
         write_json(folder / BEGUN, settings_of(run))
         try:
