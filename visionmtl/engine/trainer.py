@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from visionmtl.balance.base import Step
+from visionmtl.balance.base import Balance, Step
 from visionmtl.balance.conflict import pairs
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import align, eval_names, supervises
@@ -305,12 +305,7 @@ class Trainer:
         if self.schedule:
             self.schedule.to(ranks.device)
         self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
-        compares = self.balancer.needs_cut or self.balancer.needs_parameters
-        if compares and not any(p.requires_grad for p in net.trunk.parameters()):
-            raise ValueError(
-                f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
-                "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
-            )
+        self._check_compared(balance)
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         # a task's backward each, through the same graph and to the same parameters
         several_backwards = self.balancer.needs_parameters or (self.balancer.needs_cut and net.trunk.joins_tasks)
@@ -350,6 +345,23 @@ class Trainer:
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
+
+    def _check_compared(self, balance: Balance) -> None:
+        """Raise ValueError where the balancing method would compare gradients that lead nowhere, or are not there."""
+        trunk = self.net.trunk
+        if self.balancer.needs_cut:
+            learning = trunk.learning_maps()
+            balance.check_levels(list(learning))
+            learns, where = any(learning.values()), "shared maps; all that makes these"
+        elif self.balancer.needs_parameters:
+            learns, where = any(p.requires_grad for p in trunk.parameters()), "trunk; that"
+        else:
+            return
+        if not learns:
+            raise ValueError(
+                f"balance.type is {balance.type!r}, which compares gradients on the {where} is frozen, so it would "
+                "have no effect; set balance=fixed, or choose another extend.type or model.freeze"
+            )
 
     # ---- one step ----
 
