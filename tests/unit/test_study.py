@@ -26,8 +26,10 @@ from visionmtl.structures import ReadRequest
 from visionmtl.study import comparison
 from visionmtl.study.affinity import agreement, lookahead
 from visionmtl.study.charts import draw_curves, draw_intervals
+from visionmtl.study.compare import compare
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
+from visionmtl.study.runner import Runner
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
 from visionmtl.study.worker import differences
@@ -348,6 +350,17 @@ def test_leave_one_out_trains_without_each_task(tmp_path: Path):
     assert list(of.variants["upgrad-without-depth"].run.tasks) == ["detection", "segmentation"]
     assert of.variants["upgrad-without-depth"].run.balance.type == "upgrad"
     assert {f"upgrad-without-{task}" for task in ("detection", "segmentation", "depth")} < of.selected
+
+
+def test_affinity_of_what_shares_nothing_is_told_before_anything_is_trained(tmp_path: Path):
+    runs = {"apart": {"overrides": ["model.sharing=single"]}}
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="affinity is 'apart', in whose network two tasks share no parameter"):
+        compare(
+            plan(tmp_path, ("data.size=[96,128]",), runs=runs, affinity="apart"), out,
+            Runner(out, 1, 1, "cpu", False, print), train=True, with_costs=False, tell=print,
+        )  # fmt: skip
+    assert not out.exists()
 
 
 def test_only_takes_runs_and_their_references(tmp_path: Path):
