@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import align, eval_names, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
+from visionmtl.data.stamps import image_lists
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
@@ -62,7 +63,15 @@ from visionmtl.engine.optim import (
     unguarded,
 )
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
-from visionmtl.engine.position import Continuation, Position, changed_settings, go_on, is_of_evaluation, what_changed
+from visionmtl.engine.position import (
+    Continuation,
+    Position,
+    changed_images,
+    changed_settings,
+    go_on,
+    is_of_evaluation,
+    what_changed,
+)
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
@@ -961,9 +970,17 @@ class Trainer:
             "epoch": self.epoch,
             "epoch_images": self.position.images,
             "best": self.state.best,
+            "images": self.images,
             **({"teachers": self.teacher_record} if self.teacher_record else {}),
             **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
+
+    @cached_property
+    def images(self) -> dict[str, dict[str, list[int | str]]]:
+        """What a checkpoint tells of the images, see `image_lists`: `train`, and `val`; {} without data."""
+        if self.data is None:
+            return {}
+        return {"train": image_lists(self.data.train_datasets), "val": image_lists(self.data.val_datasets)}
 
     def load_checkpoint(self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None) -> Results | None:
         """Restore the run; returns the results at its step, None where that was not evaluated to the end.
@@ -982,10 +999,20 @@ class Trainer:
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
+        if trained := changed_images(saved, fresh, "train"):
+            self.resume_lines.append(
+                f"note      since the checkpoint, training data changed: {trained}; from here on it is not bit for bit "
+                "the run it was"
+            )
+        if judged := changed_images(saved, fresh, "val"):
+            self.resume_lines.append(
+                f"note      since the checkpoint, validation data changed: {judged}; the best so far counts no more"
+            )
         if changed_eval_settings := [path for path in changed if is_of_evaluation(path)]:
             of_data = any(path.startswith("data.") for path in changed_eval_settings)
             what = "other validation images, or another size" if of_data else "other settings of a task"
             self.resume_lines.append(f"note      {what}: the best so far counts no more")
+        if changed_eval_settings or judged:
             self.state.best = -math.inf
             return None
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
