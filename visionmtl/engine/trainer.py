@@ -1112,8 +1112,13 @@ class Trainer:
             learning = extending.train_tasks(run)
             taught = ", ".join(n for n, task in learning.items() if supervises(dataset, task, net.spaces[n])) or "none"
             yield f"train on  {dataset.name}: {len(dataset)} images, {count} drawn an epoch; teaches {taught}"
+        unjudged = list(run.tasks)
         for dataset in data.val_datasets:
-            yield f"eval on   {dataset.name}: {len(dataset)} images"
+            judged = [name for name, task in run.tasks.items() if supervises(dataset, task, net.spaces[name])]
+            unjudged = [name for name in unjudged if name not in judged]
+            yield f"eval on   {dataset.name}: {len(dataset)} images; judges {', '.join(judged) or 'none'}"
+        if unjudged:
+            yield f"note      no validation data set has labels of {', '.join(unjudged)}: trained, and not evaluated"
         for dataset in (*data.train_datasets, *data.val_datasets):
             yield from (f"note      {dataset.name}: {note}" for note in dataset.notes)
         reason = choose_workers(run.data.workers, num_processes_here())[1]
