@@ -1,10 +1,8 @@
 """A part of another data set, or all its images with a part of their labels: for held-out images and label curves."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from visionmtl.datasets import Dataset, Locality, PartReader, most_boxes, num_channels, read_part
+from visionmtl.datasets import Dataset, Locality, PartReader, most_boxes, num_channels, read_part, sample_names
 from visionmtl.structures import LabelSpace, ReadRequest, Sample
 
 LabelField = Literal["boxes", "segmentation", "depth_m", "normals", "image_labels"]
@@ -122,22 +120,8 @@ class _Reader(PartReader):
 
 def _ranked(reader: Any) -> list[int]:
     """All indices of a reader in the order of their hashes."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in _names(reader)]
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in sample_names(reader)]
     return sorted(range(len(digests)), key=lambda index: (digests[index], index))
-
-
-def _names(reader: Any) -> list[str]:
-    """What tells a sample from the others wherever the data set lies."""
-    name: Callable[[int], str] | None = getattr(reader, "sample_name", None)
-    file: Callable[[int], Path] | None = getattr(reader, "file", None)
-    if name is not None or file is None:
-        return [(name or str)(index) for index in range(len(reader))]
-    files = [Path(file(index)) for index in range(len(reader))]
-    names = [one.name for one in files]
-    if len(set(names)) == len(names):
-        return names
-    above = os.path.commonpath(files)
-    return [one.relative_to(above).as_posix() for one in files]
 
 
 def _random_normals(number: int, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The data set contract, and the finder that makes the top-level `datasets/` importable as `visionmtl.datasets`."""
 
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -151,6 +152,24 @@ class NamedDataset:
         return read_part(self.reader, index, request)
 
 
+def sample_names(reader: DatasetReader) -> list[str]:
+    """What tells each sample from the others wherever the data set lies: its name where it has one, else its file's.
+
+    Of files, their paths below the folder that holds them all where folders hold files of one name. Samples that are
+    drawn have their numbers.
+    """
+    name: Callable[[int], str] | None = getattr(reader, "sample_name", None)
+    file: Callable[[int], Path] | None = getattr(reader, "file", None)
+    if name is not None or file is None:
+        return [(name or str)(index) for index in range(len(reader))]
+    files = [Path(file(index)) for index in range(len(reader))]
+    names = [one.name for one in files]
+    if len(set(names)) == len(names):
+        return names
+    above = os.path.commonpath(files)
+    return [one.relative_to(above).as_posix() for one in files]
+
+
 def num_channels(reader: DatasetReader) -> int:
     """Channels of the images of a reader, or of the one that it holds; 3 where none says so."""
     inner: Any = reader
@@ -249,7 +268,7 @@ class Relabelled:
         return len(self.reader)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("file", "label_files", "locality", "fetch"):  # which not every reader has
+        if name in ("file", "label_files", "sample_name", "locality", "fetch"):  # which not every reader has
             return getattr(self.reader, name)
         raise AttributeError(name)
 

@@ -374,6 +374,11 @@ class Run(Spec):
                 f"have {channels} channels, whose colours nobody knows; set those to 0 and leave `pipeline` out"
             )
             raise _problem_at(("data", "augment"), text)
+        idle = augment.without_effect({task.field for task in self.tasks.values()})
+        if idle and self.extend is None:  # an extended run has more tasks than its config
+            name, needed = next(iter(idle.items()))
+            text = f"is set, but no task learns {needed}, so it would have no effect; remove it, or add such a task"
+            raise _problem_at(("data", "augment", name), text)
         curriculum = self.train.curriculum
         if curriculum and (problem := curriculum.problem(list(self.tasks), self.train.epochs, self.data.size)):
             raise _problem_at(("train", "curriculum"), problem)

@@ -17,9 +17,11 @@ from write_nyuv2 import drawn_frames, write_prepared
 
 from visionmtl.data.label_spaces import eval_names, resolve_spaces
 from visionmtl.data.loader import train_loader, val_loader
+from visionmtl.data.sampler import Sampling
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.evaluator import evaluate
 from visionmtl.engine.monitor import Monitor
+from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Run
@@ -151,6 +153,20 @@ def test_the_run_trains_all_six_tasks_and_judges_every_data_set_by_itself(run: R
     assert "train on  nyuv2: 3 images, 4 drawn an epoch; teaches room, depth, room_depth" in log
     (file,) = (Path(run.output or "") / "eval").glob("*.json")
     assert json.loads(file.read_text())["results"].keys() == EVAL_NAMES
+
+
+def test_the_log_says_who_judges_whom_and_which_task_nobody_does(run: Run, tmp_path: Path):
+    rooms = run.data.val[2].model_copy(update={"labels": ("segmentation",)})
+    data = run.data.model_copy(update={"train": [run.data.train[2]], "val": [run.data.val[0], rooms]})
+    changes = {"data": data.model_copy(update={"sampling": Sampling()}), "output": str(tmp_path)}
+    few = {"tasks": {name: run.tasks[name] for name in ("room", "depth")}}
+    one = {"train": run.train.model_copy(update={"batch_size": 1})}
+
+    train(run.model_copy(update={**changes, **few, **one}), TrainOptions(max_steps=1))
+
+    log = (tmp_path / "train.log").read_text()
+    assert "coco: 3 images; judges none\n" in log and "nyuv2: 3 images; judges room\n" in log
+    assert "note      no validation data set has labels of depth: trained, and not evaluated\n" in log
 
 
 def test_a_task_without_labels_in_a_batch_has_no_loss_to_log(run: Run, tmp_path: Path):

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import scene_run
 import torch
@@ -302,6 +304,31 @@ def test_each_changed_setting_is_said(cut: Path, tmp_path: Path):
     assert "changed   seed is 5, and was 0\n" in log and "changed   data.val.0.split is test, and was " in log
     assert "other validation images, or another size: the best so far counts no more" in log
     assert "output" not in "".join(line for line in log.splitlines() if "  changed " in line)
+
+
+def test_images_that_changed_since_the_checkpoint_are_said_and_end_its_best(tmp_path: Path):
+    root = tmp_path / "data"
+    for name in ("train/0.png", "train/1.png", "train/2.png", "train/3.png", "val/4.png", "val/5.png"):
+        for file, pixels in ((root / name, np.full((64, 64, 3), 90)), (root / f"{name}.png", np.zeros((64, 64)))):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), pixels.astype(np.uint8))
+    masks = {"files": "{split}/{stem}.png.png", "classes": ["floor", "wall"]}
+    one = {"type": "folder", "root": str(root), "images": "{split}/?.png", "segmentation": masks}
+    data = {part: [{**one, "split": part}] for part in ("train", "val")}
+    run = scene_run.run(tmp_path / "run", ["segmentation"], data=data, train={"epochs": 3})
+
+    train(run, TrainOptions(max_steps=2))
+    for ending in (".png", ".png.png"):
+        (root / f"train/3{ending}").rename(root / f"train/9{ending}")
+    (root / "val/5.png").unlink()
+    train(run, TrainOptions(resume="auto", max_steps=3))
+
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert [line.partition("checkpoint, ")[2] for line in log.splitlines() if "since the checkpoint" in line] == [
+        "training data changed: folder has other images, or the same in another order; from here on it is not bit for "
+        "bit the run it was",
+        "validation data changed: folder has 1 images, and had 2; the best so far counts no more",
+    ]
 
 
 def test_the_best_checkpoint_comes_along_into_another_folder(whole: Path, tmp_path: Path):

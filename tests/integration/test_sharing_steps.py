@@ -245,7 +245,15 @@ def test_balancing_on_maps_that_nothing_learns_is_an_error():
     model = {"sharing": {"type": "branching", "at": "pyramid"}, "freeze": ["trunk.encoder"]}
     run = scene_run.run(names=("segmentation", "depth"), model=model, balance={"type": "pcgrad"})
     with pytest.raises(ValueError, match="all that makes these is frozen, so it would have no effect"):
-        scene_run.state(run).train_step(scene_run.batches(run)[:1])
+        scene_run.state(run)
+
+
+def test_balance_levels_that_no_shared_map_has_are_told_before_the_first_step():
+    levels = {"type": "upgrad", "levels": [4]}
+    scene_run.state(scene_run.run(names=TWO_DENSE, balance=levels))
+
+    with pytest.raises(ValueError, match=r"balance.levels has \[5\].*of levels \[3, 4\].*remove balance.levels"):
+        scene_run.state(scene_run.run(names=TWO_DENSE, balance=levels | {"levels": [3, 5]}))
 
 
 @pytest.mark.parametrize("way", ["pad_net", "mti_net"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scene_run
 import torch
 
 from visionmtl.data.transforms.augment import Augment, Blur, fit
@@ -318,3 +319,17 @@ def test_settings_without_effect_are_refused():
         Augment(zoom=(0.5, 1), max_class_share=0.75)
     with pytest.raises(ValueError, match=r"0 < low <= high; write e\.g\. sigma_px"):
         Blur(probability=0.5, sigma_px=(2, 1))
+
+
+@pytest.mark.parametrize("settings", [{"min_box_px": 4.0}, {"min_visible": 0.5}])
+def test_settings_about_boxes_need_a_task_that_learns_boxes(settings: dict):
+    scene_run.run(names=("detection",), data={"augment": settings})
+    with pytest.raises(ValueError, match="is set, but no task learns boxes, so it would have no effect; remove it"):
+        scene_run.run(names=("depth",), data={"augment": settings})
+
+
+def test_a_bound_on_the_share_of_classes_needs_a_task_that_learns_classes():
+    augment = {"max_class_share": 0.75, "zoom": (1, 2)}
+    scene_run.run(names=("segmentation",), data={"augment": augment})
+    with pytest.raises(ValueError, match="no task learns segmentation"):
+        scene_run.run(names=("detection",), data={"augment": augment})

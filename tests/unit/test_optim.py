@@ -161,6 +161,18 @@ def test_layer_decay_over_one_layer_is_an_error():
         parameter_groups(Optim(layer_decay=0.5), net)
 
 
+def test_settings_of_a_frozen_encoder_are_errors():
+    net = _Net()
+    net.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"encoder_lr_factor is 0.1, but the whole encoder is frozen.*set it to 1"):
+        parameter_groups(Optim(encoder_lr_factor=0.1), net)
+
+    net.encoder.body["layers"][-1].requires_grad_(True)  # has the encoder's rate, which layer_decay leaves as it is
+    assert rates(Optim(lr=1.0, encoder_lr_factor=0.1), net)[id(net.encoder.body["layers"][-1][0].weight)][0] == 0.1
+    with pytest.raises(ValueError, match=r"layer_decay is 0.5, but .* all of it below its last layer.*set it to null"):
+        parameter_groups(Optim(layer_decay=0.5), net)
+
+
 def test_a_net_without_encoder_rejects_encoder_settings():
     with pytest.raises(ValueError, match="has no `encoders`"):
         parameter_groups(Optim(encoder_lr_factor=0.1), nn.Linear(2, 2))

@@ -76,6 +76,9 @@ class Balance(Configurable, package="visionmtl.balance"):
         """The method for a network in which no map is shared by all tasks; ValueError where it needs one."""
         return self
 
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """Raise ValueError where settings name levels that the shared maps do not have."""
+
 
 class _State:
     """Undoes what a method did to its buffers where that must not last: in all but the last micro-batch of a step,
@@ -245,6 +248,13 @@ class GramianBalance(Balance):
             )
         return self.model_copy(update={"level": "parameters"})
 
+    def check_levels(self, levels: Sequence[int]) -> None:
+        if missing := set(self.levels or ()) - set(levels):
+            raise ValueError(
+                f"balance.levels has {sorted(missing)}, but the shared maps are of levels {list(levels)}; name some of "
+                "these, or remove balance.levels"
+            )
+
 
 class _Gramian(Balancer):
     """On maps: T backwards through the decoders, one through the trunk. On parameters: T through everything.
@@ -368,11 +378,6 @@ class _Gramian(Balancer):
         """The positions of the maps in question."""
         if self.levels is None:
             return list(range(len(step.leaves)))
-        if missing := set(self.levels) - set(step.levels):
-            raise ValueError(
-                f"balance.levels has {sorted(missing)}, but the shared maps are of levels {list(step.levels)}; name "
-                "some of these, or remove balance.levels"
-            )
         return [step.levels.index(level) for level in self.levels]
 
 

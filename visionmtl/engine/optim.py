@@ -204,6 +204,7 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
             )
         return {}
     factors: dict[int, float] = {}
+    below_top_of_trained: set[int] = set()
     for encoder in encoders:
         by_layer = layers(encoder)
         if spec.layer_decay is not None and len(by_layer) < 2:
@@ -214,6 +215,18 @@ def _encoder_factors(spec: Optim, net: nn.Module) -> dict[int, float]:
         for below_top, layer in enumerate(reversed(by_layer.values())):
             factor = spec.encoder_lr_factor * (spec.layer_decay or 1.0) ** below_top
             factors.update((id(parameter), factor) for parameter in layer)
+            if any(parameter.requires_grad for parameter in layer):
+                below_top_of_trained.add(below_top)
+    if spec.encoder_lr_factor != 1 and not below_top_of_trained:
+        raise ValueError(
+            f"optim.encoder_lr_factor is {spec.encoder_lr_factor:g}, but the whole encoder is frozen, so it would have "
+            "no effect; set it to 1, or freeze less of the encoder"
+        )
+    if spec.layer_decay is not None and not any(below_top_of_trained):
+        raise ValueError(
+            f"optim.layer_decay is {spec.layer_decay:g}, but the encoder is frozen, or all of it below its last layer, "
+            "so it would have no effect; set it to null, or freeze less of the encoder"
+        )
     return factors
 
 

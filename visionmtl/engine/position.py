@@ -70,6 +70,22 @@ def is_of_evaluation(path: str) -> bool:
     return bool(re.match(of_data, path) or re.match(r"tasks\.[^.]+\.(?!weight$)", path))
 
 
+def changed_images(saved: Mapping[str, Any], fresh: Mapping[str, Any], part: str) -> str:
+    """Which data sets have other images than at the checkpoint, or the same in another order; empty: none.
+
+    saved, fresh: as `Trainer.state_dict` gives them; older files tell nothing of images. part: `train` or `val`
+    """
+    before: Mapping[str, Any] = saved.get("images", {}).get(part, {})
+    phrases = []
+    for name, (count, digest) in fresh["images"].get(part, {}).items():
+        old_count, old_digest = before.get(name, (count, digest))
+        if count != old_count:
+            phrases.append(f"{name} has {count} images, and had {old_count}")
+        elif digest != old_digest:
+            phrases.append(f"{name} has other images, or the same in another order")
+    return ", ".join(phrases)
+
+
 def what_changed(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
     """A note where steps are made otherwise than those of the checkpoint; None: bit for bit as if nothing had happened.
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
-from visionmtl.balance.base import Step
+from visionmtl.balance.base import Balance, Step
 from visionmtl.balance.conflict import pairs
 from visionmtl.data.cache.decoded import with_cache
 from visionmtl.data.label_spaces import align, eval_names, supervises
 from visionmtl.data.loader import train_loader, val_loader
 from visionmtl.data.prefetch import Prefetcher
+from visionmtl.data.stamps import image_lists
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
 from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
@@ -63,7 +64,15 @@ from visionmtl.engine.optim import (
     unguarded,
 )
 from visionmtl.engine.options import PROFILE_WARMUP, TrainOptions
-from visionmtl.engine.position import Continuation, Position, changed_settings, go_on, is_of_evaluation, what_changed
+from visionmtl.engine.position import (
+    Continuation,
+    Position,
+    changed_images,
+    changed_settings,
+    go_on,
+    is_of_evaluation,
+    what_changed,
+)
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
 from visionmtl.engine.throughput import DataTimeAdvice, ThroughputMeter
 from visionmtl.metrics.base import Results
@@ -306,12 +315,7 @@ class Trainer:
         if self.schedule:
             self.schedule.to(ranks.device)
         self.balancer = balance.build({name: run.tasks[name].weight for name in self.learning}).to(ranks.device)
-        compares = self.balancer.needs_cut or self.balancer.needs_parameters
-        if compares and not any(p.requires_grad for p in net.trunk.parameters()):
-            raise ValueError(
-                f"balance.type is {run.balance.type!r}, which compares gradients on the trunk; that is frozen, so it "
-                "would have no effect; set balance=fixed, or choose another extend.type or model.freeze"
-            )
+        self._check_compared(balance)
         self.shared_parameters = net.trunk.shared_parameters() if self.balancer.needs_parameters else []
         # a task's backward each, through the same graph and to the same parameters
         several_backwards = self.balancer.needs_parameters or (self.balancer.needs_cut and net.trunk.joins_tasks)
@@ -351,6 +355,23 @@ class Trainer:
         self.loss_net: nn.Module = loss_net
         if not self.sharded:
             self.loss_net = distributed.replicate(loss_net, ranks, averaged_later=self.averages_itself)
+
+    def _check_compared(self, balance: Balance) -> None:
+        """Raise ValueError where the balancing method would compare gradients that lead nowhere, or are not there."""
+        trunk = self.net.trunk
+        if self.balancer.needs_cut:
+            learning = trunk.learning_maps()
+            balance.check_levels(list(learning))
+            learns, where = any(learning.values()), "shared maps; all that makes these"
+        elif self.balancer.needs_parameters:
+            learns, where = any(p.requires_grad for p in trunk.parameters()), "trunk; that"
+        else:
+            return
+        if not learns:
+            raise ValueError(
+                f"balance.type is {balance.type!r}, which compares gradients on the {where} is frozen, so it would "
+                "have no effect; set balance=fixed, or choose another extend.type or model.freeze"
+            )
 
     # ---- one step ----
 
@@ -948,9 +969,17 @@ class Trainer:
             "epoch": self.epoch,
             "epoch_images": self.position.images,
             "best": self.state.best,
+            "images": self.images,
             **({"teachers": self.teacher_record} if self.teacher_record else {}),
             **({"extension": self.extension.state_dict()} if self.extension else {}),
         }
+
+    @cached_property
+    def images(self) -> dict[str, dict[str, list[int | str]]]:
+        """What a checkpoint tells of the images, see `image_lists`: `train`, and `val`; {} without data."""
+        if self.data is None:
+            return {}
+        return {"train": image_lists(self.data.train_datasets), "val": image_lists(self.data.val_datasets)}
 
     def load_checkpoint(self, path: Path, monitor: Monitor, saved: Mapping[str, Any] | None = None) -> Results | None:
         """Restore the run; returns the results at its step, None where that was not evaluated to the end.
@@ -969,10 +998,20 @@ class Trainer:
             self.resume_lines.append(f"note      {note}")
         if "epoch_images" in saved:
             self.resumed_at = Position(saved["epoch"], saved["epoch_images"])
+        if trained := changed_images(saved, fresh, "train"):
+            self.resume_lines.append(
+                f"note      since the checkpoint, training data changed: {trained}; from here on it is not bit for bit "
+                "the run it was"
+            )
+        if evaluated := changed_images(saved, fresh, "val"):
+            self.resume_lines.append(
+                f"note      since the checkpoint, validation data changed: {evaluated}; the best so far counts no more"
+            )
         if changed_eval_settings := [path for path in changed if is_of_evaluation(path)]:
             of_data = any(path.startswith("data.") for path in changed_eval_settings)
             what = "other validation images, or another size" if of_data else "other settings of a task"
             self.resume_lines.append(f"note      {what}: the best so far counts no more")
+        if changed_eval_settings or evaluated:
             self.state.best = -math.inf
             return None
         if not monitor.comparable(saved["run"]["train"]["best"], self.state.best):
@@ -1060,8 +1099,13 @@ class Trainer:
             learning = extending.train_tasks(run)
             taught = ", ".join(n for n, task in learning.items() if supervises(dataset, task, net.spaces[n])) or "none"
             yield f"train on  {dataset.name}: {len(dataset)} images, {count} drawn an epoch; teaches {taught}"
+        unevaluated = list(run.tasks)
         for dataset in data.val_datasets:
-            yield f"eval on   {dataset.name}: {len(dataset)} images"
+            evaluated = [name for name, task in run.tasks.items() if supervises(dataset, task, net.spaces[name])]
+            unevaluated = [name for name in unevaluated if name not in evaluated]
+            yield f"eval on   {dataset.name}: {len(dataset)} images; judges {', '.join(evaluated) or 'none'}"
+        if unevaluated:
+            yield f"note      no validation data set has labels of {', '.join(unevaluated)}: trained, and not evaluated"
         for dataset in (*data.train_datasets, *data.val_datasets):
             yield from (f"note      {dataset.name}: {note}" for note in dataset.notes)
         reason = choose_workers(run.data.workers, num_processes_here())[1]

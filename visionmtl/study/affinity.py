@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionmtl.api import build_model
 from visionmtl.config.text_files import read_object, shown
-from visionmtl.data.label_spaces import align, resolve_spaces
+from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import train_loader
 from visionmtl.datasets import open_datasets
 from visionmtl.engine.checkpoint import find, open_model
 from visionmtl.engine.distributed import choose_device
+from visionmtl.engine.extension import old_spaces, train_tasks
+from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.io.atomic import write_json
 from visionmtl.network import LossNet, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
@@ -34,12 +36,23 @@ NUM_BATCHES = 8
 FILE = "affinity.json"
 
 
+def check_affinity(name: str, run: Run) -> None:
+    """Raise ValueError where a run has no affinity that could be measured once it is trained."""
+    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
+    model = run.model.model_copy(update={"encoder": encoder})
+    if not build_model(run.model_copy(update={"model": model})).trunk.shared_parameters():
+        raise ValueError(
+            f"affinity is {name!r}, in whose network two tasks share no parameter that is trained, so no step for one "
+            "can change another's loss; it is for runs that share some; choose another run, or remove affinity"
+        )
+
+
 def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np.float64]:
     """[T, T] on one batch: Z of the task that steps (row) on the task that is looked at; NaN where one has no label.
 
     step: its length as a fraction of the shared weights' norm. The network is left as it was.
     """
-    shared = _shared_parameters(net)
+    shared = net.trunk.shared_parameters()
     net.train()
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]  # running statistics
     before = _losses(net, batch)
@@ -61,21 +74,6 @@ def lookahead(net: MultiTaskNet, batch: Batch, step: float = STEP) -> NDArray[np
         buffer.copy_(old)
     matrix = torch.stack(found).double().cpu().numpy()
     return np.asarray(np.where(np.isfinite(matrix), matrix, np.nan))
-
-
-def check_shares(run: Run) -> None:
-    """Before a run is trained: raises ValueError where its tasks will share nothing that can be looked at."""
-    _shared_parameters(build_model(run))
-
-
-def _shared_parameters(net: MultiTaskNet) -> list[nn.Parameter]:
-    shared = [parameter for parameter in net.trunk.shared_parameters() if parameter.requires_grad]
-    if not shared:
-        raise ValueError(
-            f"no parameter of the network of {', '.join(net.tasks)} is shared by two tasks, so no step for one can "
-            "change another's loss; affinity is for runs whose tasks share some; choose another run"
-        )
-    return shared
 
 
 def _losses(net: MultiTaskNet, batch: Batch) -> list[Tensor]:
@@ -116,8 +114,11 @@ def _of_checkpoint(path: Path, device: torch.device) -> NDArray[np.float64]:
     run, net = opened.run, opened.net
     datasets = open_datasets(run.data.train)
     data = run.data.model_copy(update={"workers": 0})
-    spaces = resolve_spaces(run.tasks, datasets)
-    batches = train_loader(data, run.tasks, spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed)
+    spaces = resolve_taught_spaces(run, datasets, None, old_spaces(run))
+    batches = train_loader(
+        data, train_tasks(run), spaces, align(datasets, run.tasks, spaces), run.train.batch_size, run.seed,
+        unlabelled=run.is_taught,
+    )  # fmt: skip
     return np.nanmean(np.stack([lookahead(net, batch.to(device)) for batch in islice(batches, NUM_BATCHES)]), axis=0)
 
 

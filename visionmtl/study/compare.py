@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from visionmtl.study.affinity import check_shares, measure_affinity, read_affinity
+from visionmtl.study.affinity import check_affinity, measure_affinity, read_affinity
 from visionmtl.study.comparison import PlannedRuns, Variant, key_of
 from visionmtl.study.costs import measure_costs, read_costs
 from visionmtl.study.report import Measured, SearchedTrial, write_report
@@ -20,10 +20,10 @@ def compare(
 
     train: whether missing runs are trained; with_costs: whether steps are timed at the end
     """
-    study = _Study(plan, folder, runner)
     measured = plan.comparison.affinity if train and plan.comparison.affinity in plan.selected else None
-    if measured:
-        check_shares(plan.variants[measured].run)
+    if measured is not None:
+        check_affinity(measured, plan.variants[measured].run)
+    study = _Study(plan, folder, runner)
     failed: list[str] = []
     if train:
         failed += runner.finish(study.plain_jobs(), study.report)
@@ -31,7 +31,7 @@ def compare(
         failed += runner.finish(study.searched_jobs(), study.report)
     if with_costs:
         measure_costs(folder, {name: study.chosen(one) for name, one in study.selected.items()}, runner, tell)
-    if measured:
+    if measured is not None:
         measure_affinity(folder, study.affinity_runs(), runner.device, runner.threads, tell)
     study.report()
     return failed

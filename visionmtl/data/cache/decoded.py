@@ -75,6 +75,11 @@ class CachedReader:
         find = getattr(self.reader, "file", None)
         return None if find is None else find(index)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "sample_name":  # which not every reader has
+            return getattr(self.reader, name)
+        raise AttributeError(name)
+
     def read(self, index: int) -> Sample:
         """The sample at full size, from the data set itself: what is kept may be smaller."""
         return self.reader.read(index)

@@ -1,6 +1,7 @@
 """Label-consistent augmentation: one crop and resize, one flip and one colour draw, every label kept in step."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,16 @@ class Augment(Spec):
     def largest_zoom(self) -> float:
         """Of a view."""
         return max(self.zoom[1], 1.0) if self.whole else self.zoom[1]
+
+    def without_effect(self, fields: Collection[str]) -> dict[str, str]:
+        """Settings that would do nothing where these fields of samples are learnt, with the field they need."""
+        of_labels = {"min_box_px": "boxes", "min_visible": "boxes", "max_class_share": "segmentation"}
+        defaults = type(self)()
+        return {
+            name: field
+            for name, field in of_labels.items()
+            if field not in fields and getattr(self, name) != getattr(defaults, name)
+        }
 
     @model_validator(mode="after")
     def _zoom_is_a_range(self) -> Self:

@@ -1,7 +1,8 @@
 """The sharing contract: how tasks share encoder, pyramid and decoders."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +98,27 @@ class Trunk(nn.Module):
 
         Found along the graph of one forward pass of a black image; nothing else changes.
         """
-        device = next(self.parameters()).device
-        modes = [(module, module.training) for module in self.modules()]
-        with torch.enable_grad():
-            image = torch.zeros(1, self.in_chans, *self.size, device=device)
-            maps, initial = self.eval().split_with_initial(self(image))
+        with self._of_black_image() as shared:
+            maps, initial = self.split_with_initial(shared)
             reached = [parameters_behind((maps[task], initial.get(task, ()))) for task in maps]
-        for module, mode in modes:
-            module.training = mode
         return [p for p in self.parameters() if sum(id(p) in of_task for of_task in reached) > 1]
+
+    def learning_maps(self) -> dict[int, bool]:
+        """By level of the shared maps, where `shared_maps`, whether anything that makes the map is trainable."""
+        with self._of_black_image() as shared:
+            return {level: map_.requires_grad for level, map_ in shared.items()}
+
+    @contextmanager
+    def _of_black_image(self) -> Iterator[Any]:
+        """What `forward` gives for one black image, with its graph, in evaluation mode; nothing else changes."""
+        modes = [(module, module.training) for module in self.modules()]
+        image = torch.zeros(1, self.in_chans, *self.size, device=next(self.parameters()).device)
+        try:
+            with torch.enable_grad():
+                yield self.eval()(image)
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def keep(self, tasks: Sequence[str]) -> None:
         """Leave out what serves none of `tasks`; the others can no longer be predicted."""
