@@ -70,13 +70,8 @@ class CachedReader:
     def __len__(self) -> int:
         return len(self.packed)
 
-    def file(self, index: int) -> Any:
-        """See `NamedDataset.file`."""
-        find = getattr(self.reader, "file", None)
-        return None if find is None else find(index)
-
     def __getattr__(self, name: str) -> Any:
-        if name == "sample_name":  # which not every reader has
+        if name in ("file", "sample_name"):  # which not every reader has
             return getattr(self.reader, name)
         raise AttributeError(name)
 
@@ -98,9 +93,8 @@ class CachedReader:
             block = np.frombuffer(to_block(work.read(index)[0]), np.uint8)
             if zlib.crc32(block.data) != self.packed.checksum(index):  # the data set is another one now
                 raise
-            warnings.warn(
-                f"{error}: until then the sample is read from {self.file(index) or 'its source'}", stacklevel=2
-            )
+            where = self.file(index) if hasattr(self.reader, "file") else "its source"
+            warnings.warn(f"{error}: until then the sample is read from {where}", stacklevel=2)
             return self.packed.sample(index, block, wanted)
 
 
