@@ -105,7 +105,8 @@ def test_a_branch_learns_its_matrices_and_its_pyramid(old: Path):
 
 
 def test_a_frozen_encoder_lets_the_pyramid_learn(old: Path):
-    run = settings(old, "frozen", extend={"part": "encoder"})
+    recipe = {"encoder_lr_factor": 0.3}  # of a whole network
+    run = settings(old, "frozen", extend={"part": "encoder"}, optim=recipe)
     state = scene_run.state(run)
     before = {name: value.clone() for name, value in state.net.state_dict().items()}
     for batch in scene_run.batches(run)[:2]:

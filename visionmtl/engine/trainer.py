@@ -340,7 +340,11 @@ class Trainer:
                 sharded_copy = copy.deepcopy(net)
                 apply_fsdp(LossNet(sharded_copy, cut=False), ranks.device, ranks.world)
             apply_fsdp(loss_net, ranks.device, ranks.world)
-        self.optimizer = build_optimizer(run.optim, net, self.balancer)
+        optim = run.optim
+        if self.extension and not any(p.requires_grad for encoder in net.encoders() for p in encoder.parameters()):
+            # the recipe of a whole network serves to add a task to it as well
+            optim = optim.model_copy(update={"encoder_lr_factor": 1.0, "layer_decay": None})
+        self.optimizer = build_optimizer(optim, net, self.balancer)
         self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
