@@ -161,11 +161,14 @@ def _of_input(args: argparse.Namespace) -> list[str]:
 
 def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:
     """Returns the exit status."""
+    from visionmtl.inference.predictor import checked_intrinsics
     from visionmtl.inference.pseudo_labels import read_all
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_ids
     from visionmtl.structures import Sample
 
     net = predictor.net
+    if args.intrinsics:  # before the folder holds anything, or the next try would find it taken
+        checked_intrinsics(args.intrinsics, net.tasks)
     check_ids(source.path for source in sources if source.dataset is None)
     writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
     failed: list[str] = []

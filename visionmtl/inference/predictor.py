@@ -392,7 +392,7 @@ class Predictor:
         """
         chosen = choose_tasks(self.net.tasks, tasks)
         if intrinsics is not None:
-            intrinsics = _checked_intrinsics(intrinsics, chosen)
+            intrinsics = checked_intrinsics(intrinsics, chosen)
         stream = partial(self._stream, tasks=chosen, intrinsics=intrinsics)
         if isinstance(source, str | Path):
             if str(source).startswith("~"):  # the address of a stream is no path
@@ -474,7 +474,8 @@ def load(
     return Predictor(opened, tasks, precision, batch_size=batch_size, threads=threads, compile=compile)
 
 
-def _checked_intrinsics(intrinsics: Any, tasks: Mapping[str, Task]) -> Intrinsics:
+def checked_intrinsics(intrinsics: Any, tasks: Mapping[str, Task]) -> Intrinsics:
+    """As four numbers. Raises ValueError for those of no camera, and for tasks that place nothing in space."""
     try:
         fx, fy, cx, cy = (float(value) for value in intrinsics)
     except (TypeError, ValueError):
