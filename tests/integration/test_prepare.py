@@ -1,5 +1,6 @@
 """`prepare.py nyuv2`: the folder holds the samples of the official file, neither more nor less nor twice."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def test_what_is_prepared_is_not_overwritten(folders, tmp_path, capsys):
 
 def test_an_interrupted_run_is_not_taken_for_a_data_set_and_can_be_repeated(folders, tmp_path, monkeypatch):
     def full(*_):
-        return False
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cv2, "imwrite", full)
+        patched.setattr(Path, "write_bytes", full)
         assert main(["nyuv2", str(folders / "official"), str(tmp_path)]) == 2
     with pytest.raises(ValueError, match=r"found no .*train.txt"):
         NYUv2(root=str(tmp_path)).build()
