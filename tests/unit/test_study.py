@@ -32,7 +32,7 @@ from visionmtl.study.charts import draw_curves, draw_intervals
 from visionmtl.study.compare import compare
 from visionmtl.study.comparison import WeightSearch, key_of, renewed_key, settings_of
 from visionmtl.study.costs import Cost, step_ms
-from visionmtl.study.report import Measured, check_folder, write_report
+from visionmtl.study.report import Measured, SearchedTrial, check_folder, write_report
 from visionmtl.study.runner import Runner
 from visionmtl.study.statistics import delta_m_over_metrics, delta_m_per_task, relative_change, student_interval
 from visionmtl.study.tables import changes, figures
@@ -456,3 +456,15 @@ def test_a_pair_of_tasks_that_one_seed_does_not_know_is_left_out_there(tmp_path:
     # in percent; of the third row the second is of one seed, the last of the other
     assert [cell.partition(" ")[0] for cell in affinity["rows"][2][1:]] == ["20.0000", "20.0000", "30.0000"]
     assert affinity["title"].endswith("rank correlation between seeds +1.00")
+
+
+def test_a_trial_without_a_score_says_why(tmp_path: Path):
+    of, weights = plan(tmp_path), {"depth": 1.0}
+    trials = [
+        SearchedTrial(0, weights, 0.0125, False), SearchedTrial(1, weights, None, True),
+        SearchedTrial(2, weights, None, False),
+    ]  # fmt: skip
+    write_report(tmp_path, of, [Measured(of.variants["upgrad"], {}, trials)], {})
+    tables = json.loads((tmp_path / "comparison.json").read_text())["tables"]
+    search = next(table for table in tables if table["title"].startswith("Search"))
+    assert [row[-1] for row in search["rows"]] == ["+1.25", "diverged", "nothing to compare with"]

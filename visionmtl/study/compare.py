@@ -82,7 +82,7 @@ class _Study:
         return variant.weighted(variant.trials[-best[1]])
 
     def trials(self, variant: Variant) -> list[SearchedTrial]:
-        """The finished trials of a search, with delta_m (tasks first) on the held-out images; None: it diverged."""
+        """The finished trials of a search, with delta_m (tasks first) on the held-out images."""
         seed, found = self.seeds[0], []
         references = self._references(variant, seed)
         for number, weights in enumerate(variant.trials):
@@ -96,7 +96,7 @@ class _Study:
                 against = changes(result.held_out, held_out, self.plan.metrics)
                 score = delta_m_per_task(against) if against else None
             shown = {name: weights.get(name, task.weight) for name, task in variant.run.tasks.items()}
-            found.append(SearchedTrial(number, shown, score))
+            found.append(SearchedTrial(number, shown, score, bool(result.diverged)))
         return found
 
     def _references(self, variant: Variant, seed: int) -> Mapping[str, Result] | None:

@@ -34,7 +34,8 @@ class SearchedTrial:
 
     number: int
     weights: Mapping[str, float]  # by task
-    delta_m: float | None  # on the held-out images; None: it diverged
+    delta_m: float | None  # on the held-out images; None: it diverged, or what it is compared with is not finished
+    diverged: bool
 
 
 @dataclass(frozen=True)
@@ -275,8 +276,7 @@ def _cost_table(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Table:
 def _trial_table(one: Measured) -> Table:
     tasks = list(one.trials[0].weights)
     body: list[list[Cell]] = [
-        [str(trial.number), *(f"{trial.weights[task]:g}" for task in tasks), _plain_percent(trial.delta_m)]
-        for trial in one.trials
+        [str(trial.number), *(f"{trial.weights[task]:g}" for task in tasks), _score(trial)] for trial in one.trials
     ]
     heads = ("trial", *(f"weight of {task}" for task in tasks), "Δm per task on held-out images, %")
     return Table(f"Search of {one.variant.name}", heads, body)
@@ -296,8 +296,10 @@ def _percent(of: Interval | None) -> str | None:
     return f"{100 * of.mean:+.2f}{ends}"
 
 
-def _plain_percent(value: float | None) -> str:
-    return "diverged" if value is None else f"{100 * value:+.2f}"
+def _score(trial: SearchedTrial) -> str:
+    if trial.delta_m is not None:
+        return f"{100 * trial.delta_m:+.2f}"
+    return "diverged" if trial.diverged else "nothing to compare with"
 
 
 def _metric_columns(plan: PlannedRuns, rows: Sequence[Row]) -> list[tuple[str, str]]:
