@@ -18,6 +18,7 @@ from toy_run import losses_of, small_batch, small_net, small_tasks
 
 from visionmtl.cli import main
 from visionmtl.config.loader import ConfigError
+from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets.folder import Folder
 from visionmtl.datasets.nyuv2 import NYUv2
 from visionmtl.datasets.nyuv2_mat import NYUv2Mat
@@ -354,6 +355,16 @@ def test_leave_one_out_trains_without_each_task(tmp_path: Path):
     assert list(of.variants["upgrad-without-depth"].run.tasks) == ["detection", "segmentation"]
     assert of.variants["upgrad-without-depth"].run.balance.type == "upgrad"
     assert {f"upgrad-without-{task}" for task in ("detection", "segmentation", "depth")} < of.selected
+
+
+def test_a_run_of_some_tasks_leaves_out_what_augments_the_labels_of_others(tmp_path: Path):
+    augment = ("data.augment={min_box_px: 4, max_class_share: 0.75, zoom: [1, 1.5]}",)
+    runs = {"all": {}, "boxes": {"tasks": ["detection"]}, "classes": {"tasks": ["segmentation"]}}
+    of = plan(tmp_path, augment, runs=runs)
+    augments = {name: of.variants[name].run.data.augment for name in runs}
+    assert [one.min_box_px for one in augments.values()] == [4, 4, Augment().min_box_px]
+    assert [one.max_class_share for one in augments.values()] == [0.75, None, 0.75]
+    assert {one.zoom for one in augments.values()} == {(1, 1.5)}
 
 
 @pytest.mark.parametrize("entry", [{"tasks": ["depth"]}, {"overrides": ["model.sharing=single"]}])

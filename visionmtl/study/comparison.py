@@ -302,6 +302,12 @@ def _variants(
             f"{', '.join(whole.tasks)}; correct it"
         )
     left_out = [f"~tasks.{task}" for task in whole.tasks if entry.tasks is not None and task not in entry.tasks]
+    learnt = {task.field for task_name, task in whole.tasks.items() if f"~tasks.{task_name}" not in left_out}
+    defaults = type(whole.data.augment)()
+    left_out += [  # of labels that only the tasks left out learn
+        f"data.augment.{setting}={json.dumps(getattr(defaults, setting))}"
+        for setting in whole.data.augment.without_effect(learnt)
+    ]
     try:
         run = config.load(base, [*common, *left_out, *entry.overrides])
     except ConfigError as error:
