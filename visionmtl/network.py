@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from visionmtl.config.registry import EachOnce, Spec
 from visionmtl.config.suggest import did_you_mean
@@ -53,6 +54,11 @@ class Model(Spec, frozen=True):
     freeze: tuple[str, ...] = ()
     """Parts that do not learn: names of modules or parameters of the network, such as `trunk.encoder.body.layer1` or
     `decoders.depth`, or patterns such as `trunk.encoder.*.bn?.*`. Frozen modules stay in evaluation mode."""
+
+    def without_weights(self) -> Self:
+        """The same with random weights in the encoder, for where no pretrained ones need be read or fetched."""
+        encoder = self.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
+        return self.model_copy(update={"encoder": encoder})
 
 
 class MultiTaskNet(nn.Module):

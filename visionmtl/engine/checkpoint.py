@@ -384,10 +384,8 @@ def open_state(
             f"data.size is {run.data.size}, but {path} was trained at {trained}, and its depth is relative to that; "
             f"another is not allowed; set data.eval_size=[{run.data.size[0]},{run.data.size[1]}] to evaluate so"
         )
-    # the weights come from the file; fetching the pretrained ones first would be idle
-    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
     spaces = {name: plain and LabelSpace.from_plain(plain) for name, plain in state["spaces"].items()}
-    net = build_model(run.model.model_copy(update={"encoder": encoder}), run.tasks, spaces, run.data.size)
+    net = build_model(run.model.without_weights(), run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
     load_strictly(net, best_weights(state), path)
     net.to(device).eval()

@@ -193,8 +193,7 @@ def _shapes(run: Run, net: MultiTaskNet, task: str, space: LabelSpace, num_class
     """Shapes of the same network where the classes of one task are so many."""
     colours = [space.colours[0]] * num_classes
     other = replace(space, classes=tuple(map(str, range(num_classes))), colours=tuple(colours), ids=())
-    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
-    model = run.model.model_copy(update={"encoder": encoder, "freeze": ()})
+    model = run.model.without_weights().model_copy(update={"freeze": ()})
     weighted = {"class_weights": None} if "class_weights" in type(run.tasks[task]).model_fields else {}
     tasks = {**run.tasks, task: run.tasks[task].model_copy(update=weighted)}
     with torch.random.fork_rng([]):  # in full: LoRA copies parts, which fake tensors cannot

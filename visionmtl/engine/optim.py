@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from visionmtl.balance.base import memory_order
 from visionmtl.ops.ranks import own_share
 from visionmtl.run import Optim
 
@@ -90,16 +91,12 @@ class _AdamW(torch.optim.AdamW):
         found: bool = super()._init_group(group, weights, gradients, *moments)
         for at, weight in enumerate(weights):
             if weight.device.type == "cpu" and weight.dim() == 4 and not weight.is_contiguous():
-                weights[at], gradients[at] = _rows(weight), _rows(gradients[at]).contiguous()
+                order = memory_order(weight)
+                weights[at], gradients[at] = weight.permute(order), gradients[at].permute(order).contiguous()
                 for tensors in moments:
                     if tensors and tensors[at].dim() == 4:  # else the number of steps
-                        tensors[at] = _rows(tensors[at])
+                        tensors[at] = tensors[at].permute(order)
         return found
-
-
-def _rows(kernel: Tensor) -> Tensor:
-    """A convolution's weight in channels_last, as it lies in memory: [out, in, h, w] -> [out, h, w, in]."""
-    return kernel.permute(0, 2, 3, 1)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -135,7 +132,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     """The L2 norm of all of them together."""
     if all(own_share(one) is one and one.device.type == "cpu" and one.dtype == torch.float32 for one in gradients):
         # a product with itself runs at the speed of memory, twice that of torch's vector_norm (2.15)
-        flat = [(_rows(one) if one.dim() == 4 and not one.is_contiguous() else one).reshape(-1) for one in gradients]
+        flat = [one.permute(memory_order(one)).reshape(-1) for one in gradients]
         return torch.stack([one.dot(one) for one in flat]).sum().sqrt() if flat else torch.zeros(())
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # DTensor

@@ -38,9 +38,7 @@ FILE = "affinity.json"
 
 def check_affinity(name: str, run: Run) -> None:
     """Raise ValueError where a run has no affinity that could be measured once it is trained."""
-    encoder = run.model.encoder.model_copy(update={"pretrained": False, "checkpoint": None})
-    model = run.model.model_copy(update={"encoder": encoder})
-    if not build_model(run.model_copy(update={"model": model})).trunk.shared_parameters():
+    if not build_model(run.model_copy(update={"model": run.model.without_weights()})).trunk.shared_parameters():
         raise ValueError(
             f"affinity is {name!r}, in whose network two tasks share no parameter that is trained, so no step for one "
             "can change another's loss; it is for runs that share some; choose another run, or remove affinity"
