@@ -149,7 +149,7 @@ class ShardsReader(PartReader):
             return
         number = self._locate(index)[0]
         for ending in ("json", "tar"):
-            self._file(number, ending, retries=0)
+            self._file(number, ending, ahead=True)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The shard of a sample, and its position there."""
@@ -158,12 +158,12 @@ class ShardsReader(PartReader):
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - int(self._ends[number] - self._shards[number].num_samples)
 
-    def _file(self, number: int, ending: Literal["tar", "json"], retries: int | None = None) -> Path:
+    def _file(self, number: int, ending: Literal["tar", "json"], ahead: bool = False) -> Path:
         name, shard = f"{shard_name(number)}.{ending}", self._shards[number]
         if self._remote is None:
             return Path(self._root) / name
         entry = shard.tar if ending == "tar" else shard.index
-        return self._remote.file(name, entry.num_bytes, entry.sha256, retries)
+        return self._remote.file(name, entry.num_bytes, entry.sha256, ahead)
 
     def _read_places(self, number: int) -> ShardPlaces:
         if number not in self._places:

@@ -84,6 +84,8 @@ class Fetching:
                 self._changed.wait_for(lambda at=number: self._closed or self._is_due(at))  # type: ignore[misc]
                 if self._closed:
                     return
+                if self._is_over(number):  # readers were faster; it may have made room for others already
+                    continue
             # the worker that reads the sample tries again, and says what is wrong; RuntimeError: this process is ending
             # and has closed its connections
             with contextlib.suppress(StoreError, OSError, RuntimeError):
@@ -91,3 +93,8 @@ class Fetching:
 
     def _is_due(self, number: int) -> bool:
         return number < self._ahead or self._positions[number - self._ahead] <= self._reached
+
+    def _is_over(self, number: int) -> bool:
+        """Whether a shard of a later window is begun, so that this one is read no more."""
+        later = number + self._ahead
+        return later < len(self._positions) and self._positions[later] <= self._reached

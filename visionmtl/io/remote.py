@@ -83,22 +83,28 @@ class RemoteFolder:
                 new.unlink()
         return target
 
-    def file(self, name: str, num_bytes: int, digest: str, retries: int | None = None) -> Path:
+    def file(self, name: str, num_bytes: int, digest: str, ahead: bool = False) -> Path:
         """The file, fetched if it is not there. Only one process of a machine fetches it.
 
-        num_bytes, digest: its length and SHA-256 in hexadecimal, which are checked; retries: in place of the usual
+        num_bytes, digest: its length and SHA-256 in hexadecimal, which are checked; ahead: before it is needed, so that
+        there is one attempt, and none while another fetches it, who may have used and removed it when we come to it
         Raises StoreError.
         """
+
+        def wait() -> None:
+            if ahead:
+                raise StoreError(f"{self.url}/{name} is fetched by another; it need not be twice; go on without it")
+
         target = self._target(name, digest)
         if _is_there(target, num_bytes):
             return target
         # not one lock a file: those stay, and there may be 100,000 files
-        with locked(self.folder / f".{digest[:2]}.lock"):
+        with locked(self.folder / f".{digest[:2]}.lock", wait):
             if _is_there(target, num_bytes):
                 return target
             with atomic_path(target) as new:
                 self._reserve(new.with_name(_RESERVED), num_bytes)
-                self._fetch_checked(name, new, num_bytes, digest, self.retries if retries is None else retries)
+                self._fetch_checked(name, new, num_bytes, digest, 0 if ahead else self.retries)
                 new.with_name(_RESERVED).unlink()
         return target
 
