@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from visionmtl.ops import fused
 from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import dice
-from visionmtl.ops.resize import upsample, upsample_backward
 from visionmtl.structures import IGNORE
 from visionmtl.tasks.segmentation import Segmentation
 
@@ -76,7 +75,9 @@ def test_memory_format_and_extreme_logits_do_not_matter():
     ours = with_gradient(upsampled_cross_entropy, logits, classes, ignore=IGNORE)
 
     assert ours[1].isfinite().all() and ours[1].is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(ours, with_gradient(plain, logits, classes, ignore=IGNORE))
+    exact = with_gradient(plain, logits.double(), classes, ignore=IGNORE)
+    # logits of 4e4 are rounded by 4e-3, so that torch's own gradient in float32 is off by 9e-5, too
+    torch.testing.assert_close(ours, exact, check_dtype=False, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -140,19 +141,6 @@ def test_torch_finds_the_operator_well_behaved():
     logits, classes = case((4, 3), 2)
     arguments = (logits.requires_grad_(), classes, WEIGHTS, WEIGHTS.expand(2, 5), IGNORE, 0.1)
     torch.library.opcheck(torch.ops.visionmtl.upsampled_cross_entropy.default, arguments)
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
-def test_the_way_back_is_the_gradient_of_the_way_up(factor: int):
-    cells = torch.randn(2, 3, 5, 4, requires_grad=True)
-    up = upsample(cells, factor) if factor > 1 else cells * 1
-    for first, last in ((0, 5), (0, 3), (2, 4), (4, 5)):  # rows of cells
-        pixels = torch.zeros_like(up)
-        pixels[:, :, first * factor : last * factor] = torch.randn(2, 3, (last - first) * factor, 4 * factor)
-        (wanted,) = torch.autograd.grad(up, cells, pixels, retain_graph=True)
-        above, below = first > 0, last < 5
-        some = upsample_backward(pixels[:, :, first * factor : last * factor], factor, above=above, below=below)
-        torch.testing.assert_close(some, wanted[:, :, first - above : last + below])
 
 
 def test_dice_is_that_of_segmentation_models_pytorch():

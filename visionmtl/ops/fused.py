@@ -4,10 +4,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from visionmtl.ops.losses import smoothing_shares
-from visionmtl.ops.resize import upsample_backward
+from visionmtl.ops.resize import upsampling_weights
 
 CHUNK_ELEMENTS = 2**22
 """Logits upsampled at a time (16 MB in float32), in whole rows of cells; a map up to this size is done in one go."""
@@ -74,20 +73,19 @@ def value_and_gradient(
     elements = num_classes * classes.numel()
     on_cpu = logits.device.type == "cpu"
     chunks = -(-elements // CACHED_ELEMENTS) if on_cpu else min(-(-elements // CHUNK_ELEMENTS), MAX_CHUNKS)
-    rows = -(-height // max(chunks, 1))
+    num_rows = -(-height // max(chunks, 1))
+    planes = logits.contiguous()  # log-softmax is several times as slow over classes that lie beside each other
+    of_rows, of_columns = (upsampling_weights(side, factor, logits) for side in (height, width))
     total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        low, high = max(top - 1, 0), min(bottom + 1, height)  # one cell more on either side to interpolate from
-        part = logits[:, :, low:high]
-        if factor > 1:
-            part = F.interpolate(part, scale_factor=float(factor), mode="bilinear", align_corners=False)
-        part = part[:, :, (top - low) * factor : (bottom - low) * factor]
-        of_rows = classes[:, top * factor : bottom * factor]
-
-        value, of_part = _cross_entropy(part, of_rows, weights, smoothed, ignore, label_smoothing)
+    for top in range(0, height, num_rows):
+        bottom = min(top + num_rows, height)
+        cells = slice(max(top - 1, 0), bottom + 1)  # one more on either side to interpolate from
+        pixels = slice(top * factor, bottom * factor)
+        rows = of_rows[cells, pixels]
+        part = rows.mT @ (planes[:, :, cells] @ of_columns)
+        value, of_part = _cross_entropy(part, classes[:, pixels], weights, smoothed, ignore, label_smoothing)
         total += value
-        gradient[:, :, low:high] += upsample_backward(of_part, factor, above=top > low, below=high > bottom)
+        gradient[:, :, cells] += rows @ of_part @ of_columns.mT
     return total, gradient
 
 

@@ -64,7 +64,7 @@ class _Upsample(torch.autograd.Function):
 def backward_by_products(gradient: Tensor, factor: int) -> Tensor:
     """The gradient of `upsample` on its input as two matrix products, in the memory format of `gradient`."""
     batch, channels, height, width = gradient.shape
-    rows, columns = (_weights(side // factor, factor, gradient) for side in (height, width))
+    rows, columns = (upsampling_weights(side // factor, factor, gradient) for side in (height, width))
     if gradient.is_contiguous() or not gradient.is_contiguous(memory_format=torch.channels_last):
         return _separable(gradient, rows[None], columns[None])
     last = gradient.permute(0, 2, 3, 1)
@@ -73,46 +73,12 @@ def backward_by_products(gradient: Tensor, factor: int) -> Tensor:
     return last.view(batch, height // factor, width // factor, channels).permute(0, 3, 1, 2)
 
 
-def _weights(length: int, factor: int, like: Tensor) -> Tensor:
-    """[length, length * factor]: how much each cell adds to each pixel."""
+def upsampling_weights(length: int, factor: int, like: Tensor) -> Tensor:
+    """[length, length * factor]: how much each cell adds to each pixel of `upsample`, along one axis."""
     cells = torch.arange(length, device=like.device)
     pixels = (torch.arange(length * factor, device=like.device) + 0.5) / factor - 0.5
     near = 1 - (pixels.clamp(0, length - 1) - cells[:, None]).abs()
     return near.clamp(min=0).to(like.dtype)
-
-
-def upsample_backward(gradient: Tensor, factor: int, above: bool = False, below: bool = False) -> Tensor:
-    """The gradient of `upsample` on its input, from that on (some rows of) its output: [B, C, n * factor, W] -> ...
-
-    By sums over slices, which take a CPU less time than products.
-
-    above, below: whether the input goes on there. Then the row of cells that was interpolated with is part of the
-    result, which has n + above + below rows; elsewhere the outermost row stood in for its missing neighbour.
-    """
-    if factor == 1:
-        return F.pad(gradient, (0, 0, int(above), int(below)))
-    rows = _gather_along(gradient, factor, 2, above, below)
-    return _gather_along(rows, factor, 3, False, False)
-
-
-def _gather_along(gradient: Tensor, factor: int, dim: int, above: bool, below: bool) -> Tensor:
-    """Along one axis. Pixel k between two cell borders lies (k + 0.5) / factor - 0.5 cells from the cell's centre."""
-    phases = gradient.unflatten(dim, (-1, factor)).unbind(dim + 1)
-    shape = list(phases[0].shape)
-    length = shape[dim]
-    shape[dim] += 2
-    found = gradient.new_zeros(shape)
-    before, own, after = (found.narrow(dim, start, length) for start in range(3))
-    for k, phase in enumerate(phases):
-        offset = (k + 0.5) / factor - 0.5
-        own.add_(phase, alpha=1 - abs(offset))
-        if offset:
-            (before if offset < 0 else after).add_(phase, alpha=abs(offset))
-    if not above:
-        own.narrow(dim, 0, 1).add_(found.narrow(dim, 0, 1))
-    if not below:
-        own.narrow(dim, length - 1, 1).add_(found.narrow(dim, length + 1, 1))
-    return found.narrow(dim, int(not above), length + above + below)
 
 
 def average_bins(x: Tensor, num_bins: int) -> Tensor:
