@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from visionmtl.cli import CHECKPOINT, ToolParser, add_device, run_tool, score
+from visionmtl.cli import CHECKPOINT, ToolParser, add_device, add_tasks, run_tool, score
 from visionmtl.config.paths import home_path
 
 MANUAL = """
@@ -31,7 +31,7 @@ def parser() -> ToolParser:
     p = ToolParser("demo", __doc__, MANUAL)
     p.add_argument("checkpoint", type=home_path, help=CHECKPOINT)
     p.add_overrides("settings that replace those of the run")
-    p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
+    add_tasks(p)
     p.add_argument("--score", type=score, default=0.4, help="where the threshold of boxes stands at first (0.4)")
     p.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: this machine alone")
     p.add_argument("--port", type=port, default=7860, help="default: 7860")
@@ -53,7 +53,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     check_address(args.host, args.port)
     opened = open_model(args.checkpoint, choose_device(args.device), args.overrides)
-    predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
+    predictor = Predictor(opened, args.tasks)
     page = build(predictor, str(opened.path), args.score)
     print(f"http://{args.host}:{args.port} shows {opened.path}; Ctrl-C ends it", flush=True)
     serve(page, args.host, args.port)

@@ -7,7 +7,7 @@ import sys
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import CHECKPOINT, ToolParser, at_least, positive, run_tool, tried
+from visionmtl.cli import CHECKPOINT, ToolParser, add_tasks, at_least, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "--output", type=home_path, metavar="FILE", help="default: export/CHECKPOINT[-raw][-int8] in the run's folder"
     )
-    p.add_argument("--tasks", metavar="A,B", help="only these heads; default: all")
+    add_tasks(p, "only these heads; default: all")
     p.add_argument("--batch", type=batch_size, default=1, metavar="N|any", help="images at once; any: free; default: 1")
     p.add_argument(
         "--outputs", choices=["decoded", "raw"], default="decoded",
@@ -118,7 +118,7 @@ def _export(args: argparse.Namespace) -> int:
 
     kind = Format.find(args.format)
     file_format: Format = kind.model_validate({"opset": args.opset} if args.opset else {})
-    opened = exporter.open_network(args.checkpoint, args.overrides, args.tasks and args.tasks.split(","))
+    opened = exporter.open_network(args.checkpoint, args.overrides, args.tasks)
     decoded = args.outputs == "decoded"
     name = "".join([opened.path.stem, "" if decoded else "-raw", "-int8" if args.int8 else "", kind.suffix])
     path = args.output or opened.folder / "export" / name

@@ -11,7 +11,17 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import CHECKPOINT, ERROR, ToolParser, add_device, is_config, positive, run_tool, tried_folder
+from visionmtl.cli import (
+    CHECKPOINT,
+    ERROR,
+    ToolParser,
+    add_device,
+    add_tasks,
+    is_config,
+    positive,
+    run_tool,
+    tried_folder,
+)
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:
@@ -54,7 +64,7 @@ def parser() -> ToolParser:
         "--as-labels", type=home_path, metavar="DIR",
         help="a new folder for a data set of type folder, with data.yaml to train on it",
     )  # fmt: skip
-    p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
+    add_tasks(p)
     p.add_argument("--part", choices=["train", "val"], help="of a config's data; default: train")
     p.add_argument(
         "--fill", action="store_true", help="keep the labels of a config's data sets, and predict what they lack"
@@ -134,7 +144,7 @@ def _predict(args: argparse.Namespace) -> int:
         targets.enter_context(tried_folder(folder))
         of_run = [override for override in args.overrides if override not in of_input]
         opened = open_model(args.checkpoint, distributed.choose_device(args.device), of_run)
-        predictor = Predictor(opened, args.tasks.split(",") if args.tasks else None)
+        predictor = Predictor(opened, args.tasks)
         predictor.batch_size = args.batch_size or predictor.batch_size
         if args.output:
             return _write_submission(args, predictor, sources)

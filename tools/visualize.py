@@ -22,6 +22,7 @@ from visionmtl.cli import (
     ERROR,
     ToolParser,
     add_device,
+    add_tasks,
     is_config,
     is_setting,
     positive,
@@ -92,8 +93,8 @@ def parser() -> ToolParser:
         help="predict: predictions on INPUT; compare: validation images, predictions, truth and errors; data: training "
         "images and labels after augmentation; default: predict with an INPUT, else compare",
     )  # fmt: skip
-    p.add_argument("--tasks", metavar="A,B", help="only these; default: all")
-    p.add_argument("--score", type=score, default=0.4, help="boxes below this score are left out (default: 0.4)")
+    add_tasks(p)
+    p.add_argument("--score", type=score, help="boxes below this score are left out (default: 0.4)")
     p.add_argument(
         "--layout", choices=["panels", "overlay"],
         help="panels: a drawing for each task (default); overlay: all on the image, at its own size",
@@ -130,6 +131,8 @@ def check(args: argparse.Namespace, mode: str) -> None:
     idle = [name for name in ("worst", "best", "by") if getattr(args, name) and mode != "compare"]
     idle += [name for name in ("json", "maps", "no_pictures", "layout") if getattr(args, name) and mode != "predict"]
     idle += ["depth_range"] if args.depth_range and args.no_pictures else []
+    idle += ["score"] if args.score is not None and (mode == "data" or (args.no_pictures and not args.json)) else []
+    idle += ["device"] if args.device != "auto" and mode == "data" else []
     if idle:
         raise ValueError(
             f"--{idle[0].replace('_', '-')} would have no effect with mode {mode}"
@@ -159,9 +162,9 @@ def _visualize(args: argparse.Namespace) -> int:
         )
 
     check(args, mode)
-    from visionmtl.visualization.draw import DrawOptions
+    from visionmtl.visualization.draw import MIN_SCORE, DrawOptions
 
-    options = DrawOptions(args.score, args.depth_range)
+    options = DrawOptions(MIN_SCORE if args.score is None else args.score, args.depth_range)
     if mode == "data":
         run, folder = _read_run(args.checkpoint, overrides)
         with _open_output(args.output, folder / "samples" / mode, args.num or MAX_SHEET) as output:
@@ -209,7 +212,7 @@ def _open_predictor(path: Path, overrides: Sequence[str], args: argparse.Namespa
     from visionmtl.inference.predictor import Predictor
 
     opened = open_model(path, choose_device(args.device), overrides)
-    return Predictor(opened, args.tasks.split(",") if args.tasks else None)
+    return Predictor(opened, args.tasks)
 
 
 def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
@@ -284,7 +287,7 @@ def _predicted(
     """Pictures of image files; other files of the same name are written on the way."""
     for file, result in _results(predictor, images):
         name = Path(file).stem
-        output.add_files(name, result, args)
+        output.add_files(name, result, args, options)
         if not args.no_pictures:
             yield name, _draw(result, args, options)
         else:
@@ -369,7 +372,7 @@ def _augmented(run: Run, args: argparse.Namespace, options: DrawOptions) -> Iter
     datasets = open_datasets(run.data.train)
     spaces = resolve_spaces(run.tasks, datasets)
     datasets = align(datasets, run.tasks, spaces)
-    tasks = choose_tasks(run.tasks, args.tasks.split(",") if args.tasks else None)
+    tasks = choose_tasks(run.tasks, args.tasks)
     alone = run.data.model_copy(update={"workers": 0})
     loader = train_loader(alone, run.tasks, spaces, datasets, batch_size=1, seed=run.seed, unlabelled=run.is_taught)
     dataset: Any = loader.dataset
@@ -410,7 +413,7 @@ class _Output:
         if len(self.sheet) > 1:
             self._save(self.path / "contact_sheet.jpg", contact_sheet(self.sheet, MAX_SHEET_PX))
 
-    def add_files(self, name: str, result: Result, args: argparse.Namespace) -> None:
+    def add_files(self, name: str, result: Result, args: argparse.Namespace, options: DrawOptions) -> None:
         """The prediction of the next picture as JSON and maps."""
         from visionmtl.inference.results_io import encode_map, fitting_depth_units
         from visionmtl.io.atomic import write_bytes
@@ -419,7 +422,7 @@ class _Output:
         start = f"{self.num_pictures:03d}_"
         if args.json:
             file = self._name(start, name, ".json")
-            text = json.dumps(result.to_dict(args.score), indent=1, ensure_ascii=False)
+            text = json.dumps(result.to_dict(options.min_score), indent=1, ensure_ascii=False)
             # names of files may be no UTF-8: what is not is escaped, as JSON has it
             write_bytes(file, f"{text}\n".encode(errors="backslashreplace"))
             print(f"written: {file}", flush=True)
@@ -459,7 +462,7 @@ class _Output:
         def drawn(lines: TextIO | None) -> Iterator[Picture]:
             for _, result in results:
                 if lines:
-                    lines.write(json.dumps(result.to_dict(args.score), ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(result.to_dict(options.min_score), ensure_ascii=False) + "\n")
                 depth = [value for value in result.predictions.values() if is_depth(value)]
                 of_frame = replace(options, all_classes=True)
                 if options.depth_range_m == "auto" and depth:

@@ -173,6 +173,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
+def add_tasks(parser: argparse.ArgumentParser, which: str = "only these; default: all") -> None:
+    """The option --tasks: a list of names, or None where it is not given."""
+    parser.add_argument("--tasks", type=_names, metavar="A,B", help=which)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Do the work of a tool; what its user can cure becomes one line `error: ...` and exit status 2.
 

@@ -314,6 +314,10 @@ def test_damaged_files_are_listed_at_the_end(saved, tmp_path, capsys):
         (["a.png", "--no-pictures"], "--no-pictures alone would write nothing"),
         (["--by", "depth"], "--by would have no effect without --worst N or --best N"),
         (["--worst", "2", "--by", "depth/images"], "'images' is no metric of depth .* allowed are abs_rel"),
+        (["--mode", "data", "--score", "0.4"], "--score would have no effect with mode data"),
+        (["--mode", "data", "--device", "cpu"], "--device would have no effect with mode data"),
+        (["a.png", "--maps", "--no-pictures", "--score", "0.5"], "--score would have no effect .* without pictures"),
+        (["--tasks", ""], "there is no task ''; this run has detection"),
         (["a.mp4", "--maps"], "--maps writes files for each image, and a.mp4 is a video"),
     ],
 )
