@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from visionmtl.modeling.decoders.base import Decoder
 from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
 from visionmtl.modeling.decoders.smp import Smp
+from visionmtl.modeling.decoders.top_down import TopDown
 from visionmtl.modeling.decoders.upernet import UPerNet
 from visionmtl.structures import LabelSpace
 from visionmtl.tasks.segmentation import Segmentation
@@ -104,6 +105,29 @@ def test_semantic_fpn_sums_what_its_levels_say():
     answer = module({2: torch.ones(1, 1, 2, 2), 3: torch.full((1, 1, 1, 1), 5.0)})
 
     assert answer.flatten().tolist() == [6.0] * 4
+
+
+def test_top_down_adds_a_convolution_of_what_it_has_summed_level_by_level():
+    module = TopDown(levels=(2, 3), channels=1, norm="frozen").build(1).eval()
+    for block, factor in zip(module.blocks, (10.0, 2.0), strict=True):  # finest first
+        torch.nn.init.dirac_(block[0].weight)  # no neighbours
+        block[0].weight.data.mul_(factor)
+        block[1] = torch.nn.Identity()  # of the norm
+
+    answer = module({2: torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), 3: torch.full((1, 1, 1, 1), 5.0)})
+
+    # coarse: 5 + 2 * 5 = 15; fine: x + 10 * x of 15 and its own
+    assert answer.tolist() == [[[[176.0, 187.0], [198.0, 209.0]]]]
+
+
+def test_top_down_narrows_a_wider_pyramid_by_1x1_convolutions():
+    def kernels(in_channels: int) -> list[tuple[int, int, int]]:
+        module = TopDown(levels=(2, 3), channels=8).build(in_channels)
+        convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
+        return [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in convolutions]
+
+    assert kernels(8) == [(8, 8, 3)] * 2
+    assert kernels(16) == [(16, 8, 1)] * 2 + [(8, 8, 3)] * 2
 
 
 def test_a_global_change_reaches_every_cell_of_upernet():

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from visionmtl.metrics.base import Meter
 from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, NYU_PROTOCOLS, DepthMeter, DepthProtocol
 from visionmtl.modeling.decoders.base import Decoder
-from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.decoders.top_down import TopDown
 from visionmtl.ops.losses import each_to_original, gradient_matching, neighbours, scale_invariant_log
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import log_distance, log_distance_up_to_scale, resize_like
@@ -37,7 +37,7 @@ class Depth(Task, frozen=True):
 
     min_depth_m: float = Field(0.1, gt=0, description="nearer measurements count as missing")
     max_depth_m: float = Field(10.0, gt=0, description="farther measurements count as missing")
-    decoder: Decoder = SemanticFPN()
+    decoder: Decoder = TopDown()
     head: Literal["log", "bins"] = Field("log", description="regress log depth, or its expectation over log bins")
     num_bins: int | None = Field(None, ge=2, description="log-spaced depths of head 'bins'; unset = 64")
     variance_focus: float = Field(0.85, ge=0, lt=1, description="lambda of the scale-invariant loss")

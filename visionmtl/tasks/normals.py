@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.modeling.decoders.base import Decoder
-from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.decoders.top_down import TopDown
 from visionmtl.ops.losses import cosine_distance, each_to_original
 from visionmtl.ops.resize import resize, upsample
 from visionmtl.ops.soft_losses import direction_distance, resize_like
@@ -30,7 +30,7 @@ class Normals(Task, frozen=True):
     meter_type: ClassVar = NormalsMeter
     primary_metric: ClassVar[str] = "within_11_25"
 
-    decoder: Decoder = SemanticFPN()
+    decoder: Decoder = TopDown()
 
     @property
     def levels(self) -> tuple[int, ...]:

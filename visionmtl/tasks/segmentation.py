@@ -14,7 +14,7 @@ from typing_extensions import Self
 from visionmtl.metrics.base import Meter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.modeling.decoders.base import Decoder
-from visionmtl.modeling.decoders.semantic_fpn import SemanticFPN
+from visionmtl.modeling.decoders.top_down import TopDown
 from visionmtl.ops.fused import upsampled_cross_entropy
 from visionmtl.ops.losses import (
     cross_entropy,
@@ -49,7 +49,7 @@ class Segmentation(ClassTask, frozen=True):
     primary_metric: ClassVar[str] = "miou"
     soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 
-    decoder: Decoder = SemanticFPN()
+    decoder: Decoder = TopDown()
     dropout: float = Field(0.1, ge=0, lt=1, description="share of channels dropped before the classifier")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: tuple[float, ...] | None = Field(None, description="one factor a class; unset = all 1")
