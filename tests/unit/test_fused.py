@@ -80,6 +80,15 @@ def test_memory_format_and_extreme_logits_do_not_matter():
     torch.testing.assert_close(ours, exact, check_dtype=False, rtol=1e-6, atol=1e-4)
 
 
+def test_autocast_does_not_round_the_logits():
+    logits, classes = case((6, 4), 4)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = with_gradient(upsampled_cross_entropy, logits, classes, ignore=IGNORE)
+
+    torch.testing.assert_close(ours, with_gradient(upsampled_cross_entropy, logits, classes, ignore=IGNORE))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("options", [{}, {"weights": WEIGHTS, "label_smoothing": 0.2}])

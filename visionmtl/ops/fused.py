@@ -131,7 +131,8 @@ def _operator(
     ignore: int,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    return value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
+    with torch.autocast(logits.device.type, enabled=False):  # products of float32 would be rounded to bfloat16
+        return value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
 
 
 @_operator.register_fake
