@@ -73,6 +73,9 @@ class Optim(Spec):
     )
     gamma: float | None = Field(None, gt=0, lt=1, description="step; 0.1: factor of each drop")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="evaluate and keep a moving average of the weights")
+    ema_every_steps: int | None = Field(
+        None, ge=1, description="ema_decay; 1: the average takes so many steps at once, which saves time"
+    )
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
@@ -84,6 +87,10 @@ class Optim(Spec):
                 )
         if self.warmup_steps is not None and self.warmup_epochs is not None:
             raise ValueError("warmup_steps and warmup_epochs are both set; one of them decides; remove the other")
+        if self.ema_every_steps and not self.ema_decay:
+            raise ValueError(
+                "ema_every_steps is set, but there is no average without ema_decay; set it, or remove both"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0, found momentum: 0; raise momentum or remove nesterov")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):

@@ -333,6 +333,33 @@ def test_the_average_follows_its_formula_and_leaves_the_net_alone():
     assert not ema.module.weight.requires_grad and not ema.module.training
 
 
+def test_an_average_of_several_steps_at_once_is_the_average_of_each():
+    decay, weights = 0.9, iter(range(1, 200))
+    net = nn.Linear(1, 1, bias=False)
+    averages = [Ema(net, decay), Ema(net, decay, every=4)]
+    for average in averages:
+        average.updates = 1000  # warmed up
+        nn.init.zeros_(average.module.weight)
+
+    def step(now: bool = False) -> list[float]:
+        nn.init.constant_(net.weight, float(next(weights)))
+        for average in averages:
+            average.update(now)
+        return [float(average.module.weight) for average in averages]
+
+    assert [step()[1] for _ in range(3)] == [0, 0, 0], "waits for four"
+    assert step()[1] == pytest.approx((1 - 0.9**4) * 4)
+    assert step(now=True)[1] == pytest.approx(0.9 * (1 - 0.9**4) * 4 + 0.1 * 5), "and takes one alone where it must"
+    for _ in range(99):
+        step()
+    # rising by 1 a step, each lags behind by a constant: decay / (1 - decay), and 4 d / (1 - d) with d = decay^4
+    # (of the average of four steps, at the end of the four)
+    assert averages[0].updates == averages[1].updates == 1104
+    each, fours = step()[0], step()[1]
+    assert 105 - each == pytest.approx(9, abs=1e-3)
+    assert 104 - fours == pytest.approx(4 * 0.9**4 / (1 - 0.9**4), abs=1e-3)
+
+
 def test_buffers_are_averaged_when_floats_and_copied_when_not():
     net = nn.BatchNorm1d(1)
     net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))

@@ -103,7 +103,7 @@ class Workload:
             "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in FIVE_TASKS},
             "data": {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": list(self.size)},  # not read
-            "optim": {"clip_norm": 10.0, "ema_decay": 0.998},
+            "optim": {"clip_norm": 10.0, "ema_decay": 0.998, "ema_every_steps": 5},
             "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
         }).model_dump(mode="json")  # fmt: skip
         run = restore(defaults, "the benchmark", [f"model.encoder.name={self.encoder}", *self.overrides])

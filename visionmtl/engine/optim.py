@@ -266,15 +266,17 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
 class Ema(Generic[Net]):
     """A moving average of a module's weights, kept on its device and in evaluation mode.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that the random start is soon forgotten.
+    The decay of step n = 0, 1 ... warms up as min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    every: the steps that are taken at once, with the decay of the last of them to the power of their number. The
+    average is a pass over all weights, and its lag of `every` steps is nothing beside the 1 / (1 - decay) it spans.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
     Create it when the module is on its device and in its memory format: the tensors are looked up once.
     copied: a copy of the module to keep the average in, where `deepcopy` cannot make one (FSDP).
     """
 
-    def __init__(self, module: Net, decay: float, copied: Net | None = None) -> None:
+    def __init__(self, module: Net, decay: float, every: int = 1, copied: Net | None = None) -> None:
         self.module = (copied or copy.deepcopy(module)).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.every = decay, every
         self.updates = 0
         averaged, sources = self._pairs(module)
         # -inf in attention masks would turn into NaN (inf - inf); looked at once, here, because looking waits
@@ -288,10 +290,17 @@ class Ema(Generic[Net]):
         return [own_share(tensor.detach()) for tensor in ours], [own_share(tensor.detach()) for tensor in theirs]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the module's present weights. Counts on the CPU; nothing waits for the device."""
+    def update(self, now: bool = False) -> None:
+        """Count a step, and after `every` of them, or `now`, move towards the module's present weights.
+
+        Counts on the CPU; nothing waits for the device.
+        """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        waiting = self.updates % self.every
+        if waiting and not now:
+            return
+        decay **= waiting or self.every
         for pairs, operation in ((self._blended, "lerp"), (self._copied, "copy")):
             if pairs:
                 ours, theirs = (list(tensors) for tensors in zip(*pairs, strict=True))
@@ -301,7 +310,7 @@ class Ema(Generic[Net]):
                     torch._foreach_copy_(ours, theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and the number of updates."""
+        """Weights and the number of steps."""
         return {"module": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -345,7 +345,7 @@ class Trainer:
             # the recipe of a whole network serves to add a task to it as well
             optim = optim.model_copy(update={"encoder_lr_factor": 1.0, "layer_decay": None})
         self.optimizer = build_optimizer(optim, net, self.balancer)
-        self.ema = Ema(net, run.optim.ema_decay, sharded_copy) if run.optim.ema_decay else None
+        self.ema = Ema(net, optim.ema_decay, optim.ema_every_steps or 1, sharded_copy) if optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.early_tasks = _early_tasks(run)
@@ -478,6 +478,9 @@ class Trainer:
         epoch, steps = divmod(self.steps_of_this_size, self.steps_per_epoch)
         return Position(epoch, steps * self.images_per_step + self.shift(epoch))
 
+    def _epoch_is_over(self) -> bool:
+        return self.steps_per_epoch > 0 and self.position.images == 0
+
     def shift(self, epoch: int) -> int:
         """Images by which the batches of an epoch lie later in its order, see `BatchSampler.set_epoch`."""
         return self.continuation.shift if epoch == self.continuation.epoch else 0
@@ -575,10 +578,10 @@ class Trainer:
         self.finite.restore_where(undo)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update()
         self.state.step += 1
         self.state.evaluated = False
+        if self.ema:
+            self.ema.update(now=self.state.step == self.total_steps or self._epoch_is_over())
         return norm
 
     def step_seed(self, number: int) -> int:
