@@ -89,7 +89,7 @@ class Optim(Spec):
             raise ValueError("warmup_steps and warmup_epochs are both set; one of them decides; remove the other")
         if self.ema_every_steps and not self.ema_decay:
             raise ValueError(
-                "ema_every_steps is set, but there is no average without ema_decay; set it, or remove both"
+                "ema_every_steps is set, but without ema_decay there is no average; set it, or remove both"
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0, found momentum: 0; raise momentum or remove nesterov")

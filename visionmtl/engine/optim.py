@@ -266,7 +266,7 @@ def layers(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
 class Ema(Generic[Net]):
     """A moving average of a module's weights, kept on its device and in evaluation mode.
 
-    The decay of step n = 0, 1 ... warms up as min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    The decay of step n = 0, 1 ... warms up as min(decay, (1 + n) / (10 + n)): the random start is soon forgotten.
     every: the steps that are taken at once, with the decay of the last of them to the power of their number. The
     average is a pass over all weights, and its lag of `every` steps is nothing beside the 1 / (1 - decay) it spans.
     Buffers of floats (BatchNorm statistics) are averaged too, buffers of integers copied.
