@@ -1,7 +1,6 @@
 """Read every image and label of a config's data sets: counts, a contact sheet, and errors that name the file."""
 
 import argparse
-import json
 import sys
 
 from visionmtl.cli import ERROR, ToolParser, at_least, positive, run_tool, tried
@@ -57,6 +56,7 @@ def _report(args: argparse.Namespace) -> int:
     from visionmtl.data.check.taught import taught
     from visionmtl.data.check.terminal import count_all, print_result, progress
     from visionmtl.data.check.verdict import all_findings
+    from visionmtl.io.atomic import atomic_path, write_json
     from visionmtl.run import load_data, load_union_tasks
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
@@ -79,10 +79,11 @@ def _report(args: argparse.Namespace) -> int:
         asked = {"config": args.config, "overrides": args.overrides, "limit": args.limit}
         rows = [finding.as_json() for finding in findings]
         content = {**asked, "counts": counts, "data_sets": numbers, "findings": rows}
-        args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(args.json, content)
     has_sheet = args.sheet and any(data_set.seen for data_set in checked)
     if has_sheet:
-        Image.fromarray(draw_sheet(checked, findings)).save(args.sheet)
+        with atomic_path(args.sheet) as unfinished:
+            Image.fromarray(draw_sheet(checked, findings)).save(unfinished)
     print_result(console, numbers, findings)
     for file in (args.json, args.sheet if has_sheet else None):
         if file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -113,6 +112,7 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
     """Say what the folder holds, write the config, check the data by it and draw a sheet."""
     from visionmtl.cli.check_data import main as check_data
     from visionmtl.data.folder_layout import config_text, understand
+    from visionmtl.io.atomic import write_text
     from visionmtl.run import load
 
     if target.suffix not in (".yaml", ".yml"):
@@ -130,7 +130,7 @@ def _prepare_folder(args: argparse.Namespace, target: Path) -> int:
             # on one line each: names from the data must not become settings
             *(f"# {' '.join(sentence.split())}" for sentence in layout.said),
         ]
-        target.write_text("\n".join(head) + "\n" + config_text(layout), encoding="utf-8")
+        write_text(target, "\n".join(head) + "\n" + config_text(layout))
     try:
         run = load(target)
     except ValueError:
@@ -218,6 +218,7 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
     from visionmtl.config.console import Console
     from visionmtl.datasets.nyuv2 import SCENE_FILE, SCENE_TYPES
     from visionmtl.datasets.nyuv2_mat import Official
+    from visionmtl.io.atomic import write_json, write_text
 
     official = Official(source)
     scenes = official.scenes()
@@ -236,8 +237,8 @@ def _prepare_nyuv2(source: Path, target: Path) -> None:
         print(f"{split}: {len(images)} images, {len(objects)} boxes")
 
     lines = [f"{number:04} {SCENE_TYPES[label].replace(' ', '_')}\n" for number, label in enumerate(scenes, start=1)]
-    (target / SCENE_FILE).write_text("".join(lines), encoding="utf-8")
-    (target / "meta.json").write_text(json.dumps(_meta(), indent=1), encoding="utf-8")
+    write_text(target / SCENE_FILE, "".join(lines))
+    write_json(target / "meta.json", _meta())
     print(f"written: {target}; train with data.root={target}")
 
 
@@ -293,6 +294,7 @@ def _annotations(official: Official, number: int, first_id: int) -> Iterable[dic
 
 def _write_split(target: Path, split: str, images: list[dict[str, Any]], objects: list[dict[str, Any]]) -> None:
     from visionmtl.datasets.nyuv2 import things_space
+    from visionmtl.io.atomic import write_json, write_text
 
     things = things_space()
     content = {
@@ -301,10 +303,9 @@ def _write_split(target: Path, split: str, images: list[dict[str, Any]], objects
         "annotations": objects,
         "categories": [{"id": i, "name": name} for i, name in zip(things.ids, things.classes, strict=True)],
     }
-    (target / "annotations").mkdir(exist_ok=True)
-    (target / "annotations" / f"objects37_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    write_json(target / "annotations" / f"objects37_{split}.json", content, indent=None)
     listing = "".join(f"{image['id']:04}\n" for image in images)
-    (target / f"{split}.txt").write_text(listing, encoding="utf-8")
+    write_text(target / f"{split}.txt", listing)
 
 
 def _meta() -> dict[str, Any]:

@@ -327,7 +327,7 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
         meter, values = task.meter(space), []
         for batch in _in_batches(_told(chosen, f"{name}/{metric} of each image"), predictor.batch_size):
             samples = [dataset.read(index) for dataset, index in batch]
-            results = predictor([sample.image for sample in samples], tasks=[name])
+            results = predictor(samples, tasks=[name])
             for (dataset, _), sample, result in zip(batch, samples, results, strict=True):
                 can_evaluate = supervises(dataset, task, space)
                 values.append(image_metric(meter, sample, result.predictions[name], metric) if can_evaluate else None)
@@ -340,7 +340,7 @@ def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptio
     waiting = iter(titles)
     for batch in _in_batches(chosen, predictor.batch_size):
         samples = [dataset.read(index) for dataset, index in batch]
-        results = predictor([sample.image for sample in samples])
+        results = predictor(samples)
         for (dataset, _), sample, result in zip(batch, samples, results, strict=True):
             tasks = {name: task for name, task in net.tasks.items() if supervises(dataset, task, net.spaces[name])}
             truth = {name: task.truth(sample) for name, task in tasks.items()}

@@ -224,6 +224,18 @@ def test_settings_out_of_range_are_refused(folder, settings, said):
         visionmtl.load(folder, device="cpu", **settings)
 
 
+def test_a_sample_is_given_no_class_that_its_data_set_does_not_annotate(model, photos):
+    space = model.net.spaces["segmentation"]
+    free, boxes = model(photos[0]), model.net.spaces["detection"]
+    most = int(np.bincount(free.segmentation.ravel()).argmax())
+    annotated = {"segmentation": np.arange(len(space.classes)) != most, "boxes": np.arange(len(boxes.classes)) == 1}
+    told = Sample(image=photos[0], image_id="7", annotated=annotated)
+
+    for result in (model(told), model([photos[1], told])[1]):
+        assert most not in result.segmentation and set(result.boxes.labels[result.boxes.scores > 0]) <= {1}
+    assert most in model([photos[0], told])[0].segmentation, "a photo beside it may show anything"
+
+
 # ---- metres ----
 
 

@@ -1,7 +1,6 @@
 """What a benchmark yields: rows with limits, tables and notes; printed at once and kept as JSON and Markdown."""
 
 import datetime
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visionmtl.engine.environment import environment
+from visionmtl.io.atomic import write_json, write_text
 
 Cell = str | float | None
 
@@ -91,12 +91,12 @@ class Report:
         else:
             self._content["notes"].append(figure.text)
         if self._json_file:
-            self._json_file.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+            write_json(self._json_file, self._content)
 
     def _print(self, text: str) -> None:
         self._text += f"{text}\n"
         if self._text_file:
-            self._text_file.write_text(self._text, encoding="utf-8")
+            write_text(self._text_file, self._text)
         print(text, flush=True)
 
 

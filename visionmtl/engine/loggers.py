@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.config.text_files import read_text
+from visionmtl.io.atomic import write_text
 from visionmtl.run import LoggerName
 
 
@@ -96,7 +97,7 @@ class WandB(MetricLogger):
         file = folder / "wandb_run.txt"  # a resumed run goes on under its id
         known = _run_id(file) if resume_step is not None and file.exists() else None
         self._run = wandb.init(dir=str(folder), name=folder.name, id=known, resume="allow" if known else None)
-        file.write_text(str(self._run.id) + "\n", encoding="utf-8")
+        write_text(file, f"{self._run.id}\n")
         self._run.define_metric("*", step_metric="step")  # its own counter refuses what comes again after a resume
 
     def config(self, settings: Mapping[str, Any]) -> None:
@@ -138,7 +139,7 @@ class MLflow(MetricLogger):
         known = self._client.get_experiment_by_name(experiment)
         number = known.experiment_id if known else self._client.create_experiment(experiment)
         self._id = self._client.create_run(number, run_name=folder.name).info.run_id
-        file.write_text(self._id + "\n", encoding="utf-8")
+        write_text(file, f"{self._id}\n")
 
     def config(self, settings: Mapping[str, Any]) -> None:
         self._client.log_dict(self._id, dict(settings), "config.yaml")

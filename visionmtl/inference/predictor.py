@@ -5,13 +5,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from threading import Lock
-from typing import Any, get_args, overload
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 import torch
@@ -295,7 +295,8 @@ class Predictor:
     `tools/eval.py` bit for bit where the batches are the same (`batch_size` images in their order), single images
     those of an evaluation with --batch-size 1. Another size of batch may take another convolution or matrix algorithm,
     which moves the last bits; so may `compile`. The size of an image never matters to another one in its batch.
-    A task with `classes` chooses among all of them, where evaluation chooses among those its data set annotates.
+    A task with `classes` chooses among all of them, but for a `Sample`, as in evaluation, among those that its data set
+    annotates.
 
     Several threads may use one predictor at the same time and get what they would get in turn.
     """
@@ -398,11 +399,13 @@ class Predictor:
             if str(source).startswith("~"):  # the address of a stream is no path
                 source = home_path(source)
             if is_video(str(source)):
-                frames = ((frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1]))
+                frames = (
+                    _Image(frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1])
+                )
                 # a camera's frame should not wait for the next ones
                 size = 1 if str(source).startswith("camera:") else self.batch_size
                 total = count_frames(str(source)) if progress else None
-                return _with_progress(stream(((*frame, None) for frame in frames), size), total, progress)
+                return _with_progress(stream(frames, size), total, progress)
             if not str(source):
                 raise ValueError("the path is empty; a file, a folder, a video or camera:0 is needed; correct it")
             if Path(source).is_dir():
@@ -435,18 +438,19 @@ class Predictor:
     ) -> Iterator[Result]:
         images, size = iter(images), self.run.data.input_size
         while batch := list(islice(images, batch_size)):
-            pixels = [image for image, _, _ in batch]
             if self._compiled is None:
-                predictions = predict(self.net, pixels, size, self.precision, batch_size, list(tasks))
+                predictions = _predict(self.net, batch, size, self.precision, batch_size, list(tasks))
             else:
-                check_pixels(pixels, self.net.in_chans)
-                filled = [*pixels, *pixels[-1:] * (batch_size - len(pixels))]
+                check_pixels([image.pixels for image in batch], self.net.in_chans)
+                filled = [*batch, *batch[-1:] * (batch_size - len(batch))]
                 with self._compiling:
                     predictions = _predict_batch(
                         self.net, filled, size, self.precision, list(tasks), forward_with=self._compiled
                     )
-            for (image, source, own), of_image in zip(batch, predictions, strict=False):
-                yield Result.of(image, source, of_image, tasks, self.net.spaces, intrinsics or own)
+            for image, of_image in zip(batch, predictions, strict=False):
+                yield Result.of(
+                    image.pixels, image.source, of_image, tasks, self.net.spaces, intrinsics or image.intrinsics
+                )
 
 
 def load(
@@ -531,7 +535,18 @@ def predict(
     images: uint8 [H, W, 3] RGB of any sizes; size: (H, W) of the network's input (`run.data.input_size`); tasks: None =
     all. Runs where the network's weights are, in evaluation mode, and leaves the network in the mode it was in.
     """
-    check_pixels(images, net.in_chans)
+    return _predict(net, [_Image(pixels) for pixels in images], size, precision, batch_size, tasks)
+
+
+def _predict(
+    net: MultiTaskNet,
+    images: Sequence["_Image"],
+    size: tuple[int, int],
+    precision: Precision,
+    batch_size: int,
+    tasks: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    check_pixels([image.pixels for image in images], net.in_chans)
     was_training = net.training
     if was_training:  # threads may share a network that is in evaluation mode
         net.eval()
@@ -546,37 +561,46 @@ def predict(
 @torch.inference_mode()
 def _predict_batch(
     net: MultiTaskNet,
-    images: Sequence[Pixels],
+    images: Sequence["_Image"],
     size: tuple[int, int],
     precision: Precision,
     tasks: Sequence[str] | None = None,
     forward_with: Callable[..., Any] | None = None,
 ) -> list[dict[str, Any]]:
     """forward_with: the compiled network; None: the network."""
-    resized, metas = zip(*(fit(image, size, net.size) for image in images), strict=True)
+    resized, metas = zip(*(fit(image.pixels, size, net.size) for image in images), strict=True)
+    metas = tuple(
+        replace(meta, annotated=image.annotated) if image.annotated else meta
+        for meta, image in zip(metas, images, strict=True)
+    )
     batch = pad(resized, size).to(net.mean.device)
     raw = forward(net if forward_with is None else forward_with, batch, precision, tasks)
     by_task = {name: task.predict(raw[name], metas, size) for name, task in net.tasks.items() if name in raw}
     return [{name: of_task[i] for name, of_task in by_task.items()} for i in range(len(images))]
 
 
-_Image = tuple[Pixels, str | None, Intrinsics | None]
-"""An image with the file it was read from and its camera, where they are known."""
+class _Image(NamedTuple):
+    """uint8 [H, W, 3] RGB with the file it was read from, its camera and the classes annotated, where known."""
+
+    pixels: Pixels
+    source: str | None = None
+    intrinsics: Intrinsics | None = None
+    annotated: Mapping[str, NDArray[np.bool_]] = {}  # as in `Sample`
 
 
 def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
     """uint8 [H, W, 3] RGB with what is known of it."""
     if isinstance(source, Sample):
-        return source.image, source.image_id, source.intrinsics
+        return _Image(source.image, source.image_id, source.intrinsics, source.annotated)
     if isinstance(source, str | Path):
-        return read_image(home_path(source)), str(source), None
+        return _Image(read_image(home_path(source)), str(source))
     if isinstance(source, Tensor):
         if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3:
             raise ValueError(
                 f"the image is a {source.dtype} tensor {list(source.shape)}; uint8 [3, H, W] RGB of 0..255 is needed; "
                 "convert it, a batch image by image"
             )
-        return source.permute(1, 2, 0).cpu().numpy(), None, None
+        return _Image(source.permute(1, 2, 0).cpu().numpy())
     if isinstance(source, Image.Image):
         if source.mode.startswith(("I", "F")):
             raise ValueError(
@@ -588,9 +612,9 @@ def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
             upright = upright.convert("LA" if upright.mode == "La" else "RGBA")
         if upright.has_transparency_data:
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return np.array(upright.convert("RGB")), None, None
+        return _Image(np.array(upright.convert("RGB")))
     if isinstance(source, np.ndarray):
-        return source, None, None
+        return _Image(source)
     raise ValueError(
         f"{type(source).__name__} is no image; a path, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W], a Pillow "
         "image or a list of these is needed; convert it"
