@@ -110,6 +110,8 @@ def check(args: argparse.Namespace) -> None:
             f"--all-protocols and --{'protocol' if args.protocol else 'report'} do not go together: it has the rules "
             "of all, in its own table; leave one of them out"
         )
+    if args.from_predictions and args.device not in ("auto", "cpu"):  # files are scored on the CPU
+        idle.append("device")
     if args.iou_type and not args.truth:
         idle.append("iou_type")
     if args.depth_units and not (args.from_predictions or args.save_predictions):
@@ -133,7 +135,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         return _score_coco_files(args)
     from visionmtl.engine import distributed
 
-    with distributed.group(args.device) as ranks:
+    with distributed.group("cpu" if args.from_predictions else args.device) as ranks:
         return _score_files(args, ranks) if args.from_predictions else _score_network(args, ranks)
 
 

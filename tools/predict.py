@@ -158,7 +158,8 @@ def _sources(args: argparse.Namespace, overrides: Sequence[str]) -> list[ImageRe
 
     if not is_config(args.input):
         return folder_sources(Path(args.input))
-    return dataset_sources(open_datasets(getattr(load_data(args.input, overrides), args.part or "train")))
+    datasets = open_datasets(getattr(load_data(args.input, overrides), args.part or "train"))
+    return dataset_sources(datasets, folders=args.as_labels is not None)  # a submission has the data sets' own ids
 
 
 def _of_input(args: argparse.Namespace) -> list[str]:

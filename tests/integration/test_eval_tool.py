@@ -223,6 +223,7 @@ def test_the_report_shows_pictures(saved, tmp_path):
         (["--protocol", "coco", "--all-protocols"], "--all-protocols and --protocol do not go together"),
         (["--protocol", "coca"], "unknown protocol 'coca' (did you mean 'coco'?)"),
         (["--from-predictions", "nowhere", "--tta", "flip"], "tta would have no effect with --from-predictions"),
+        (["--from-predictions", "nowhere", "--device", "cuda"], "device would have no effect with --from-predictions"),
         (["--from-predictions", "nowhere", "--truth", "x.json"], "checkpoint would have no effect with --truth"),
         (["--from-predictions", "nowhere"], "nowhere holds predictions of none of the tasks detection, segmentation"),
         (["--truth", "x.json"], "--truth goes with one --from-predictions FILE, and there are 0"),

@@ -12,6 +12,7 @@ import yaml
 from contract import SIZE, decoder, random_maps
 from write_folder import FolderData
 
+from visionmtl.cli import eval as evaluate
 from visionmtl.cli import predict
 from visionmtl.data.loader import Data
 from visionmtl.datasets import NamedDataset, open_datasets
@@ -213,6 +214,21 @@ def test_nothing_is_written_over_and_nothing_without_effect_is_taken(
         assert run(trained, photos, *arguments) == 2
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_files_of_several_data_sets_are_scored_under_the_images_own_ids(trained: Path, tmp_path: Path):
+    data = FolderData(tmp_path / "data")
+    sets = [{**data.settings("train"), "name": "rooms"}, {**data.settings("val"), "name": "yards"}]
+    config = tmp_path / "mine.yaml"
+    tasks = {"depth": {"type": "depth", "max_depth_m": 12.0}}
+    both = {"train": sets, "val": sets, "size": [64, 64]}
+    config.write_text(yaml.safe_dump({"model": {"encoder": {"name": "test_convnext"}}, "tasks": tasks, "data": both}))
+    assert run(trained, config, "--output", tmp_path / "out", "--tasks", "depth") == 0
+
+    scores = tmp_path / "scores.json"
+    assert evaluate.main([str(config), "--from-predictions", str(tmp_path / "out"), "--json", str(scores)]) == 0
+
+    assert {key for key in json.loads(scores.read_text())["results"] if "@" in key} == {"depth@rooms", "depth@yards"}
 
 
 def test_predictions_go_to_official_files_too(trained: Path, photos: Path, tmp_path: Path):

@@ -89,11 +89,11 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield entry
 
 
-def dataset_sources(datasets: Sequence[NamedDataset]) -> list[ImageRef]:
-    """Every image of data sets; where there are several, below a folder with the data set's name."""
+def dataset_sources(datasets: Sequence[NamedDataset], folders: bool) -> list[ImageRef]:
+    """Every image of data sets; with `folders`, where there are several, below a folder with the data set's name."""
     sources = []
     for dataset in datasets:
-        prefix = f"{dataset.name}/" if len(datasets) > 1 else ""
+        prefix = f"{dataset.name}/" if folders and len(datasets) > 1 else ""
         for index in range(len(dataset)):
             file = dataset.file(index)
             sources.append(ImageRef(prefix, None if file is None else Path(file), dataset, index))
