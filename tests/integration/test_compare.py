@@ -205,3 +205,13 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path):
 
     assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 0
     assert "wild, seed 0: " in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_search_that_has_nothing_to_score_by_is_told(tmp_path: Path, capsys):
+    wild = {"tasks": ["depth"], "overrides": ["optim={name: sgd, lr: 1.0e+30}"]}
+    search = {"search": {"weights": {"depth": [0.5, 2.0]}, "trials": 2}}
+    runs = {"single_depth": wild, "single_segmentation": {"tasks": ["segmentation"]}, "tuned": search}
+    file = write(tmp_path, runs=runs, seeds=[0], **PLAIN)
+
+    assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 2
+    assert "failed: tuned: none of its 2 trials has a delta_m on the held-out images" in capsys.readouterr().err

@@ -28,6 +28,7 @@ def compare(
     if train:
         failed += runner.finish(study.plain_jobs(), study.report)
         failed += runner.finish(study.trial_jobs(), study.report)
+        failed += study.undecided_searches()
         failed += runner.finish(study.searched_jobs(), study.report)
     if with_costs:
         measure_costs(folder, {name: study.chosen(one) for name, one in study.selected.items()}, runner, tell)
@@ -61,6 +62,16 @@ class _Study:
             Job(f"{variant.name}/trials/{number}", variant.weighted(weights).seeded(self.seeds[0]), None)
             for variant in self.selected.values()
             for number, weights in enumerate(variant.trials)
+        ]
+
+    def undecided_searches(self) -> list[str]:
+        """Those whose trials are all there and have no score, a line each."""
+        return [
+            f"{one.name}: none of its {len(one.trials)} trials has a delta_m on the held-out images, since they, or a "
+            f"reference with seed {self.seeds[0]}, diverged; no weights are chosen and nothing is trained with them; "
+            "lower optim.lr, or choose other ranges of weights"
+            for one in self.selected.values()
+            if one.trials and len(self.trials(one)) == len(one.trials) and self.chosen(one) is None
         ]
 
     def searched_jobs(self) -> list[Job]:
