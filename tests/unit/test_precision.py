@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from visionmtl.modeling.layers import keep_depthwise_fast
+from visionmtl.modeling.layers import keep_convolutions_fast
 from visionmtl.ops.precision import autocast, chosen_precision
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def depthwise(kernel: int, stride: int) -> nn.Sequential:
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 1), (5, 2)])
 def test_depthwise_convolutions_that_are_slow_in_bf16_train_in_float32(kernel, stride):
     net, plain = depthwise(kernel, stride), depthwise(kernel, stride)
-    keep_depthwise_fast(net)
+    keep_convolutions_fast(net)
     assert net.state_dict().keys() == plain.state_dict().keys()
     assert isinstance(copy.deepcopy(net)[0], type(net[0]))
     x = torch.randn(2, 8, 9, 9).bfloat16()
@@ -68,5 +68,33 @@ def test_depthwise_convolutions_that_are_slow_in_bf16_train_in_float32(kernel, s
 def test_other_convolutions_stay_what_they_are():
     net = nn.Sequential(depthwise(3, 1), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(1, 8, 3, 2))
     before = [type(module) for module in net.modules()]
-    keep_depthwise_fast(net)
+    keep_convolutions_fast(net)
     assert [type(module) for module in net.modules()] == before
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("size", "is_product"), [((2, 2), True), ((16, 16), False)])
+def test_a_pointwise_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
+    monkeypatch, bias, size, is_product
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(64, 96, 1, bias=bias)).to(memory_format=torch.channels_last)
+    net = copy.deepcopy(plain)
+    keep_convolutions_fast(net)
+    x = torch.randn(2, 64, *size).to(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+
+    y, want = net(ours), plain(theirs)
+
+    assert (y.grad_fn.name() != "ConvolutionBackward0") == is_product
+    assert y.stride() == want.stride()
+    torch.testing.assert_close(y, want)
+    y.square().sum().backward()
+    want.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
+    assert net[0].weight.grad.stride() == plain[0].weight.grad.stride()
+    with autocast(CPU, "bf16"):
+        assert net(x).dtype == torch.bfloat16
+    torch.testing.assert_close(net(x.contiguous()), want)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from visionmtl.ops.resize import exporting
 
@@ -37,11 +38,17 @@ def replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Mo
     return replaced
 
 
-class _TrainedInFloat32:
-    """Mixed into a depthwise convolution, see `keep_depthwise_fast`."""
+class _Replaced:
+    """Mixed into convolutions that CPUs compute otherwise, see `keep_convolutions_fast`."""
 
     weight: Tensor
+    bias: Tensor | None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, type(self).__bases__, self.__dict__
+
+
+class _TrainedInFloat32(_Replaced):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, h, w]."""
         plain: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
@@ -51,35 +58,54 @@ class _TrainedInFloat32:
         with torch.autocast("cpu", enabled=False):
             return plain(x.float()).to(x.dtype)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty, (type(self).__bases__[1],), self.__dict__
+
+class _MatrixProduct(_Replaced):
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, h, w]."""
+        plain: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
+        float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if x.device.type != "cpu" or not float32 or torch.compiler.is_compiling():
+            return plain(x)
+        batch, _, height, width = x.shape
+        few_pixels = self.weight.numel() >= 32 * batch * height * width  # from where on it wins, by measurement
+        if not (few_pixels or torch.get_num_threads() == 1) or not x.is_contiguous(memory_format=torch.channels_last):
+            return plain(x)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
 
 
-_mixed: dict[type[nn.Conv2d], type[nn.Conv2d]] = {}
-"""By a kind of convolutions that which trains in float32: one, so that a copy of a module is of its class."""
+_mixed: dict[tuple[type[_Replaced], type[nn.Conv2d]], type[nn.Conv2d]] = {}
+"""By mixin and kind of convolution their class: one, so that a copy of a module is of its class."""
 
 
-def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    return _mixed.setdefault(kind, type(kind.__name__, (_TrainedInFloat32, kind), {}))
+def _mix(mixin: type[_Replaced], kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return _mixed.setdefault((mixin, kind), type(kind.__name__, (mixin, kind), {}))
 
 
-def _empty(kind: type[nn.Conv2d]) -> nn.Conv2d:
+def _empty(mixin: type[_Replaced], kind: type[nn.Conv2d]) -> nn.Conv2d:
     """A module that pickle or deepcopy fills."""
-    mixed = _in_float32(kind)
+    mixed = _mix(mixin, kind)
     return mixed.__new__(mixed)
 
 
-def keep_depthwise_fast(net: nn.Module) -> None:
-    """Let CPUs train depthwise convolutions that stride, or are wider than 3, in float32 under bfloat16 autocast.
+def keep_convolutions_fast(net: nn.Module) -> None:
+    """Change the classes of convolutions that torch (2.15) is slow at on a CPU; no parameter and no name changes.
 
-    The gradients of these have no fast kernel in bfloat16: they take 4 to 20 times as long as in float32, conversions
-    included (torch 2.15, AMX), half of a step of MobileNetV2. Changes the modules' classes, no parameter or name.
+    Depthwise ones that stride, or are wider than 3, train in float32 under bfloat16 autocast: their gradients have no
+    fast kernel in bfloat16 and take 4 to 20 times as long (AMX), conversions included, half of a step of MobileNetV2.
+    1x1 ones in channels_last are products of matrices in float32, where weights are many beside pixels, since oneDNN
+    arranges them anew in each call, and with one thread, where torch's other convolution copies every map: up to 2.2
+    and 1.7 times as fast.
     """
     for module in net.modules():
-        if not isinstance(module, nn.Conv2d) or not 1 < module.in_channels == module.groups:
+        if not isinstance(module, nn.Conv2d) or isinstance(module, _Replaced):
             continue
-        if max(module.stride) > 1 or max(module.kernel_size) > 3:
-            module.__class__ = _in_float32(type(module))
+        depthwise, sides, strides = 1 < module.in_channels == module.groups, module.kernel_size, module.stride
+        if depthwise and (max(strides) > 1 or max(sides) > 3):
+            module.__class__ = _mix(_TrainedInFloat32, type(module))
+        only_convolves = type(module) is nn.Conv2d and not any(module.padding)
+        if only_convolves and module.groups == max(sides) == max(strides) == 1:
+            module.__class__ = _mix(_MatrixProduct, nn.Conv2d)
 
 
 class GroupNorm(nn.GroupNorm):
