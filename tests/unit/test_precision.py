@@ -66,35 +66,57 @@ def test_depthwise_convolutions_that_are_slow_in_bf16_train_in_float32(kernel, s
 
 
 def test_other_convolutions_stay_what_they_are():
-    net = nn.Sequential(depthwise(3, 1), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(1, 8, 3, 2))
+    others = [nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, dilation=2)]
+    net = nn.Sequential(depthwise(3, 1), *others, nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"))
     before = [type(module) for module in net.modules()]
     keep_convolutions_fast(net)
     assert [type(module) for module in net.modules()] == before
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("size", "is_product"), [((2, 2), True), ((16, 16), False)])
-def test_a_pointwise_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
-    monkeypatch, bias, size, is_product
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size", "is_product"),
+    [
+        (1, 1, 0, (2, 2), True),
+        (1, 1, 0, (32, 33), False),
+        (1, 2, 0, (2, 1), True),
+        (3, 1, 1, (2, 3), True),
+        (3, 2, 1, (3, 2), True),
+        ((3, 1), (2, 1), (0, 1), (5, 1), True),
+        (3, 1, 1, (9, 9), False),
+    ],
+)
+def test_a_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
+    monkeypatch, bias, kernel, stride, padding, size, is_product
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(64, 96, 1, bias=bias)).to(memory_format=torch.channels_last)
+    plain = nn.Sequential(nn.Conv2d(128, 256, kernel, stride, padding, bias=bias)).to(memory_format=torch.channels_last)
     net = copy.deepcopy(plain)
     keep_convolutions_fast(net)
-    x = torch.randn(2, 64, *size).to(memory_format=torch.channels_last)
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    assert isinstance(copy.deepcopy(net)[0], type(net[0]))
+    x = torch.randn(1, 128, *size).to(memory_format=torch.channels_last)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
 
     y, want = net(ours), plain(theirs)
 
     assert (y.grad_fn.name() != "ConvolutionBackward0") == is_product
-    assert y.stride() == want.stride()
     torch.testing.assert_close(y, want)
+    assert y.is_contiguous(memory_format=torch.channels_last)
     y.square().sum().backward()
     want.square().sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
-    assert net[0].weight.grad.stride() == plain[0].weight.grad.stride()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad, rtol=1e-4, atol=1e-4)
     with autocast(CPU, "bf16"):
         assert net(x).dtype == torch.bfloat16
     torch.testing.assert_close(net(x.contiguous()), want)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), want)
+
+
+def test_an_input_that_a_convolution_has_no_pixel_for_is_torchs_error():
+    net = nn.Sequential(nn.Conv2d(128, 256, 5)).to(memory_format=torch.channels_last)
+    keep_convolutions_fast(net)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        net(torch.ones(1, 128, 3, 3).to(memory_format=torch.channels_last))
