@@ -14,8 +14,8 @@ from visionmtl.config.registry import EachOnce, Spec
 from visionmtl.config.suggest import did_you_mean
 from visionmtl.modeling.decoders.base import Decoder, DenseMap
 from visionmtl.modeling.encoder import Encoder
+from visionmtl.modeling.faster import quicken
 from visionmtl.modeling.heads.base import Head
-from visionmtl.modeling.layers import keep_convolutions_fast
 from visionmtl.modeling.pyramids.base import Pyramid
 from visionmtl.modeling.pyramids.fpn import FPN
 from visionmtl.modeling.sharing.base import Parts, Sharing, Trunk
@@ -98,7 +98,7 @@ class MultiTaskNet(nn.Module):
             for name in parts.dense:
                 self.auxiliary[name] = parts.last_layers(name, spec.deep_supervision.levels, self.trunk.out_channels)
 
-        keep_convolutions_fast(self)
+        quicken(self)
         if spec.freeze:
             self._freeze(spec.freeze)
 
