@@ -333,6 +333,22 @@ def test_the_average_follows_its_formula_and_leaves_the_net_alone():
     assert not ema.module.weight.requires_grad and not ema.module.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weights_of_any_precision_are_clipped(name: str, dtype: torch.dtype):
+    net = nn.Linear(4, 1, bias=False).to(dtype)
+    nn.init.zeros_(net.weight)
+    optimizer = build_optimizer(Optim(name=name, lr=1.0, weight_decay=0, momentum=0 if name == "sgd" else None), net)
+    set_lr(optimizer, 1.0)
+    net.weight.grad = torch.tensor([[0.0, 3.0, 0.0, 4.0]], dtype=dtype)
+
+    assert float(clip_next_step(optimizer, 0.5)) == 5
+    optimizer.step()
+
+    moved = [0, -0.3, 0, -0.4] if name == "sgd" else [0, -1, 0, -1]
+    torch.testing.assert_close(net.weight.detach().float(), torch.tensor([moved]).float(), rtol=0.01, atol=0)
+
+
 def test_an_average_of_several_steps_at_once_is_the_average_of_each():
     decay, weights = 0.9, iter(range(1, 200))
     net = nn.Linear(1, 1, bias=False)

@@ -124,7 +124,8 @@ def clip_next_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     if not optimizer.defaults["fused"]:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     elif largest < math.inf:
-        optimizer.grad_scale = ((norm + 1e-6) / largest).clamp(min=1)  # type: ignore[attr-defined]
+        scale = ((norm + 1e-6) / largest).clamp(min=1)
+        optimizer.grad_scale = scale.to(torch.float32)  # type: ignore[attr-defined]  # whatever the weights are
     return norm
 
 
