@@ -12,7 +12,7 @@ settings, or no data set could be opened. FILE must not exist yet.
 
 examples:
   visionmtl check_data mine.yaml                                   every image and label
-  visionmtl check_data mine.yaml --limit 100 --sheet sheet.jpg     the first hundred of each data set, and a picture
+  visionmtl check_data mine.yaml --limit 100 --sheet sheet.jpg     a hundred of each data set, and a picture
   visionmtl check_data configs/coco_resnet50.yaml data.root=/data/coco --json findings.json
 """
 

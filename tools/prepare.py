@@ -187,7 +187,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
                 folder = target / split / dataset.name
                 index = write_shards(dataset, spec, folder, shard_bytes, workers, on_sample)
             size = sum(shard.tar.num_bytes for shard in index.shards)
-            print(f"{split} {dataset.name}: {len(dataset)} images, {len(index.shards)} shards, {size / 1e9:.2f} GB")
+            print(f"{split} {dataset.name}: {len(dataset)} images, {len(index.shards)} shard(s), {size / 1e6:,.1f} MB")
             settings = {"type": "shards", "name": dataset.name, "root": f"${{data.root}}/{split}/{dataset.name}"}
             block[split].append(settings | ({"weight": spec.weight} if spec.weight != 1 else {}))
     text = yaml.safe_dump({"data": block}, sort_keys=False, allow_unicode=True, width=120)

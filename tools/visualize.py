@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -55,7 +55,7 @@ examples:
   find . -name '*.jpg' | visionmtl visualize runs/quickstart -    files from a list
   visionmtl visualize runs/quickstart                             validation images: prediction, truth and errors
   visionmtl visualize runs/quickstart --worst 8 --by depth        the images with the worst depth
-  visionmtl visualize configs/nyuv2.yaml --mode data              what training sees after augmentation
+  visionmtl visualize configs/nyuv2.yaml --mode data data.root=DIR   what training sees after augmentation
 """
 
 Named = tuple[str, "Picture"]
@@ -146,6 +146,16 @@ def check(args: argparse.Namespace, mode: str) -> None:
         raise ValueError("--worst and --best are two orders; one call draws one of them; run it twice")
 
 
+def _check_tasks(args: argparse.Namespace, fields: Container[str]) -> None:
+    """Raises ValueError for options of labels that no task predicts."""
+    for name, value, label in (("score", args.score, "boxes"), ("depth-range", args.depth_range, "depth_m")):
+        if value is not None and label not in fields:
+            raise ValueError(
+                f"--{name} would have no effect: it is for {label}, which no task here predicts; leave it out, or "
+                "choose other --tasks"
+            )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for an error, also where one of several inputs could not be drawn."""
     return run_tool(_visualize, parser().parse_intermixed_args(argv))
@@ -185,6 +195,7 @@ def _visualize(args: argparse.Namespace) -> int:
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
         predictor = _open_predictor(path, overrides, args)
         tasks = predictor.net.tasks
+        _check_tasks(args, {task.field for task in tasks.values()})
         over_depth = {task.field for task in tasks.values()} & {"boxes", "segmentation"}
         if args.depth_range and args.layout == "overlay" and over_depth:
             raise ValueError(
@@ -249,8 +260,9 @@ def _images(inputs: Sequence[str]) -> list[Path]:
         else:
             files = sorted(Path(file) for file in glob.glob(text, recursive=True) if Path(file).is_file())
         if not files:
+            found = "holds no image" if path.is_dir() else "names no file"
             raise ValueError(
-                f"no image at {text!r}; an image ({' '.join(SUFFIXES)}), a folder of them, a glob in quotes, "
+                f"{text!r} {found}; an image ({' '.join(SUFFIXES)}), a folder of them, a glob in quotes, "
                 "a video or camera:0 is needed; check the path"
             )
         images += files

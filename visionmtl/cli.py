@@ -14,6 +14,7 @@ import pkgutil
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -193,6 +194,7 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
+    warnings.formatwarning = _warning
     try:
         with allow_imports(getattr(args, "allow_import", ())):
             status = work(args)
@@ -212,6 +214,14 @@ def run_tool(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
 
         print(f"error: {printable(_told(error))}", file=sys.stderr)
         return ERROR
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line, as errors are; those of other packages with their place."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"warning: {message}\n" if ours else f"warning: {filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _told(error: Exception) -> str:

@@ -215,7 +215,7 @@ def test_a_score_that_is_no_share_is_refused(text, hint, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.jpg"], "no image at 'nothing.jpg'; an image .*; check the path"),
+        (["nothing.jpg"], "'nothing.jpg' names no file; an image .*; check the path"),
         (["--tasks", "depht"], r"'depht' \(did you mean 'depth'\?\); this run has .*; correct it"),
         (["--mode", "predict"], "predict was given 0 inputs; .*; name an image"),
         (["nothing.mp4"], "nothing.mp4 cannot be opened as a video; .*; check the path"),
@@ -332,6 +332,16 @@ def test_a_range_of_depth_that_an_overlay_does_not_show_is_refused(saved, tmp_pa
     assert drawn(saved, tmp_path / "a.png", *options) == 2
     assert "--depth-range would have no effect in an overlay of detection" in capsys.readouterr().err
     assert drawn(saved, tmp_path / "a.png", "--tasks", "depth", *options) == 0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "option", "label"),
+    [("depth", ["--score", "0.3"], "boxes"), ("detection", ["--depth-range", "1:5"], "depth_m")],
+)
+def test_options_of_a_task_that_is_left_out_are_refused(saved, tmp_path, capsys, tasks, option, label):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    assert drawn(saved, tmp_path / "a.png", "--tasks", tasks, *option, "--output", tmp_path / "out") == 2
+    assert f"{option[0]} would have no effect: it is for {label}, which no task here" in capsys.readouterr().err
 
 
 def test_depth_alone_has_the_colours_of_its_task_in_an_overlay(opened):

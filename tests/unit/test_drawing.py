@@ -187,6 +187,15 @@ def test_a_class_has_one_colour_in_all_spaces_and_background_is_grey():
     assert palette.colours_by_name(["wall", "lamp"])["wall"] == both["b"].colours[1]
 
 
+def test_the_classes_of_the_quickstart_are_told_apart_at_a_glance():
+    colours = np.array(
+        list(palette.colours_by_name(["box", "sphere", "cylinder", "floor", "wall"]).values()), np.float32
+    )
+    lab = cv2.cvtColor(colours[None] / 255, cv2.COLOR_RGB2Lab)[0]
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    assert apart[~np.eye(5, dtype=bool)].min() > 50
+
+
 @pytest.mark.parametrize("count", [1, 40, 64, 65, 255])
 def test_all_classes_of_a_set_differ(count):
     colours = palette.colours_by_name(f"class {k}" for k in range(count))

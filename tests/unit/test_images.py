@@ -158,6 +158,15 @@ def test_sidecars_of_macos_are_no_images(tmp_path):
     assert [file.name for file in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
 
 
+def test_images_in_folders_of_a_folder_are_its_images_once(tmp_path):
+    (tmp_path / "in" / ".cache").mkdir(parents=True)
+    for name in ("b.png", "in/a.jpg", "in/.cache/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "back").symlink_to(tmp_path)
+
+    assert [file.relative_to(tmp_path).as_posix() for file in list_images(tmp_path)] == ["b.png", "in/a.jpg"]
+
+
 def test_pictures_of_formats_that_are_not_read_are_counted(tmp_path):
     for name in ("b.png", "a.JPG", "c.HEIC", "d.gif", "notes.txt"):
         (tmp_path / name).touch()

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,3 +190,30 @@ def test_half_a_message_of_a_dead_worker_does_not_hold_the_training():
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(LostWorker, match=r"SIGKILL.* after it had read image \d+ of drawn"):
         list(running)
+
+
+SCRIPT = """
+import torch
+from visionmtl.data.watched_loader import WatchedLoader
+print("the script runs", flush=True)
+
+class Squares(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index): return index * index
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "data", "runs"), [("", "[0, 1, 4, 9]", 1), ('if __name__ == "__main__":', "Squares()", 2)]
+)
+def test_a_script_runs_again_in_a_worker_only_for_what_it_defines(tmp_path: Path, guard: str, data: str, runs: int):
+    lines = ["    " * bool(guard) + f"loader = WatchedLoader({data}, batch_size=2, num_workers=1, place=str)"]
+    lines.append("    " * bool(guard) + "print([batch.tolist() for batch in loader])")
+    script = tmp_path / "script.py"
+    script.write_text("\n".join([SCRIPT, guard, *lines]))
+
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert told.count("the script runs") == runs and told[-1] == "[[0, 1], [4, 9]]"

@@ -7,11 +7,13 @@ group is killed. The queues here lock with pipes, which end with the last proces
 import ctypes
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import multiprocessing.spawn
 import os
 import signal
 import sys
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.popen_forkserver import Popen
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -19,16 +21,49 @@ HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 batches are needed until the training process has saved its state."""
 
 
+_preparation = multiprocessing.spawn.get_preparation_data
+
+
 class _Popen(Popen):
+    def _launch(self, process_obj: Any) -> None:
+        """Without the main module, see `_Process`."""
+
+        def without_main(name: str) -> dict[str, Any]:
+            return {key: value for key, value in _preparation(name).items() if not key.startswith("init_main")}
+
+        multiprocessing.spawn.get_preparation_data = without_main
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]
+        finally:
+            multiprocessing.spawn.get_preparation_data = _preparation
+
     def terminate(self) -> None:
         """With a signal that is not held back."""
         self.kill()
 
 
 class _Process(ForkServerProcess):
+    """One that runs the main module again only where something of its own is defined there.
+
+    `multiprocessing` always does: a script that trains without `if __name__ == "__main__":` would train in each worker.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        content = bytes(ForkingPickler.dumps(self.__dict__))
+        return _rebuild, (_preparation(self.name) if b"__main__" in content else None, content)
+
     @staticmethod
     def _Popen(process_obj: Any) -> _Popen:
         return _Popen(process_obj)
+
+
+def _rebuild(preparation: dict[str, Any] | None, content: bytes) -> _Process:
+    """preparation: of the main module, where `content` is in need of it."""
+    if preparation is not None:
+        multiprocessing.spawn.prepare(preparation)
+    process = _Process.__new__(_Process)
+    process.__dict__.update(ForkingPickler.loads(content))
+    return process
 
 
 class _Lock:

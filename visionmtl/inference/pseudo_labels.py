@@ -31,8 +31,8 @@ from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import forward, mirror_contents
 from visionmtl.inference.results_io import MAX_CODE, fitting_depth_units
 from visionmtl.io.atomic import write_bytes, write_json, write_text
-from visionmtl.io.images import SUFFIXES, images_among, read_image, write_png
-from visionmtl.io.paths import is_hidden, stays_inside, without_ending
+from visionmtl.io.images import SUFFIXES, list_images, read_image, write_png
+from visionmtl.io.paths import stays_inside, without_ending
 from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
 from visionmtl.structures import Boxes, Intrinsics, LabelSpace
@@ -70,23 +70,11 @@ def folder_sources(folder: Path) -> list[ImageRef]:
     """Every image in a folder and the folders in it, in the order of names; an image file alone is one source."""
     if folder.is_file():
         return [ImageRef(folder.stem, folder)]
-    files = images_among(_files_below(folder, (folder.resolve(),)))
+    files = list_images(folder)
     if not files:
         found = f"{folder} {'holds no image' if folder.exists() else 'is not there'}"
         raise ValueError(f"{found}; one or more that end with {' '.join(SUFFIXES)} are needed; correct the path")
     return [ImageRef(without_ending(file.relative_to(folder).as_posix()), file) for file in files]
-
-
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """above: real folders that this one lies in, itself included; a link back to one of them is not followed."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if is_hidden(entry.name):
-            continue
-        if entry.is_dir():
-            if (real := entry.resolve()) not in above:
-                yield from _files_below(entry, (*above, real))
-        else:
-            yield entry
 
 
 def dataset_sources(datasets: Sequence[NamedDataset], folders: bool) -> list[ImageRef]:

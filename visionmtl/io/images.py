@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -139,8 +139,20 @@ def picture_format(path: Path) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder by name; macOS's `._NAME` beside NAME is none."""
-    return images_among(file for file in folder.iterdir() if not is_hidden(file.name))
+    """The image files of a folder and of those in it, by name; macOS's `._NAME` beside NAME is none."""
+    return images_among(_files_below(folder, (folder.resolve(),)))
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """above: real folders that this one lies in, itself included; a link back to one of them is not followed."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            if (real := entry.resolve()) not in above:
+                yield from _files_below(entry, (*above, real))
+        else:
+            yield entry
 
 
 def images_among(files: Iterable[Path]) -> list[Path]:

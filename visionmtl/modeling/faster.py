@@ -1,12 +1,11 @@
 """Layers of encoders and decoders that torch (2.15) or timm is slow at, mostly on a CPU, computed otherwise."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import get_same_padding
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,8 @@ def quicken(net: nn.Module) -> None:
 
     Compiled and exported networks compute all but the depthwise convolutions as the layers' own classes do.
     """
+    from timm.layers.conv2d_same import Conv2dSame  # here: wrong settings need not wait for timm
+
     for module in net.modules():
         if isinstance(module, _Faster):
             continue
@@ -134,7 +135,10 @@ class _PadsOnce(_Faster):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return plain(x)
         sides = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
-        vertical, horizontal = (get_same_padding(*of_side) for of_side in sides)
+        vertical, horizontal = (
+            max((math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
+            for side, kernel, stride, dilation in sides
+        )
         padded: Tensor = _Pad.apply(x, vertical, horizontal) if vertical or horizontal else x
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 

@@ -31,6 +31,7 @@ _WELL_APART = 32
 _FIXED = {
     "person": 5, "car": 4, "sky": 1, "tree": 2, "vegetation": 2, "road": 6, "floor": 0, "ceiling": 3, "wall": 6,
     "window": 12, "chair": 9, "bed": 13, "table": 30, "sofa": 26, "building": 16, "dog": 11, "cat": 10, "bicycle": 18,
+    "furniture": 7, "objects": 49, "picture": 21, "books": 43, "tv": 8, "box": 35, "sphere": 25, "cylinder": 40,
 }  # fmt: skip
 """Places of common classes in the table; of two that would meet, the first by name has it."""
 
@@ -63,7 +64,9 @@ def colours_by_name(names: Iterable[str]) -> dict[str, Colour]:
         start = _FIXED.get(name, hashed % _WELL_APART)
         turn = len(taken) // len(_TABLE) * len(_TABLE)
         near = ((start + step) % _WELL_APART for step in range(_WELL_APART))
-        place = next(turn + place for place in (*near, *range(_WELL_APART, len(_TABLE))) if turn + place not in taken)
+        place = next(
+            turn + place for place in (start, *near, *range(_WELL_APART, len(_TABLE))) if turn + place not in taken
+        )
         taken.add(place)
         red, green, blue = _TABLE[place % len(_TABLE)]
         shade = 0.62 ** (place // len(_TABLE))
