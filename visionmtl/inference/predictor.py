@@ -384,7 +384,7 @@ class Predictor:
     ) -> Any:
         """The result of an image: a file, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W], Pillow's, or a `Sample`.
 
-        A list of these, of any sizes, gives a list; a folder (and those in it), a video file, camera:0 or an iterator of
+        A list of these, of any sizes, gives a list; a folder with those in it, a video file, camera:0 or an iterator of
         images gives an iterator, which reads as it goes.
 
         tasks: only these decoders run in this call; None = all of the predictor
