@@ -54,8 +54,8 @@ def _demo(args: argparse.Namespace) -> int:
     check_address(args.host, args.port)
     opened = open_model(args.checkpoint, choose_device(args.device), args.overrides)
     predictor = Predictor(opened, args.tasks)
-    page = build(predictor, str(opened.path), args.score)
-    print(f"http://{args.host}:{args.port} shows {opened.path}; Ctrl-C ends it", flush=True)
+    page = build(predictor, str(args.checkpoint), args.score)
+    print(f"http://{args.host}:{args.port} shows {args.checkpoint}; Ctrl-C ends it", flush=True)
     serve(page, args.host, args.port)
     return 0
 
