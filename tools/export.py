@@ -113,11 +113,16 @@ def _export(args: argparse.Namespace) -> int:
     if args.format == WEIGHTS:
         return _export_weights(args)
     check(args)
+    from pydantic import ValidationError
+
     from visionmtl.export import exporter
     from visionmtl.export.base import Format
 
     kind = Format.find(args.format)
-    file_format: Format = kind.model_validate({"opset": args.opset} if args.opset else {})
+    try:
+        file_format: Format = kind.model_validate({"opset": args.opset} if args.opset else {})
+    except ValidationError as error:
+        raise ValueError(f"--opset {args.opset}: {error.errors()[0]['msg']}; correct it, or leave it out") from None
     opened = exporter.open_network(args.checkpoint, args.overrides, args.tasks)
     decoded = args.outputs == "decoded"
     name = "".join([opened.path.stem, "" if decoded else "-raw", "-int8" if args.int8 else "", kind.suffix])

@@ -354,7 +354,7 @@ def test_an_average_of_several_steps_at_once_is_the_average_of_each():
     net = nn.Linear(1, 1, bias=False)
     averages = [Ema(net, decay), Ema(net, decay, every=4)]
     for average in averages:
-        average.updates = 1000  # warmed up
+        average.load_counts({"updates": 1000})  # warmed up
         nn.init.zeros_(average.module.weight)
 
     def step(now: bool = False) -> list[float]:
@@ -374,6 +374,23 @@ def test_an_average_of_several_steps_at_once_is_the_average_of_each():
     each, fours = step()[0], step()[1]
     assert 105 - each == pytest.approx(9, abs=1e-3)
     assert 104 - fours == pytest.approx(4 * 0.9**4 / (1 - 0.9**4), abs=1e-3)
+
+
+def test_steps_that_an_end_of_an_epoch_has_taken_are_not_taken_again():
+    """From 0 towards 1, with an end of an epoch every 6 steps: at each of them 1 - decay^n is left of nothing."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    ema = Ema(net, 0.9, every=5)
+    ema.load_counts({"updates": 1000})  # warmed up
+    nn.init.ones_(net.weight)
+    for step in range(1, 61):
+        ema.update(now=step % 6 == 0)
+        if step % 6 == 0:
+            assert float(ema.module.weight) == pytest.approx(1 - 0.9**step, rel=1e-5)
+        if step == 33:  # resumed between two
+            state = ema.state_dict()
+            ema = Ema(net, 0.9, every=5)
+            ema.load_state_dict(state)
 
 
 def test_buffers_are_averaged_when_floats_and_copied_when_not():

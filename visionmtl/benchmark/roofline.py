@@ -115,7 +115,8 @@ def _update_kernels(workload: Workload, net: nn.Module, average: bool = True) ->
     learnt = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
     passes = {"AdamW": 7.0}
     if average:
-        passes |= {"clipping": 3.0, "moving average": 3.0}  # norm and scaling; weights, average
+        every = workload.run().optim.ema_every_steps or 1
+        passes |= {"clipping": 3.0, "moving average": 3.0 / every}  # norm and scaling; weights, average
     for name, count in passes.items():
         yield Kernel(OPTIMIZER, OPTIMIZER, 0.0, {name: count * learnt}, {}, 0)
 

@@ -278,7 +278,7 @@ class Ema(Generic[Net]):
     def __init__(self, module: Net, decay: float, every: int = 1, copied: Net | None = None) -> None:
         self.module = (copied or copy.deepcopy(module)).eval().requires_grad_(False)
         self.decay, self.every = decay, every
-        self.updates = 0
+        self.updates = self._taken = 0
         averaged, sources = self._pairs(module)
         # -inf in attention masks would turn into NaN (inf - inf); looked at once, here, because looking waits
         blends = [theirs.is_floating_point() and bool(theirs.isfinite().all()) for theirs in sources]
@@ -298,10 +298,10 @@ class Ema(Generic[Net]):
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        waiting = self.updates % self.every
-        if waiting and not now:
+        if self.updates % self.every and not now:
             return
-        decay **= waiting or self.every
+        decay **= self.updates - self._taken
+        self._taken = self.updates
         for pairs, operation in ((self._blended, "lerp"), (self._copied, "copy")):
             if pairs:
                 ours, theirs = (list(tensors) for tensors in zip(*pairs, strict=True))
@@ -311,10 +311,19 @@ class Ema(Generic[Net]):
                     torch._foreach_copy_(ours, theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and the number of steps."""
-        return {"module": self.module.state_dict(), "updates": self.updates}
+        """Weights, the number of steps, and how many of them the weights have taken."""
+        return {"module": self.module.state_dict(), **self.counts()}
+
+    def counts(self) -> dict[str, int]:
+        """The state but the weights."""
+        return {"updates": self.updates, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`, strictly."""
         self.module.load_state_dict(state["module"])
+        self.load_counts(state)
+
+    def load_counts(self, state: dict[str, Any]) -> None:
+        """Undo `counts`; older files took each step."""
         self.updates = int(state["updates"])
+        self._taken = int(state.get("taken", self.updates))

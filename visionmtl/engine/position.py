@@ -61,6 +61,15 @@ def changed_settings(saved: Any, fresh: Any, path: str = "") -> Iterator[tuple[s
         yield from changed_settings(before, now, f"{path}.{name}" if path else str(name))
 
 
+def own_config(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
+    """What to do where the network of a resumed run is another than the checkpoint's; both are runs as plain data."""
+    of_network = re.compile(r"model\.|tasks\.[^.]+(\.(decoder|head)\b|$)")
+    changed = [f"{path} {how}" for path, how in changed_settings(saved, fresh) if of_network.match(path)]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    told = f"{', '.join(changed[:3])}{more}; " if changed else ""
+    return f"{told}set that back, or go on by --resume RUN without a config, which takes the run's own"
+
+
 def is_of_evaluation(path: str) -> bool:
     """Whether a setting decides on which images a run is evaluated, how large, or may decide what a metric then says.
 

@@ -71,6 +71,7 @@ from visionmtl.engine.position import (
     changed_settings,
     go_on,
     is_of_evaluation,
+    own_config,
     what_changed,
 )
 from visionmtl.engine.stopping import Border, StepBorders, StopAsked, StopSignals, leave
@@ -1034,7 +1035,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
-        check_fits(self.net, state["net"], path)
+        check_fits(self.net, state["net"], path, own_config(state["run"], self._local_state()["run"]))
         check_continues(state, self._local_state(), self.run.tasks, path)
         teachers.check_record(state, self._local_state(), path)
         if self.extension:
@@ -1044,7 +1045,7 @@ class Trainer:
             load_full_moments(self.net, self.optimizer, state["optimizer"])
             if self.ema:
                 load_full_weights(self.ema.module, state["ema"]["module"])
-                self.ema.updates = int(state["ema"]["updates"])
+                self.ema.load_counts(state["ema"])
         else:
             self.net.load_state_dict(state["net"])
             load_moments(self.optimizer, state["optimizer"])

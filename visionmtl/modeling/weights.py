@@ -79,13 +79,15 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
     net.load_state_dict(dict(weights))
 
 
-def check_fits(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def check_fits(
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    advice: str = "use the config that the checkpoint was trained with",
+) -> None:
     """Raise ValueError that lists the keys unless a whole network's weights all fit."""
     if differences := key_differences(net.state_dict(), weights):
-        raise ValueError(
-            f"{path} does not fit this network: {differences}; all must match; use the config that the checkpoint was "
-            "trained with"
-        )
+        raise ValueError(f"{path} does not fit this network: {differences}; all must match; {advice}")
 
 
 def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], aside: Collection[str] = ()) -> str:

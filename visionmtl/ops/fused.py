@@ -1,5 +1,7 @@
 """Upsampling and cross-entropy in one operation that never holds the logits at full resolution."""
 
+import itertools
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
@@ -14,6 +16,8 @@ MAX_CHUNKS = 8
 """Larger maps are cut into this many: by then the memory is small, and more would only be more kernels to launch."""
 CACHED_ELEMENTS = 2**20
 """The same on a CPU, however large the map: what its cache holds (4 MB) is taken up again by the next operation."""
+MAX_COLUMNS = 64
+"""Cells of a piece in width on a CPU: interpolating by products costs the square of it."""
 
 
 def upsampled_cross_entropy(
@@ -71,22 +75,39 @@ def value_and_gradient(
 
         return fused_kernel.value_and_gradient(logits, classes, weights, smoothed, ignore, label_smoothing)
     elements = num_classes * classes.numel()
-    on_cpu = logits.device.type == "cpu"
-    chunks = -(-elements // CACHED_ELEMENTS) if on_cpu else min(-(-elements // CHUNK_ELEMENTS), MAX_CHUNKS)
-    num_rows = -(-height // max(chunks, 1))
+    if logits.device.type == "cpu":
+        across = -(-width // MAX_COLUMNS)
+        down = -(-elements // (CACHED_ELEMENTS * max(across, 1)))
+    else:
+        across, down = 1, min(-(-elements // CHUNK_ELEMENTS), MAX_CHUNKS)
     planes = logits.contiguous()  # log-softmax is several times as slow over classes that lie beside each other
     of_rows, of_columns = (upsampling_weights(side, factor, logits) for side in (height, width))
     total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-    for top in range(0, height, num_rows):
-        bottom = min(top + num_rows, height)
-        cells = slice(max(top - 1, 0), bottom + 1)  # one more on either side to interpolate from
-        pixels = slice(top * factor, bottom * factor)
-        rows = of_rows[cells, pixels]
-        part = rows.mT @ (planes[:, :, cells] @ of_columns)
-        value, of_part = _cross_entropy(part, classes[:, pixels], weights, smoothed, ignore, label_smoothing)
+    for vertical, horizontal in itertools.product(_pieces(height, down), _pieces(width, across)):
+        # one cell more on either side to interpolate from
+        (y, pixels_y), (x, pixels_x) = ((_grown(cells), _times(cells, factor)) for cells in (vertical, horizontal))
+        rows, columns = of_rows[y, pixels_y], of_columns[x, pixels_x]
+        part = rows.mT @ (planes[:, :, y, x] @ columns)
+        value, of_part = _cross_entropy(
+            part, classes[:, pixels_y, pixels_x], weights, smoothed, ignore, label_smoothing
+        )
         total += value
-        gradient[:, :, cells] += rows @ of_part @ of_columns.mT
+        gradient[:, :, y, x] += rows @ of_part @ columns.mT
     return total, gradient
+
+
+def _pieces(length: int, number: int) -> Iterator[slice]:
+    """At most so many pieces of 0 ... length - 1, of one length but the last."""
+    step = max(-(-length // max(number, 1)), 1)
+    return (slice(first, min(first + step, length)) for first in range(0, length, step))
+
+
+def _grown(cells: slice) -> slice:
+    return slice(max(cells.start - 1, 0), cells.stop + 1)
+
+
+def _times(cells: slice, factor: int) -> slice:
+    return slice(cells.start * factor, cells.stop * factor)
 
 
 def _cross_entropy(

@@ -31,7 +31,7 @@ class Decoder(Configurable, package="visionmtl.modeling.decoders"):
 
     levels: tuple[int, ...] = Field((2, 3, 4, 5), min_length=1)
     """The pyramid levels it reads, finest first; level l has stride 2**l."""
-    channels: int = Field(80, ge=1)
+    channels: int = Field(96, ge=1)
     """Channels of its output."""
     norm: Norm = "batch"
     separable: bool = False

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.modeling.decoders.base import OUT_LEVEL, Decoder, DenseMap
@@ -20,6 +21,7 @@ class TopDown(Decoder):
     """
 
     type: Literal["top_down"] = "top_down"
+    channels: int = Field(80, ge=1)
 
     def build(self, in_channels: int) -> DenseMap:
         """See the base."""
