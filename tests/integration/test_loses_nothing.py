@@ -147,6 +147,14 @@ def test_a_checkpoint_of_other_settings_is_refused_by_the_setting(whole: Path, c
         state.load_state_dict(checkpoint.load(path), path)
 
 
+def test_a_checkpoint_of_another_network_names_the_settings(whole: Path):
+    path = whole / "checkpoints" / "last.pt"
+    state = scene_run.state(settings(whole, tasks={"depth": {"decoder": {"channels": 24}}}))
+    said = r"last.pt does not fit this network: .* all must match; tasks.depth.decoder.channels is 24, and was 16; set"
+    with pytest.raises(ValueError, match=said):
+        state.load_state_dict(checkpoint.load(path), path)
+
+
 def test_a_checkpoint_without_an_average_is_refused_where_one_is_kept(whole: Path):
     path = whole / "checkpoints" / "last.pt"
     state = scene_run.state(settings(whole))
