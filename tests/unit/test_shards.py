@@ -311,7 +311,7 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
 
     assert main(["prepare", "shards", str(config), str(target), "data.workers=0", "--workers", "0"]) == 0
 
-    assert "train scenes: 3 images, 1 shards" in capsys.readouterr().out
+    assert "train scenes: 3 images, 1 shard(s), " in capsys.readouterr().out
     assert "weight: 2.0" in (target / "data.yaml").read_text()
     assert Shards(root=str(target / "val" / "held_out")).build().most_boxes == 3
     read = tmp_path / "read.yaml"
