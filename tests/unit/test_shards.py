@@ -322,7 +322,7 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
     write_layouts.coco(tmp_path / "mine")
     of_folder = ["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "own"), "--workers", "0"]
     assert main([*of_folder, "--split", "val", "--shard-mb", "1"]) == 0
-    assert "val folder: 3 images, 1 shards" in capsys.readouterr().out and not (tmp_path / "own" / "train").exists()
+    assert "val folder: 3 images, 1 shard(s)" in capsys.readouterr().out and not (tmp_path / "own" / "train").exists()
 
     assert main(["prepare", "shards", str(config), str(target)]) == 2
     assert "holds shards already" in capsys.readouterr().err
