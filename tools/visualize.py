@@ -203,7 +203,7 @@ def _visualize(args: argparse.Namespace) -> int:
                 "where there is nothing else to see; add --tasks with depth alone, or leave --layout out"
             )
         if mode == "compare":
-            output.add_all(_compared(predictor, args, options))
+            output.add_all(_compared(predictor, _validation(predictor, args), args, options))
             return 0
         if output.is_file and (args.json or args.maps):
             raise ValueError(f"--json and --maps write several files; {args.output} is one; name a folder")
@@ -318,17 +318,30 @@ def _places(datasets: Sequence[NamedDataset]) -> list[tuple[NamedDataset, int]]:
     return [(dataset, index) for dataset in datasets for index in range(len(dataset))]
 
 
-def _compared(predictor: Predictor, args: argparse.Namespace, options: DrawOptions) -> Iterator[Named]:
+def _validation(predictor: Predictor, args: argparse.Namespace) -> list[NamedDataset]:
+    """Raises ValueError, also where a photograph was forgotten."""
+    from visionmtl.datasets import open_datasets
+
+    try:
+        return open_datasets(predictor.run.data.val)
+    except (ValueError, OSError) as error:
+        if args.mode:
+            raise
+        raise ValueError(f"{error}; or name a photograph, for without one validation images are drawn") from error
+
+
+def _compared(
+    predictor: Predictor, datasets: Sequence[NamedDataset], args: argparse.Namespace, options: DrawOptions
+) -> Iterator[Named]:
     """Validation images spread evenly over the data sets (neighbours tend to show one scene), or the worst or best."""
     import numpy as np
 
     from visionmtl.data.label_spaces import align, supervises
-    from visionmtl.datasets import open_datasets
     from visionmtl.inference.ranking import choose_metric, image_metric, ranked
     from visionmtl.visualization.panels import draw_panels
 
     net = predictor.net
-    places = _places(align(open_datasets(predictor.run.data.val), predictor.run.tasks, net.spaces))
+    places = _places(align(datasets, predictor.run.tasks, net.spaces))
     num_ranked = args.worst or args.best
     num = args.num or (len(places) if num_ranked else MAX_SHEET)
     chosen = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, num).astype(int))]

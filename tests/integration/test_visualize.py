@@ -230,6 +230,14 @@ def test_mistakes_are_explained_and_leave_no_folder(saved, tmp_path, capfd, argu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_forgotten_photograph_is_asked_for_where_validation_data_are_not_there(saved, tmp_path, capsys):
+    gone = f"data.val=[{{type: folder, root: {tmp_path / 'gone'}, images: '*.jpg'}}]"
+    assert drawn(saved, gone, "--output", tmp_path / "out") == 2
+    assert "or name a photograph, for without one" in capsys.readouterr().err
+    assert drawn(saved, gone, "--mode", "compare", "--output", tmp_path / "out") == 2
+    assert "name a photograph" not in capsys.readouterr().err
+
+
 def test_predictions_on_photos_come_as_json_and_maps_too(saved, tmp_path):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
     options = ["--json", "--maps", "--no-pictures", "--score", 0]
