@@ -69,6 +69,7 @@ setup(
     install_requires=[
         "albumentations>=2.0",
         "filelock>=3.12",
+        "huggingface-hub>=0.25",
         "jinja2>=3.1",
         "numpy>=1.26",
         # the headless build: albumentations requires it, and `opencv-python` beside it overwrites its files
@@ -79,6 +80,7 @@ setup(
         "pydantic-core",  # the one version that pydantic pins
         "pyyaml>=6.0",
         "rich>=13.7",
+        "safetensors>=0.4.3",
         "scipy>=1.11",
         "segmentation-models-pytorch>=0.5",
         "tensorboard>=2.17",

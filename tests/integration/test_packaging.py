@@ -173,6 +173,8 @@ def foreign_imports(file: Path) -> list[tuple[str, bool]]:
 
 
 WITH_TORCH = {"triton"}
+PROVIDER = {"mlflow": "mlflow-skinny"}
+"""Of libraries that are under another name and may not be installed here."""
 """torch's own wheels for Linux bring it; `ops/fused.py` asks whether it is there before it imports what needs it."""
 
 
@@ -183,7 +185,7 @@ def test_every_imported_library_is_declared(wheel):
     for file in project.project_files():
         if file.suffix == ".py" and file.parts[0] in ("visionmtl", "datasets", "tools"):
             for name, needed in foreign_imports(file):
-                known = {found.lower().replace("_", "-") for found in providers.get(name, [name])}
+                known = {found.lower().replace("_", "-") for found in providers.get(name, [PROVIDER.get(name, name)])}
                 if name in WITH_TORCH:
                     continue
                 if not known & (always if needed else ever):
