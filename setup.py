@@ -17,7 +17,7 @@ prepare = ["h5py>=3.11"]  # the official NYUv2 file is MATLAB 7.3, i.e. HDF5
 demo = ["gradio>=6.0"]
 supervision = ["supervision>=0.25"]
 fast = ["faster-coco-eval>=1.6"]
-shards = ["fsspec[http]>=2024.6", "s3fs>=2024.6"]  # of a web server or an object store
+shards = ["aiohttp>=3.9", "fsspec[http]>=2024.6", "s3fs>=2024.6"]  # of a web server or an object store
 export = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.1"]
 
 setup(
