@@ -119,6 +119,10 @@ class Tree:
     def override(self, text: str) -> None:
         """Apply `a.b=value` (value in YAML), or `~a.b`, which removes."""
         by = f"override {text}"
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{text!r} is no override; a text path=value is needed, such as optim.lr=1e-3; correct it"
+            )
         if text.startswith("~"):
             self.remove(text[1:], by)
             return

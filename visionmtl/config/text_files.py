@@ -247,6 +247,9 @@ class _Loader(yaml.SafeLoader):
             line = node.start_mark.line + 1
             if len(node.value) > _MAX_NUMBER:
                 raise self._refusal(line, f"a number of {len(node.value):,} characters", "put it into quotes")
+            if node.tag.endswith(":int") and re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)", node.value):
+                problem = f"{node.value!r} is {super().construct_object(node)} to some readers and not to others"
+                raise self._refusal(line, problem, "leave out leading zeros and colons, or put it into quotes")
             try:
                 return super().construct_object(node, deep)
             except ValueError as error:

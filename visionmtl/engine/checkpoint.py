@@ -405,17 +405,24 @@ def find_resumed(folder: Path, which: str | Path | None, dry_run: bool = False) 
     dry_run: nothing will be written, so that a run that lies there is in no danger.
     """
     last = folder / "checkpoints" / "last.pt"
+    rows = folder / "metrics.jsonl"  # without rows and checkpoints, a start was left before its first step
     if which is None:
-        rows = folder / "metrics.jsonl"  # without rows and checkpoints, a start was left before its first step
         if not dry_run and ((rows.exists() and rows.stat().st_size) or any((folder / "checkpoints").glob("*.pt*"))):
             raise ValueError(
                 f"{folder} already holds a run; one folder holds one run; continue it with --resume, "
                 "choose another with --output DIR, or delete it"
             )
-        return None
-    if which == "auto":
-        return last if any(file.exists() for file in _last_first(last)) else None
-    return Path(which) / "checkpoints" / "last.pt" if Path(which).is_dir() else Path(which)
+    elif which != "auto":
+        return Path(which) / "checkpoints" / "last.pt" if Path(which).is_dir() else Path(which)
+    elif any(file.exists() for file in _last_first(last)):
+        return last
+    foreign = [name for name in ("config.yaml", "env.json", "train.log") if (folder / name).exists()]
+    if foreign and not rows.exists() and not dry_run:
+        raise ValueError(
+            f"{folder / foreign[0]} is of no run, and a run would write over it; a folder without {', '.join(foreign)} "
+            "is needed; choose another with --output DIR, or move the file away"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,10 +265,10 @@ def _image_id(source: str) -> str:
 
 def save_picture(path: Path, drawn: Image.Image) -> Path:
     """Write an image file and never over another one; folders are made. Raises ValueError where the file exists."""
-    path = home_path(path)
-    buffer = io.BytesIO()
+    path, buffer = home_path(path), io.BytesIO()
+    kind = picture_format(path)
     try:
-        drawn.save(buffer, format=picture_format(path))
+        drawn.save(buffer, format=kind)
     except (ValueError, OSError) as error:  # WebP holds 16,383 pixels a side
         raise ValueError(
             f"{path} cannot hold this picture of {drawn.width}x{drawn.height} pixels ({drawn.mode}): {error}; a format "

@@ -202,6 +202,7 @@ def open_predictions(
     units_per_metre: of depth files; None: as the folder's submission.json says, else KITTI_UNITS.
     """
     _check_field(task)
+    declared = _declared(path, task, space)
     if task.field == "boxes":
         assert space is not None
         return _open_boxes(path, space)
@@ -215,7 +216,7 @@ def open_predictions(
     by_file_name: dict[str, list[str]] = {}
     for name in files:
         by_file_name.setdefault(name.rpartition("/")[2], []).append(name)
-    units = units_per_metre or _declared_units(path) or KITTI_UNITS
+    units = units_per_metre or declared or KITTI_UNITS
 
     def read(sample: Sample) -> tuple[str, Any]:
         image_id = composed(sample.image_id)
@@ -258,6 +259,11 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
             of_image.append((row["bbox"], row["score"], labels[row["category_id"]]))
         else:
             num_ignored += 1
+    if num_ignored and not any(by_image.values()):
+        raise ValueError(
+            f"{path}: none of the {num_ignored} boxes has a category that is scored; category_id must be one of "
+            f"{', '.join(labels):.200}; write these ids"
+        )
     unread = set(by_image)
 
     def read(sample: Sample) -> tuple[str, Detections]:
@@ -350,14 +356,32 @@ def _check_field(task: Task) -> None:
         )
 
 
-def _declared_units(folder: Path) -> float | None:
-    manifest = folder.parent / MANIFEST
-    of_folder = (read_object(manifest) if manifest.is_file() else {}).get(folder.name) or {}
-    check_object(of_folder, f"{manifest}: {folder.name}")
+def _declared(path: Path, task: Task, space: LabelSpace | None) -> float | None:
+    """The units a metre that submission.json beside predictions declares; None where it does not.
+
+    Raises ValueError where it says that they are of another field or of other classes.
+    """
+    manifest, name = path.parent / MANIFEST, path.name if path.is_dir() else path.stem
+    of_folder = (read_object(manifest) if manifest.is_file() else {}).get(name) or {}
+    check_object(of_folder, f"{manifest}: {name}")
+    if (labels := of_folder.get("field", task.field)) != task.field:
+        raise ValueError(
+            f"{manifest}: {name} holds {shown(labels, 50)}, and the task scored needs {task.field}; both must be one; "
+            "give the files of this task, as TASK=PATH"
+        )
+    plain: Any = of_folder.get("space")
+    own = space.plain() if space else {}
+    for key in ("classes", "ids") if isinstance(plain, dict) and own else ():
+        if (found := plain.get(key, own[key])) != own[key]:
+            raise ValueError(
+                f"{manifest}: {name} was predicted with {key} {shown(found, 200)}, and is scored with "
+                f"{shown(own[key], 200)}; both must be the same, in the same order; score it with the data set that it "
+                "was predicted for"
+            )
     value = of_folder.get("units_per_metre")
     if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
         raise ValueError(
-            f"{manifest}: {folder.name} has units_per_metre {shown(value, 50)}; a number above 0 is needed; correct "
+            f"{manifest}: {name} has units_per_metre {shown(value, 50)}; a number above 0 is needed; correct "
             "it, or give --depth-units"
         )
     return value

@@ -69,7 +69,17 @@ def score_files(
         )
     label_of = {category_id: label for label, (category_id, _) in enumerate(annotated.categories)}
     known = [at for at, row in enumerate(rows) if row["category_id"] in label_of]
+    if rows and not known:
+        raise ValueError(
+            f"{results}: none of {len(rows)} results has a category of {truth}; the first has category_id "
+            f"{rows[0]['category_id']!r}, and {', '.join(map(str, label_of)):.200} are annotated; write these ids"
+        )
     finite = [at for at in known if is_finite(rows[at])]
+    if known and not finite:
+        raise ValueError(
+            f"{results}: none of {len(known)} results has numbers alone as box and score; finite ones are needed; "
+            "look at what wrote NaN or infinity"
+        )
     counted: list[Annotation] = []
     for at in finite:
         row: Row = {**rows[at], "image_id": number_of[rows[at]["image_id"]]}

@@ -331,7 +331,7 @@ class _Instances(Annotations):
     def _check_unit(self) -> None:
         """Raise ValueError where all boxes are fractions of their image: each would be less than a pixel."""
         xywh = self.boxes.xywh
-        if len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any():
+        if are_fractions(xywh):
             raise ValueError(
                 f"{self.file}: all {len(xywh)} boxes lie in 0..1, the first is {xywh[0].tolist()}; COCO's are pixels, "
                 "x, y, width, height; multiply by width and height of the image, or write YOLO label files "
@@ -357,6 +357,11 @@ class _Instances(Annotations):
             packed["mask_ends"] = np.cumsum([0, *map(len, codes)])
             packed["mask_rle"] = np.frombuffer(b"".join(codes), np.uint8)
         return packed
+
+
+def are_fractions(xywh: NDArray) -> bool:
+    """Whether boxes [N, 4] are surely fractions of their image, not pixels."""
+    return bool(len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any())
 
 
 class BoxColumns:
