@@ -158,6 +158,9 @@ def test_files_that_cannot_be_meant_are_errors_that_teach(tmp_path):
 
     with pytest.raises(ValueError, match=r"image 'image_1' has no prediction in .* which holds 1 PNGs"):
         open_predictions(folder, Depth(), None).read(sample(1))
+    with pytest.raises(ValueError, match=r"depth holds .depth_m., and the task scored needs segmentation"):
+        open_predictions(folder, Segmentation(), ANIMALS)
+    (tmp_path / "p" / "submission.json").unlink()
     with pytest.raises(ValueError, match=r"1 channel\(s\) of 16 bits; 1 of 8 bits are needed"):
         open_predictions(folder, Segmentation(), ANIMALS).read(one)
     cv2.imwrite(str(folder / "image_0.png"), np.zeros(one.depth_m.shape, np.uint16))

@@ -75,7 +75,7 @@ def test_predictions_of_other_classes_are_not_scored(tmp_path: Path):
     with pytest.raises(ValueError, match=r"submission.json: boxes was predicted with classes .*dog.*cat.* both must"):
         open_predictions(tmp_path / "boxes.json", Detection(), SPACE)
     declare("segmentation", SPACE)
-    with pytest.raises(ValueError, match="boxes holds .segmentation., and the task scored needs boxes"):
+    with pytest.raises(ValueError, match=r"boxes holds .segmentation., and the task scored needs boxes"):
         open_predictions(tmp_path / "boxes.json", Detection(), SPACE)
     manifest.unlink()
     (tmp_path / "boxes.json").write_text(json.dumps([{**BOX, "category_id": 9}]))

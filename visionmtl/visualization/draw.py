@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal
 
 import cv2
@@ -50,7 +49,7 @@ class DrawOptions:
 
 def check_score(min_score: Any) -> None:
     """Raise ValueError for a least score outside 0 to 1."""
-    if isinstance(min_score, bool) or not isinstance(min_score, Real) or not 0 <= min_score <= 1:
+    if isinstance(min_score, bool) or not isinstance(min_score, int | float | np.number) or not 0 <= min_score <= 1:
         raise ValueError(f"min_score is {min_score!r}; scores are numbers from 0 to 1; correct it")
 
 
