@@ -242,3 +242,13 @@ def test_options_that_cut_a_run_short_keep_its_warm_up(tmp_path: Path):
 
     train(run.model_copy(update={"output": str(tmp_path / "short")}), TrainOptions(limit_train_batches=2))
     assert "--limit-train-batches ends the run before its warm-up" in (tmp_path / "short" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("least", [0.1, 50.0])
+def test_a_task_whose_labels_are_all_out_of_range_is_told_once(tmp_path: Path, least: float):
+    depth = {"min_depth_m": least, "max_depth_m": 60.0}
+    train(scene_run.run(tmp_path / "run", tasks={"depth": depth}, train={"epochs": 2}), TrainOptions())
+
+    log = (tmp_path / "run" / "train.log").read_text()
+    told = "depth is labelled in 4 step(s), and none of these labels holds a pixel, box or class"
+    assert log.count(told) == (least == 50) and "segmentation is labelled" not in log

@@ -255,6 +255,7 @@ class StepOutput:
     labelled: dict[str, Tensor]  # by task: bool scalar, whether the step has a label of it on any rank
     weights: Mapping[str, Tensor]  # by task: as the balancing method gave it, the mean of those of micro-batches
     grad_norm: Tensor
+    totals: Mapping[str, Mapping[str, Tensor]]  # by task: what its losses are means over
 
 
 def _recipe(run: Run) -> str:
@@ -348,6 +349,7 @@ class Trainer:
         self.optimizer = build_optimizer(optim, net, self.balancer)
         self.ema = Ema(net, optim.ema_decay, optim.ema_every_steps or 1, sharded_copy) if optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
+        self._amounts: dict[str, Tensor] | None = {}  # steps with labels and what these hold, by task, at first
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.early_tasks = _early_tasks(run)
         self.counts_predictions = any(net.tasks[name].counts_predictions for name in self.learning)
@@ -423,7 +425,7 @@ class Trainer:
             of_tasks = {task: torch.stack(list(parts.values())).sum() for task, parts in losses.items()}
             self.schedule.measure(of_tasks, labelled, self.steps_of_this_size / max(1, self.steps_per_epoch))
         weights = of_batches[0] if len(of_batches) == 1 else self._mean_weights(of_batches, micro_batches)
-        output = StepOutput(losses, labelled, weights, self._optimizer_step(losses))
+        output = StepOutput(losses, labelled, weights, self._optimizer_step(losses), totals)
         if before is not None:
             check_step(self, before, micro_batches, totals, output)
         return output
@@ -755,6 +757,8 @@ class Trainer:
         for micro_batches in self.prefetcher.groups(batches, settings.accumulate):
             set_lr(self.optimizer, self._lr_factor())
             output = self.train_step(micro_batches)
+            if self._amounts is not None:
+                self._add_amounts(output)
             self.signals.nothing_to_save = False
             self.bad_files.add(micro_batches, epoch, self.state.step)
             if self.ranks.world == 1:
@@ -772,7 +776,27 @@ class Trainer:
             if self.border.save and self.position.images and not self.options.dry_run:  # else the epoch is over
                 self._losses(output)  # raises where they are not finite
                 self.save(named=isinstance(settings.checkpoint_every, int))
+        self._tell_empty_labels()
         return output
+
+    def _add_amounts(self, output: StepOutput) -> None:
+        for task, counts in output.totals.items():
+            if counts and task in output.labelled:
+                some = torch.stack(list(counts.values())).amax() > 1e-5  # totals are 1e-6 at least
+                amount = torch.stack([output.labelled[task], some]).float()
+                assert self._amounts is not None
+                self._amounts[task] = self._amounts[task] + amount if task in self._amounts else amount
+
+    def _tell_empty_labels(self) -> None:
+        """Once, after the first epoch of this process: a task whose labels are all void learns nothing from them."""
+        for task, amount in (self._amounts or {}).items():
+            labelled, with_items = amount.tolist()
+            if labelled and not with_items:
+                logger.warning(
+                    f"{task} is labelled in {labelled:.0f} step(s), and none of these labels holds a pixel, box or class "
+                    "to learn from; look at them with `visionmtl check_data`, or leave the task out"
+                )
+        self._amounts = None
 
     def _lr_factor(self) -> float:
         """At the present fraction of the run, whatever the size of its steps; a warm-up in steps counts those done."""
