@@ -793,8 +793,8 @@ class Trainer:
             labelled, with_items = amount.tolist()
             if labelled and not with_items:
                 logger.warning(
-                    f"{task} is labelled in {labelled:.0f} step(s), and none of these labels holds a pixel, box or class "
-                    "to learn from; look at them with `visionmtl check_data`, or leave the task out"
+                    f"{task} is labelled in {labelled:.0f} step(s), and none of these labels holds a pixel, box or "
+                    "class to learn from; look at them with `visionmtl check_data`, or leave the task out"
                 )
         self._amounts = None
 
