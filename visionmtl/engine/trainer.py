@@ -1059,9 +1059,10 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Undo `state_dict`. path: of the file it comes from, for messages."""
-        check_fits(self.net, state["net"], path, own_config(state["run"], self._local_state()["run"]))
-        check_continues(state, self._local_state(), self.run.tasks, path)
-        teachers.check_record(state, self._local_state(), path)
+        fresh = self._local_state()
+        check_fits(self.net, state["net"], path, own_config(state["run"], fresh["run"]))
+        check_continues(state, fresh, self.run.tasks, path)
+        teachers.check_record(state, fresh, path)
         if self.extension:
             self.extension.load_state_dict(state.get("extension"), path)
         if self.sharded:
