@@ -112,7 +112,7 @@ setup(
             "playwright>=1.49",  # drives the installed chromium in tests of pages
             "build>=1.2",
             *fast,
-            "import-linter>=2.17",
+            "import-linter>=2.17; python_version >= '3.11'",
             "cityscapesScripts>=2.2",
             "datasets>=2.20",
             "jsonschema>=4.18",

@@ -277,15 +277,15 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
         results = evaluate_files(reads, meters, tasks, spaces, datasets, ranks.rank, ranks.world)
         for name, predictions in files.items():
             check_images(paths[name], predictions, candidates)
+        left = [f"{name}: {note}" for name, one in files.items() for note in one.notes(paths[name])]
         results = find_protocol(args.protocol).named(results) if args.protocol else results
         if ranks.is_main_process:
             title = f"files of {', '.join(meters)} against {args.checkpoint}, {split}"
             _save_and_print(title, args, results, header, args.json, notes)
             if left_out:
                 print(f"not scored: {', '.join(left_out)} (no files, or not in the protocol)")
-            for name, predictions in files.items():
-                if num := predictions.num_ignored:
-                    print(f"{name}: ignored {num} boxes of categories that {paths[name]} should not have")
+            for line in left:
+                print(line)
     return _unmet(args, results, show=ranks.is_main_process)
 
 

@@ -6,6 +6,7 @@ import argparse
 import glob
 import hashlib
 import json
+import mimetypes
 import re
 import sys
 import unicodedata
@@ -558,7 +559,7 @@ def _open_output(path: Path | None, default: Path, num_results: int, videos: boo
         with tried(path):
             yield _Output(path, is_file=True)
         return
-    elif path.suffix.lower() in (*images.SUFFIXES, *video.SUFFIXES) and not path.is_dir():
+    elif _is_named_as_picture(path) and not path.is_dir():
         what, endings = ("videos", video.SUFFIXES) if videos else ("pictures", images.SUFFIXES)
         raise ValueError(
             f"--output {path} does not end as {what} do ({' '.join(endings)}), and {what} are drawn here; name such a "
@@ -571,6 +572,14 @@ def _open_output(path: Path | None, default: Path, num_results: int, videos: boo
         )
     with tried_folder(path):
         yield _Output(path, is_file=False)
+
+
+def _is_named_as_picture(path: Path) -> bool:
+    """Whether its name ends as that of a picture or video, of those that we can write or any other."""
+    from visionmtl.io import images, video
+
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return path.suffix.lower() in (*images.SUFFIXES, *video.SUFFIXES) or kind.startswith(("image/", "video/"))
 
 
 def _holds_something(path: Path) -> bool:

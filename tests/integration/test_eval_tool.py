@@ -124,8 +124,12 @@ def test_saved_predictions_score_as_the_network_did(saved, tmp_path, capsys):
     folder = tmp_path / "predictions"
 
     assert evaluated(saved, "--save-predictions", str(folder), "--depth-units", "1000", "--json", str(once)) == 0
+    (folder / "depth" / "preview.png").write_bytes(b"")
+    capsys.readouterr()
     assert evaluated(saved, "--from-predictions", str(folder), "--json", str(again)) == 0
 
+    left = f"depth: not scored: 1 PNGs of {folder / 'depth'} that no labelled image asked for, as preview.png"
+    assert [line for line in capsys.readouterr().out.splitlines() if "not scored" in line] == [left]
     assert sorted(path.name for path in folder.iterdir()) == [
         "depth", "detection.json", "segmentation", "submission.json",
     ]  # fmt: skip

@@ -168,9 +168,20 @@ def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
     assert "out.jpg exists already; nothing is written over" in capsys.readouterr().err
     assert drawn(saved, tmp_path / "a.png", tmp_path / "b.png", "--output", tmp_path / "two.png") == 2
     assert "is one file, but there are 2 results; a folder is needed" in capsys.readouterr().err
-    assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / "one.mp4") == 2
-    assert "one.mp4 does not end as pictures do" in capsys.readouterr().err and not (tmp_path / "one.mp4").exists()
+    for name in ("one.mp4", "one.GIF"):
+        assert drawn(saved, tmp_path / "a.png", "--output", tmp_path / name) == 2
+        assert f"{name} does not end as pictures do" in capsys.readouterr().err and not (tmp_path / name).exists()
     assert not (tmp_path / "two.png").exists()
+
+
+def test_a_setting_of_the_training_is_refused_where_it_is_over(saved, tmp_path, capsys):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    for setting in ("optim.lr=3", "balance.type=mgda", "train.epochs=9"):
+        assert drawn(saved, tmp_path / "a.png", setting, "--output", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {setting.partition('=')[0]} would have no effect: it is of the training alone")
+    assert not (tmp_path / "out").exists()
+    assert drawn(saved, tmp_path / "a.png", "train.precision=fp32", "--output", tmp_path / "out") == 0
 
 
 def test_a_damaged_picture_is_told_and_the_others_are_drawn(saved, tmp_path, capsys):

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from visionmtl.config.text_files import read_yaml
 from visionmtl.engine.checkpoint import find_resumed
 from visionmtl.inference.results_io import open_predictions
 from visionmtl.metrics.coco_ap import score_files
-from visionmtl.structures import LabelSpace
+from visionmtl.structures import LabelSpace, Sample
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.segmentation import Segmentation
 
@@ -60,6 +61,58 @@ def test_results_that_can_match_nothing_are_no_result_of_0(tmp_path: Path, chang
     results.write_text(json.dumps([{**BOX, **change}]))
     with pytest.raises(ValueError, match=said):
         score_files(results, truth)
+
+
+def corners_and_sizes(num: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The same boxes as x1, y1, x2, y2 and as x, y, width, height, in images of 100 x 100."""
+    corners = [[40 + at, 30, 90, 70 + at] for at in range(num)]
+    return corners, [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in corners]
+
+
+@pytest.mark.parametrize("spoilt", ["truth", "results"])
+def test_corners_in_place_of_width_and_height_are_refused(tmp_path: Path, spoilt: str):
+    corners, right = corners_and_sizes(12)
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+
+    def write(boxes: list[list[int]], found: list[list[int]]) -> None:
+        annotations = [
+            {"id": at, "image_id": 1, "category_id": 3, "bbox": box, "area": 9, "iscrowd": 0}
+            for at, box in enumerate(boxes, start=1)
+        ]
+        images, categories = [{"id": 1, "width": 100, "height": 100}], [{"id": 3, "name": "cat"}]
+        truth.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+        results.write_text(json.dumps([{**BOX, "bbox": box} for box in found]))
+
+    write(right, right)
+    assert score_files(results, truth)[1]["ap"] == pytest.approx(1)
+    write(corners if spoilt == "truth" else right, corners if spoilt == "results" else right)
+    said = r"all 12 boxes end inside .* 12 end outside .* \[40.0, 30.0, 90.0, 70.0\]; .* write x2 - x1"
+    with pytest.raises(ValueError, match=rf"{spoilt}.json: {said}"):
+        score_files(results, truth)
+    write(corners[:9], right)  # of nine boxes nothing is certain
+    assert score_files(results, truth)[1]["ap"] < 1
+
+
+def test_fractions_as_truth_are_refused(tmp_path: Path):
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0.1, 0.2, 0.3, 0.4], "area": 1, "iscrowd": 0}
+    lists = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}], "annotations": [annotation]}
+    truth.write_text(json.dumps(lists))
+    results.write_text(json.dumps([BOX]))
+    with pytest.raises(ValueError, match=r"truth.json: all 1 boxes lie in 0..1"):
+        score_files(results, truth)
+
+
+def test_corners_in_a_file_of_predictions_are_refused(tmp_path: Path):
+    corners, right = corners_and_sizes(12)
+    sample = Sample(image=np.zeros((100, 100, 3), np.uint8), image_id="1")
+    for boxes in (right, corners):
+        (tmp_path / "boxes.json").write_text(json.dumps([{**BOX, "bbox": box} for box in boxes]))
+        read = open_predictions(tmp_path / "boxes.json", Detection(), SPACE).read
+        if boxes is right:
+            assert read(sample)[1].xyxy.tolist() == corners
+    with pytest.raises(ValueError, match=r"boxes.json: image '1': all 12 boxes end inside their image as corners"):
+        read(sample)
 
 
 def test_predictions_of_other_classes_are_not_scored(tmp_path: Path):

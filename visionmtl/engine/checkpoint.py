@@ -369,6 +369,10 @@ def open_model(
     return open_state(load(path), path, device, overrides, split)
 
 
+_TRAINING_ALONE = ("balance", "distill", "extend", "optim", "output", "train")
+_BEYOND_TRAINING = ("train.batch_size", "train.precision")
+
+
 def open_state(
     state: Mapping[str, Any],
     path: Path,
@@ -377,6 +381,13 @@ def open_state(
     split: str | None = None,
 ) -> Opened:
     """As `open_model`, from what `load` gives, or from as much of it as a network needs; path: for messages."""
+    for text in overrides:
+        place = text.partition("=")[0].strip()
+        if place.partition(".")[0] in _TRAINING_ALONE and place not in _BEYOND_TRAINING:
+            raise ValueError(
+                f"{place} would have no effect: it is of the training alone, and {path} is trained; of train, "
+                f"{' and '.join(_BEYOND_TRAINING)} count here; leave it out"
+            )
     run = restore(state["run"], str(path), overrides, split)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:

@@ -1148,7 +1148,9 @@ class Trainer:
             f"{chosen_precision(self.ranks.device, run.train.precision)}{' (auto)' * (run.train.precision == 'auto')}, "
             f"balance {run.balance.type}"
         )
-        if self.balancer.needs_parameters and not net.trunk.shared_maps:
+        if len(self.learning) == 1 and (self.balancer.needs_parameters or self.balancer.needs_cut):
+            yield f"note      one task is learned: balance {run.balance.type} has no gradients to compare"
+        elif self.balancer.needs_parameters and not net.trunk.shared_maps:
             yield "note      no map is shared by all tasks: balance compares gradients on the shared parameters"
         if self.balancer.needs_parameters and not self.shared_parameters:
             yield f"note      no parameter is shared: balance {run.balance.type} leaves each task its own gradient"

@@ -32,7 +32,7 @@ from visionmtl.data.label_spaces import Spaces
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.distributed import gather_objects
 from visionmtl.io.atomic import write_json, write_text
-from visionmtl.io.coco.annotations import canonical
+from visionmtl.io.coco.annotations import canonical, check_unit
 from visionmtl.io.coco.results import read_rows, rows_of
 from visionmtl.io.images import read_png, write_png
 from visionmtl.io.label_maps import label_table, undeclared_values
@@ -192,6 +192,17 @@ class Predictions:
     """Boxes of categories that the label space does not have."""
     images_unread: set[str] = field(default_factory=set)
     """Images in a JSON file that `read` was not asked for so far."""
+    files_unread: set[str] = field(default_factory=set)
+    """PNGs in a folder that were the prediction of no image so far."""
+
+    def notes(self, path: Path) -> list[str]:
+        """What of `path` was not scored, after `read` was called for every labelled image; on all ranks the same."""
+        notes, spare = [], sorted(set.intersection(*gather_objects(self.files_unread)))
+        if self.num_ignored:
+            notes.append(f"ignored {self.num_ignored} boxes of categories that {path} should not have")
+        if spare:
+            notes.append(f"not scored: {len(spare)} PNGs of {path} that no labelled image asked for, as {spare[0]}.png")
+        return notes
 
 
 def open_predictions(
@@ -217,6 +228,7 @@ def open_predictions(
     for name in files:
         by_file_name.setdefault(name.rpartition("/")[2], []).append(name)
     units = units_per_metre or declared or KITTI_UNITS
+    unread = set(files)
 
     def read(sample: Sample) -> tuple[str, Any]:
         image_id = composed(sample.image_id)
@@ -236,12 +248,13 @@ def open_predictions(
                 f"image {sample.image_id!r} has no prediction in {path}, which holds {len(files)} PNGs; every labelled "
                 f"image needs one, called {names[0]}.png or {names[1]}.png; add it, or rename the files"
             )
+        unread.discard(matches[0])
         prediction = _PNG[task.field].read(files[matches[0]], space, units)
         if task.field == "depth_m":
             _check_dense(files[matches[0]], prediction, sample.depth_m)
         return matches[0], prediction
 
-    return Predictions(read)
+    return Predictions(read, files_unread=unread)
 
 
 def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
@@ -271,6 +284,7 @@ def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
         unread.discard(key)
         rows = by_image.get(key, [])
         xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
+        check_unit(f"{path}: image {sample.image_id!r}", xywh, np.tile(sample.size, (len(xywh), 1)))
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
         scores, classes = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
         return key, Detections(corners, scores.astype(np.float32), classes)

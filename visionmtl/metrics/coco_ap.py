@@ -13,7 +13,7 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from visionmtl.io.coco.annotations import encode, read_truth
+from visionmtl.io.coco.annotations import check_unit, encode, read_truth
 from visionmtl.io.coco.results import Row, is_finite, read_rows
 
 Backend = Literal["pycocotools", "faster_coco_eval"]
@@ -80,6 +80,11 @@ def score_files(
             f"{results}: none of {len(known)} results has numbers alone as box and score; finite ones are needed; "
             "look at what wrote NaN or infinity"
         )
+    if kind == "bbox":
+        sizes = {image["id"]: (image.get("height", 0), image.get("width", 0)) for image in annotated.images}
+        found = [rows[at] for at in finite]
+        xywh = np.array([row["bbox"] for row in found], np.float64).reshape(-1, 4)
+        check_unit(str(results), xywh, np.array([sizes[number_of[row["image_id"]]] for row in found]).reshape(-1, 2))
     counted: list[Annotation] = []
     for at in finite:
         row: Row = {**rows[at], "image_id": number_of[rows[at]["image_id"]]}

@@ -31,6 +31,7 @@ _DROPPED = (
     "outside their image",
 )
 _NUM_UNUSABLE = 2  # reasons, from the first, that also hold for scoring; boxes of the others are official truth, if odd
+_FEW = 10  # boxes, of which too little can be told
 OTHER_KIND = len(_DROPPED)
 """The reason of what is no box of interest; it is left out without a note."""
 
@@ -328,19 +329,8 @@ class _Instances(Annotations):
         noted = [f"{count} {what}" for count, what in odd if count]
         return [*self.boxes.notes(self.reasons, num_dropped), *noted]
 
-    def _check_unit(self) -> None:
-        """Raise ValueError where all boxes are fractions of their image: each would be less than a pixel."""
-        xywh = self.boxes.xywh
-        if are_fractions(xywh):
-            raise ValueError(
-                f"{self.file}: all {len(xywh)} boxes lie in 0..1, the first is {xywh[0].tolist()}; COCO's are pixels, "
-                "x, y, width, height; multiply by width and height of the image, or write YOLO label files "
-                "(format: yolo), whose boxes are fractions"
-            )
-
     def pack(self, masks: bool) -> dict[str, NDArray]:
         """The arrays of `BoxIndex`."""
-        self._check_unit()
         order = kept_order(self.reasons, self.rows)
         notes = self.notes()
         if not len(self.entries):
@@ -359,9 +349,29 @@ class _Instances(Annotations):
         return packed
 
 
-def are_fractions(xywh: NDArray) -> bool:
-    """Whether boxes [N, 4] are surely fractions of their image, not pixels."""
-    return bool(len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any())
+def check_unit(place: str, xywh: NDArray, sizes: NDArray | None = None) -> None:
+    """Raise ValueError where boxes [N, 4] are surely no x, y, width, height in pixels, but fractions or corners.
+
+    place: the file, with what else tells where they are
+    sizes: [N, 2] (H, W) of each one's image, 0 where it is not known; None: not known at all
+    """
+    if len(xywh) and (xywh >= 0).all() and (xywh <= 1).all() and (xywh % 1 != 0).any():
+        raise ValueError(
+            f"{place}: all {len(xywh)} boxes lie in 0..1, the first is {xywh[0].tolist()}; COCO's are pixels, x, y, "
+            "width, height; multiply by width and height of the image (boxes as fractions are YOLO's, format: yolo)"
+        )
+    if sizes is None or len(xywh) < _FEW:
+        return
+    edges = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
+    are_corners = (xywh[:, 2:] > xywh[:, :2]).all() and (xywh[:, 2:] <= edges + 1).all()
+    beyond = (xywh[:, :2] > edges + 1 - xywh[:, 2:]).any(axis=1)
+    if are_corners and beyond.mean() > 0.25:
+        first = int(np.argmax(beyond))
+        raise ValueError(
+            f"{place}: all {len(xywh)} boxes end inside their image as corners x1, y1, x2, y2, and {beyond.sum()} end "
+            f"outside as x, y, width, height, the first is {xywh[first].tolist()}; COCO's are x, y, width, height; "
+            "write x2 - x1 and y2 - y1 in place of x2 and y2"
+        )
 
 
 class BoxColumns:
@@ -374,6 +384,7 @@ class BoxColumns:
             if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
                 raise bad(file, what, number, entries, "four numbers x, y, width, height as bbox")
         self.xywh = np.array(written, np.float64).reshape(-1, 4)
+        check_unit(str(file), self.xywh, sizes)
         areas = np.array([entry["area"] if is_number(entry.get("area")) else math.nan for entry in entries])
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is dropped
             xyxy = np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)

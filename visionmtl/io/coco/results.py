@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from visionmtl.config.text_files import read_json
 from visionmtl.io.atomic import plain_json
-from visionmtl.io.coco.annotations import are_fractions, bad, check_objects, ids_of, is_number
+from visionmtl.io.coco.annotations import bad, check_objects, check_unit, ids_of, is_number
 from visionmtl.structures import Detections, LabelSpace
 
 Row = dict[str, Any]
@@ -62,11 +62,7 @@ def read_rows(file: Path) -> list[Row]:
         if not is_box and (box is not None or not isinstance(row.get("segmentation"), dict | list)):
             raise bad(file, "entry", number, rows, "bbox [x, y, width, height], or a segmentation (RLE)")
     boxes = np.array([row["bbox"] for row in rows if row.get("bbox") is not None], np.float64).reshape(-1, 4)
-    if are_fractions(boxes):
-        raise ValueError(
-            f"{file}: all {len(boxes)} boxes lie in 0..1, the first is {boxes[0].tolist()}; COCO's are pixels, x, y, "
-            "width, height; multiply by width and height of the image"
-        )
+    check_unit(str(file), boxes)
     images, categories = (ids_of(file, "entry", rows, key) for key in ("image_id", "category_id"))
     return [
         {
