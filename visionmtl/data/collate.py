@@ -15,9 +15,10 @@ from visionmtl.tasks.base import Task
 
 def pad(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
     """[h, w, C] arrays at the top left of uint8 [B, C, H, W], 0 elsewhere; channels last in memory."""
-    canvas = np.zeros((len(images), *size, images[0].shape[2]), np.uint8)
+    canvas = np.empty((len(images), *size, images[0].shape[2]), np.uint8)
     for padded, image in zip(canvas, images, strict=True):
-        padded[: image.shape[0], : image.shape[1]] = image
+        height, width = image.shape[:2]
+        padded[:height, :width], padded[:height, width:], padded[height:] = image, 0, 0
     return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
 

@@ -110,6 +110,7 @@ def jpeg_scale(original: Size, size: Size, params: CropParams) -> int:
 
 def _shrunk(image: NDArray[np.uint8], out: Size) -> NDArray[np.uint8]:
     """uint8 [*out, C] of [H, W, C]. torch's whole-number arithmetic takes half the time of OpenCV's INTER_AREA."""
-    whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # a copy: what was given may not be written to
-    small = F.interpolate(whole, out, mode="bilinear", antialias=True)
-    return cv2.merge(list(small[0].numpy())).reshape(*out, -1)  # torch gives planes, which all that follows would copy
+    whole = torch.from_numpy(np.require(image, requirements=("C", "W")))  # torch warns of what may not be written to
+    # the axis of one image comes first: only with its stride torch sees channels_last, and works and answers in it
+    small = F.interpolate(whole[None].permute(0, 3, 1, 2), out, mode="bilinear", antialias=True)
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
