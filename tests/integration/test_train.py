@@ -123,6 +123,12 @@ def test_any_tasks_train_together(names: tuple[str, ...]):
     assert list(train(scene_run.run(None, names), TrainOptions(dry_run=True))) == list(names)
 
 
+def test_balancing_of_one_task_is_said_to_compare_nothing(capsys: pytest.CaptureFixture[str]):
+    for names, times in ((["depth"], 1), (["depth", "segmentation"], 0)):
+        train(scene_run.run(None, names, balance={"type": "mgda"}), TrainOptions(dry_run=True))
+        assert capsys.readouterr().out.count("one task is learned: balance mgda has no gradients to compare") == times
+
+
 def test_limits_shorten_epochs_and_validation(tmp_path: Path):
     run = scene_run.run(tmp_path / "run", ["depth"], train={"epochs": 2})
 
