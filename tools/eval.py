@@ -141,6 +141,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl.api import Evaluation
+    from visionmtl.data.label_spaces import numbered
     from visionmtl.engine import distributed
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json
@@ -171,8 +172,10 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             check_empty(args.save_predictions)
             distributed.barrier()  # before any rank fills it
             targets.enter_context(tried_folder(args.save_predictions))
+            written, notes = numbered(spaces, opened.net.tasks, evaluation.sources)
+            evaluation.notes += notes
             units = args.depth_units or KITTI_UNITS
-            writer = SubmissionWriter(args.save_predictions, evaluation.tasks, spaces, units)
+            writer = SubmissionWriter(args.save_predictions, evaluation.tasks, written, units)
         evidence = None
         if args.report and ranks.is_main_process:
             fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
@@ -237,12 +240,12 @@ def _facts(args: argparse.Namespace, opened: Opened, split: str, precision: str)
 def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     from visionmtl import run as config
     from visionmtl.api import choose_datasets, choose_meters
-    from visionmtl.data.label_spaces import resolve_spaces, task_of
+    from visionmtl.data.label_spaces import numbered, resolve_spaces, task_of
     from visionmtl.datasets import open_datasets
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.evaluator import choose_json, evaluate_files
     from visionmtl.engine.protocols import find_protocol
-    from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task
+    from visionmtl.inference.results_io import check_images, open_predictions, paths_by_task, with_declared
     from visionmtl.metrics.definitions import with_definitions
 
     if is_config(args.checkpoint):
@@ -257,14 +260,15 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
     notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     if known is None and any(getattr(task, "classes", None) or task.learns_from for task in tasks.values()):
         known = resolve_spaces(tasks, open_datasets(run.data.train), candidates)  # they speak of the training data
-    spaces = known or resolve_spaces(tasks, datasets)
+    spaces = known or with_declared(resolve_spaces(tasks, datasets), paths)
+    in_files, _ = numbered(spaces, tasks, datasets)
     meters, datasets = choose_meters(tasks, spaces, datasets, args.protocol, only_evaluated=bool(args.data))
     _check_results(args, meters)
     if args.all_protocols:
         meters = {name: with_definitions(meter) for name, meter in meters.items()}
 
     scored = dict.fromkeys(map(task_of, meters))
-    files = {name: open_predictions(paths[name], tasks[name], spaces[name], args.depth_units) for name in scored}
+    files = {name: open_predictions(paths[name], tasks[name], in_files[name], args.depth_units) for name in scored}
     reads = {name: of_task.read for name, of_task in files.items()}
     split, left_out = args.split or "val", [name for name in run.tasks if name not in scored]
     header = {
@@ -291,6 +295,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
 
 def _score_coco_files(args: argparse.Namespace) -> int:
     from visionmtl.engine.evaluator import choose_json
+    from visionmtl.inference.results_io import declared_space
     from visionmtl.metrics.coco_ap import Backend, score_files
 
     file = home_path(args.from_predictions[0])
@@ -299,7 +304,7 @@ def _score_coco_files(args: argparse.Namespace) -> int:
     with ExitStack() as targets:
         if args.json:
             targets.enter_context(tried(replace=choose_json(args.json, header, free_name=False)))
-        kind, result, notes = score_files(file, args.truth, backend, args.iou_type)
+        kind, result, notes = score_files(file, args.truth, backend, args.iou_type, declared_space(file))
         for expectation in args.expect:
             expectation.check_task([kind])
         title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"

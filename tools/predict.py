@@ -172,6 +172,7 @@ def _of_input(args: argparse.Namespace) -> list[str]:
 
 def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef]) -> int:
     """Returns the exit status."""
+    from visionmtl.data.label_spaces import numbered
     from visionmtl.inference.predictor import checked_intrinsics
     from visionmtl.inference.pseudo_labels import read_all
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_ids
@@ -181,7 +182,9 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     if args.intrinsics:  # before the folder holds anything, or the next try would find it taken
         checked_intrinsics(args.intrinsics, net.tasks)
     check_ids(source.path for source in sources if source.dataset is None)
-    writer = SubmissionWriter(args.output, net.tasks, net.spaces, args.depth_units or KITTI_UNITS, distances=True)
+    datasets = list({id(one.dataset): one.dataset for one in sources if one.dataset}.values())
+    spaces, notes = numbered(net.spaces, net.tasks, datasets)
+    writer = SubmissionWriter(args.output, net.tasks, spaces, args.depth_units or KITTI_UNITS, distances=True)
     failed: list[str] = []
 
     waiting = read_all(sources, False, failed)
@@ -192,6 +195,8 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
             writer.add(Sample(image=one.image, image_id=one.path, intrinsics=camera), result.predictions)
     writer.close()
     print(f"written: {args.output}, predictions of {', '.join(net.tasks)} on {len(sources) - len(failed)} images")
+    for note in notes:
+        print(f"note: {note}")
     return _status(failed)
 
 

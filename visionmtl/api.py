@@ -110,7 +110,7 @@ class Evaluation:
         """data, protocol: see `choose_datasets` and `choose_meters`."""
         self.opened, self.ranks, self.protocol = opened, ranks, protocol
         run, spaces = opened.run, opened.net.spaces
-        datasets = choose_datasets(run, data)
+        self.sources = datasets = choose_datasets(run, data)
         check_channels(datasets, run.model.encoder.in_chans)
         self.notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
         self.meters, self.datasets = choose_meters(run.tasks, spaces, datasets, protocol, only_evaluated=bool(data))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from visionmtl.config.registry import did_you_mean
 from visionmtl.datasets import NamedDataset, Relabelled, shortened
-from visionmtl.structures import LabelSpace
+from visionmtl.structures import IGNORE, LabelSpace
 from visionmtl.tasks.base import ClassTask, Task
 from visionmtl.visualization.palette import palette
 
@@ -238,6 +238,57 @@ def taught_classes(
         for name, task in tasks.items()
         if isinstance(task, ClassTask) and task.classes is not None and (space := spaces[name]) is not None
     }
+
+
+def numbered(
+    spaces: Spaces, tasks: Mapping[str, Task], sources: Sequence[NamedDataset]
+) -> tuple[dict[str, LabelSpace | None], list[str]]:
+    """The spaces with the ids by which these data sets know the classes: what files of results must bear.
+
+    A split's annotation file may number classes otherwise than that of the training data, and a union has no ids. A
+    class that no data set has keeps its id, or gets the next above all where that is taken. sources: not aligned.
+    Returns the spaces, and a note for each that keeps its own ids since the data sets contradict each other.
+    """
+    result, notes = dict(spaces), []
+    for name, task in tasks.items():
+        space = spaces[name]
+        lists = {source.name: _ids_by_class(task, source, space) for source in sources} if space else {}
+        known = {one: number for ids in lists.values() for one, number in ids.items()}
+        if space is None or not known:
+            continue
+        one_id_each = all(known[one] == number for ids in lists.values() for one, number in ids.items())
+        if not one_id_each or len(set(known.values())) < len(known):
+            notes.append(
+                f"{name}: {', '.join(lists)} number their classes differently, so files have the ids of {space.name}, "
+                "as submission.json lists them; for official ids evaluate one data set at a time (--data NAME)"
+            )
+            continue
+        taken, ids = set(known.values()), []
+        top = max(taken.union(space.ids or range(len(space.classes))))
+        for one, own in zip(space.classes, space.ids or range(len(space.classes)), strict=True):
+            if one not in known and own in taken:
+                top += 2 if top + 1 == IGNORE else 1
+                own = top
+            ids.append(known.get(one, own))
+        if ids != list(space.ids or range(len(space.classes))):
+            result[name] = replace(space, ids=tuple(ids))
+    return result, notes
+
+
+def _ids_by_class(task: Task, source: NamedDataset, space: LabelSpace) -> dict[str, int]:
+    """The ids of a data set by what the task calls its classes; of several classes under one name that of the first."""
+    offer = source.provides.get(task.field)
+    if offer is None or not _may_teach(source, task):
+        return {}
+    if isinstance(task, ClassTask) and task.classes is not None and offer.name != space.name:
+        names = _classes_by_name(task, source)
+    else:
+        names = {one: one for one in offer.classes if offer.name == space.name}
+    ids: dict[str, int] = {}
+    for one, number in zip(offer.classes, offer.ids or range(len(offer.classes)), strict=True):
+        if names.get(one) in space.classes:
+            ids.setdefault(names[one], number)
+    return ids
 
 
 def supervises(source: NamedDataset, task: Task, space: LabelSpace | None) -> bool:

@@ -17,7 +17,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from visionmtl.metrics.distance import box_columns
 from visionmtl.structures import IGNORE, Detections, ImageClasses, LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.depth import Depth
+from visionmtl.visualization.palette import palette
 
 MANIFEST = "submission.json"
 KITTI_UNITS, MILLIMETRES = 256, 1000
@@ -213,7 +214,7 @@ def open_predictions(
     units_per_metre: of depth files; None: as the folder's submission.json says, else KITTI_UNITS.
     """
     _check_field(task)
-    declared = _declared(path, task, space)
+    space, declared = _declared(path, task, space)
     if task.field == "boxes":
         assert space is not None
         return _open_boxes(path, space)
@@ -370,35 +371,74 @@ def _check_field(task: Task) -> None:
         )
 
 
-def _declared(path: Path, task: Task, space: LabelSpace | None) -> float | None:
-    """The units a metre that submission.json beside predictions declares; None where it does not.
-
-    Raises ValueError where it says that they are of another field or of other classes.
-    """
+def _manifest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """submission.json beside predictions, and what it says of them."""
     manifest, name = path.parent / MANIFEST, path.name if path.is_dir() else path.stem
     of_folder = (read_object(manifest) if manifest.is_file() else {}).get(name) or {}
     check_object(of_folder, f"{manifest}: {name}")
+    return manifest, of_folder
+
+
+def declared_space(path: Path) -> LabelSpace | None:
+    """The classes that submission.json beside predictions says they are of. Raises ValueError where it cannot be read.
+
+    path: a results file or a folder of PNGs
+    """
+    manifest, of_folder = _manifest(path)
+    plain = of_folder.get("space")
+    if plain is None:
+        return None
+    try:
+        colours = palette(len(plain["classes"]))
+        space = LabelSpace.from_plain({"name": "", "colours": colours, "ids": (), **plain})
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{manifest}: {path.stem} has as space {shown(plain, 80)}, which is none ({error}); classes, and ids where "
+            "they are not 0, 1, 2, are needed; write the predictions anew, or remove that entry"
+        ) from error
+    return space
+
+
+def with_declared(spaces: Spaces, paths: Mapping[str, Path]) -> dict[str, LabelSpace | None]:
+    """The spaces of data sets, wider where submission.json beside predictions says so.
+
+    A split's annotation file may list fewer classes than the network has learnt that predicted for it.
+    paths: the files by task
+    """
+    wider = dict(spaces)
+    for name, path in paths.items():
+        own, declared = spaces[name], declared_space(path)
+        if own and declared and own.name == declared.name and set(own.classes) <= set(declared.classes):
+            wider[name] = declared
+    return wider
+
+
+def _declared(path: Path, task: Task, space: LabelSpace | None) -> tuple[LabelSpace | None, float | None]:
+    """The space with the ids, and the units a metre, that submission.json beside predictions declares.
+
+    Raises ValueError where it says that they are of another field or of other classes.
+    """
+    manifest, of_folder = _manifest(path)
     if (labels := of_folder.get("field", task.field)) != task.field:
         raise ValueError(
-            f"{manifest}: {name} holds {shown(labels, 50)}, and the task scored needs {task.field}; both must be one; "
-            "give the files of this task, as TASK=PATH"
+            f"{manifest}: {path.stem} holds {shown(labels, 50)}, and the task scored needs {task.field}; both must be "
+            "one; give the files of this task, as TASK=PATH"
         )
-    plain: Any = of_folder.get("space")
-    own = space.plain() if space else {}
-    for key in ("classes", "ids") if isinstance(plain, dict) and own else ():
-        if (found := plain.get(key, own[key])) != own[key]:
+    if space and (declared := declared_space(path)):
+        if declared.classes != space.classes:
             raise ValueError(
-                f"{manifest}: {name} was predicted with {key} {shown(found, 200)}, and is scored with "
-                f"{shown(own[key], 200)}; both must be the same, in the same order; score it with the data set that it "
-                "was predicted for"
+                f"{manifest}: {path.stem} was predicted with classes {shown(list(declared.classes), 200)}, and is "
+                f"scored with {shown(list(space.classes), 200)}; both must be the same, in the same order; score it "
+                "with the data set that it was predicted for"
             )
+        space = replace(space, ids=declared.ids) if "ids" in of_folder["space"] else space
     value = of_folder.get("units_per_metre")
     if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
         raise ValueError(
-            f"{manifest}: {name} has units_per_metre {shown(value, 50)}; a number above 0 is needed; correct "
+            f"{manifest}: {path.stem} has units_per_metre {shown(value, 50)}; a number above 0 is needed; correct "
             "it, or give --depth-units"
         )
-    return value
+    return space, value
 
 
 def check_depth_units(tasks: Mapping[str, Task], units_per_metre: int) -> None:

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from visionmtl.io.coco.annotations import check_unit, encode, read_truth
 from visionmtl.io.coco.results import Row, is_finite, read_rows
+from visionmtl.structures import LabelSpace
 
 Backend = Literal["pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]
@@ -36,11 +37,16 @@ _LINES = (  # metric, title, IoU, area, position in maxDets
 
 
 def score_files(
-    results: Path, truth: Path, backend: Backend = "pycocotools", kind: IouType | None = None
+    results: Path,
+    truth: Path,
+    backend: Backend = "pycocotools",
+    kind: IouType | None = None,
+    predicted: LabelSpace | None = None,
 ) -> tuple[IouType, dict[str, Any], list[str]]:
     """A results file scored against an annotation file, with neither images nor a network.
 
     kind: what is scored; None: boxes where every result has one, else masks.
+    predicted: the classes behind the category ids of the results, where they are known
     Returns the kind, what `DetectionMeter.compute` gives over all images of `truth`, and what is odd about the files.
     Results of categories that the annotations do not have count nowhere, as in COCO's own evaluation; `ignored` tells
     how many. Results that are not finite are `dropped`.
@@ -68,6 +74,8 @@ def score_files(
             f"{strangers[0]}; both must be of one split; give the annotations of the split that was predicted"
         )
     label_of = {category_id: label for label, (category_id, _) in enumerate(annotated.categories)}
+    if predicted is not None:
+        _check_numbers(results, truth, predicted, annotated.categories)
     known = [at for at, row in enumerate(rows) if row["category_id"] in label_of]
     if rows and not known:
         raise ValueError(
@@ -115,6 +123,18 @@ def score_files(
         "protocol": "coco",
     }
     return kind, summed, notes
+
+
+def _check_numbers(results: Path, truth: Path, predicted: LabelSpace, categories: Sequence[tuple[str, str]]) -> None:
+    """Raise ValueError where the annotations give a predicted class another id than the results have for it."""
+    ids = {name: category_id for category_id, name in categories}
+    for name, number in zip(predicted.classes, predicted.ids or range(len(predicted.classes)), strict=True):
+        if ids.get(name, str(number)) != str(number):
+            raise ValueError(
+                f"{results} has category_id {number} for {name!r}, as submission.json beside it says, and in {truth} "
+                f"it is {ids[name]}; both must number classes alike; predict for the data set of these annotations, "
+                "whose ids `eval --save-predictions` writes"
+            )
 
 
 def precision_and_recall(
