@@ -258,3 +258,14 @@ def test_a_task_whose_labels_are_all_out_of_range_is_told_once(tmp_path: Path, l
     log = (tmp_path / "run" / "train.log").read_text()
     told = "depth is labelled in 4 step(s), and none of these labels holds a pixel, box or class"
     assert log.count(told) == (least == 50) and "segmentation is labelled" not in log
+
+
+@pytest.mark.parametrize("least", [1.0, 1000.0])
+@pytest.mark.parametrize("head", ["aligned", "fcos"])
+def test_a_detector_that_is_taught_no_box_is_told_of(tmp_path: Path, head: str, least: float):
+    detection = {"head": {"type": head, "levels": [3, 4], "num_convs": 1}}
+    run = scene_run.run(tmp_path / "run", tasks={"detection": detection}, data={"augment": {"min_box_px": least}})
+    train(run, TrainOptions())
+
+    told = "detection is labelled in 4 step(s), and none of these labels holds a pixel, box or class"
+    assert (tmp_path / "run" / "train.log").read_text().count(told) == (least == 1000)

@@ -409,6 +409,18 @@ def test_polygons_of_labelme_become_a_segmentation_smaller_above_larger(root):
         open_folder(root, segmentation={**settings, "classes": ["cup"]}).read(0)
 
 
+def test_lines_of_labelme_are_no_background(root):
+    line = {"label": "crack", "points": [[5, 5], [20, 9]], "shape_type": "linestrip"}
+    square = {"label": "plate", "points": [[2, 2], [12, 2], [12, 12], [2, 12]], "shape_type": "polygon"}
+    for name in "ab":
+        write(root / f"images/{name}.json", labelme(square, line))
+    settings: dict[str, Any] = {"files": "images/{stem}.json", "outside": "table"}
+    with pytest.raises(ValueError, match=r"a.json: 1 shapes of classes .* lines, the first is 'crack'; .* polygons"):
+        open_folder(root, segmentation={**settings, "classes": ["table", "plate", "crack"]}).read(0)
+    classes = open_folder(root, segmentation={**settings, "classes": ["table", "plate"]}).read(0).segmentation
+    assert (classes == 1).sum() == 100  # a line of another name marks something else
+
+
 def test_polygons_of_yolo_become_a_segmentation_and_boxes_do_not(root):
     write(root / "data.yaml", DATA_YAML)
     write(root / "labels/a.txt", "1 0.1 0.1 0.6 0.1 0.6 0.6 0.1 0.6\n")  # (4, 2) to (24, 12)

@@ -758,7 +758,7 @@ class Trainer:
             set_lr(self.optimizer, self._lr_factor())
             output = self.train_step(micro_batches)
             if self._amounts is not None:
-                self._add_amounts(output)
+                self._add_amounts(output, micro_batches)
             self.signals.nothing_to_save = False
             self.bad_files.add(micro_batches, epoch, self.state.step)
             if self.ranks.world == 1:
@@ -779,10 +779,16 @@ class Trainer:
         self._tell_empty_labels()
         return output
 
-    def _add_amounts(self, output: StepOutput) -> None:
+    def _add_amounts(self, output: StepOutput, micro_batches: Sequence[Batch]) -> None:
         for task, counts in output.totals.items():
-            if counts and task in output.labelled:
-                some = torch.stack(list(counts.values())).amax() > 1e-5  # totals are 1e-6 at least
+            if task not in output.labelled:
+                continue
+            num_objects = self.net.tasks[task].num_objects
+            found: Iterable[Tensor | None] = counts.values() or (
+                num_objects(one.targets[task]) for one in micro_batches
+            )
+            if known := [one.float() for one in found if one is not None]:
+                some = torch.stack(known).amax() > 1e-5  # totals are 1e-6 at least
                 amount = torch.stack([output.labelled[task], some]).float()
                 assert self._amounts is not None
                 self._amounts[task] = self._amounts[task] + amount if task in self._amounts else amount
@@ -790,7 +796,7 @@ class Trainer:
     def _tell_empty_labels(self) -> None:
         """Once, after the first epoch of this process: a task whose labels are all void learns nothing from them."""
         for task, amount in (self._amounts or {}).items():
-            labelled, with_items = amount.tolist()
+            labelled, with_items = distributed.mean(amount).tolist()
             if labelled and not with_items:
                 logger.warning(
                     f"{task} is labelled in {labelled:.0f} step(s), and none of these labels holds a pixel, box or "

@@ -30,6 +30,7 @@ def read_objects(file: Path) -> ImageObjects:
     objects: list[LabelledObject] = []
     groups: dict[tuple[str, Any], list[list[Point]]] = {}
     left_out: Counter[str] = Counter()
+    without_area: list[str] = []
     for number, shape in enumerate(shapes):
         place = f"shapes[{number}]"
         label = shape.get("label") if isinstance(shape, dict) else None
@@ -38,6 +39,7 @@ def read_objects(file: Path) -> ImageObjects:
         kind, name = shape.get("shape_type") or "polygon", composed(shape["label"])
         if kind in _NO_BOX:
             left_out[f"shapes of kind {kind} have no box (left out)"] += 1
+            without_area.append(name)
             continue
         if not isinstance(kind, str) or kind not in _LEAST_POINTS:
             known = ", ".join([*_LEAST_POINTS, *_NO_BOX])
@@ -62,7 +64,7 @@ def read_objects(file: Path) -> ImageObjects:
             corners = () if last else (((x1, y1), (x2, y1), (x2, y2), (x1, y2)),)
             objects.append(LabelledObject(name, box, (x2 - x1) * (y2 - y1), polygons=corners))
     objects += [of_polygons(name, polygons) for (name, _), polygons in groups.items()]
-    return ImageObjects((int(size[0]), int(size[1])), objects, left_out)
+    return ImageObjects((int(size[0]), int(size[1])), objects, left_out, without_area)
 
 
 def _points(file: Path, place: str, points: object, least: int) -> list[Point]:

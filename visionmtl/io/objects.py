@@ -37,6 +37,8 @@ class ImageObjects:
     objects: list[LabelledObject]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many entries are no boxes or count otherwise, by what they are."""
+    without_area: Sequence[str] = ()
+    """The classes of points and lines."""
 
 
 def of_polygons(name: str, polygons: Sequence[Sequence[Point]]) -> LabelledObject:
@@ -103,10 +105,15 @@ def to_class_map(
     """Class ids [H, W] of outlined objects, larger ones below smaller ones; `outside` is the id where there is none.
 
     Pixels are filled as COCO's own tools do it. Raises ValueError for an object without an outline, or of a class that
-    is none.
+    is none, and for a point or line of a class: its pixels would be taught as `outside`.
     """
     class_map = np.full(size, outside, np.uint8)
     classes = [composed(name) for name in classes]
+    if thin := [name for name in of_image.without_area if name in classes]:
+        raise ValueError(
+            f"{file}: {len(thin)} shapes of classes that are learnt are points or lines, the first is {thin[0]!r}; "
+            "segmentation needs areas; draw them as polygons, or call them by a name that segmentation.classes lacks"
+        )
     for one in sorted(of_image.objects, key=lambda one: -(one.area or 0)):
         if one.name not in classes:
             raise ValueError(

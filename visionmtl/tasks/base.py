@@ -123,6 +123,10 @@ class Task(Configurable, package="visionmtl.tasks"):
         """
         return {}
 
+    def num_objects(self, targets: dict[str, Tensor]) -> Tensor | None:
+        """How many labelled items a batch holds, for tasks whose `count` names none; None: not known."""
+        return None
+
     def early(self) -> "tuple[float, Task] | None":
         """Up to which share of the epochs another task's `loss` replaces this one's, and that task; None: never.
 

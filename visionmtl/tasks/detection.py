@@ -100,6 +100,10 @@ class Detection(ClassTask, frozen=True):
         """What the head's loss is a mean over."""
         return self.head.count(targets["boxes"], targets["labels"], targets["valid"], targets["crowd"], size)
 
+    def num_objects(self, targets: dict[str, Tensor]) -> Tensor:
+        """Boxes to find; what is a crowd is none."""
+        return (targets["valid"] & ~targets["crowd"]).sum()
+
     @property
     def counts_predictions(self) -> bool:
         return self.head.counts_predictions
