@@ -209,7 +209,7 @@ def _status(failed: Sequence[str]) -> int:
 
 def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Sequence[ImageRef], checkpoint: str) -> int:
     """Returns the exit status."""
-    from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence
+    from visionmtl.inference.pseudo_labels import Labeller, LabelWriter, label, parse_confidence, read_by_name
     from visionmtl.io.download import sha256
 
     net = predictor.net
@@ -231,6 +231,8 @@ def _write_labels(args: argparse.Namespace, predictor: Predictor, sources: Seque
         flip=args.tta == "flip",
     )  # fmt: skip
     source = Path(args.input)
+    if args.fill:
+        sources = read_by_name(sources, net.tasks, net.spaces)
     writer = LabelWriter(
         args.as_labels, sources, net.tasks, net.spaces, images=args.images or "link", fill=args.fill,
         common=source if source.is_dir() else None,

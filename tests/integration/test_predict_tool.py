@@ -106,12 +106,13 @@ def test_a_folder_that_is_referred_to_may_hold_more_images_than_were_labelled(tr
     assert len(read) == 4 and sum(one.depth_m is not None for one in read.values()) == 2
 
 
-def test_a_data_set_keeps_its_labels_and_gets_those_it_lacks(trained: Path, tmp_path: Path):
+@pytest.mark.parametrize("lacking", [0, 1], ids=["all classes", "a class fewer"])
+def test_a_data_set_keeps_its_labels_and_gets_those_it_lacks(trained: Path, tmp_path: Path, lacking: int):
     """Boxes of one image and depth of two are missing; segmentation is of other classes and stays as it is."""
     data = FolderData(tmp_path / "data")
     space = open_model(trained).net.spaces["detection"]
     assert space is not None
-    categories = [{"id": number, "name": name} for number, name in enumerate(space.classes)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(space.classes)][lacking:]
     content = json.loads((data.root / "train.json").read_text())
     content["annotations"] = [{**one, "category_id": 2} for one in content["annotations"]]
     content |= {"categories": categories, "images": content["images"][:3]}
@@ -138,7 +139,7 @@ def test_a_data_set_keeps_its_labels_and_gets_those_it_lacks(trained: Path, tmp_
         np.testing.assert_array_equal(both.image, one.image)
         if one.boxes is not None:
             np.testing.assert_array_equal(both.boxes.xyxy, one.boxes.xyxy)
-            np.testing.assert_array_equal(both.boxes.labels, one.boxes.labels)
+            np.testing.assert_array_equal(both.boxes.labels, one.boxes.labels + lacking)
         if one.depth_m is not None:
             np.testing.assert_array_equal(both.depth_m, one.depth_m)
         else:

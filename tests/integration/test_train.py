@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import scene_run
@@ -269,3 +270,19 @@ def test_a_detector_that_is_taught_no_box_is_told_of(tmp_path: Path, head: str, 
 
     told = "detection is labelled in 4 step(s), and none of these labels holds a pixel, box or class"
     assert (tmp_path / "run" / "train.log").read_text().count(told) == (least == 1000)
+
+
+def test_classes_that_no_validation_label_shows_are_told_once(tmp_path: Path):
+    """Masks of 0 and 255, as many tools write them: 255 is not labelled unless `ignore` or `values` say so."""
+    for number in range(4):
+        for folder, pixels in (("images", np.full((64, 64, 3), 99)), ("masks", 255 * (np.indices((64, 64))[1] > 30))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / f"{number}.png"), pixels.astype(np.uint8))
+    folder = {
+        "type": "folder", "root": str(tmp_path), "images": "images/*",
+        "segmentation": {"files": "masks/{stem}.png", "classes": ["bg", "fg"]},
+    }  # fmt: skip
+    data, train_settings = {"train": [folder], "val": [folder]}, {"epochs": 2}
+    train(scene_run.run(tmp_path / "run", ["segmentation"], data=data, train=train_settings), TrainOptions())
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("segmentation: no validation label shows fg; no figure counts them") == 1

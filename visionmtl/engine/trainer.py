@@ -27,7 +27,7 @@ from visionmtl.data.prefetch import Prefetcher
 from visionmtl.data.stamps import image_lists
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.data.workers import choose_workers, num_cores, num_processes_here
-from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets
+from visionmtl.datasets import NamedDataset, check_channels, first_samples, open_datasets, shortened
 from visionmtl.engine import checkpoint, distributed, memory_errors, run_lock, teachers
 from visionmtl.engine import extension as extending
 from visionmtl.engine.bad_files import BadFileRecord
@@ -349,6 +349,7 @@ class Trainer:
         self.optimizer = build_optimizer(optim, net, self.balancer)
         self.ema = Ema(net, optim.ema_decay, optim.ema_every_steps or 1, sharded_copy) if optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.train.precision == "fp16")
+        self._absent_told = False
         self._amounts: dict[str, Tensor] | None = {}  # steps with labels and what these hold, by task, at first
         self.finite = FiniteGuard(run.train.not_finite, ranks.device, self.scaler.is_enabled())
         self.early_tasks = _early_tasks(run)
@@ -890,6 +891,7 @@ class Trainer:
             )  # fmt: skip
         self.state.results, self.state.evaluated = results, True
         self.log.val(step=step, epoch=epoch, results=results)
+        self._tell_absent_classes(results)
         if self.options.dry_run:
             return
         spaces = recolour(net.spaces)
@@ -906,6 +908,18 @@ class Trainer:
             logger.info(f"best so far by rule {run.train.best!r}: {value:.4f}")
         if self.ranks.is_main_process:
             save_json(results, checkpoint.results_file(self.folder, step), {"step": step, "epoch": epoch})
+
+    def _tell_absent_classes(self, results: Results) -> None:
+        """Once, after the first whole evaluation of this process: a mean over the other classes says nothing of them.
+
+        A mask of 0 and 255 comes so, whose 255 is taken as not labelled.
+        """
+        if self._absent_told or self.options.limit_val_batches:
+            return
+        self._absent_told = True
+        for name, result in results.items():
+            if absent := result.get("absent"):
+                logger.info(f"note      {name}: no validation label shows {shortened(absent)}; no figure counts them")
 
     def _until_asked_to_stop(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an evaluation; raises StopAsked on all ranks where a signal came to any of them."""

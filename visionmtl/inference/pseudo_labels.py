@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import yaml
 from numpy.typing import NDArray
 
 from visionmtl.data.collate import pad
-from visionmtl.data.label_spaces import Spaces, supervises
+from visionmtl.data.label_spaces import Spaces, align, supervises
 from visionmtl.data.transforms.augment import fit
 from visionmtl.datasets import NamedDataset
 from visionmtl.engine.evaluator import forward, mirror_contents
@@ -86,6 +86,14 @@ def dataset_sources(datasets: Sequence[NamedDataset], folders: bool) -> list[Ima
             file = dataset.file(index)
             sources.append(ImageRef(prefix, None if file is None else Path(file), dataset, index))
     return sources
+
+
+def read_by_name(sources: Sequence[ImageRef], tasks: Mapping[str, Task], spaces: Spaces) -> list[ImageRef]:
+    """The images of data sets in the classes that the tasks have learnt, as `align` reads them."""
+    datasets = {id(one.dataset): one.dataset for one in sources if one.dataset}
+    everywhere = {name: task.model_copy(update={"learns_from": None}) for name, task in tasks.items()}
+    aligned = dict(zip(datasets, align(list(datasets.values()), everywhere, spaces), strict=True))
+    return [replace(one, dataset=aligned[id(one.dataset)]) if one.dataset else one for one in sources]
 
 
 class Labeller:
