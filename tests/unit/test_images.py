@@ -1,6 +1,7 @@
 """Image files read as 8-bit RGB, upright or as stored, and maps as their values; a damaged file is named."""
 
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -45,6 +46,16 @@ def test_transparency_shows_white(tmp_path):
     image = read_image(tmp_path / "a.png")
 
     assert (image[0, 0] == 255).all() and (image[1:] == PIXELS[1:]).all()
+
+
+def test_a_transparent_value_of_sixteen_bits_shows_white(tmp_path):
+    Image.fromarray(np.array([[0, 1000], [1001, 65535]], np.uint16)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    body, at = b"tRNS" + struct.pack(">H", 1000), content.index(b"IDAT") - 4
+    chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "a.png").write_bytes(content[:at] + chunk + content[at:])
+
+    assert read_image(tmp_path / "a.png")[..., 0].tolist() == [[0, 255], [3, 255]]
 
 
 def test_sixteen_bit_keeps_its_high_byte(tmp_path):

@@ -341,7 +341,10 @@ def _decode_as_shown(file: Path | str, content: bytes) -> Pixels:
     except PILLOW_ERRORS as error:
         raise unreadable(file, error) from error
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        values = np.asarray(image)
+        shown = (values >> 8).astype(np.uint8)
+        shown[values == image.info.get("transparency", -1)] = 255
+        return np.repeat(shown[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         kind = "floats" if image.mode == "F" else "integers of more bits than 8, perhaps with a sign,"
         raise ValueError(
