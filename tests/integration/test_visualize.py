@@ -176,12 +176,15 @@ def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
 
 def test_a_setting_of_the_training_is_refused_where_it_is_over(saved, tmp_path, capsys):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
-    for setting in ("optim.lr=3", "balance.type=mgda", "train.epochs=9"):
+    settings = ("optim.lr=3", "balance.type=mgda", "train.epochs=9", "seed=4", "data.augment.flip=0.3")
+    bound = ("model.encoder.mean=[0.1,0.1,0.1]", "tasks.depth.weight=3", "tasks.segmentation.dropout=0.5")
+    for setting in (*settings, *bound):
         assert drawn(saved, tmp_path / "a.png", setting, "--output", tmp_path / "out") == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"error: {setting.partition('=')[0]} would have no effect: it is of the training alone")
+        assert said.startswith(f"error: {setting.partition('=')[0]} would have no effect, or a wrong one: ")
     assert not (tmp_path / "out").exists()
-    assert drawn(saved, tmp_path / "a.png", "train.precision=fp32", "--output", tmp_path / "out") == 0
+    allowed = "train.precision=fp32", "tasks.detection.min_score=0.2"
+    assert drawn(saved, tmp_path / "a.png", *allowed, "--output", tmp_path / "out") == 0
 
 
 def test_a_damaged_picture_is_told_and_the_others_are_drawn(saved, tmp_path, capsys):

@@ -70,13 +70,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
-def check_suffix(path: Path) -> None:
-    """Raises ValueError for a name under which `save_for_prediction` would write what no reader knows."""
+def check_new(path: Path) -> None:
+    """Raises ValueError where `save_for_prediction` would write over a file, or under a name that no reader knows."""
     if path.suffix != ".pt":
         raise ValueError(
             f"{path} ends with {path.suffix!r}, and a checkpoint is written; .pt is allowed; rename it, and make other "
             "files of it by visionmtl export"
         )
+    if path.exists():
+        raise ValueError(f"{path} exists already; nothing is written over; choose another name, or move it away")
 
 
 def save_for_prediction(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -369,10 +371,6 @@ def open_model(
     return open_state(load(path), path, device, overrides, split)
 
 
-_TRAINING_ALONE = ("balance", "distill", "extend", "optim", "output", "train")
-_BEYOND_TRAINING = ("train.batch_size", "train.precision")
-
-
 def open_state(
     state: Mapping[str, Any],
     path: Path,
@@ -381,14 +379,8 @@ def open_state(
     split: str | None = None,
 ) -> Opened:
     """As `open_model`, from what `load` gives, or from as much of it as a network needs; path: for messages."""
-    for text in overrides:
-        place = text.partition("=")[0].strip()
-        if place.partition(".")[0] in _TRAINING_ALONE and place not in _BEYOND_TRAINING:
-            raise ValueError(
-                f"{place} would have no effect: it is of the training alone, and {path} is trained; of train, "
-                f"{' and '.join(_BEYOND_TRAINING)} count here; leave it out"
-            )
     run = restore(state["run"], str(path), overrides, split)
+    _check_counts(overrides, run, path)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:
         raise ValueError(
@@ -401,6 +393,29 @@ def open_state(
     load_strictly(net, best_weights(state), path)
     net.to(device).eval()
     return Opened(net, run, state["step"], state["epoch"], path)
+
+
+_TRAINING_ALONE = ("balance", "data.augment", "distill", "extend", "model", "optim", "output", "seed", "train")
+_BEYOND_TRAINING = ("train.batch_size", "train.precision")
+
+
+def _check_counts(overrides: Sequence[str], run: Run, path: Path) -> None:
+    """Raise ValueError for a setting that a trained network no longer heeds, or that its weights are bound to."""
+    for text in overrides:
+        place = text.partition("=")[0].strip()
+        parts = place.split(".")
+        if parts[0] == "tasks" and len(parts) > 2 and parts[1] in run.tasks:
+            counting = run.tasks[parts[1]].counting_when_trained
+            counting = None if counting is None else tuple(f"tasks.{parts[1]}.{name}" for name in counting)
+        elif any(f"{place}.".startswith(f"{one}.") for one in _TRAINING_ALONE):
+            counting = _BEYOND_TRAINING
+        else:
+            continue
+        if counting is not None and ".".join(parts[:3]) not in counting:
+            raise ValueError(
+                f"{place} would have no effect, or a wrong one: {path} is trained, and its weights go with its own "
+                f"settings; of these, {', '.join(counting)} can be changed; leave it out"
+            )
 
 
 def results_file(folder: Path, step: int) -> Path:

@@ -1,6 +1,7 @@
 """What the processes of a run share: the group that torchrun starts, the device of each rank, averaged gradients."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,10 +40,9 @@ def choose_device(name: str) -> torch.device:
     """'auto' = CUDA where there is one, else the CPU. Raises ValueError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N; correct --device") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N; correct --device")
+    chosen = torch.device(name)
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
         raise ValueError(f"device is {name!r}, but torch finds {found}; use one that is there, or --device cpu")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from visionmtl.config.imports import foreign_settings
+from visionmtl.config.paths import home_path
 from visionmtl.config.text_files import check_object
 from visionmtl.data.transforms.augment import fit
 from visionmtl.export.base import Format, format_of
@@ -26,7 +27,7 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, threads: int | None = None, file_format: Format | None = None) -> None:
         """threads: None = as many as the runtime likes; file_format: None = by the file's ending."""
-        path = Path(path)
+        path = home_path(path)
         if not path.is_file():
             raise ValueError(f"there is no file {path}; an exported network is needed; correct the path")
         chosen = file_format or format_of(path)

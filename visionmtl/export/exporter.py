@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from visionmtl.config.paths import home_path
 from visionmtl.data.label_spaces import align, eval_names, task_of
 from visionmtl.datasets import NamedDataset, first_samples, open_datasets
 from visionmtl.engine.checkpoint import Opened, open_model
@@ -126,7 +127,7 @@ def export_int8(
 
 def check_target(path: str | Path, file_format: Format, batch: int | None) -> Path:
     """The path of the file to write. Raises ValueError where it exists or the format cannot do what is asked."""
-    path = Path(path)
+    path = home_path(path)
     file_format.check_installed()
     if not path.name.endswith(file_format.suffix):
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visionmtl.config.imports import allow_imports
-from visionmtl.config.paths import regular_file
+from visionmtl.config.paths import home_path, regular_file
 from visionmtl.config.text_files import check_object, read_object, shown
 from visionmtl.data.label_spaces import tasks_of
 from visionmtl.engine.checkpoint import FORMAT, Opened, check_spaces, load, open_model, open_state, save_weights
@@ -71,7 +71,7 @@ def save_pretrained(
     repo: OWNER/NAME, for the card's example
     half: weights as float16, in half the bytes
     """
-    opened, folder = open_model(checkpoint), Path(folder)
+    opened, folder = open_model(checkpoint), home_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
     if not licence.strip():
@@ -125,7 +125,7 @@ def from_pretrained(
 
     revision: a branch, tag or commit; the other arguments as of `visionmtl.load`
     """
-    folder = Path(repo)
+    folder = home_path(repo)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -148,6 +148,9 @@ class Task(Configurable, package="visionmtl.tasks"):
 
     # ---- learning from teachers; a task that defines these can ----
 
+    counting_when_trained: ClassVar[tuple[str, ...] | None] = None
+    """The settings that predictions and evaluations of a trained network heed; None: any may. Others cannot be changed
+    then: they are for training, or what the weights mean depends on them."""
     soft_settings: ClassVar[tuple[str, ...]] = ()
     """The fields of `SoftLoss` beside `weight` that it reads."""
 

@@ -28,6 +28,7 @@ class Classification(ClassTask, frozen=True):
     type: Literal["classification"] = "classification"
     field: ClassVar[str] = "image_labels"
     result_field: ClassVar[str | None] = "classification"
+    counting_when_trained: ClassVar = ("learns_from", "rename")
     meter_type: ClassVar = ClassificationMeter
     soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
 

@@ -31,6 +31,7 @@ class Depth(Task, frozen=True):
     type: Literal["depth"] = "depth"
     field: ClassVar[str] = "depth_m"
     result_field: ClassVar[str | None] = "depth_m"
+    counting_when_trained: ClassVar = ("learns_from", "max_depth_m", "min_depth_m", "protocol")
     meter_type: ClassVar = DepthMeter
     primary_metric: ClassVar[str] = "rmse_m"
     soft_settings: ClassVar[tuple[str, ...]] = ("scale",)

@@ -41,6 +41,15 @@ class Detection(ClassTask, frozen=True):
     type: Literal["detection"] = "detection"
     field: ClassVar[str] = "boxes"
     result_field: ClassVar[str | None] = "boxes"
+    counting_when_trained: ClassVar = (
+        "ap_backend",
+        "candidates",
+        "learns_from",
+        "max_detections",
+        "max_iou",
+        "min_score",
+        "rename",
+    )
     meter_type: ClassVar = DetectionMeter
     primary_metric: ClassVar[str] = "ap"
 

@@ -27,6 +27,7 @@ class Normals(Task, frozen=True):
     type: Literal["normals"] = "normals"
     field: ClassVar[str] = "normals"
     result_field: ClassVar[str | None] = "normals"
+    counting_when_trained: ClassVar = ("learns_from",)
     meter_type: ClassVar = NormalsMeter
     primary_metric: ClassVar[str] = "within_11_25"
 

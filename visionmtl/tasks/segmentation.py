@@ -45,6 +45,7 @@ class Segmentation(ClassTask, frozen=True):
     type: Literal["segmentation"] = "segmentation"
     field: ClassVar[str] = "segmentation"
     result_field: ClassVar[str | None] = "segmentation"
+    counting_when_trained: ClassVar = ("learns_from", "rename")
     meter_type: ClassVar = SegmentationMeter
     primary_metric: ClassVar[str] = "miou"
     soft_settings: ClassVar[tuple[str, ...]] = ("temperature",)
