@@ -512,7 +512,8 @@ class _Output:
         if not args.no_pictures:
             print(f"written: {file} ({num_read} frames of {source}, {frames_per_s:g} a second)", flush=True)
         if total and num_read < 0.98 * total - 1:  # some files count a frame too many
-            print(f"note: {source} says it has {total} frames, and {num_read} can be read", file=sys.stderr)
+            told = f"{source} says it has {total} frames, and {num_read} can be read; a whole file is needed"
+            self.fail(f"{source} after frame {num_read}", f"{told}; fetch it again, or convert it with ffmpeg")
 
     def fail(self, name: str, message: str) -> None:
         """Tell of an input that could not be drawn; the others still are."""

@@ -12,7 +12,7 @@ import torch
 import visionmtl
 from visionmtl.cli import main
 from visionmtl.engine import checkpoint
-from visionmtl.engine.calibration import _LineFit
+from visionmtl.engine.calibration import _LineFit, calibrate
 from visionmtl.engine.soup import make_soup
 from visionmtl.structures import Sample
 from visionmtl.tasks.depth import Depth
@@ -153,3 +153,14 @@ def test_low_rank_matrices_of_another_factor_are_no_soup(tmp_path: Path):
     said = r"another network than .*: model.sharing \['lora', 64.0\] for \['lora', 8.0\]"
     with pytest.raises(ValueError, match=said):
         make_soup([tmp_path / "8.0", tmp_path / "64.0"], tmp_path / "soup.pt")
+
+
+def test_what_lies_at_the_new_place_is_not_written_over(tmp_path: Path):
+    (tmp_path / "mine.pt").write_text("mine")
+    for write in (
+        lambda: make_soup(["nyuv2-small", tmp_path / "other.pt"], tmp_path / "mine.pt"),
+        lambda: calibrate(tmp_path / "other.pt", tmp_path / "mine.pt", torch.device("cpu")),
+    ):
+        with pytest.raises(ValueError, match=r"mine.pt exists already; nothing is written over"):
+            write()
+    assert (tmp_path / "mine.pt").read_text() == "mine"

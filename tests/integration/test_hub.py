@@ -76,6 +76,10 @@ def test_results_of_another_network_are_refused(trained: Path, tmp_path: Path):
     (tmp_path / "other.json").write_text(json.dumps({"results": {"normals": {}}}))
     with pytest.raises(ValueError, match="results are of task 'normals', and the network has"):
         save_pretrained(trained, tmp_path / "new", licence="other", results=tmp_path / "other.json")
+    header = {"checkpoint": "other.pt", "step": 5}
+    (tmp_path / "other.json").write_text(json.dumps({"header": header, "results": {"depth": {"rmse_m": 0.001}}}))
+    with pytest.raises(ValueError, match=r"other.json is not of this network on all of its validation data"):
+        save_pretrained(trained, tmp_path / "new", licence="other", results=tmp_path / "other.json")
     assert not (tmp_path / "new").exists()
 
 

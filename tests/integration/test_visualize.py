@@ -287,6 +287,19 @@ def test_a_file_name_that_is_no_utf8_is_written_as_json_escapes_it(saved, tmp_pa
     assert json.loads(file.read_text(encoding="utf-8"))["source"] == str(tmp_path / "\udcff.png")
 
 
+def test_a_video_that_ends_early_is_an_error_and_what_can_be_read_is_drawn(saved, tmp_path, capsys):
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    for number in range(20):
+        video.write(np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8))
+    video.release()
+    content = (tmp_path / "v.avi").read_bytes()
+    (tmp_path / "v.avi").write_bytes(content[: len(content) // 2])
+    assert drawn(saved, tmp_path / "v.avi", "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "says it has 20 frames, and" in said and "v.avi after frame" in said.splitlines()[-1]
+    assert (tmp_path / "out" / "v.mp4").stat().st_size > 0
+
+
 def test_a_video_without_frames_is_told_of_however_it_is_read(saved, tmp_path, capfd):
     video = cv2.VideoWriter(str(tmp_path / "e.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
     video.release()

@@ -312,7 +312,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(tmp_pat
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(ValueError, match=r"takes about 0.0 GB, but .* has 0.0 GB free; .* choose another data.cache"):
         cached(scenes(tmp_path))
-    assert not list(tmp_path.glob("*/")) and not list(tmp_path.glob(".*"))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()] and not list(tmp_path.glob(".*"))
 
 
 def test_what_a_stopped_writer_left_is_removed_and_written_anew(tmp_path, monkeypatch):
@@ -321,7 +321,7 @@ def test_what_a_stopped_writer_left_is_removed_and_written_anew(tmp_path, monkey
     monkeypatch.setattr(data_cache._Packing, "__getitem__", lambda self, i: whole(self, i) if i != 3 else exit(1))
     with pytest.raises(SystemExit):
         cached(data)
-    assert not list(tmp_path.glob("scenes*/"))
+    assert not [path for path in tmp_path.glob("scenes*") if path.is_dir()]
     monkeypatch.undo()
     left = tmp_path / f".{next(tmp_path.glob('*.lock')).stem}-killed"  # a process that is killed removes nothing
     left.mkdir()

@@ -182,7 +182,9 @@ def test_pictures_of_formats_that_are_not_read_are_counted(tmp_path):
     for name in ("b.png", "a.JPG", "c.HEIC", "d.gif", "notes.txt"):
         (tmp_path / name).touch()
 
-    with pytest.warns(UserWarning, match=r"2 picture\(s\) of formats that are not read \(\.gif \.heic\), as .*c\.HEIC"):
+    with pytest.warns(
+        UserWarning, match=r"2 picture\(s\) or video\(s\) that are not read here \(\.gif \.heic\), as .*c\.HEIC"
+    ):
         assert [file.name for file in list_images(tmp_path)] == ["a.JPG", "b.png"]
 
 

@@ -76,8 +76,15 @@ def save_pretrained(
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
-    measured = _read_results(Path(results) if results else _newest_results(opened))
+    file = home_path(results) if results else _newest_results(opened)
+    measured = _read_results(file)
     card = model_card(opened, measured, licence, repo or folder.resolve().name)
+    if results and not _are_of(home_path(results), opened):
+        raise ValueError(
+            f"{results} is not of this network on all of its validation data, as its header says (checkpoint, step, "
+            f"overrides, limit_batches); results of {opened.path.name} at step {opened.step} are needed; write them "
+            "with visionmtl eval"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     settings = save_weights(folder / WEIGHTS, opened, _without_paths(opened.run.model_dump(mode="json")), half)
     write_json(folder / CONFIG, settings)

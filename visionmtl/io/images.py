@@ -28,6 +28,7 @@ from visionmtl.structures import JpegScale, at_full_size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _NOT_READ = (  # pictures all the same
     ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".jfif", ".tga", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v",  # name a video by itself
 )  # fmt: skip
 
 _JPEG_END = b"\xff\xd9"
@@ -161,8 +162,8 @@ def images_among(files: Iterable[Path]) -> list[Path]:
     if other := [file for file in files if file.suffix.lower() in _NOT_READ]:
         endings = " ".join(sorted({file.suffix.lower() for file in other}))
         warnings.warn(
-            f"{len(other)} picture(s) of formats that are not read ({endings}), as {other[0]}, are passed over; "
-            f"{' '.join(SUFFIXES)} are read; convert them if they are meant",
+            f"{len(other)} picture(s) or video(s) that are not read here ({endings}), as {other[0]}, are passed over; "
+            f"{' '.join(SUFFIXES)} are read; convert pictures if they are meant, and name videos one by one",
             stacklevel=2,
         )
     return [file for file in files if file.suffix.lower() in SUFFIXES]
