@@ -174,7 +174,7 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     """Returns the exit status."""
     from visionmtl.data.label_spaces import numbered
     from visionmtl.inference.predictor import checked_intrinsics
-    from visionmtl.inference.pseudo_labels import read_all
+    from visionmtl.inference.pseudo_labels import datasets_of, read_all
     from visionmtl.inference.results_io import KITTI_UNITS, SubmissionWriter, check_ids
     from visionmtl.structures import Sample
 
@@ -182,8 +182,7 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     if args.intrinsics:  # before the folder holds anything, or the next try would find it taken
         checked_intrinsics(args.intrinsics, net.tasks)
     check_ids(source.path for source in sources if source.dataset is None)
-    datasets = list({id(one.dataset): one.dataset for one in sources if one.dataset}.values())
-    spaces, notes = numbered(net.spaces, net.tasks, datasets)
+    spaces, notes = numbered(net.spaces, net.tasks, datasets_of(sources))
     writer = SubmissionWriter(args.output, net.tasks, spaces, args.depth_units or KITTI_UNITS, distances=True)
     failed: list[str] = []
 

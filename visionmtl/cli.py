@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from visionmtl import __version__
 from visionmtl.config.allocator import keep_freed_memory
 from visionmtl.config.imports import allow_imports
-from visionmtl.config.paths import shipped_folder
+from visionmtl.config.paths import check_new, shipped_folder
 from visionmtl.config.suggest import did_you_mean, settings_called
 
 # found under this module's name (`visionmtl.cli.train`), so that worker processes find them again
@@ -253,10 +253,8 @@ def tried(*files: Path | None, replace: Path | None = None) -> Iterator[None]:
                 raise ValueError(f"{file} is to hold two results; each needs a file of its own; name another for one")
             if file.is_dir():
                 raise ValueError(f"{file} is a folder; a file is to be written there; add a file name")
-            if file.exists() and file is not replace:
-                raise ValueError(
-                    f"{file} exists already; nothing is written over; choose another name, or move it away"
-                )
+            if file is not replace:
+                check_new(file)
             made += _make_folder(file.parent)
             trial = file.with_name(f"{file.name}.writing-{os.getpid()}")  # finds names that are too long, too
             trial.touch()

@@ -63,6 +63,11 @@ class LabelSpace:
                 "allowed is one id a class, or none; correct its definition"
             )
 
+    @property
+    def official_ids(self) -> tuple[int, ...]:
+        """The id of each class in official files, whether given or the class id."""
+        return self.ids or tuple(range(len(self.classes)))
+
     def plain(self) -> dict[str, Any]:
         """The same as plain data, for checkpoints and JSON."""
         return {

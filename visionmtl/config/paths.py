@@ -27,6 +27,13 @@ def home_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def check_new(*files: Path) -> None:
+    """Raises ValueError for a file that exists."""
+    for file in files:
+        if file.exists():
+            raise ValueError(f"{file} exists already; nothing is written over; choose another name, or move it away")
+
+
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",

@@ -264,13 +264,13 @@ def numbered(
             )
             continue
         taken, ids = set(known.values()), []
-        top = max(taken.union(space.ids or range(len(space.classes))))
-        for one, own in zip(space.classes, space.ids or range(len(space.classes)), strict=True):
+        top = max(taken.union(space.official_ids))
+        for one, own in zip(space.classes, space.official_ids, strict=True):
             if one not in known and own in taken:
                 top += 2 if top + 1 == IGNORE else 1
                 own = top
             ids.append(known.get(one, own))
-        if ids != list(space.ids or range(len(space.classes))):
+        if tuple(ids) != space.official_ids:
             result[name] = replace(space, ids=tuple(ids))
     return result, notes
 
@@ -285,7 +285,7 @@ def _ids_by_class(task: Task, source: NamedDataset, space: LabelSpace) -> dict[s
     else:
         names = {one: one for one in offer.classes if offer.name == space.name}
     ids: dict[str, int] = {}
-    for one, number in zip(offer.classes, offer.ids or range(len(offer.classes)), strict=True):
+    for one, number in zip(offer.classes, offer.official_ids, strict=True):
         if names.get(one) in space.classes:
             ids.setdefault(names[one], number)
     return ids

@@ -14,7 +14,7 @@ from visionmtl.data.label_spaces import align
 from visionmtl.data.loader import val_loader
 from visionmtl.data.transforms.augment import zoom
 from visionmtl.datasets import open_datasets
-from visionmtl.engine.checkpoint import check_new, load, open_state, save_for_prediction
+from visionmtl.engine.checkpoint import check_output, load, open_state, save_for_prediction
 from visionmtl.engine.evaluator import evaluate
 from visionmtl.metrics.base import Direction
 from visionmtl.ops.upload import beside
@@ -93,7 +93,7 @@ def calibrate(
     The line goes into the last layer's weights (or the bins' depths): predictions, evaluations and exports have it, at
     no cost. checkpoint: a file; limit: batches. Returns the fit by task. Raises ValueError where no task learns depth.
     """
-    check_new(output)
+    check_output(output)
     state = load(checkpoint)
     opened = open_state(state, checkpoint, device, overrides)
     run, net = opened.run, opened.net

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionmtl.config.paths import check_new
 from visionmtl.engine.logging import row_place
 from visionmtl.engine.nonfinite import NotFinite
 from visionmtl.io.atomic import atomic_write, link, remove_unfinished
@@ -70,15 +71,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_archive(path, {**state, "format": FORMAT}, previous=path.with_name(path.name + ".previous"))
 
 
-def check_new(path: Path) -> None:
+def check_output(path: Path) -> None:
     """Raises ValueError where `save_for_prediction` would write over a file, or under a name that no reader knows."""
     if path.suffix != ".pt":
         raise ValueError(
             f"{path} ends with {path.suffix!r}, and a checkpoint is written; .pt is allowed; rename it, and make other "
             "files of it by visionmtl export"
         )
-    if path.exists():
-        raise ValueError(f"{path} exists already; nothing is written over; choose another name, or move it away")
+    check_new(path)
 
 
 def save_for_prediction(path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -380,7 +380,7 @@ def open_state(
 ) -> Opened:
     """As `open_model`, from what `load` gives, or from as much of it as a network needs; path: for messages."""
     run = restore(state["run"], str(path), overrides, split)
-    _check_counts(overrides, run, path)
+    _check_overrides(overrides, run, path)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:
         raise ValueError(
@@ -399,7 +399,7 @@ _TRAINING_ALONE = ("balance", "data.augment", "distill", "extend", "model", "opt
 _BEYOND_TRAINING = ("train.batch_size", "train.precision")
 
 
-def _check_counts(overrides: Sequence[str], run: Run, path: Path) -> None:
+def _check_overrides(overrides: Sequence[str], run: Run, path: Path) -> None:
     """Raise ValueError for a setting that a trained network no longer heeds, or that its weights are bound to."""
     for text in overrides:
         place = text.partition("=")[0].strip()

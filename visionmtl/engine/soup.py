@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionmtl.engine.checkpoint import best_weights, check_classes, check_new, find, load, save_for_prediction
+from visionmtl.engine.checkpoint import best_weights, check_classes, check_output, find, load, save_for_prediction
 from visionmtl.modeling.weights import key_differences
 
 
@@ -18,7 +18,7 @@ def make_soup(checkpoints: Sequence[str | Path], output: Path) -> list[Path]:
     weights, not measured anew. Settings are those of the first; the file is for predictions, not for going on.
     Returns the files averaged. Raises ValueError where the networks differ.
     """
-    check_new(output)
+    check_output(output)
     paths = [find(path) for path in checkpoints]
     if len({path.resolve() for path in paths}) < max(len(paths), 2):
         raise ValueError(

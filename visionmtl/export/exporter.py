@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visionmtl.config.paths import home_path
+from visionmtl.config.paths import check_new, home_path
 from visionmtl.data.label_spaces import align, eval_names, task_of
 from visionmtl.datasets import NamedDataset, first_samples, open_datasets
 from visionmtl.engine.checkpoint import Opened, open_model
@@ -133,9 +133,7 @@ def check_target(path: str | Path, file_format: Format, batch: int | None) -> Pa
         raise ValueError(
             f"{path} does not end in {file_format.suffix}, as files of format {file_format.type} do; correct the name"
         )
-    for file in (path, *([path.with_suffix(file_format.companion)] if file_format.companion else [])):
-        if file.exists():
-            raise ValueError(f"{file} exists already; nothing is written over; choose another name, or move it away")
+    check_new(path, *([path.with_suffix(file_format.companion)] if file_format.companion else []))
     if batch is None and not file_format.free_batch:
         raise ValueError(
             f"format {file_format.type} has one number of images a file; any number is not offered; give --batch 1"

@@ -88,11 +88,16 @@ def dataset_sources(datasets: Sequence[NamedDataset], folders: bool) -> list[Ima
     return sources
 
 
+def datasets_of(sources: Sequence[ImageRef]) -> list[NamedDataset]:
+    """The data sets that the images are of, each once."""
+    return list({id(one.dataset): one.dataset for one in sources if one.dataset}.values())
+
+
 def read_by_name(sources: Sequence[ImageRef], tasks: Mapping[str, Task], spaces: Spaces) -> list[ImageRef]:
     """The images of data sets in the classes that the tasks have learnt, as `align` reads them."""
-    datasets = {id(one.dataset): one.dataset for one in sources if one.dataset}
+    datasets = datasets_of(sources)
     everywhere = {name: task.model_copy(update={"learns_from": None}) for name, task in tasks.items()}
-    aligned = dict(zip(datasets, align(list(datasets.values()), everywhere, spaces), strict=True))
+    aligned = dict(zip(map(id, datasets), align(datasets, everywhere, spaces), strict=True))
     return [replace(one, dataset=aligned[id(one.dataset)]) if one.dataset else one for one in sources]
 
 
@@ -156,7 +161,7 @@ def label(
     Raises ValueError where a data set's labels are of another label space than the network's.
     """
     if fill:
-        for dataset in {id(one.dataset): one.dataset for one in sources if one.dataset}.values():
+        for dataset in datasets_of(sources):
             _check_spaces(dataset, labeller.net.tasks, labeller.net.spaces)
     waiting = read_all(sources, fill, failed)
     while images := list(islice(waiting, batch_size)):
@@ -224,7 +229,7 @@ class LabelWriter:
         """tasks, spaces: of the network; common: the folder of the images, for `refer`."""
         self.folder, self.mode = folder.resolve(), images
         self._spaces: dict[str, LabelSpace | None] = {task.field: spaces[name] for name, task in tasks.items()}
-        datasets = list({id(one.dataset): one.dataset for one in sources if one.dataset and fill}.values())
+        datasets = datasets_of(sources) if fill else []
         self._keep_spaces(datasets)
         self.left_out = sorted({name for dataset in datasets for name in dataset.provides if name not in FIELDS})
         """Fields that the images are labelled with and the written data set has no place for."""

@@ -259,7 +259,7 @@ def open_predictions(
 
 
 def _open_boxes(path: Path, space: LabelSpace) -> Predictions:
-    labels = {str(official): label for label, official in enumerate(space.ids or range(len(space.classes)))}
+    labels = {str(official): label for label, official in enumerate(space.official_ids)}
     by_image: dict[str, list[tuple[list[float], float, int]]] = {}
     num_ignored = 0
     for number, row in enumerate(read_rows(path)):
@@ -384,7 +384,10 @@ def declared_space(path: Path) -> LabelSpace | None:
 
     path: a results file or a folder of PNGs
     """
-    manifest, of_folder = _manifest(path)
+    return _space_of(path, *_manifest(path))
+
+
+def _space_of(path: Path, manifest: Path, of_folder: Mapping[str, Any]) -> LabelSpace | None:
     plain = of_folder.get("space")
     if plain is None:
         return None
@@ -424,7 +427,7 @@ def _declared(path: Path, task: Task, space: LabelSpace | None) -> tuple[LabelSp
             f"{manifest}: {path.stem} holds {shown(labels, 50)}, and the task scored needs {task.field}; both must be "
             "one; give the files of this task, as TASK=PATH"
         )
-    if space and (declared := declared_space(path)):
+    if space and (declared := _space_of(path, manifest, of_folder)):
         if declared.classes != space.classes:
             raise ValueError(
                 f"{manifest}: {path.stem} was predicted with classes {shown(list(declared.classes), 200)}, and is "
@@ -520,7 +523,7 @@ def _official_ids(space: LabelSpace | None) -> NDArray[np.uint8]:
     """uint8 [256]: value in the file by class id."""
     assert space is not None
     table = np.full(256, _no_class(space), np.uint8)
-    table[: len(space.classes)] = space.ids or range(len(space.classes))
+    table[: len(space.classes)] = space.official_ids
     return table
 
 

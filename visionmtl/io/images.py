@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from visionmtl.io import video
 from visionmtl.io.atomic import write_bytes
 from visionmtl.io.image_headers import (
     FORMATS,
@@ -26,9 +27,9 @@ from visionmtl.io.paths import is_hidden, regular_file
 from visionmtl.structures import JpegScale, at_full_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-_NOT_READ = (  # pictures all the same
+_NOT_READ = (  # pictures all the same, and videos
     ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".jfif", ".tga", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw",
-    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v",  # name a video by itself
+    *video.SUFFIXES,
 )  # fmt: skip
 
 _JPEG_END = b"\xff\xd9"

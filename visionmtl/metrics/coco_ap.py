@@ -128,7 +128,7 @@ def score_files(
 def _check_numbers(results: Path, truth: Path, predicted: LabelSpace, categories: Sequence[tuple[str, str]]) -> None:
     """Raise ValueError where the annotations give a predicted class another id than the results have for it."""
     ids = {name: category_id for category_id, name in categories}
-    for name, number in zip(predicted.classes, predicted.ids or range(len(predicted.classes)), strict=True):
+    for name, number in zip(predicted.classes, predicted.official_ids, strict=True):
         if ids.get(name, str(number)) != str(number):
             raise ValueError(
                 f"{results} has category_id {number} for {name!r}, as submission.json beside it says, and in {truth} "

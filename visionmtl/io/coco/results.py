@@ -25,7 +25,7 @@ def rows_of(
     Boxes that are not finite are left out: JSON has no way to write them."""
     corners = detections.xyxy.astype(np.float64)
     xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
-    ids = space.ids or tuple(range(len(space.classes)))
+    ids = space.official_ids
     # digits of other scripts, and more than 64 bits hold, are names: JSON readers would make another number of them
     if isinstance(image_id, str) and image_id.isascii() and image_id.isdecimal() and len(image_id) <= 18:
         image_id = int(image_id)
