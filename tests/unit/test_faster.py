@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from visionmtl.modeling.faster import quicken
@@ -138,6 +139,53 @@ def test_a_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
     torch.testing.assert_close(net(x.contiguous()), want)
     with torch.no_grad():
         torch.testing.assert_close(net(x), want)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "is_product"),
+    [(1, 1, (8, 8), True), (1, 1, (32, 33), False), (1, 2, (3, 3), True), (3, 1, (2, 3), True), (3, 2, (32, 33), False)],
+)
+def test_in_bfloat16_as_well_with_float32_gradients_of_the_weights(kernel, stride, size, is_product):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(128, 256, kernel, stride, kernel // 2)).to(memory_format=torch.channels_last)
+    plain[0].weight.data = plain[0].weight.bfloat16().float()
+    net = copy.deepcopy(plain)
+    quicken(net)
+    x = torch.randn(1, 128, *size).to(torch.bfloat16, memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    with autocast(CPU, "bf16"):
+        y = net(ours)
+    want = plain(theirs)
+
+    assert (y.grad_fn.name() != "ConvolutionBackward0") == is_product
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.float(), want, rtol=2**-7, atol=2**-7)
+    weighing = torch.randn_like(want).bfloat16()
+    y.backward(weighing)
+    want.backward(weighing.float())
+    assert net[0].weight.grad.dtype == torch.float32
+    for one, other in [(ours.grad, theirs.grad), (net[0].weight.grad, plain[0].weight.grad)]:
+        assert float((one.float() - other).norm()) <= 0.01 * float(other.norm())
+
+
+@pytest.mark.parametrize("size", [(9, 8), (7, 7)])
+def test_tensorflows_padding_of_a_convolution_that_trains_in_float32(size):
+    torch.manual_seed(0)
+    plain = nn.Sequential(Conv2dSame(8, 8, 3, 2, groups=8)).to(memory_format=torch.channels_last)
+    net = copy.deepcopy(plain)
+    quicken(net)
+    x = torch.randn(2, 8, *size).to(torch.bfloat16, memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    with autocast(CPU, "bf16"):
+        y = net(ours)
+    want = plain(theirs)
+
+    assert torch.equal(y, want.bfloat16())
+    y.float().square().sum().backward()
+    want.bfloat16().float().square().sum().backward()
+    assert ours.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.grad, theirs.grad.bfloat16())
+    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
 
 
 def test_an_input_that_a_convolution_has_no_pixel_for_is_torchs_error():
