@@ -143,7 +143,7 @@ def test_a_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "size", "is_product"),
-    [(1, 1, (8, 8), True), (1, 1, (32, 33), False), (1, 2, (3, 3), True), (3, 1, (2, 3), True), (3, 2, (32, 33), False)],
+    [(1, 1, (8, 8), 1), (1, 1, (32, 33), 0), (1, 2, (3, 3), 1), (3, 1, (2, 3), 1), (3, 2, (32, 33), 0)],
 )
 def test_in_bfloat16_as_well_with_float32_gradients_of_the_weights(kernel, stride, size, is_product):
     torch.manual_seed(0)
