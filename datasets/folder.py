@@ -564,7 +564,8 @@ class FolderReader(PartReader):
         pattern = image_glob(self._pattern)
         self._folder = fixed_part(pattern)
         endings = SUFFIXES if self._spec.channels == 3 and self._spec.image_range is None else (*SUFFIXES, ".npy")
-        files = [file for file in self._root.glob(pattern) if file.suffix.lower() in endings]
+        matched = list(self._root.glob(pattern))
+        files = [file for file in matched if file.suffix.lower() in endings]
         images = sorted(image for image in map(self._inside, files) if not self._is_passed_over(image))
         if not images:
             raise ValueError(
@@ -576,7 +577,7 @@ class FolderReader(PartReader):
                 f"{len(strange)} of {len(images)} images have names that are not in UTF-8, the first is "
                 f"{os.fsencode(strange[0])!r} in {self._root}; results could not name them; rename them"
             )
-        others = set(self._root.glob(any_case(pattern))).difference(files)
+        others = set(self._root.glob(any_case(pattern))).difference(matched)
         if not_read := sorted(file for file in others if not self._is_passed_over(self._inside(file))):
             but_for = f"match {pattern!r} but for the case of their ending and are not read"
             self.notes.append(f"{len(not_read)} files {but_for}, the first is {not_read[0]}")

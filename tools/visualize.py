@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import mimetypes
+import os
 import re
 import sys
 import unicodedata
@@ -186,6 +187,7 @@ def _visualize(args: argparse.Namespace) -> int:
     from visionmtl.io.video import is_video
 
     inputs = [text for entry in inputs for text in (_listed() if entry == "-" else [entry])]
+    inputs = [file for text in inputs for file in _matches(text)]
     videos = [text for text in inputs if is_video(text)]
     images = _images([text for text in inputs if not is_video(text)])[: args.num]
     if args.maps and videos:
@@ -241,25 +243,27 @@ def _read_run(path: Path, overrides: Sequence[str]) -> tuple[Run, Path]:
 
 def _listed() -> list[str]:
     """The inputs named on standard input, one a line."""
-    inputs = [expanduser(line) for line in map(str.strip, sys.stdin) if line]
+    inputs = [expanduser(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
     if not inputs:
         raise ValueError("- stands for a list of inputs on standard input, which is empty; one a line is needed")
     return inputs
 
 
+def _matches(text: str) -> list[str]:
+    """The files of a glob, images and videos alike, sorted by name; else the text as it is."""
+    if not glob.has_magic(text) or os.path.exists(text):
+        return [text]
+    return sorted(filter(os.path.isfile, glob.glob(text, recursive=True))) or [text]
+
+
 def _images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that the inputs stand for, in the order given, each folder and glob sorted by name."""
+    """The image files that the inputs stand for, in the order given, each folder sorted by name."""
     from visionmtl.io.images import SUFFIXES, list_images
 
     images: list[Path] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
-            files = list_images(path)
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(Path(file) for file in glob.glob(text, recursive=True) if Path(file).is_file())
+        files = list_images(path) if path.is_dir() else [path] if path.is_file() else []
         if not files:
             found = "holds no image" if path.is_dir() else "names no file"
             raise ValueError(
@@ -465,7 +469,7 @@ class _Output:
 
     def add_video(self, source: str, predictor: Predictor, args: argparse.Namespace, options: DrawOptions) -> None:
         """Save a video of the drawings of a video's frames, at its frame rate."""
-        from visionmtl.io.video import count_frames, read_frames, write_video
+        from visionmtl.io.video import count_frames, cut_short, read_frames, write_video
         from visionmtl.visualization.panels import SteadyRange, is_depth
 
         is_camera = source.startswith("camera:")
@@ -511,9 +515,8 @@ class _Output:
             return
         if not args.no_pictures:
             print(f"written: {file} ({num_read} frames of {source}, {frames_per_s:g} a second)", flush=True)
-        if total and num_read < 0.98 * total - 1:  # some files count a frame too many
-            told = f"{source} says it has {total} frames, and {num_read} can be read; a whole file is needed"
-            self.fail(f"{source} after frame {num_read}", f"{told}; fetch it again, or convert it with ffmpeg")
+        if told := cut_short(source, num_read, total):
+            self.fail(f"{source} after frame {num_read}", told)
 
     def fail(self, name: str, message: str) -> None:
         """Tell of an input that could not be drawn; the others still are."""

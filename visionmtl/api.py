@@ -72,6 +72,11 @@ def build_model(config_or_run: str | Path | Run, *overrides: str) -> MultiTaskNe
 
 
 def _read(config_or_run: str | Path | Run, overrides: Sequence[str]) -> Run:
+    if not isinstance(config_or_run, str | Path | Run):
+        raise TypeError(
+            f"the run is {config_or_run!r}; a config file, the name of a shipped config or a visionmtl.run.Run is "
+            "needed; correct it"
+        )
     if not isinstance(config_or_run, Run):
         return config.load(config_or_run, overrides)
     return config.restore(config_or_run.model_dump(mode="json"), "Run", overrides) if overrides else config_or_run

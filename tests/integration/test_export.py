@@ -267,3 +267,26 @@ def test_onnx_and_openvino_equal_the_network_on_fifty_real_images(encoder: str, 
         done = exporter.export(opened, tmp_path / f"net{kind.suffix}", kind, batch=None, images=files)
         assert (done.num_images, [one.task for one in done.parity]) == (50, list(opened.net.tasks))
         assert all(one.kept for one in done.parity), done.parity
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2", ".aoti.pt2"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_a_damaged_file_is_named(ending: str, content: bytes, tmp_path: Path):
+    if ending in (".onnx", ".xml"):
+        pytest.importorskip("onnxruntime" if ending == ".onnx" else "openvino")
+    (file := tmp_path / f"net{ending}").write_bytes(content)
+    with pytest.raises(ValueError, match=r"net.* cannot be opened: .+; a whole file .*; export the network again$"):
+        ExportedModel(file)
+
+
+def test_what_an_exported_network_does_not_take(onnx_file: Path, images: list[np.ndarray]):
+    for threads in (0, -1, True):
+        with pytest.raises(ValueError, match=f"threads is {threads}; a whole number of at least 1"):
+            ExportedModel(onnx_file, threads)  # type: ignore[arg-type]
+    model = ExportedModel(onnx_file, threads=1)
+    for wrong in (images[0], iter(images), "photo.jpg"):
+        with pytest.raises(ValueError, match=r"images is of type .*; a list of arrays uint8"):
+            model.predict(wrong)  # type: ignore[arg-type]
+    large = np.zeros((65, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"images\[1\] has 65x64 pixels; the file's input is 64x64"):
+        model.run_padded([images[0], large])

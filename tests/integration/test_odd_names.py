@@ -53,6 +53,8 @@ def test_capital_endings_that_a_pattern_leaves_out_are_noted(folder):
     assert reader.notes[0].endswith("a.JPG")
     both = FOLDER.open(folder, images="images/*", boxes=None)
     assert len(both) == 2 and not both.notes
+    (folder / "images/read.me").write_text("no image, whatever its case")
+    assert not FOLDER.open(folder, images="images/**/*", boxes=None).notes
 
 
 @pytest.mark.parametrize("name", ["folder", "coco", "cityscapes", "nyuv2", "nyuv2_mat"])

@@ -141,6 +141,20 @@ def test_a_video_and_a_generator_are_read_as_they_go(model, photos, tmp_path: Pa
     assert_equal(next(endless), next(endless))
 
 
+def test_a_video_that_was_cut_short_ends_with_an_error(model, tmp_path: Path):
+    file, rng = tmp_path / "cut.avi", np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(12):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    results, found = model(str(file)), []
+    with pytest.raises(ValueError, match=r"cut\.avi says it has 12 frames, and [3-7] can be read; a whole file"):
+        found.extend(results)
+    assert len(found) >= 1
+
+
 def test_a_missing_file_is_named_by_the_reading_thread(model, files):
     with pytest.raises(ValueError, match=r"nothing\.png"):
         model([files / "0.png", files / "nothing.png"])

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import resource
+import sys
 
 import cv2
 import numpy as np
@@ -423,3 +424,33 @@ def test_a_picture_that_its_format_cannot_hold_leaves_no_file(tmp_path):
         save_picture(tmp_path / "a.webp", wide)
     assert not list(tmp_path.iterdir())
     assert save_picture(tmp_path / "a.png", wide).exists()
+
+
+def test_a_glob_names_images_and_videos(saved, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("b.avi", "a.avi"):
+        write_clip(folder / name, 2)
+    Image.fromarray(NOISE).save(folder / "c.png")
+
+    assert drawn(saved, folder / "*.avi", "--num", 1, "--tasks", "depth", "--output", tmp_path / "clips") == 0
+    assert sorted(file.name for file in (tmp_path / "clips").iterdir()) == ["a.mp4", "b.mp4"]
+    assert drawn(saved, folder / "*", "--num", 1, "--tasks", "depth", "--output", tmp_path / "all") == 0
+    assert sorted(file.name for file in (tmp_path / "all").iterdir()) == ["000_c.png", "a.mp4", "b.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a drive's letter stands before a colon there")
+def test_a_video_with_a_colon_in_its_name_is_a_file(saved, tmp_path, monkeypatch):
+    write_clip(tmp_path / "plain.avi", 2)
+    (tmp_path / "plain.avi").rename(tmp_path / "x:y.avi")
+    monkeypatch.chdir(tmp_path)
+
+    assert drawn(saved, "x:y.avi", "--tasks", "depth", "--output", "z:out.mp4") == 0
+    assert count_frames("x:y.avi") == count_frames("z:out.mp4") == 2
+
+
+def test_names_on_standard_input_keep_their_spaces(saved, tmp_path, monkeypatch):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / " a ")
+    monkeypatch.setattr("sys.stdin", io.StringIO(" a \r\n"))
+    monkeypatch.chdir(tmp_path)
+    assert drawn(saved, "-", "--tasks", "depth", "--output", tmp_path / "out") == 0

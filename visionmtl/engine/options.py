@@ -10,7 +10,7 @@ PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
 def check_counts(**given: int | None) -> None:
     """Raise ValueError for a count that is no whole number of at least 1."""
     for name, value in given.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; a whole number of at least 1, or None, is needed; correct it")
 
 

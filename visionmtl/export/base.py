@@ -80,6 +80,15 @@ def parse_description(text: str, path: Path) -> Description:
     return parse_line(text, f"the description in {path}")
 
 
+def unreadable(path: Path, reason: object) -> ValueError:
+    """The error for a file that the runtime cannot open."""
+    first = str(reason).strip().partition("\n")[0]
+    return ValueError(
+        f"{path} cannot be opened: {first}; a whole file that visionmtl export wrote is needed; export the network "
+        "again"
+    )
+
+
 def no_description(path: Path) -> ValueError:
     """The error for a file that was written by something else."""
     return ValueError(

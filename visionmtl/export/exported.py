@@ -13,6 +13,7 @@ from visionmtl.config.imports import foreign_settings
 from visionmtl.config.paths import home_path
 from visionmtl.config.text_files import check_object
 from visionmtl.data.transforms.augment import fit
+from visionmtl.engine.options import check_counts
 from visionmtl.export.base import Format, format_of
 from visionmtl.export.graph import CONTENT, FORMAT, IMAGE, Description, restore_raw
 from visionmtl.io.images import check_pixels
@@ -27,6 +28,7 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, threads: int | None = None, file_format: Format | None = None) -> None:
         """threads: None = as many as the runtime likes; file_format: None = by the file's ending."""
+        check_counts(threads=threads)
         path = home_path(path)
         if not path.is_file():
             raise ValueError(f"there is no file {path}; an exported network is needed; correct the path")
@@ -57,6 +59,11 @@ class ExportedModel:
 
     def predict(self, images: Sequence[Pixels]) -> list[dict[str, Any]]:
         """Each image's predictions by task at its own resolution, as `inference.predictor.predict` gives them."""
+        if not isinstance(images, list | tuple):
+            raise ValueError(
+                f"images is of type {type(images).__name__}; a list of arrays uint8 [H, W, {self.channels}] is needed; "
+                "put a single image into a list"
+            )
         if not images:
             return []
         check_pixels(images, self.channels)
@@ -77,6 +84,12 @@ class ExportedModel:
     def inputs_of(self, images: Sequence[Pixels]) -> dict[str, NDArray[Any]]:
         """What the file takes for images [h, w, 3] that fit into its input: as many as its batch is."""
         check_pixels(images, self.channels)
+        for number, image in enumerate(images):
+            if image.shape[0] > self.size[0] or image.shape[1] > self.size[1]:
+                raise ValueError(
+                    f"images[{number}] has {image.shape[0]}x{image.shape[1]} pixels; the file's input is "
+                    f"{self.size[0]}x{self.size[1]}; resize it first, or give it to `predict`, which does"
+                )
         canvas = np.zeros((len(images), *self.size, self.channels), np.uint8)
         for padded, image in zip(canvas, images, strict=True):
             padded[: image.shape[0], : image.shape[1]] = image

@@ -3,7 +3,7 @@
 import io
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -30,7 +30,7 @@ from visionmtl.engine.evaluator import forward
 from visionmtl.io.atomic import atomic_write, plain_json
 from visionmtl.io.coco.results import rows_of
 from visionmtl.io.images import SUFFIXES, check_pixels, list_images, picture_format, read_image
-from visionmtl.io.video import count_frames, is_video, read_frames
+from visionmtl.io.video import count_frames, is_video, whole_frames
 from visionmtl.metrics.distance import box_columns
 from visionmtl.network import MultiTaskNet
 from visionmtl.ops.precision import Precision
@@ -385,7 +385,7 @@ class Predictor:
         """The result of an image: a file, NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W], Pillow's, or a `Sample`.
 
         A list of these, of any sizes, gives a list; a folder with those in it, a video file, camera:0 or an iterator of
-        images gives an iterator, which reads as it goes.
+        images gives an iterator, which reads as it goes. A video that was cut short ends with a ValueError.
 
         tasks: only these decoders run in this call; None = all of the predictor
         intrinsics: (fx, fy, cx, cy) in pixels of the image, which place boxes in space; None = a sample's own, if known
@@ -399,9 +399,7 @@ class Predictor:
             if str(source).startswith("~"):  # the address of a stream is no path
                 source = home_path(source)
             if is_video(str(source)):
-                frames = (
-                    _Image(frame, f"{source}#{number}") for number, frame in enumerate(read_frames(str(source))[1])
-                )
+                frames = (_Image(frame, f"{source}#{number}") for number, frame in enumerate(whole_frames(str(source))))
                 # a camera's frame should not wait for the next ones
                 size = 1 if str(source).startswith("camera:") else self.batch_size
                 total = count_frames(str(source)) if progress else None
@@ -509,7 +507,7 @@ def _with_progress(results: Iterator[Result], total: int | None, progress: bool)
 
 def choose_tasks(tasks: Mapping[str, Task], names: Sequence[str] | None) -> dict[str, Task]:
     """The tasks of these names, in the order of the run; None = all. Raises ValueError for a name it does not have."""
-    if names is not None and (isinstance(names, str) or not names):
+    if names is not None and (isinstance(names, str) or not isinstance(names, Collection) or not names):
         raise ValueError(
             f"tasks is {names!r}; a list of one name or more is needed, or None for all; this run has "
             f"{', '.join(tasks)}; correct it"
@@ -592,6 +590,8 @@ def _pixels(source: PixelInput | Sample | str | Path) -> _Image:
     """uint8 [H, W, 3] RGB with what is known of it."""
     if isinstance(source, Sample):
         return _Image(source.image, source.image_id, source.intrinsics, source.annotated)
+    if isinstance(source, str) and "://" in source:
+        raise ValueError(f"{source} is an address; image files of this machine are read; fetch it first")
     if isinstance(source, str | Path):
         return _Image(read_image(home_path(source)), str(source))
     if isinstance(source, Tensor):

@@ -32,7 +32,7 @@ def read_frames(source: str) -> tuple[float, Iterator[NDArray[np.uint8]]]:
         raise ValueError(f"{source!r} names no camera; camera:0 is the first, camera:1 the second; correct the number")
     if camera is None and Path(source).exists():  # else an address, or nothing
         regular_file(source)
-    capture = cv2.VideoCapture(source if camera is None else int(camera))
+    capture = cv2.VideoCapture(_unmistakable(source) if camera is None else int(camera))
     if not capture.isOpened():
         raise ValueError(
             f"{source} cannot be opened as a video; a {'/'.join(s[1:] for s in SUFFIXES)} file or a camera that is "
@@ -46,10 +46,43 @@ def count_frames(source: str) -> int | None:
     """How many frames a video file says it has; None for cameras and files that do not say."""
     if source.startswith("camera:"):
         return None
-    capture = cv2.VideoCapture(source)
+    capture = cv2.VideoCapture(_unmistakable(source))
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     capture.release()
     return count if count > 0 else None
+
+
+def cut_short(source: str, num_read: int, total: int | None) -> str | None:
+    """What is to be told of a video of which so many frames could be read; None: it is whole.
+
+    total: as `count_frames` gives it
+    """
+    if not total or num_read >= 0.98 * total - 1:  # some files count a frame too many
+        return None
+    return (
+        f"{source} says it has {total} frames, and {num_read} can be read; a whole file is needed; fetch it again, or "
+        "convert it with ffmpeg"
+    )
+
+
+def whole_frames(source: str) -> Iterator[NDArray[np.uint8]]:
+    """The frames of a video or camera, as `read_frames` gives them; a ValueError after the last of one cut short."""
+    _, frames = read_frames(source)
+
+    def checked() -> Iterator[NDArray[np.uint8]]:
+        num_read = 0
+        for frame in frames:
+            yield frame
+            num_read += 1
+        if told := cut_short(source, num_read, count_frames(source)):
+            raise ValueError(told)
+
+    return checked()
+
+
+def _unmistakable(source: str) -> str:
+    """A file's absolute path: "x:y.mp4" alone would be the address of a stream."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
@@ -83,7 +116,9 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_s: f
             if writer is None:
                 height, width = (side - side % 2 for side in frame.shape[:2])
                 path.parent.mkdir(parents=True, exist_ok=True)
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_s, (width, height))
+                writer = cv2.VideoWriter(
+                    str(path.absolute()), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_s, (width, height)
+                )
                 if not writer.isOpened():
                     raise ValueError(
                         f"{path} cannot be written as a video; a writable folder is needed; choose another"

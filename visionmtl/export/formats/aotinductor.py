@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 from typing import ClassVar, Literal
+from zipfile import is_zipfile
 
 import torch
 
-from visionmtl.export.base import Format, Runner, no_description, parse_description
+from visionmtl.export.base import Format, Runner, no_description, parse_description, unreadable
 from visionmtl.export.formats.torch_export import output_names, torch_runner
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_path
@@ -26,6 +27,8 @@ class AOTInductor(Format):
             torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(file), inductor_configs=settings)
 
     def read_description(self, path: Path) -> Description:
+        if not is_zipfile(path):
+            raise unreadable(path, "it is no zip archive")
         metadata = torch._inductor.aoti_load_package(str(path)).get_metadata()
         if KEY not in metadata:
             raise no_description(path)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description, unreadable
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
 from visionmtl.modeling.weights import quiet_logger
@@ -116,4 +116,8 @@ def _session(onnxruntime: Any, path: Path, threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (errors.InvalidProtobuf, errors.InvalidArgument, errors.InvalidGraph, errors.Fail) as error:
+        raise unreadable(path, error) from error

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description, unreadable
 from visionmtl.export.formats.onnx import KEY, Onnx
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_path
@@ -42,7 +42,10 @@ class OpenVINO(Format):
     def read_description(self, path: Path) -> Description:
         import openvino
 
-        model = openvino.Core().read_model(str(path))
+        try:
+            model = openvino.Core().read_model(str(path))
+        except RuntimeError as error:
+            raise unreadable(path, str(error).strip().rpartition("\n")[2]) from error
         if not model.has_rt_info([KEY]):
             raise no_description(path)
         return parse_description(model.get_rt_info([KEY]).astype(str), path)

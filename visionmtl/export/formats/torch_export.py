@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from zipfile import is_zipfile
 
 import torch
 from numpy.typing import NDArray
 
-from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description
+from visionmtl.export.base import Format, Runner, Tensors, no_description, parse_description, unreadable
 from visionmtl.export.graph import Description, Graph
 from visionmtl.io.atomic import atomic_write
 
@@ -26,6 +27,8 @@ class TorchExport(Format):
             torch.export.save(graph.program(), file, extra_files={DESCRIPTION: json.dumps(graph.description)})
 
     def read_description(self, path: Path) -> Description:
+        if not is_zipfile(path):  # torch prints pages about it
+            raise unreadable(path, "it is no zip archive")
         files = {DESCRIPTION: ""}
         torch.export.load(str(path), extra_files=files)
         if not files[DESCRIPTION]:
