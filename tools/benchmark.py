@@ -166,7 +166,10 @@ def data(args: argparse.Namespace) -> "Iterator[Figure]":
     from visionmtl.benchmark.figures import Note
     from visionmtl.benchmark.loading import measure_loading
     from visionmtl.benchmark.memory import measure_memory
+    from visionmtl.run import load
 
+    if args.config:  # a wrong setting should not wait for what comes before
+        load(args.config, args.overrides)
     if args.only != "loading":
         yield from measure_memory(args.images, args.boxes)
     if args.only != "memory" and args.config is None:
