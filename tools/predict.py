@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -183,11 +183,14 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
         checked_intrinsics(args.intrinsics, net.tasks)
     check_ids(source.path for source in sources if source.dataset is None)
     spaces, notes = numbered(net.spaces, net.tasks, datasets_of(sources))
-    writer = SubmissionWriter(args.output, net.tasks, spaces, args.depth_units or KITTI_UNITS, distances=True)
     failed: list[str] = []
-
     waiting = read_all(sources, False, failed)
-    while batch := list(islice(waiting, predictor.batch_size)):
+    batches = iter(lambda: list(islice(waiting, predictor.batch_size)), [])
+    first = next(batches, None)
+    if first is None:  # nothing is written
+        return _status(failed)
+    writer = SubmissionWriter(args.output, net.tasks, spaces, args.depth_units or KITTI_UNITS, distances=True)
+    for batch in chain([first], batches):
         results = predictor([one.image for one in batch], intrinsics=args.intrinsics)
         for one, result in zip(batch, results, strict=True):
             camera = args.intrinsics or one.intrinsics

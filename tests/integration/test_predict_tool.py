@@ -263,6 +263,15 @@ def test_a_damaged_image_ends_neither_labels_nor_predictions(
     assert list(samples(opened(tmp_path / "as-labels"))) == ["a", "room one/b", "room one/deep/a", "é"]
 
 
+def test_a_submission_of_no_image_is_not_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (photos := tmp_path / "photos").mkdir()
+    (photos / "cut.png").write_bytes(b"\x89PNG")
+    assert run(trained, photos, "--output", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert "no predictions for 1 of the images:\n  cut" in said.err and "written" not in said.out
+    assert not (tmp_path / "out").exists()
+
+
 def test_linked_folders_are_read_and_hidden_ones_are_not(photos: Path, tmp_path: Path):
     (tmp_path / "more").mkdir()
     (photos / "a.png").rename(tmp_path / "more" / "c.png")
