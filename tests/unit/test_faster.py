@@ -141,6 +141,17 @@ def test_a_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
         torch.testing.assert_close(net(x), want)
 
 
+def in_bfloat16_and_float32(plain: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
+    """The quickened copy, the inputs of it in bfloat16 autocast and of `plain` in float32, and what each makes of it."""
+    net = copy.deepcopy(plain)
+    quicken(net)
+    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    with autocast(CPU, "bf16"):
+        y = net(ours)
+    return net, ours, theirs, y, plain(theirs)
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "size", "is_product"),
     [(1, 1, (8, 8), 1), (1, 1, (32, 33), 0), (1, 2, (3, 3), 1), (3, 1, (2, 3), 1), (3, 2, (32, 33), 0)],
@@ -149,13 +160,7 @@ def test_in_bfloat16_as_well_with_float32_gradients_of_the_weights(kernel, strid
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(128, 256, kernel, stride, kernel // 2)).to(memory_format=torch.channels_last)
     plain[0].weight.data = plain[0].weight.bfloat16().float()
-    net = copy.deepcopy(plain)
-    quicken(net)
-    x = torch.randn(1, 128, *size).to(torch.bfloat16, memory_format=torch.channels_last)
-    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
-    with autocast(CPU, "bf16"):
-        y = net(ours)
-    want = plain(theirs)
+    net, ours, theirs, y, want = in_bfloat16_and_float32(plain, torch.randn(1, 128, *size))
 
     assert (y.grad_fn.name() != "ConvolutionBackward0") == is_product
     assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
@@ -172,13 +177,7 @@ def test_in_bfloat16_as_well_with_float32_gradients_of_the_weights(kernel, strid
 def test_tensorflows_padding_of_a_convolution_that_trains_in_float32(size):
     torch.manual_seed(0)
     plain = nn.Sequential(Conv2dSame(8, 8, 3, 2, groups=8)).to(memory_format=torch.channels_last)
-    net = copy.deepcopy(plain)
-    quicken(net)
-    x = torch.randn(2, 8, *size).to(torch.bfloat16, memory_format=torch.channels_last)
-    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
-    with autocast(CPU, "bf16"):
-        y = net(ours)
-    want = plain(theirs)
+    net, ours, theirs, y, want = in_bfloat16_and_float32(plain, torch.randn(2, 8, *size))
 
     assert torch.equal(y, want.bfloat16())
     y.float().square().sum().backward()
