@@ -142,7 +142,7 @@ def test_a_convolution_of_many_weights_and_few_pixels_is_a_matrix_product(
 
 
 def in_bfloat16_and_float32(plain: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
-    """The quickened copy, the inputs of it in bfloat16 autocast and of `plain` in float32, and what each makes of it."""
+    """The quickened copy, its input in bfloat16 autocast and that of `plain` in float32, and the result of each."""
     net = copy.deepcopy(plain)
     quicken(net)
     x = x.to(torch.bfloat16, memory_format=torch.channels_last)
