@@ -52,7 +52,7 @@ def _demo(args: argparse.Namespace) -> int:
     from visionmtl.inference.predictor import Predictor
 
     check_address(args.host, args.port)
-    opened = open_model(args.checkpoint, choose_device(args.device), args.overrides)
+    opened = open_model(args.checkpoint, choose_device(args.device), args.overrides, reads_data=False)
     predictor = Predictor(opened, args.tasks)
     page = build(predictor, str(args.checkpoint), args.score)
     print(f"http://{args.host}:{args.port} shows {args.checkpoint}; Ctrl-C ends it", flush=True)

@@ -326,7 +326,7 @@ def _check_results(args: argparse.Namespace, meters: Mapping[str, Meter]) -> Non
         for meter in boxes:
             meter.backend = args.ap_backend
     for expectation in args.expect:
-        expectation.check_task(meters)
+        expectation.check(meters)
 
 
 def _save_and_print(

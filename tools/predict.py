@@ -143,7 +143,7 @@ def _predict(args: argparse.Namespace) -> int:
     with ExitStack() as targets:
         targets.enter_context(tried_folder(folder))
         of_run = [override for override in args.overrides if override not in of_input]
-        opened = open_model(args.checkpoint, distributed.choose_device(args.device), of_run)
+        opened = open_model(args.checkpoint, distributed.choose_device(args.device), of_run, reads_data=False)
         predictor = Predictor(opened, args.tasks)
         predictor.batch_size = args.batch_size or predictor.batch_size
         if args.output:

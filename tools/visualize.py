@@ -196,7 +196,7 @@ def _visualize(args: argparse.Namespace) -> int:
     num_results = len(videos) + len(images) if mode == "predict" else args.worst or args.best or args.num or MAX_SHEET
     default = checkpoint.run_folder(path) / "samples" / mode
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
-        predictor = _open_predictor(path, overrides, args)
+        predictor = _open_predictor(path, overrides, args, mode)
         tasks = predictor.net.tasks
         _check_tasks(args, {task.field for task in tasks.values()})
         over_depth = {task.field for task in tasks.values()} & {"boxes", "segmentation"}
@@ -220,12 +220,12 @@ def _visualize(args: argparse.Namespace) -> int:
 # ---- what is drawn ----
 
 
-def _open_predictor(path: Path, overrides: Sequence[str], args: argparse.Namespace) -> Predictor:
+def _open_predictor(path: Path, overrides: Sequence[str], args: argparse.Namespace, mode: str) -> Predictor:
     from visionmtl.engine.checkpoint import open_model
     from visionmtl.engine.distributed import choose_device
     from visionmtl.inference.predictor import Predictor
 
-    opened = open_model(path, choose_device(args.device), overrides)
+    opened = open_model(path, choose_device(args.device), overrides, reads_data=mode == "compare")
     return Predictor(opened, args.tasks)
 
 

@@ -175,7 +175,7 @@ def test_an_output_called_as_a_picture_is_one_picture(saved, tmp_path, capsys):
     assert not (tmp_path / "two.png").exists()
 
 
-def test_a_setting_of_the_training_is_refused_where_it_is_over(saved, tmp_path, capsys):
+def test_a_setting_of_training_or_of_data_sets_is_refused_where_neither_is_at_work(saved, tmp_path, capsys):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
     settings = ("optim.lr=3", "balance.type=mgda", "train.epochs=9", "seed=4", "data.augment.flip=0.3")
     bound = ("model.encoder.mean=[0.1,0.1,0.1]", "tasks.depth.weight=3", "tasks.segmentation.dropout=0.5")
@@ -183,6 +183,10 @@ def test_a_setting_of_the_training_is_refused_where_it_is_over(saved, tmp_path, 
         assert drawn(saved, tmp_path / "a.png", setting, "--output", tmp_path / "out") == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {setting.partition('=')[0]} would have no effect, or a wrong one: ")
+    for setting in ("data.workers=3", "data.root=elsewhere", "data.val.0.split=train"):
+        assert drawn(saved, tmp_path / "a.png", setting, "--output", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {setting.partition('=')[0]} would have no effect: the data sets of ")
     assert not (tmp_path / "out").exists()
     allowed = "train.precision=fp32", "tasks.detection.min_score=0.2"
     assert drawn(saved, tmp_path / "a.png", *allowed, "--output", tmp_path / "out") == 0

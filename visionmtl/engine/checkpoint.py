@@ -359,16 +359,21 @@ class Opened:
 
 
 def open_model(
-    path: str | Path, device: str | torch.device = "cpu", overrides: Sequence[str] = (), split: str | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    reads_data: bool = True,
 ) -> Opened:
     """The network of a checkpoint (or of a run folder) in evaluation mode, with averaged weights where there are any.
 
     overrides: `a.b=value`, over the run's own settings; a new data.root moves every path in the old one.
     split: of all validation data sets, in place of their own
+    reads_data: whether the run's data sets are read after this; else no override may be about them
     Raises ConfigError listing what does not fit.
     """
     path = find(path)
-    return open_state(load(path), path, device, overrides, split)
+    return open_state(load(path), path, device, overrides, split, reads_data)
 
 
 def open_state(
@@ -377,10 +382,13 @@ def open_state(
     device: str | torch.device = "cpu",
     overrides: Sequence[str] = (),
     split: str | None = None,
+    reads_data: bool = True,
 ) -> Opened:
     """As `open_model`, from what `load` gives, or from as much of it as a network needs; path: for messages."""
     run = restore(state["run"], str(path), overrides, split)
     _check_overrides(overrides, run, path)
+    if not reads_data:
+        _check_no_data(overrides, path)
     trained = tuple(state["run"]["data"]["size"])
     if run.data.size != trained:
         raise ValueError(
@@ -415,6 +423,20 @@ def _check_overrides(overrides: Sequence[str], run: Run, path: Path) -> None:
             raise ValueError(
                 f"{place} would have no effect, or a wrong one: {path} is trained, and its weights go with its own "
                 f"settings; of these, {', '.join(counting)} can be changed; leave it out"
+            )
+
+
+_BESIDE_DATA = ("data.eval_size", "data.size")  # the second has an error of its own
+
+
+def _check_no_data(overrides: Sequence[str], path: Path) -> None:
+    """Raise ValueError for a setting of the run's data sets, which are not read."""
+    for text in overrides:
+        place = text.removeprefix("~").partition("=")[0].strip()
+        if place.partition(".")[0] == "data" and place not in _BESIDE_DATA:
+            raise ValueError(
+                f"{place} would have no effect: the data sets of {path} are not read here; of data, data.eval_size "
+                "alone can be changed; leave it out"
             )
 
 

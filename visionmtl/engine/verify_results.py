@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionmtl.config.suggest import did_you_mean
+from visionmtl.metrics.base import Meter, declared
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Expectation:
             raise ValueError(
                 f"--expect {self.text}: there is no task {self.path[0]!r}{did_you_mean(self.path[0], tasks)}; "
                 f"measured are {', '.join(tasks)}; correct --expect"
+            )
+
+    def check(self, meters: Mapping[str, Meter]) -> None:
+        """Raises ValueError when its task will not be measured, or the task's meter has no such number."""
+        self.check_task(meters)
+        task, metric = self.path[0], "/".join(self.path[1:])
+        known = {"images": None, **meters[task].metrics}
+        if declared(known, metric) is None:
+            raise ValueError(
+                f"--expect {self.text}: {task} has no {metric!r}{did_you_mean(metric, known)}; it has "
+                f"{', '.join(known)}; correct --expect"
             )
 
     def met(self, results: Mapping[str, Any]) -> tuple[bool, float | None]:
