@@ -200,11 +200,17 @@ def test_test_data_that_are_not_there_are_told_before_the_training(tmp_path: Pat
     assert not list((tmp_path / "out").rglob("metrics.jsonl"))
 
 
-def test_a_run_that_diverges_is_a_result(tmp_path: Path):
+def test_a_run_that_diverges_is_a_result_of_its_folder_too(tmp_path: Path, capsys):
     file = write(tmp_path, runs={"wild": {"overrides": ["optim={name: sgd, lr: 1.0e+30}"]}}, seeds=[0], **PLAIN)
 
     assert main(["compare", str(file), "--output", str(tmp_path / "out"), "--threads", "1", "--no-costs"]) == 0
     assert "wild, seed 0: " in (tmp_path / "out/report.md").read_text()
+    again = ["compare", str(tmp_path / "out/runs"), "--output", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert "wild.0, seed 0: losses are not finite" in (tmp_path / "again/report.md").read_text()
+    (tmp_path / "out/runs/wild/0/result.json").unlink()
+    assert main(again) == 2
+    assert "wild/0 was never evaluated; a comparison takes runs that have ended" in capsys.readouterr().err
 
 
 def test_a_search_that_has_nothing_to_score_by_is_told(tmp_path: Path, capsys):

@@ -1,14 +1,16 @@
 """Benchmark protocols by name: what they score, that the name stays with the number, and what does not fit fails."""
 
+import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from visionmtl.datasets import NamedDataset
+from visionmtl.datasets import NamedDataset, read_part
 from visionmtl.engine.protocols import CITYSCAPES_CATEGORIES, PROTOCOLS, Resized, find_protocol
 from visionmtl.io.cityscapes import CITYSCAPES7, CITYSCAPES19
-from visionmtl.structures import Boxes, LabelSpace, Sample
+from visionmtl.structures import EVERYTHING, Boxes, LabelSpace, Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.detection import Detection
 from visionmtl.tasks.normals import Normals
@@ -166,6 +168,17 @@ def test_a_protocol_with_a_size_brings_image_and_truth_to_it_without_mixing_labe
     assert one.disparity_px_metre == 400, "disparity stays that of the whole image"
     assert set(resized.provides) == {"segmentation", "depth_m"}
     assert find_protocol("nyu40").sources([NamedDataset("streets", Reader())])[0].provides is Reader.provides
+
+
+def test_images_of_another_size_than_a_protocols_are_an_error():
+    (source,) = find_protocol("cityscapes").sources([NamedDataset("streets", Reader())])
+    source = pickle.loads(pickle.dumps(source))  # as worker processes get it
+    for read in (source.reader.read, partial(read_part, source.reader, request=EVERYTHING)):
+        with pytest.raises(ValueError, match="'street' is 256x516 px; protocol 'cityscapes' is defined for 1024x2048"):
+            read(0)
+    whole = Reader()
+    whole.read = lambda index: Sample(image=np.zeros((480, 640, 3), np.uint8), image_id="room")
+    assert find_protocol("nyu40").sources([NamedDataset("rooms", whole)])[0].read(0).size == (480, 640)
 
 
 def test_a_label_takes_the_pixel_under_its_centre():

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from visionmtl.config.registry import did_you_mean
 from visionmtl.data.label_spaces import Spaces
-from visionmtl.datasets import DatasetReader, NamedDataset
+from visionmtl.datasets import DatasetReader, NamedDataset, read_part
 from visionmtl.metrics.base import Meter, Results
-from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, DepthMeter
+from visionmtl.metrics.depth import NYU_EIGEN_LIMITS_M, NYU_SIZE, DepthMeter
 from visionmtl.metrics.detection import DetectionMeter
 from visionmtl.metrics.disparity import DisparityMeter
 from visionmtl.metrics.normals import NormalsMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
-from visionmtl.structures import LabelSpace, Sample
+from visionmtl.structures import LabelSpace, ReadRequest, Sample
 from visionmtl.tasks.base import Task
 from visionmtl.tasks.detection import Detection
 
@@ -53,6 +53,8 @@ class Protocol:
     parts: tuple[Part, ...]
     size: tuple[int, int] | None = None
     """(H, W) px to which image and truth are brought before anything else; None: as they are."""
+    of_size: tuple[int, int] | None = None
+    """(H, W) px that images must have, for the benchmark's have it; None: any."""
 
     def makers(self, tasks: Mapping[str, Task], spaces: Spaces) -> dict[str, Callable[[], Meter]]:
         """By task that this protocol scores: what makes a fresh meter; `named` names its results.
@@ -88,10 +90,12 @@ class Protocol:
         }
 
     def sources(self, sources: Sequence[NamedDataset]) -> list[NamedDataset]:
-        """The data as this protocol wants it."""
-        if self.size is None:
-            return list(sources)
-        return [replace(source, reader=Resized(source.reader, self.size)) for source in sources]
+        """The data as this protocol wants it; where images must have a size, others are an error when they are read."""
+        if self.size is not None:
+            return [replace(source, reader=Resized(source.reader, self.size)) for source in sources]
+        if self.of_size is not None:
+            return [replace(source, reader=_OfSize(source.reader, self.of_size, self.name)) for source in sources]
+        return list(sources)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,37 @@ class Resized:
                 labels[name] = _nearest(getattr(sample, name), self.size)
         image = np.asarray(image, np.uint8).reshape(height, width, -1)  # OpenCV drops the axis of a single channel
         return replace(sample, image=image, **labels)
+
+
+class _OfSize:
+    """A reader whose images must have one size."""
+
+    def __init__(self, reader: DatasetReader, size: tuple[int, int], protocol: str) -> None:
+        self.reader, self.size, self.protocol = reader, size, protocol
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "reader":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.reader, name)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> Sample:
+        """Raises ValueError for an image of another size."""
+        return self._checked(self.reader.read(index))
+
+    def read_part(self, index: int, request: ReadRequest) -> Sample:
+        """The same of what is requested."""
+        return self._checked(read_part(self.reader, index, request))
+
+    def _checked(self, sample: Sample) -> Sample:
+        if sample.size != self.size:
+            raise ValueError(
+                f"image {sample.image_id!r} is {sample.size[0]}x{sample.size[1]} px; protocol {self.protocol!r} is "
+                f"defined for {self.size[0]}x{self.size[1]}; give the data set's own files, or leave --protocol out"
+            )
+        return sample
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -169,16 +204,20 @@ PROTOCOLS = {
                 Part("segmentation", _pixels, ("cityscapes19",)),
                 Part("depth_m", lambda task, space: DepthMeter("per_image", 1e-3, _JUST_ABOVE_80_M)),
             ),
+            of_size=(1024, 2048),
         ),
         Protocol(
             "nyu_eigen",
             "depth papers: crop 45:471 x 41:601 of 480x640, 1e-3 < truth < 10 m, mean over images",
             (Part("depth_m", lambda task, space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),),
+            of_size=NYU_SIZE,
         ),
         Protocol(
             "nyu_median",
-            "as nyu_eigen, each predicted depth first scaled by median(truth) / median(prediction) of its image",
+            "each predicted depth scaled by median(truth) / median(prediction) of its image, 1e-3 < truth < 10 m; then "
+            "errors per valid pixel, no crop",
             (Part("depth_m", lambda task, space: DepthMeter("nyu_median", *NYU_EIGEN_LIMITS_M)),),
+            of_size=NYU_SIZE,
         ),
         Protocol(
             "nyu13_288x384",
@@ -193,12 +232,13 @@ PROTOCOLS = {
         Protocol(
             "nyu_joint",
             "boxes, classes and metres of one network: COCO's box AP of 19 classes, one confusion matrix of 13 or 40 "
-            "classes, depth as nyu_eigen; everything at the image's own size (docs/results.md)",
+            "classes, depth as nyu_eigen; everything at 480x640 (docs/results.md)",
             (
                 Part("boxes", _boxes, ("nyu_things19",)),
                 Part("segmentation", _pixels, ("nyu13", "nyu40")),
                 Part("depth_m", lambda task, space: DepthMeter("nyu_eigen", *NYU_EIGEN_LIMITS_M)),
             ),
+            of_size=NYU_SIZE,
         ),
         Protocol(
             "nyu40",
@@ -208,6 +248,7 @@ PROTOCOLS = {
                 Part("depth_m", lambda task, space: DepthMeter("pooled", 1e-3, 10.0)),
                 Part("normals", lambda task, space: NormalsMeter()),
             ),
+            of_size=NYU_SIZE,
         ),
         Protocol(
             "cityscapes_disparity_128x256",

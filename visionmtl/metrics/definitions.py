@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.metrics.base import Direction, Meter
-from visionmtl.metrics.depth import EIGEN_CROP, EIGEN_SIZE, DepthMeter
+from visionmtl.metrics.depth import EIGEN_CROP, NYU_SIZE, DepthMeter
 from visionmtl.metrics.segmentation import SegmentationMeter
 from visionmtl.structures import IGNORE, Sample
 
@@ -89,7 +89,7 @@ class _DepthDefinition:
     def update(self, prediction: Any, sample: Sample) -> None:
         """Count one image; the crop takes those of 480x640 alone."""
         if self._cropped and sample.depth_m is not None:
-            if sample.depth_m.shape != EIGEN_SIZE:
+            if sample.depth_m.shape != NYU_SIZE:
                 return
             prediction, sample = prediction[EIGEN_CROP], replace(sample, depth_m=sample.depth_m[EIGEN_CROP])
         self._meter.update(prediction, sample)

@@ -17,16 +17,15 @@ DepthProtocol = Literal["nyu_eigen", "nyu_median", "per_image", "pooled", "batch
 
 _HOW = {
     "nyu_eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
-    "nyu_median": "rows 45:471 and columns 41:601 of 480x640, each prediction scaled by median(truth) / "
-    "median(prediction), mean over images",
+    "nyu_median": "each prediction scaled by median(truth) / median(prediction), sums over all valid pixels of the split",
     "per_image": "all pixels, mean over images",
     "pooled": "sums over all valid pixels of the split",
     "batch_mean": "pooled within {} consecutive images, mean over those groups",
 }
 NYU_PROTOCOLS = "nyu_eigen", "nyu_median"
-"""Those that crop 480x640, with limits of their own."""
+"""Those of 480x640 alone, with limits of their own."""
 NYU_EIGEN_LIMITS_M = 1e-3, 10.0
-EIGEN_SIZE = (480, 640)
+NYU_SIZE = (480, 640)
 EIGEN_CROP = np.s_[45:471, 41:601]
 """Rows and columns of NYUv2 that depth papers score (Eigen et al. 2014, arXiv:1406.2283)."""
 
@@ -42,7 +41,7 @@ _Row = dict[str, float]
 class DepthMeter:
     """AbsRel, SqRel, RMSE and the rest; valid where min_m < truth < max_m, predictions clamped to [min_m, max_m].
 
-    protocol: "nyu_eigen" (NYUv2 depth papers), "nyu_median" (the same with align "median"), "per_image"
+    protocol: "nyu_eigen" (NYUv2 depth papers), "nyu_median" ("pooled" with align "median"), "per_image"
     ("nyu_eigen" without crop), "pooled" (multi-task papers) or "batch_mean"
     (only to reproduce tables made so: groups of `group_images` in the order of their ids).
     align: "median" scales each prediction by median(truth) / median(prediction) before the clamp, and says so in the
@@ -98,12 +97,13 @@ class DepthMeter:
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
         if self.protocol in NYU_PROTOCOLS:
-            if truth.shape != EIGEN_SIZE:
+            if truth.shape != NYU_SIZE:
                 raise ValueError(
                     f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
                     "defined for 480x640 (NYUv2); for other data leave --protocol out and set "
                     "tasks.NAME.protocol=per_image"
                 )
+        if self.protocol == "nyu_eigen":
             guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double(), guess.device.type == "cpu")))
         if isinstance(prediction, np.ndarray):
@@ -168,7 +168,8 @@ class DepthMeter:
         """
         self._collect()
         rows = [row for _, row in sorted(self._rows, key=lambda row: (len(row[0]), row[0])) if row["pixels"]]
-        size = {"pooled": max(len(rows), 1), "batch_mean": self.group_images}.get(self.protocol, 1)
+        whole = max(len(rows), 1)
+        size = {"pooled": whole, "nyu_median": whole, "batch_mean": self.group_images}.get(self.protocol, 1)
         groups = [_metrics(rows[start : start + size]) for start in range(0, len(rows), size)]
 
         names = _metrics([dict.fromkeys(_COLUMNS, 1.0)])

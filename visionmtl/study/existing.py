@@ -1,6 +1,6 @@
 """Runs that lie in a folder already, however they were trained, read as a comparison."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from visionmtl import run as config
@@ -10,7 +10,9 @@ from visionmtl.metrics.base import Direction
 from visionmtl.run import Run
 from visionmtl.study.comparison import Comparison, PlannedRuns, RunEntry, Variant, key_of, settings_of
 from visionmtl.study.report import Measured
-from visionmtl.study.worker import Result
+from visionmtl.study.worker import Result, load_result
+
+_HEADER: Mapping[str, type] = {"header.step": int, "header.epoch": int}
 
 
 def read_existing(folder: Path, confidence: float = 0.95) -> tuple[PlannedRuns, list[Measured]]:
@@ -26,15 +28,15 @@ def read_existing(folder: Path, confidence: float = 0.95) -> tuple[PlannedRuns, 
             "some, or name a comparison file"
         )
     _check_same_data(found)
-    rows: dict[str, dict[int, tuple[Path, Run, Path]]] = {}
-    for where, run, file in found:
+    rows: dict[str, dict[int, tuple[Path, Run, Result]]] = {}
+    for where, run, result in found:
         row = rows.setdefault(key_of(run.model_copy(update={"seed": 0})), {})
         if run.seed in row:
             raise ValueError(
                 f"{where} and {row[run.seed][0]} are one run twice: the same settings and seed {run.seed}; each seed "
                 "counts once; move one of them away"
             )
-        row[run.seed] = where, run, file
+        row[run.seed] = where, run, result
     named = {_name(folder, [where for where, _, _ in row.values()]): row for row in rows.values()}
     variants = {name: _variant(name, next(iter(row.values()))[1]) for name, row in named.items()}
     metrics: dict[str, dict[str, Direction]] = {}
@@ -52,27 +54,36 @@ def read_existing(folder: Path, confidence: float = 0.95) -> tuple[PlannedRuns, 
     origin = "Figures are those of each run's last evaluation on its own validation data, which nothing kept unseen."
     plan = PlannedRuns(comparison, variants, metrics, _references(variants), frozenset(variants), origin)
     return plan, [
-        Measured(variants[name], {seed: _result(run, file) for seed, (_, run, file) in row.items()}, ())
+        Measured(variants[name], {seed: result for seed, (_, _, result) in row.items()}, ())
         for name, row in named.items()
     ]
 
 
-def _runs(folder: Path) -> Iterator[tuple[Path, Run, Path]]:
-    """Folder, settings and last evaluation of each run. Raises ValueError for one that stopped before its end."""
-    for file in sorted(folder.rglob("config.yaml")):
-        evaluations = sorted((file.parent / "eval").glob("step-*.json"))
-        if evaluations:
-            run = config.load_recorded(file.parent)
-            epoch = read_object(evaluations[-1], {"header.epoch": int})["header"]["epoch"]
-            if epoch < run.train.epochs:
-                raise ValueError(
-                    f"{file.parent} was last evaluated after epoch {epoch} of {run.train.epochs}; a comparison takes "
-                    f"runs that have ended; finish it (visionmtl train --resume {file.parent}), or move it away"
-                )
-            yield file.parent, run, evaluations[-1]
+def _runs(folder: Path) -> Iterator[tuple[Path, Run, Result]]:
+    """Folder, settings and last evaluation of each run, or why it diverged. Raises ValueError for an unfinished one."""
+    for where in sorted(file.parent for file in folder.rglob("config.yaml")):
+        evaluations = sorted((where / "eval").glob("step-*.json"))
+        if not evaluations and not (where / "metrics.jsonl").is_file():
+            continue  # a config.yaml of something else
+        run = config.load_recorded(where)
+        known = load_result(where)
+        if known and known.diverged:
+            yield where, run, known
+            continue
+        header = read_object(evaluations[-1], _HEADER)["header"] if evaluations else {}
+        if not header or header["epoch"] < run.train.epochs:
+            last = (
+                f"last evaluated after epoch {header['epoch']} of {run.train.epochs}" if header else "never evaluated"
+            )
+            raise ValueError(
+                f"{where} was {last}; a comparison takes runs that have ended; finish it (visionmtl train --resume "
+                f"{where}), or move it away"
+            )
+        results = read_results(evaluations[-1])
+        yield where, run, Result(settings_of(run), None, header["step"], {}, results, (), 0, 0.0, 0.0)
 
 
-def _check_same_data(found: Sequence[tuple[Path, Run, Path]]) -> None:
+def _check_same_data(found: Sequence[tuple[Path, Run, Result]]) -> None:
     (first, run, _), *others = found
     for where, other, _ in others:
         if settings_of(other)["data"]["val"] != settings_of(run)["data"]["val"]:
@@ -107,8 +118,3 @@ def _references(variants: dict[str, Variant]) -> dict[tuple[str, float | None], 
                 )
             references[key] = name
     return references
-
-
-def _result(run: Run, file: Path) -> Result:
-    step = read_object(file, {"header.step": int})["header"]["step"]
-    return Result(settings_of(run), None, step, {}, read_results(file), (), 0, 0.0, 0.0)
