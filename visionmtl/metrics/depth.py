@@ -17,7 +17,7 @@ DepthProtocol = Literal["nyu_eigen", "nyu_median", "per_image", "pooled", "batch
 
 _HOW = {
     "nyu_eigen": "rows 45:471 and columns 41:601 of 480x640, mean over images",
-    "nyu_median": "each prediction scaled by median(truth) / median(prediction), sums over all valid pixels of the split",
+    "nyu_median": "each prediction scaled by median(truth) / median(prediction), sums over all valid pixels",
     "per_image": "all pixels, mean over images",
     "pooled": "sums over all valid pixels of the split",
     "batch_mean": "pooled within {} consecutive images, mean over those groups",
@@ -96,13 +96,11 @@ class DepthMeter:
                 f"image {sample.image_id!r}: the prediction is {list(guess.shape)} and the truth "
                 f"{list(truth.shape)}; allowed is one size; resize the prediction, never the truth"
             )
-        if self.protocol in NYU_PROTOCOLS:
-            if truth.shape != NYU_SIZE:
-                raise ValueError(
-                    f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
-                    "defined for 480x640 (NYUv2); for other data leave --protocol out and set "
-                    "tasks.NAME.protocol=per_image"
-                )
+        if self.protocol in NYU_PROTOCOLS and truth.shape != NYU_SIZE:
+            raise ValueError(
+                f"image {sample.image_id!r} is {truth.shape[0]}x{truth.shape[1]} px; protocol {self.protocol!r} is "
+                "defined for 480x640 (NYUv2); for other data leave --protocol out and set tasks.NAME.protocol=per_image"
+            )
         if self.protocol == "nyu_eigen":
             guess, truth = guess[EIGEN_CROP], truth[EIGEN_CROP]
         self._pending.append((sample.image_id, self._sums(guess.double(), truth.double(), guess.device.type == "cpu")))
