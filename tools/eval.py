@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from visionmtl.cli import CHECKPOINT, ToolParser, add_device, is_config, positive, run_tool, tried, tried_folder
 from visionmtl.config.paths import home_path
-from visionmtl.config.text_files import printable
+from visionmtl.config.text_files import printable, read_object
 from visionmtl.engine.verify_results import Expectation
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a wrong command line are answered at once
@@ -228,6 +228,9 @@ def _facts(args: argparse.Namespace, opened: Opened, split: str, precision: str)
     """What stands at the head of a report."""
     device = next(opened.net.parameters()).device
     again = ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]
+    machine = opened.folder / "env.json"
+    if origin := (read_object(machine) if machine.is_file() else {}).get("init_from"):
+        again += ["--init-from", str(origin)]
     return {
         "checkpoint": f"{opened.path}, step {opened.step:,}",
         "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",

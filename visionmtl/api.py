@@ -17,7 +17,7 @@ from visionmtl.engine.checkpoint import Opened, open_model
 from visionmtl.engine.distributed import Ranks
 from visionmtl.engine.evaluator import evaluate as evaluate_network
 from visionmtl.engine.extension import extended, old_spaces
-from visionmtl.engine.options import TrainOptions, check_counts
+from visionmtl.engine.options import TrainOptions, check_counts, check_paths, check_texts
 from visionmtl.engine.protocols import find_protocol
 from visionmtl.engine.teachers import resolve_taught_spaces
 from visionmtl.metrics.base import Meter, Results
@@ -52,6 +52,7 @@ def train(
                 f"{', '.join(known)}; a setting of the config is a text, as 'train.epochs=3'"
             )
     start = TrainOptions(**options)
+    check_paths(output=output)
     name = "unnamed" if isinstance(config_or_run, Run) else Path(config_or_run).stem
     with allow_imports(allow_import):
         return trainer.train(place(run, name, output, start.overfit), start)
@@ -79,7 +80,7 @@ def _read(config_or_run: str | Path | Run, overrides: Sequence[str]) -> Run:
         )
     if not isinstance(config_or_run, Run):
         return config.load(config_or_run, overrides)
-    return config.restore(config_or_run.model_dump(mode="json"), "Run", overrides) if overrides else config_or_run
+    return config.restore(config_or_run.model_dump(mode="json"), "Run", overrides)  # checked: a copy may hold anything
 
 
 def evaluate(
@@ -102,6 +103,7 @@ def evaluate(
     if tta not in (None, "flip"):
         raise ValueError(f"tta is {tta!r}; it can be 'flip' or None; correct it")
     check_counts(batch_size=batch_size, limit_batches=limit_batches)
+    check_texts(split=split, protocol=protocol)
     data = [data] if isinstance(data, str) else data
     with distributed.group(device) as ranks, allow_imports(allow_import):
         evaluation = Evaluation(open_model(checkpoint, ranks.device, overrides, split), ranks, data, protocol)

@@ -114,6 +114,17 @@ class ToolParser(argparse.ArgumentParser):
             help="let a checkpoint import this module of plug-ins, which runs it; may be repeated; default: none",
         )  # fmt: skip
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but for empty arguments, which would be taken for options that are not given or for `.`."""
+        words = list(sys.argv[1:] if args is None else args)
+        for before, word in zip(["the command", *words], words, strict=False):
+            if word == "" or re.fullmatch(r"--[\w-]+=", word):
+                self.error(
+                    f"{word or f'what follows {before}'} is empty; a value is needed; a variable of the shell that is "
+                    "not set gives none: set it, or leave the option out"
+                )
+        return super().parse_known_args(args, namespace)
+
     def parse_intermixed_args(self, *args: Any, **kwargs: Any) -> Any:
         """As argparse; a setting behind an option that may take more (`--resume optim.lr=1`) is a setting."""
         parsed = super().parse_intermixed_args(*args, **kwargs)

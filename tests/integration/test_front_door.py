@@ -149,8 +149,8 @@ def test_save_never_writes_over_a_file(model, tmp_path: Path):
 def test_train_evaluate_and_load_from_python(tmp_path: Path):
     run = scene_run.run(names=("depth",), train={"epochs": 1})
 
-    trained = visionmtl.train(run, "optim.lr=1e-3", output=tmp_path / "run", device="cpu", max_steps=2)
-    evaluated = visionmtl.evaluate(tmp_path / "run", device="cpu")
+    trained = visionmtl.train(run, "optim.lr=1e-3", output=tmp_path / "run", device="cpu", max_steps=np.int64(2))
+    evaluated = visionmtl.evaluate(tmp_path / "run", device=torch.device("cpu"))
 
     assert set(evaluated) == {"depth"} and evaluated["depth"]["images"] == 4
     assert not trained or evaluated["depth"]["rmse_m"] > 0
@@ -178,16 +178,42 @@ def test_the_home_folder_is_found_from_python(model, tmp_path: Path, monkeypatch
         ({"limit_batches": 0}, "limit_batches is 0; a whole number of at least 1"),
         ({"batch_size": -1}, "batch_size is -1; a whole number of at least 1"),
         ({"data": "folder"}, "--data folder: the validation data sets are"),
+        ({"protocol": 5}, "protocol is 5; a text, or None"),
+        ({"device": None}, "device is 'None'; allowed are auto"),
     ],
 )
 def test_what_evaluate_cannot_be_asked_for_is_refused(folder: Path, options: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
-        visionmtl.evaluate(folder, device="cpu", **options)
+        visionmtl.evaluate(folder, **{"device": "cpu", **options})
 
 
-def test_no_steps_are_not_all_steps():
-    with pytest.raises(ValueError, match="max_steps is 0; a whole number of at least 1, or None, is needed"):
-        visionmtl.train(scene_run.run(), max_steps=0)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; a whole number of at least 1, or None, is needed"),
+        ({"max_time_s": "10m"}, "max_time_s is '10m'; seconds from 0 on, or None"),
+        ({"max_time_s": float("nan")}, "max_time_s is nan"),
+        ({"stop": True}, "stop is True; a function that returns whether to stop"),
+        ({"dry_run": "no"}, "dry_run is 'no'; True or False"),
+        ({"resume": True}, "resume is True; a path"),
+        ({"init_from": ""}, "init_from is ''; a path"),
+        ({"output": 5}, "output is 5; a path"),
+        ({"init_from": "a.pt", "resume": "b.pt"}, "init_from is a.pt, and resume b.pt; .*; leave one of them out"),
+        ({"device": 5}, "device is '5'; allowed are auto, cpu, cuda and cuda:N"),
+    ],
+)
+def test_what_train_cannot_be_asked_for_is_refused_before_a_folder_is_made(
+    tmp_path: Path, options: dict[str, Any], said: str
+):
+    run = scene_run.run(tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        visionmtl.train(run, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_changed_by_hand_is_checked():
+    with pytest.raises(ValueError, match="seed"):
+        visionmtl.train(scene_run.run().model_copy(update={"seed": -5}))
 
 
 def test_build_model_gives_the_untrained_network_of_a_run():

@@ -196,6 +196,10 @@ def test_a_file_of_which_nothing_fits_is_refused(tmp_path):
     run = small_run(small_tasks())
     with pytest.raises(ValueError, match=r"other.pth: none of its tensors fits this network.*choose another"):
         load_initial(net_of(run.tasks), run, file)
+    name, bias = next((n, v) for n, v in net_of(run.tasks).trunk.encoder.state_dict().items() if v.ndim == 1)
+    torch.save({name.rpartition("model.")[2]: bias}, file)
+    with pytest.raises(ValueError, match=rf"other.pth: {len(bias)} of \d+ values fit this network"):
+        load_initial(net_of(run.tasks), run, file)
     torch.save([1, 2], file)
     with pytest.raises(ValueError, match="no checkpoint"):
         load_initial(net_of(run.tasks), run, file)

@@ -147,6 +147,13 @@ def test_a_checkpoint_of_other_settings_is_refused_by_the_setting(whole: Path, c
         state.load_state_dict(checkpoint.load(path), path)
 
 
+@pytest.mark.parametrize(("before", "after"), [("uncertainty", "imtl_l"), ("gls", "fixed"), ("fairgrad", "mgda")])
+def test_the_state_of_another_balancing_method_is_refused_where_its_shape_fits(tmp_path: Path, before: str, after: str):
+    saved = scene_run.state(settings(tmp_path, balance={"type": before})).state_dict()
+    with pytest.raises(ValueError, match=f"last.pt was written with balance.type {before}, this run has {after}"):
+        scene_run.state(settings(tmp_path, balance={"type": after})).load_state_dict(saved, Path("last.pt"))
+
+
 def test_a_checkpoint_of_another_network_names_the_settings(whole: Path):
     path = whole / "checkpoints" / "last.pt"
     state = scene_run.state(settings(whole, tasks={"depth": {"decoder": {"channels": 24}}}))

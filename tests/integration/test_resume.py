@@ -1,5 +1,6 @@
 """Resuming: a run cut in two computes what a whole one does, bit for bit, and nothing is overwritten silently."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -252,6 +253,13 @@ def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path,
     assert found["step"] == 1
     assert found["balancer"]["log_variances"].abs().max() < 1e-9 < source["balancer"]["log_variances"].abs().max()
     assert {float(of_one["step"]) for of_one in found["optimizer"]["state"].values()} == {1.0}
+
+    origin = str(cut / "checkpoints" / "last.pt")
+    again = TrainOptions(init_from=origin, resume="auto", max_steps=2)
+    train(settings(tmp_path / "new", optim={"lr": 1e-12, "warmup_steps": None}), again)
+    assert json.loads((tmp_path / "new" / "env.json").read_text())["init_from"] == origin
+    log = (tmp_path / "new" / "train.log").read_text()
+    assert log.count("tensors taken") == 1, "a run that goes on has its own weights"
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(cut: Path, tmp_path: Path):

@@ -73,6 +73,7 @@ def test_print_config_tells_where_each_value_comes_from(file: Path, tmp_path: Pa
         (["train.lr=3"], "did you mean optim.lr?"),
         (["--output", "/dev/null/run"], "/dev/null/run cannot be read or written: Not a directory; a path"),
         (["balance.type=fixd"], "did you mean 'fixed'?"),
+        (["distill.teachers=[a.pt,a.pt]"], "names one of its values twice"),
         (["train.best=dept/rmse_m"], "did you mean 'depth'?"),
         (["train.batch_size=9"], "an epoch has 8 images, but one step takes 9 x 1 process"),
         (["data.size=[40,64]"], "needs multiples of 16; choose 48x64"),
@@ -91,6 +92,17 @@ def test_what_is_wrong_is_said_on_stderr(
 
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and said in printed
+
+
+@pytest.mark.parametrize("arguments", [["--init-from", ""], ["--output="], [""]])
+def test_an_empty_argument_is_no_argument_left_out(
+    file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+):
+    """As of a variable of the shell that is not set."""
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(file), *arguments])
+    assert left.value.code == 2
+    assert "is empty; a value is needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cured", [True, False])

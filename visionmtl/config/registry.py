@@ -85,7 +85,7 @@ Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    if values is not None and len(set(values)) < len(values):
+    if values is not None and any(value in values[:i] for i, value in enumerate(values)):
         raise ValueError(f"{list(values)} names one of its values twice; each counts once; remove the repeated one")
     return values
 

@@ -602,7 +602,9 @@ def check_continues(saved: Mapping[str, Any], fresh: Mapping[str, Any], tasks: M
         wrong = f"tasks.{name}.{key} {was['tasks'][name].get(key)}, this run has {now['tasks'][name][key]}"
     elif was["optim"]["name"] != now["optim"]["name"]:
         wrong = f"optim.name {was['optim']['name']}, this run has {now['optim']['name']}"
-    elif shapes(saved["balancer"]) != shapes(fresh["balancer"]):
+    elif shapes(saved["balancer"]) != shapes(fresh["balancer"]) or (
+        was["balance"]["type"] != now["balance"]["type"] and (saved["balancer"] or fresh["balancer"])
+    ):  # where shapes are alike, the numbers of one method would still mean something else to the other
         wrong = f"balance.type {was['balance']['type']}, this run has {now['balance']['type']}, which has another state"
     elif set(saved.get("curriculum", {})) != set(fresh["curriculum"]):
         wrong = "another train.curriculum: one of the two runs measures which task is easiest"

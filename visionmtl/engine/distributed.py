@@ -36,8 +36,9 @@ class Ranks:
         return self.rank == 0
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """'auto' = CUDA where there is one, else the CPU. Raises ValueError for a device that is not there."""
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

@@ -57,15 +57,16 @@ def _finish(
     net: MultiTaskNet, own: Mapping[str, Tensor], left: Sequence[str], taken: Mapping[str, Tensor], path: Path,
     notes: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    if not taken:
+    count, total = (sum(values[name].numel() for name in values) for values in (taken, own))
+    if count * 100 < total:  # a few biases of equal lengths fit any network
         raise ValueError(
-            f"{path}: none of its tensors fits this network: {'; '.join(notes) or 'names or shapes differ'}; not taken "
-            f"are {_by_part(left) if left else 'none'}; a checkpoint that shares encoder, pyramid or a task is needed; "
-            "choose another, or leave out --init-from"
+            f"{path}: {f'{count} of {total} values fit' if taken else 'none of its tensors fits'} this network: "
+            f"{'; '.join(notes) or 'names or shapes differ'}; not taken are {_by_part(left) if left else 'none'}; a "
+            "checkpoint that shares encoder, pyramid or a task is needed; choose another, set `model` as its run has "
+            "it, or leave out --init-from"
         )
     net.load_state_dict({**own, **taken})
     fresh = [name for name in own if name not in taken]
-    count, total = (sum(values[name].numel() for name in values) for values in (taken, own))
     lines = [f"{path}: {len(taken)} of {len(own)} tensors taken, {count / 1e6:.2f} of {total / 1e6:.2f} M values"]
     lines += notes
     if left:

@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from visionmtl.config.console import Console
 from visionmtl.config.durations import clock
-from visionmtl.config.text_files import check_object, parse_line, printable
+from visionmtl.config.text_files import check_object, parse_line, printable, read_object
 from visionmtl.engine.environment import environment
 from visionmtl.engine.loggers import check_loggers, open_loggers
 from visionmtl.io.atomic import atomic_write, write_text
@@ -68,14 +68,19 @@ class RunLog(logging.Handler):
             logger.info(f"note      {files.note}")
         return log
 
-    def config(self, text: str) -> None:
-        """Keep the resolved config, and what the run runs on."""
+    def config(self, text: str, init_from: str | Path | None = None) -> None:
+        """Keep the resolved config, and what the run runs on.
+
+        init_from: where its first weights came from; None: where the files say so already, that is kept
+        """
         if self._files:
             write_text(self._files.folder / "config.yaml", text)
             for one in self._files.loggers:
                 one.config(yaml.safe_load(text))
-            found = json.dumps(environment(), indent=1) + "\n"
-            write_text(self._files.folder / "env.json", found)
+            file = self._files.folder / "env.json"
+            origin = init_from or (read_object(file).get("init_from") if file.is_file() else None)
+            found = environment() | ({"init_from": str(origin)} if origin else {})
+            write_text(file, json.dumps(found, indent=1) + "\n")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message of `logger`."""

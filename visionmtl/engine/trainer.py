@@ -153,7 +153,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             "come from one of them; leave one out"
         )
     initial: list[str] = []
-    if options.init_from:
+    if options.init_from and not checkpoint.find_resumed(Path(run.output or ""), options.resume, options.dry_run):
         initial = load_initial(net, run, Path(options.init_from))
     loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
     data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders, initial)
@@ -621,7 +621,7 @@ class Trainer:
             show=ranks.is_main_process, evaluated=self.state.evaluated, loggers=run.train.loggers,
         ) as self.log:  # fmt: skip
             if not resumed or self.state.step < self.last_step:  # else nothing is learnt under these settings
-                self.log.config(dump(run))
+                self.log.config(dump(run), None if resumed else options.init_from)
             self.bad_files = BadFileRecord(
                 run.data.bad_files, {one.name: len(one) for one in self.data.train_datasets}, ranks.device,
                 folder if ranks.is_main_process and not options.dry_run else None, resumed,

@@ -5,10 +5,12 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visionmtl.config.suggest import did_you_mean
-from visionmtl.metrics.base import Meter, declared
+
+if TYPE_CHECKING:  # it needs torch, and --help is answered at once
+    from visionmtl.metrics.base import Meter
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Expectation:
                 f"measured are {', '.join(tasks)}; correct --expect"
             )
 
-    def check(self, meters: Mapping[str, Meter]) -> None:
+    def check(self, meters: "Mapping[str, Meter]") -> None:
         """Raises ValueError when its task will not be measured, or the task's meter has no such number."""
+        from visionmtl.metrics.base import declared
+
         self.check_task(meters)
         task, metric = self.path[0], "/".join(self.path[1:])
         known = {"images": None, **meters[task].metrics}

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from visionmtl.config.registry import Spec
+from visionmtl.config.registry import EachOnce, Spec
 from visionmtl.network import FEATURES, MultiTaskNet
 from visionmtl.ops.ranks import Counts
 from visionmtl.ops.soft_losses import content_shares, num_pairs, resize_like
@@ -27,7 +27,7 @@ class Teacher(Spec):
 class Distill(Spec):
     """Learning from teachers beside the labels, on every image of every training data set."""
 
-    teachers: tuple[Teacher, ...] = Field(min_length=1)
+    teachers: Annotated[tuple[Teacher, ...], EachOnce] = Field(min_length=1)
     """Several that teach one task give their mean."""
     tasks: dict[str, SoftLoss] | None = Field(None, min_length=1)
     """The student's tasks that learn from teachers, and how; a list of names is short for their defaults. None: all
