@@ -4,25 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 PROFILE_WARMUP = 2  # steps before a trace, so that it shows a warmed loop
 
 
-def check_counts(**given: int | None) -> None:
+def check_counts(**given: Any) -> None:
     """Raise ValueError for a count that is no whole number of at least 1."""
     for name, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} is {value!r}; a whole number of at least 1, or None, is needed; correct it")
 
 
-def check_texts(**given: str | None) -> None:
+def check_texts(**given: Any) -> None:
     """Raise ValueError for what is neither a text nor None."""
     for name, value in given.items():
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{name} is {value!r}; a text, or None, is needed; correct it")
 
 
-def check_paths(**given: str | Path | None) -> None:
+def check_paths(**given: Any) -> None:
     """Raise ValueError for what is neither a path nor None; an empty text is no path."""
     for name, value in given.items():
         if value is not None and (not isinstance(value, str | Path) or not str(value)):
@@ -56,10 +57,10 @@ class TrainOptions:
                 f"init_from is {self.init_from}, and resume {self.resume}; the checkpoint that a run goes on from has "
                 "all weights; leave one of them out"
             )
-        time_s = self.max_time_s
+        time_s, stop, dry_run = map(vars(self).get, ("max_time_s", "stop", "dry_run"))
         if time_s is not None and (isinstance(time_s, bool) or not isinstance(time_s, Real) or not time_s >= 0):
             raise ValueError(f"max_time_s is {time_s!r}; seconds from 0 on, or None, are needed; correct it")
-        if self.stop is not None and not callable(self.stop):
-            raise ValueError(f"stop is {self.stop!r}; a function that returns whether to stop is needed; give one")
-        if not isinstance(self.dry_run, bool):
-            raise ValueError(f"dry_run is {self.dry_run!r}; True or False is needed; correct it")
+        if stop is not None and not callable(stop):
+            raise ValueError(f"stop is {stop!r}; a function that returns whether to stop is needed; give one")
+        if not isinstance(dry_run, bool):
+            raise ValueError(f"dry_run is {dry_run!r}; True or False is needed; correct it")
