@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class TrainOptions:
                 "all weights; leave one of them out"
             )
         time_s, stop, dry_run = map(vars(self).get, ("max_time_s", "stop", "dry_run"))
-        if time_s is not None and (isinstance(time_s, bool) or not isinstance(time_s, Real) or not time_s >= 0):
+        if time_s is not None and (isinstance(time_s, bool) or not isinstance(time_s, int | float) or not time_s >= 0):
             raise ValueError(f"max_time_s is {time_s!r}; seconds from 0 on, or None, are needed; correct it")
         if stop is not None and not callable(stop):
             raise ValueError(f"stop is {stop!r}; a function that returns whether to stop is needed; give one")
