@@ -133,6 +133,8 @@ class COCO(Dataset):
 class _Reader(PartReader):
     """The images of the instances file; of the panoptic file where it alone is read."""
 
+    ids_are_names = False
+
     def __init__(self, spec: COCO, boxes: BoxIndex | None, segments: SegmentIndex | None) -> None:
         root, name = Path(spec.root), f"{spec.split}2017"
         images: AnnotationIndex | None = segments if boxes is None else boxes

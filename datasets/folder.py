@@ -349,6 +349,8 @@ def _or_error(read: Callable[[int], ImageObjects], index: int) -> "ImageObjects 
 class FolderReader(PartReader):
     """The images in the order of their names, or of the list. `notes`: one line for each thing that was counted."""
 
+    ids_are_names = True
+
     def __init__(self, spec: Folder) -> None:
         self._spec, self._root, self._files = spec, Path(spec.root), Files(Path(spec.root))
         self.notes: list[str] = []

@@ -95,6 +95,8 @@ class NYUv2(Dataset):
 
 
 class _Reader(PartReader):
+    ids_are_names = True
+
     def __init__(self, spec: NYUv2) -> None:
         root = Path(spec.root)
         self._spec, self._split, self._files = spec, spec.split, Files(root)

@@ -175,7 +175,9 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
             written, notes = numbered(spaces, opened.net.tasks, evaluation.sources)
             evaluation.notes += notes
             units = args.depth_units or KITTI_UNITS
-            writer = SubmissionWriter(args.save_predictions, evaluation.tasks, written, units)
+            writer = SubmissionWriter(
+                args.save_predictions, evaluation.tasks, written, units, datasets=evaluation.sources
+            )
         evidence = None
         if args.report and ranks.is_main_process:
             fresh = {name.partition("@")[0]: deepcopy(meter) for name, meter in evaluation.meters.items()}
@@ -298,7 +300,7 @@ def _score_files(args: argparse.Namespace, ranks: Ranks) -> int:
 
 def _score_coco_files(args: argparse.Namespace) -> int:
     from visionmtl.engine.evaluator import choose_json
-    from visionmtl.inference.results_io import declared_space
+    from visionmtl.inference.results_io import declared_by_name, declared_space
     from visionmtl.metrics.coco_ap import Backend, score_files
 
     file = home_path(args.from_predictions[0])
@@ -307,7 +309,8 @@ def _score_coco_files(args: argparse.Namespace) -> int:
     with ExitStack() as targets:
         if args.json:
             targets.enter_context(tried(replace=choose_json(args.json, header, free_name=False)))
-        kind, result, notes = score_files(file, args.truth, backend, args.iou_type, declared_space(file))
+        declared = declared_space(file), declared_by_name(file)
+        kind, result, notes = score_files(file, args.truth, backend, args.iou_type, *declared)
         for expectation in args.expect:
             expectation.check_task([kind])
         title = f"protocol coco, {kind}: {file} against {args.truth}, {result['images']} images"

@@ -182,14 +182,16 @@ def _write_submission(args: argparse.Namespace, predictor: Predictor, sources: S
     if args.intrinsics:  # before the folder holds anything, or the next try would find it taken
         checked_intrinsics(args.intrinsics, net.tasks)
     check_ids(source.path for source in sources if source.dataset is None)
-    spaces, notes = numbered(net.spaces, net.tasks, datasets_of(sources))
+    datasets = datasets_of(sources)
+    spaces, notes = numbered(net.spaces, net.tasks, datasets)
     failed: list[str] = []
     waiting = read_all(sources, False, failed)
     batches = iter(lambda: list(islice(waiting, predictor.batch_size)), [])
     first = next(batches, None)
     if first is None:  # nothing is written
         return _status(failed)
-    writer = SubmissionWriter(args.output, net.tasks, spaces, args.depth_units or KITTI_UNITS, distances=True)
+    units = args.depth_units or KITTI_UNITS
+    writer = SubmissionWriter(args.output, net.tasks, spaces, units, distances=True, datasets=datasets)
     for batch in chain([first], batches):
         results = predictor([one.image for one in batch], intrinsics=args.intrinsics)
         for one, result in zip(batch, results, strict=True):

@@ -24,7 +24,8 @@ class DatasetReader(Protocol):
     """An opened data set: cheap to hold, safe to send to worker processes.
 
     Optional members: `channels` (of its images, where not 3), `notes` (sentences about its labels), `file(index)` and
-    `label_files(index)` (the paths that a sample comes from), `sample_name(index)` (where one file holds several), and
+    `label_files(index)` (the paths that a sample comes from), `sample_name(index)` (where one file holds several),
+    `ids_are_names` (whether image ids are file names without ending, or numbers of an annotation file), and
     `read_part(index, request)`, through which training reads: as `read`, but labels that are not requested may be None,
     and the image may be reduced (with `full_size`); see `PartReader`. Samples that lie together, as in shards:
     `locality`, and `fetch(index)`, which brings those of one shard near before they are read.

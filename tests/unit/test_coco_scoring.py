@@ -195,6 +195,30 @@ def test_what_is_odd_in_the_truth_is_told(tmp_path, change, note, ap):
     assert result["ap"] == pytest.approx(ap, abs=0.01)
 
 
+def test_image_ids_that_are_file_names_meet_the_images_of_these_names(tmp_path):
+    """Numbered from the last image on, as a labelling program may, whatever the files are called."""
+    rows, truth = drawn()
+    expected = official_ap(rows, truth)
+    for image in truth["images"]:
+        image["file_name"], image["id"] = f"rooms/{image['id']:04}.jpg", 13 - image["id"]
+    for one in truth["annotations"]:
+        one["image_id"] = 13 - one["image_id"]
+    files = save(tmp_path, rows, truth)
+
+    _, result, notes = score_files(*files, by_name=True)
+    assert result["ap"] == pytest.approx(expected, abs=1e-12) and not notes
+    _, result, notes = score_files(*files)
+    assert result["ap"] < expected / 2
+    assert "is an id of" in notes[0] and notes[0].endswith("the file name of another image there; ids count")
+    for image in truth["images"]:
+        image["id"] = f"image {image['id']}"
+    for one in truth["annotations"]:
+        one["image_id"] = f"image {one['image_id']}"
+    _, result, notes = score_files(*save(tmp_path, rows, truth))
+    assert result["ap"] == pytest.approx(expected, abs=1e-12)
+    assert "has file names of" in notes[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

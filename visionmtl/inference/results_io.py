@@ -69,9 +69,14 @@ class SubmissionWriter:
 
     def __init__(
         self, folder: Path, tasks: Mapping[str, Task], spaces: Spaces, units_per_metre: int = KITTI_UNITS,
-        distances: bool = False,
+        distances: bool = False, datasets: Sequence[NamedDataset] = (),
     ) -> None:  # fmt: skip
-        """distances: write those of boxes beside them where depth is predicted, see `metrics.distance.box_columns`."""
+        """distances: write those of boxes beside them where depth is predicted, see `metrics.distance.box_columns`.
+
+        datasets: those of the images, whose ids are kept with what they are; (): images are named by their files
+        """
+        kinds = {getattr(one.reader, "ids_are_names", None) for one in datasets} or {True}
+        self._by_name = kinds.pop() if len(kinds) == 1 else None
         for task in tasks.values():
             _check_field(task)
         check_depth_units(tasks, units_per_metre)
@@ -125,6 +130,8 @@ class SubmissionWriter:
             meaning[name] = {"field": task.field, "space": space and space.plain()}
             if task.field == "depth_m":
                 meaning[name]["units_per_metre"] = self._units
+            if task.field == "boxes" and self._by_name is not None:
+                meaning[name]["images_by_name"] = self._by_name
         write_json(self.folder / MANIFEST, meaning)
 
     def _png(self, name: str, image_id: str) -> str:
@@ -385,6 +392,18 @@ def declared_space(path: Path) -> LabelSpace | None:
     path: a results file or a folder of PNGs
     """
     return _space_of(path, *_manifest(path))
+
+
+def declared_by_name(path: Path) -> bool | None:
+    """Whether submission.json beside a results file says that its image ids are file names; None: it does not say."""
+    manifest, of_folder = _manifest(path)
+    value = of_folder.get("images_by_name")
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(
+            f"{manifest}: {path.stem} has images_by_name {shown(value, 50)}; true or false is needed; correct it, or "
+            "remove that entry"
+        )
+    return value
 
 
 def _space_of(path: Path, manifest: Path, of_folder: Mapping[str, Any]) -> LabelSpace | None:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from visionmtl.io.coco.annotations import check_unit, encode, read_truth
+from visionmtl.io.coco.annotations import canonical, check_unit, encode, read_truth
 from visionmtl.io.coco.results import Row, is_finite, read_rows
 from visionmtl.structures import LabelSpace
 
@@ -42,11 +43,14 @@ def score_files(
     backend: Backend = "pycocotools",
     kind: IouType | None = None,
     predicted: LabelSpace | None = None,
+    by_name: bool | None = None,
 ) -> tuple[IouType, dict[str, Any], list[str]]:
     """A results file scored against an annotation file, with neither images nor a network.
 
     kind: what is scored; None: boxes where every result has one, else masks.
     predicted: the classes behind the category ids of the results, where they are known
+    by_name: whether the image ids of the results are file names without ending; None: not known, they are where all
+    are such names and not all are ids of `truth`
     Returns the kind, what `DetectionMeter.compute` gives over all images of `truth`, and what is odd about the files.
     Results of categories that the annotations do not have count nowhere, as in COCO's own evaluation; `ignored` tells
     how many. Results that are not finite are `dropped`.
@@ -67,8 +71,19 @@ def score_files(
     annotated = read_truth(truth, masks=kind == "segm")
     notes += annotated.notes
 
+    found_images = {row["image_id"] for row in rows}
     number_of = {image_id: number for number, image_id in enumerate(annotated.image_ids, start=1)}
-    if strangers := sorted({row["image_id"] for row in rows} - number_of.keys()):
+    named = {} if by_name is False else _numbers_by_name(annotated.names)
+    if named and found_images <= named.keys():
+        if by_name or not found_images <= number_of.keys():
+            number_of = named
+            notes += [] if by_name else [f"{results} has file names of {truth} as image ids, and is scored by them"]
+        elif other := sorted(one for one in found_images if named[one] != number_of[one]):
+            notes.append(
+                f"image_id {other[0]} of {results} is an id of {truth}, and the file name of another image there; ids "
+                "count"
+            )
+    if strangers := sorted(found_images - number_of.keys()):
         raise ValueError(
             f"{results} has results for {len(strangers)} image(s) that {truth} does not list, the first is "
             f"{strangers[0]}; both must be of one split; give the annotations of the split that was predicted"
@@ -123,6 +138,14 @@ def score_files(
         "protocol": "coco",
     }
     return kind, summed, notes
+
+
+def _numbers_by_name(names: Sequence[str]) -> dict[str, int]:
+    """The number of the image of each name, and of each name without its folders that only one image has."""
+    numbers = {name: number for number, name in enumerate(names, start=1) if name}
+    short = {name: canonical(name.rpartition("/")[2]) or "" for name in numbers}
+    counts = Counter(short.values())
+    return {short[name]: number for name, number in numbers.items() if counts[short[name]] == 1} | numbers
 
 
 def _check_numbers(results: Path, truth: Path, predicted: LabelSpace, categories: Sequence[tuple[str, str]]) -> None:

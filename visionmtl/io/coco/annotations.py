@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -188,6 +188,8 @@ class Truth:
     """By id: their number from 1 as `id`, height and width where they are given."""
     image_ids: list[str]
     """The id of each, as `canonical` writes it."""
+    names: list[str]
+    """The file name of each without its ending, as `canonical` writes it; "" where there is none."""
     categories: list[tuple[str, str]]
     """(id as `canonical` writes it, name), by id."""
     annotations: list[Entry]
@@ -223,6 +225,7 @@ def read_truth(file: Path, masks: bool = False) -> Truth:
         images=[{"id": number_of[row], "height": height, "width": width} if height else {"id": number_of[row]}
                 for row in order for height, width in [parsed.sizes[row].tolist()]],
         image_ids=[parsed.image_ids[row] for row in order],
+        names=[parsed.names[row] for row in order],
         categories=list(zip(parsed.category_ids, parsed.category_names, strict=True)),
         annotations=annotations,
         notes=[f"{file}: {note}" for note in parsed.notes(_NUM_UNUSABLE)],
@@ -238,7 +241,7 @@ class Annotations:
         self.file, self.entries = file, lists["annotations"]
         images, categories = lists["images"], self._classes(lists["categories"])
         self.image_ids = ids_of(file, "images", images, "id", unique=True)
-        self.names = file_names(file, "images", images) if named else self.image_ids
+        self.names = file_names(file, "images", images) if named else [_name_of(entry) for entry in images]
         if named:
             _check_once(file, "images", images, "file_name", self.names)
         sizes = [[entry.get("height"), entry.get("width")] for entry in images]
@@ -494,6 +497,12 @@ def canonical(value: object) -> str | None:
     if not isinstance(value, str) or not value or "\0" in value or not is_unicode(value):
         return None
     return (value.lstrip("0") or "0") if value.isascii() and value.isdecimal() else composed(value)
+
+
+def _name_of(image: Entry) -> str:
+    """See `Truth.names`."""
+    name = image.get("file_name")
+    return (canonical(PurePosixPath(name).with_suffix("").as_posix()) if isinstance(name, str) and name else None) or ""
 
 
 def id_order(text: str) -> tuple[bool, int, str]:
