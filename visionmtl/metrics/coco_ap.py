@@ -78,9 +78,9 @@ def score_files(
         if by_name or not found_images <= number_of.keys():
             number_of = named
             notes += [] if by_name else [f"{results} has file names of {truth} as image ids, and is scored by them"]
-        elif other := sorted(one for one in found_images if named[one] != number_of[one]):
+        elif elsewhere := sorted(one for one in found_images if named[one] != number_of[one]):
             notes.append(
-                f"image_id {other[0]} of {results} is an id of {truth}, and the file name of another image there; ids "
+                f"image_id {elsewhere[0]} of {results} is an id of {truth}, and the file name of another image there; ids "
                 "count"
             )
     if strangers := sorted(found_images - number_of.keys()):
