@@ -54,7 +54,7 @@ def parser() -> ToolParser:
     )  # fmt: skip
     p.add_argument(
         "--init-from", type=expanduser, metavar="PATH",
-        help="a new run that starts from what fits of a checkpoint, a run, or an encoder's weights; says what is taken",
+        help="a new run that starts from what fits of a network (nyuv2-small, a run) or an encoder; says what is taken",
     )  # fmt: skip
     p.add_argument(
         "--extend", type=expanduser, metavar="CHECKPOINT",
