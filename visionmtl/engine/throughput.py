@@ -61,7 +61,7 @@ class DataTimeAdvice:
 
     def _tries(self, share: float) -> list[str]:
         data, found = self._data, []
-        room = max(self._cores // self._processes - 1, 1)  # workers a process, beside itself
+        room = max(self._cores // self._processes - 1, 0)  # workers a process, beside itself
         if self._workers < room:
             # so many would feed the device at their present pace
             wanted = math.ceil(max(self._workers, 1) / (1 - min(share, 0.99)))
