@@ -232,13 +232,17 @@ def test_what_tasks_share_goes_on_learning_while_one_of_them_is_held(sharing: An
     [
         ({"optim": {"schedule": "step", "milestones": (0.01, 0.5)}}, r"are the steps \[0, 8\] of 16, so that"),
         ({"optim": {"schedule": "step", "milestones": (0.5, 0.51)}}, r"are the steps \[8, 8\] of 16"),
+        ({"optim": {"warmup_steps": 17}}, r"takes 17 steps, but the run has 16 .*; allowed are up to 16 steps; lower"),
         (
             {"train": {"epochs": 4, "batch_size": 8, "curriculum": {"easiest_first": {"measure_epochs": 1}}}},
             r"measures for 1 epoch\(s\) of 1 step\(s\).*two steps or more are needed",
         ),
     ],
 )  # fmt: skip
-def test_a_schedule_that_does_not_fit_the_steps_is_refused(changes: dict[str, Any], told: str, tmp_path):
+def test_a_schedule_that_does_not_fit_is_refused_before_the_network_is_built(
+    changes: dict[str, Any], told: str, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("visionmtl.engine.trainer.build_model", None)
     run = scene_run.run(tmp_path / "run", **{"train": {"epochs": 4}, **changes})
     with pytest.raises(ValueError, match=told):
         train(run, TrainOptions(device="cpu"))

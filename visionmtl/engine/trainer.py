@@ -143,6 +143,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
         limit=1 if options.dry_run else options.limit_val_batches,
     )  # fmt: skip
 
+    if steps_per_epoch := len(train_batches) // settings.accumulate:
+        _check_schedule(run, steps_per_epoch)
     net = build_model(run.model, run.tasks, spaces, run.data.size)
     net.check_size(run.data.input_size, "data.eval_size")
     for size in smaller:
@@ -724,7 +726,6 @@ class Trainer:
                 f"an epoch has {batches} batches, but train.accumulate is {settings.accumulate}; one step takes that "
                 "many batches; lower train.accumulate or train.batch_size"
             )
-        _check_schedule(self.run, len(self.data.train_loader) // settings.accumulate)
         if self.resumed_at:
             drawn = len(self.data.train_loader.batch_sampler.mixture)  # type: ignore[union-attr]
             if options.limit_train_batches:
