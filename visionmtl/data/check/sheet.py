@@ -72,7 +72,8 @@ def _cells(data_set: Checked, seen: Seen, rules: str, numbers: Numbers) -> Itera
         title += f"  {', '.join(names) or 'no class'}"
     boxes, space = sample.boxes, spaces.get("boxes")
     if boxes is not None and space is not None:
-        yield f"{title}  {len(boxes.labels)} boxes", _draw_boxes(image, boxes, space, size)
+        count = f"{len(boxes.labels)} box{'' if len(boxes.labels) == 1 else 'es'}"
+        yield f"{title}  {count}", _draw_boxes(image, boxes, space, size)
     else:
         yield title + ("  boxes not labelled" if space else ""), image
     for field, space in spaces.items():

@@ -217,7 +217,8 @@ def sentences(numbers: Numbers) -> Iterator[str]:
     """A line on the images, one on what is labelled, and one on each label field."""
     read, asked, images = (numbers[name] for name in ("read", "asked", "images"))
     unreadable = f", {asked - read} could not be read" if asked > read else ""
-    yield f"{read}{'' if asked == images else f' of {images}'} images{unreadable}, {_size_text(**numbers['sizes'])}"
+    count = f"{read}{'' if asked == images else f' of {images}'} image{'' if images == 1 else 's'}"
+    yield f"{count}{unreadable}, {_size_text(**numbers['sizes'])}"
     if channels := numbers.get("channels"):
         yield f"channels: mean {channels['mean']}, std {channels['std']} (for model.encoder.mean and std)"
     labelled = ", ".join(f"{name} {count}" for name, count in numbers["labelled"].items()) or "nothing"

@@ -38,6 +38,7 @@ def _taught(checked: Sequence[Checked], tasks: Mapping[str, Task]) -> Iterator[F
                     classes = of_source[one.name]
                     rest = [name for name in space.classes if name not in classes]
                     text = f"{one.role} {one.name} {'teaches' if one.role == 'train' else 'judges'} task {task!r} "
-                    text += f"{len(classes)} of {len(space.classes)} classes: {shortened(classes, _MOST) or 'none'}"
+                    text += f"{len(classes)} of {len(space.classes)} class{'' if len(space.classes) == 1 else 'es'}: "
+                    text += shortened(classes, _MOST) or "none"
                     text += f"; it does not annotate {shortened(rest, _MOST)}" if rest else ""
                     yield one.finding("classes_taught", tasks[task].field, text)

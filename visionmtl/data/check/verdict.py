@@ -56,7 +56,7 @@ def _repeated_images(checked: Sequence[Checked]) -> Iterator[Finding]:
                 yield data_set.finding("leak", "image", f"the same pixels as {_name(*trained)}", seen)
     by_name = {(data_set.role, data_set.name): data_set for data_set in checked}
     for (role, name, earlier_name), count in sorted(shared.items()):
-        text = f"{role} {name}: {count} images are also in {role} {earlier_name}"
+        text = f"{role} {name}: {count} image{' is' if count == 1 else 's are'} also in {role} {earlier_name}"
         yield by_name[role, name].finding("duplicate_elsewhere", "image", text)
     for first, second, difference in near_images([seen.fingerprint for _, seen in images]):
         (earlier_set, earlier_seen), (data_set, seen) = images[first], images[second]
@@ -78,7 +78,8 @@ def _absent(checked: Sequence[Checked]) -> Iterator[Finding]:
                 missing = [name for k, name in enumerate(space.classes) if k not in occurring]
                 if missing:
                     count = f"{len(missing)} of {len(space.classes)} classes of {space.name}"
-                    yield data_set.finding("class_absent", field, f"{count} never occur: {_list(missing)}")
+                    verb = "occurs" if len(missing) == 1 else "occur"
+                    yield data_set.finding("class_absent", field, f"{count} never {verb}: {_list(missing)}")
 
 
 def _untrained(checked: Sequence[Checked]) -> Iterator[Finding]:
@@ -89,9 +90,9 @@ def _untrained(checked: Sequence[Checked]) -> Iterator[Finding]:
             if space and data_set.role == "train":
                 trained[field, space.name].update(classes)
             elif space and (untrained := [one for one in classes if one not in trained[field, space.name]]):
-                text = (
-                    f"{len(untrained)} classes of {space.name} occur here, but in no training data: {_list(untrained)}"
-                )
+                what, verb = ("class", "occurs") if len(untrained) == 1 else ("classes", "occur")
+                count = f"{len(untrained)} {what} of {space.name}"
+                text = f"{count} {verb} here, but in no training data: {_list(untrained)}"
                 yield data_set.finding("class_untrained", field, text)
 
 
