@@ -1,6 +1,7 @@
 """`prepare.py folder`: the layouts that people have are understood, said and written down, and train as they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from visionmtl import run as config
 from visionmtl.cli import main
-from visionmtl.data.folder_layout import network_size, understand
+from visionmtl.data.folder_layout import config_text, network_size, understand
 from visionmtl.datasets import open_datasets
 
 SMALL = ["model.encoder={name: test_resnet, pretrained: false}", "model.pyramid.channels=16", "data.workers=0"]
@@ -60,7 +61,7 @@ def test_a_folder_is_prepared_checked_drawn_trained_and_evaluated(tmp_path, caps
 
     out = capsys.readouterr().out
     assert "6 train + 2 val images read: 0 errors" in out and Image.open("ped_sheet.png").size[0] > 1000
-    assert main(["train", "ped.yaml", *SMALL, "train.epochs=1", "optim.warmup_steps=1", "--max-steps", "2"]) == 0
+    assert main(["train", "ped.yaml", *SMALL, "train.epochs=1", "--max-steps", "2"]) == 0
     log = Path("runs/ped/train.log").read_text()
     assert "recipe    64x64 px, " in log and "boxes: read as instances, 17 boxes" in log
     assert main(["eval", "runs/ped", "data.workers=0", "--device", "cpu"]) == 0
@@ -116,7 +117,94 @@ def test_texts_that_name_no_classes_are_passed_over_and_splits_with_folders_are_
             write_layouts.write(tmp_path / f"depth/{file}.png", DEPTH)
     write_layouts.write(tmp_path / "labels.txt", "What these\n\nlabels mean.\n")
     layout = understand(tmp_path)
-    assert (layout.train, layout.val) == ("train", "val")
+    assert layout.settings["images"] == "images/{split}/**/*.jpg"
+    assert layout.settings["depth"]["files"] == "depth/{split}/{path}.png"
+    assert "not used: 4 files in depth/other, 4 files in images/other" in layout.said
+    assert _images(tmp_path) == ["0", "1", "2", "3", "s/0", "s/1", "s/2", "s/3"]
+
+
+def _images(root: Path) -> list[str]:
+    """The images that the written config reads, without their endings."""
+    target = root / "mine.yaml"
+    target.write_text(config_text(understand(root)))
+    data = config.load(target).data
+    opened = [*open_datasets(data.train), *open_datasets(data.val)]
+    return sorted(one.read(at).image_id for one in opened for at in range(len(one)))
+
+
+NUMBERS = [f"{number:03}" for number in range(10)]
+MAP = np.repeat(np.uint8([[0], [1], [5]]), 16, axis=0).repeat(write_layouts.W, axis=1)  # H = 48 rows
+
+
+@pytest.mark.parametrize(
+    ("endings", "label", "others", "images"),
+    [
+        ((".jpg", ".jpg"), "{}.png", [f"{number}_preview.jpg" for number in NUMBERS[:4]], "*[0-9].jpg"),
+        ((".jpg", ".jpeg"), "{}.png", [], "*.jp[eg]*"),
+        ((".jpg", ".bmp"), "{}.png", [], "*.[bj][mp][gp]"),
+        ((".jpg", ".JPG"), "{}.png", [], "*.[Jj][Pp][Gg]"),
+        ((".jpg", ".png"), "{}_mask.png", [], "*[0-9].*"),
+        ((".jpg", ".png"), "masks/{}.png", [], "*.*"),  # nothing else lies there
+    ],
+)
+def test_the_pattern_matches_the_photographs_alone(endings, label, others, images, tmp_path):
+    for at, number in enumerate(NUMBERS):
+        write_layouts.write(tmp_path / f"{number}{endings[at % 2]}", write_layouts.photo(at))
+        write_layouts.write(tmp_path / label.format(number), MAP)
+    for name in others:
+        write_layouts.write(tmp_path / name, write_layouts.photo(77))
+
+    layout = understand(tmp_path)
+
+    assert layout.settings["images"] == images and layout.num_images == 10 and _images(tmp_path) == NUMBERS
+    not_used = [text for text in layout.said if text.startswith("not used")]
+    assert not_used == (["not used: 4 files in ."] if others else [])
+
+
+def test_photographs_that_no_pattern_tells_from_others_are_refused(tmp_path):
+    for name in "how", "now", "low", "bee", "ape":
+        write_layouts.write(tmp_path / f"{name}.jpg", write_layouts.photo(1))
+        write_layouts.write(tmp_path / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
+    for name in "how", "now":
+        write_layouts.write(tmp_path / f"{name}_view.jpg", write_layouts.photo(2))
+    message = r"5 photographs, and no pattern.*\*\.jpg is wrong about 2 pictures, the first is how_view\.jpg; .*; move"
+    with pytest.raises(ValueError, match=message):
+        understand(tmp_path)
+
+
+def test_photographs_are_no_labels_and_folders_may_have_a_start_in_common(tmp_path):
+    for number in NUMBERS:
+        folder = f"images_{int(number) % 2}"
+        write_layouts.write(tmp_path / f"{folder}/{number}.png", np.repeat(write_layouts.photo(1)[..., :1], 3, axis=2))
+        write_layouts.write(tmp_path / f"depth/{number}.png", DEPTH)
+        write_layouts.write(tmp_path / f"masks/{folder}/{number}.png", MAP)
+    layout = understand(tmp_path)
+    assert layout.settings["images"] == "images_*/*.png"
+    assert layout.settings["segmentation"]["files"] == "masks/{path}.png"
+
+
+def test_a_folder_of_training_alone_holds_some_out(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path)
+    shutil.rmtree(tmp_path / "valid")
+    assert _images(tmp_path) == [f"img{number}_jpg.rf.0a1b2c" for number in range(6)]
+
+
+def test_a_folder_named_for_two_splits_is_of_none(tmp_path):
+    write_layouts.labelme(tmp_path / "VOC2012_train_val")
+    assert len(_images(tmp_path)) == 6
+
+
+def test_images_of_a_third_split_are_not_used(tmp_path):
+    write_layouts.roboflow_yolo(tmp_path)
+    for file in tmp_path.glob("valid/images/*"):  # without labels
+        write_layouts.write(tmp_path / "test/images" / file.name, write_layouts.photo(1))
+    layout = understand(tmp_path)
+    assert "not used: 3 files in test/images" in layout.said and layout.num_images == 9
+    assert "missing" not in layout.settings["boxes"]
+
+    shutil.rmtree(tmp_path / "train")
+    assert "not used: 3 files in test/images" in understand(tmp_path).said
+    assert len(_images(tmp_path)) == 3
 
 
 def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_path):
@@ -130,7 +218,7 @@ def test_yolo_images_without_labels_are_empty_and_depth_in_metres_is_seen(tmp_pa
     layout = understand(tmp_path)
     assert layout.settings["boxes"]["missing"] == "empty"
     assert layout.settings["depth"] == {"files": "{split}/depth/{stem}.npy", "metres_per_unit": 1.0}
-    assert any("1 of 9 images have no file: images without objects, as YOLO means it" in text for text in layout.said)
+    assert any("1 of 9 images has no file: images without objects, as YOLO means it" in text for text in layout.said)
 
 
 def test_photographs_in_tiff_need_no_package(tmp_path):
@@ -268,3 +356,40 @@ def test_pictures_in_hidden_folders_are_no_images(tmp_path):
         for folder in (".thumbs", "__MACOSX"):
             write_layouts.write(picture.parent / folder / picture.name, write_layouts.photo(1))
     assert understand(tmp_path / "x") == before
+
+
+def test_a_value_without_a_name_that_may_be_void_is_told(tmp_path, capsys):
+    target, named = tmp_path / "mine.yaml", tmp_path / "named.yaml"
+    for number in NUMBERS:
+        write_layouts.write(tmp_path / f"x/images/{number}.jpg", write_layouts.photo(1))
+        write_layouts.write(tmp_path / f"x/labels/{number}.png", MAP)
+
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(target), "--no-check"]) == 0
+
+    out = capsys.readouterr().out
+    assert "with values 0, 1, 5, which no file names" in out
+    assert "0 is learnt as a class, class_0, though it is often void" in out
+    lines = target.read_text().splitlines()
+    at = next(at for at, line in enumerate(lines) if line.endswith("0 is void, in place of the line above:"))
+    lines[at - 1 : at + 2] = [lines[at + 1].replace("# ", "")]
+    target.write_text("\n".join(lines))
+    for data_set in open_datasets(config.load(target).data.train):
+        assert data_set.provides["segmentation"].classes == ("class_1", "class_5")
+        assert np.unique(data_set.read(0).segmentation).tolist() == [0, 1, 255]
+
+    (tmp_path / "x/classes.txt").write_text("floor\nwall\nsky\nroof\ndoor\nlamp\n")
+    assert main(["prepare", "folder", str(tmp_path / "x"), str(named), "--no-check"]) == 0
+    assert "void" not in capsys.readouterr().out + named.read_text()
+
+
+def test_black_without_a_name_may_be_void(tmp_path):
+    write_layouts.camvid(tmp_path)
+    (tmp_path / "class_dict.csv").unlink()
+    text = config_text(understand(tmp_path))
+    assert "# where black is void" in text and "ignore_colors: [[0, 0, 0]]}" in text
+
+
+def test_a_trial_of_one_epoch_is_no_shorter_than_the_warm_up(tmp_path):
+    for layout, steps in (("roboflow_yolo", 3), ("labelme", 2)):  # 6 of 9 and 5 of 6 images, batches of 2
+        getattr(write_layouts, layout)(tmp_path / layout)
+        assert f"optim: {{warmup_steps: {steps}}}" in config_text(understand(tmp_path / layout))

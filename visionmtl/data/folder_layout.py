@@ -59,6 +59,7 @@ _LEAST_MATCH = 0.25  # of the images that must have a file for it to be their la
 _HELD_OUT = 0.2  # of the images, where nothing says which ones validate
 _TARGET_PX = 384 * 512
 _STEPS = 3000
+_VOID = "the config has the line that ignores it"
 
 
 class _Group(NamedTuple):
@@ -83,6 +84,8 @@ class Layout:
     said: list[str] = field(default_factory=list)
     """What was understood, a sentence each."""
     num_images: int = 0
+    num_train: int = 0
+    """Images of the training split, or those that are not held out."""
     size: tuple[int, int] = (0, 0)
     """Median (H, W) of the images, pixels."""
     depth_m: tuple[float, float] | None = None
@@ -130,8 +133,13 @@ def understand(root: Path, object_name: str = "object") -> Layout:
     finder = _Finder(root, files, photos, object_name, class_folders)
     if any(kinds[groups.index(group)] == "channels" for group in finder.photo_groups):
         finder.measure_channels()
-    # numbers of classes go before their colours, many files before few
-    for at, group in sorted(enumerate(groups), key=lambda pair: (kinds[pair[0]] == "colors", -len(pair[1].files))):
+
+    # numbers of classes go before their colours, folders of splits before others, many files before few
+    def rank(at: int) -> tuple[bool, bool, int]:
+        return kinds[at] == "colors", "{split}" not in groups[at].folder, -len(groups[at].files)
+
+    for at in sorted(kinds, key=rank):
+        group = groups[at]
         if group not in finder.photo_groups:
             finder.add(group, kinds[at])
     return finder.finish()
@@ -159,26 +167,62 @@ class _Finder:
             len(group.files) for group in same
         )
         self.photo_groups = in_main if few_elsewhere else same
+        self._photos = [file for group in self.photo_groups for file in group.files]
+        read = {_of_training(tokens := self._tokens()), _of_validation(tokens)}
+        if None not in read:  # what lies beside these folders, or in those of a third split, is not read
+            self.photo_groups = [group for group in self.photo_groups if "{split}" in group.folder]
+            self._photos = [photo for photo in self._photos if self._token(photo) in read]
         self._suffix = main.suffix
         self._above = ""  # {folder}
-        self._pattern = self._images()
-        self._photos = [file for group in self.photo_groups for file in group.files]
         self._used.update(self._photos)
+        patterns = [folder + name for name in self._names() for folder in self._folders()]
+        self._pattern = next((one for one in patterns if not self._amiss(one)), patterns[0])
 
-    def _images(self) -> str:
+    def _token(self, photo: str) -> str | None:
+        return _template(photo, self._class_folders)[1]
+
+    def _tokens(self) -> Counter[str]:
+        return Counter(token for photo in self._photos if (token := self._token(photo)))
+
+    def _amiss(self, pattern: str) -> list[str]:
+        """Pictures that a pattern matches and that are no photographs, and photographs that it does not match."""
+        matched: set[str] = set()
+        for token in {self._token(photo) or "" for photo in self._photos}:
+            found = self._root.glob(image_glob(pattern.replace("{split}", token)))
+            matched.update(file.relative_to(self._root).as_posix() for file in found)
+        strays = (name for name in matched.difference(self._photos) if name.lower().endswith((*SUFFIXES, ".npy")))
+        seen = [name for name in strays if is_unicode(name) and not any(map(is_hidden, name.split("/")))]
+        return sorted([*seen, *set(self._photos).difference(matched)])
+
+    def _names(self) -> list[str]:
+        """Glob patterns of the photographs' names, the plainest first: *.jpg, *[0-9].jpg, *[0-9].jp[eg]*."""
+        endings = sorted({group.ending for group in self.photo_groups})
+        shortest = min(map(len, endings))
+        signs = (_one_of(letters) for letters in zip(*endings, strict=False))
+        tail = "".join(signs) + ("*" if any(len(ending) > shortest for ending in endings) else "")
+        tails = [tail] if len(endings) == 1 else [".*", tail]
+        stems = (without_ending(photo).rpartition("/")[2].removesuffix(self._suffix) for photo in self._photos)
+        last = {stem[-1:] for stem in stems}
+        heads = ["*", f"*{_one_of(last)}"] if all(sign.isascii() and sign.isalnum() for sign in last) else ["*"]
+        return [f"{head}{self._suffix}{tail}" for head in heads for tail in tails]
+
+    def _folders(self) -> list[str]:
+        """Glob patterns of the photographs' folders, the plainest first."""
         folders = sorted({group.folder for group in self.photo_groups})
-        endings = {group.ending for group in self.photo_groups}
-        name = f"*{self._suffix}{endings.pop()}" if len(endings) == 1 else f"*{self._suffix}.*"
         if len(folders) == 1:
-            return glob.escape(folders[0]) + name
+            return [glob.escape(folders[0])]
         parts = [folder.split("/")[:-1] for folder in folders]
         shared = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))))
         self._above = "".join(f"{part}/" for part in parts[0][:shared])
         prefix = glob.escape(self._above)
         rests = [part[shared:] for part in parts]
         if all(len(rest) >= 2 for rest in rests) and len({rest[-1] for rest in rests}) == 1:
-            return f"{prefix}{{folder}}/{glob.escape(rests[0][-1])}/{name}"
-        return prefix + ("*/" if all(len(rest) == 1 for rest in rests) else "**/") + name
+            return [f"{prefix}{{folder}}/{glob.escape(rests[0][-1])}/"]
+        if not all(len(rest) == 1 for rest in rests):
+            return [f"{prefix}**/"]
+        signs = zip(*(rest[0] for rest in rests), strict=False)
+        start = "".join(sign for sign, *_ in takewhile(lambda of_names: len(set(of_names)) == 1, signs))
+        return [f"{prefix}*/", f"{prefix}{glob.escape(start)}*/"]
 
     def add(self, group: _Group, kind: Kind | None) -> None:
         """Take the files of a group as labels where their names match those of the images."""
@@ -199,11 +243,13 @@ class _Finder:
         if settings is None:
             return
         if drop:  # from now on for all labels
-            self._pattern = self._pattern.replace(f"*{self._suffix}", f"{{stem}}{self._suffix}")
+            folder, slash, name = self._pattern.rpartition("/")
+            self._pattern = f"{folder}{slash}{{stem}}{self._suffix}{name.partition(self._suffix)[2]}"
         if share < 1:
             settings["missing"] = "empty" if kind == "text" else "unlabelled"
             as_what = "images without objects, as YOLO means it" if kind == "text" else "not labelled"
-            self._say(f"{slot}: {len(self._photos) - count} of {len(self._photos)} images have no file: {as_what}")
+            without, have = len(self._photos) - count, "has" if len(self._photos) - count == 1 else "have"
+            self._say(f"{slot}: {without} of {len(self._photos)} images {have} no file: {as_what}")
         self.layout.settings[slot] = settings
         self._used |= partners
         if kind == "instances" and "segmentation" not in self.layout.settings:
@@ -212,6 +258,7 @@ class _Finder:
     def _match(self, group: _Group) -> tuple[str, float, bool] | None:
         """The label's path, the share of the images that have one, whether {stem} leaves the images' suffix out."""
         best: tuple[str, float, bool] | None = None
+        labels = self._files.difference(self._photos)
         for drop in (False, True) if self._suffix else (False,):
             if drop is False and "{stem}" in self._pattern:
                 continue
@@ -224,7 +271,7 @@ class _Finder:
                 places = [f"{'/'.join(folder.split('/')[:depth])}{'/' if depth else ''}{{path}}{end}"
                           for depth in range(folder.count("/") + 1)]  # fmt: skip
             for place in places:
-                hits = sum(self._partner(place, photo, drop) in self._files for photo in self._photos)
+                hits = sum(self._partner(place, photo, drop) in labels for photo in self._photos)
                 if hits and (best is None or hits / len(self._photos) > best[1]):
                     best = place, hits / len(self._photos), drop
         return best if best and best[1] >= _LEAST_MATCH else None
@@ -349,9 +396,11 @@ class _Finder:
             return {"files": pattern, "classes": names}
         named = {value: f"class_{value}" for value in values}
         self._say(
-            f"segmentation: 8-bit PNGs at {pattern} with the values {shortened([str(v) for v in values])}, of which no "
-            "file gives the names: write them into segmentation.classes and values"
+            f"segmentation: 8-bit PNGs at {pattern} with {_value_list(values)}, which no file names: write their names "
+            "into segmentation.classes and values"
         )
+        if 0 in named and len(named) > 1:
+            self._say(f"segmentation: 0 is learnt as a class, class_0, though it is often void: {_VOID}")
         return {"files": pattern, "classes": list(named.values()), "values": named}
 
     def _add_colors(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
@@ -384,9 +433,11 @@ class _Finder:
                     return settings
         named = {f"color_{r}_{g}_{b}": [r, g, b] for (r, g, b), _ in seen.most_common()}
         self._say(
-            f"segmentation: colour-coded PNGs at {pattern} with {len(named)} colours, of which no file gives the "
-            "names: write them into segmentation.colors"
+            f"segmentation: colour-coded PNGs at {pattern} with {_count(len(named), 'colour')}, which no file "
+            "names: write their names into segmentation.colors"
         )
+        if "color_0_0_0" in named and len(named) > 1:
+            self._say(f"segmentation: black is learnt as a class, color_0_0_0, though it is often void: {_VOID}")
         return {"files": pattern, "colors": named}
 
     def _add_depth(self, pattern: str, files: list[Path]) -> dict[str, Any] | None:
@@ -464,8 +515,15 @@ class _Finder:
                 "name were found: COCO json, YOLO txt, VOC xml, LabelMe json, label, instance or depth maps, or "
                 "folders of classes; name the folder above both, or write the YAML by hand (datasets/README.md, folder)"
             )
-        images = self._pattern
         self._choose_split()
+        images = self._pattern
+        if not self._list and (amiss := self._amiss(images)):
+            raise ValueError(
+                f"{self._root} holds {len(self._photos)} photographs, and no pattern matches these alone: {images} is "
+                f"wrong about {_count(len(amiss), 'picture')}, the first is {amiss[0]}; photographs need a folder, an "
+                "ending or an end of their names that no other picture has; move the others out of that folder, or "
+                "write the YAML by hand (docs/own_data.md)"
+            )
         layout.settings = {
             "images": images,
             **self._channels,
@@ -482,9 +540,11 @@ class _Finder:
         height, width = (int(np.median(sides)) for sides in zip(*sizes, strict=True))
         layout.size, layout.num_images = (height, width), len(self._photos)
         layout.said.insert(0, f"images: {len(self._photos)} at {images}, about {height}x{width} px")
-        left = Counter(file.rpartition("/")[0] or "." for file in self._files - self._used if file.endswith(_MAPS))
+        unused = sorted(self._files - self._used)
+        left = Counter(file.rpartition("/")[0] or "." for file in unused if file.lower().endswith(_MAPS))
         if left:
-            self._say(f"not used: {', '.join(f'{count} files in {name}' for name, count in left.most_common(4))}")
+            places = [f"{_count(count, 'file')} in {name}" for name, count in left.most_common()]
+            self._say(f"not used: {shortened(places, 4)}")
         return layout
 
     def _refuse_maps_among_photos(self) -> None:
@@ -530,34 +590,38 @@ class _Finder:
     def _choose_split(self) -> None:
         """Which tokens stand for training and validation; from folders, or from lists of images."""
         layout = self.layout
-        tokens = Counter(token for photo in self._photos if (token := _template(photo, self._class_folders)[1]))
         text = f"{self._pattern} {layout.settings}"
+        in_folders = "{split}" in self._pattern
+        tokens = self._tokens() if in_folders else Counter()
         if "{split}" in text and not tokens:  # the labels of all images by split, as COCO's json
             tokens = Counter(m[0] for file in self._used if (m := _SPLIT.search(file)))
         if not tokens:
             tokens = self._lists()
-        train = next((token for token in sorted(tokens) if _begins(token, "train")), None)
-        later = [token for start in ("val", "dev", "test") for token in sorted(tokens) if _begins(token, start)]
-        if train is None or not later:
-            if tokens and "{split}" in text:
-                only = train or later[0]
+        train, val = _of_training(tokens), _of_validation(tokens)
+        if train is None or val is None:
+            if "{split}" in text and (only := train or val):
                 layout.settings.update(_filled(layout.settings, only))
                 self._pattern = self._pattern.replace("{split}", only)
-                splits = [_template(photo, self._class_folders)[1] for photo in self._photos]
-                self._photos = [photo for photo, of in zip(self._photos, splits, strict=True) if of in (only, None)]
+                if in_folders:
+                    self._used.difference_update(self._photos)
+                    self._photos = [photo for photo in self._photos if self._token(photo) == only]
+                    self._used.update(self._photos)
             if round(_HELD_OUT * len(self._photos)) == 0:
                 raise ValueError(
                     f"{self._root} has no split for validation, and of its images ({len(self._photos)}) a fifth is "
                     "none; three images or more are needed, or folders train and val; add images"
                 )
             self._list = None
+            layout.num_train = len(self._photos) - round(_HELD_OUT * len(self._photos))
             self._say(
                 "splits: none for validation; a fifth of the images, by a hash of their names, is held out (subset)"
             )
             return
-        layout.train, layout.val = train, later[0]
+        layout.train, layout.val = train, val
+        counted = in_folders or self._list  # else COCO's json says which images are whose
+        layout.num_train = tokens[train] if counted else round((1 - _HELD_OUT) * len(self._photos))
         by = f" (lists {self._list})" if self._list else ""
-        self._say(f"splits: {train} to train, {later[0]} to validate{by}")
+        self._say(f"splits: {train} to train, {val} to validate{by}")
 
     def _lists(self) -> Counter[str]:
         stems = {without_ending(photo).rpartition("/")[2] for photo in self._photos}
@@ -578,6 +642,32 @@ class _Finder:
 
 def _begins(token: str, split: str) -> bool:
     return token.lower().startswith(split)
+
+
+def _of_training(tokens: Iterable[str]) -> str | None:
+    return next((token for token in sorted(tokens) if _begins(token, "train")), None)
+
+
+def _of_validation(tokens: Iterable[str]) -> str | None:
+    ordered = sorted(tokens)
+    return next((token for start in ("val", "dev", "test") for token in ordered if _begins(token, start)), None)
+
+
+def _one_of(signs: Iterable[str]) -> str:
+    """A glob pattern of one sign: "g", "[0-9]", "[eg]"."""
+    text = "".join(sorted(set(signs)))
+    return text if len(text) == 1 else "[0-9]" if text.isdigit() else f"[{text}]"
+
+
+def _value_list(values: Sequence[int]) -> str:
+    """ "values 0 to 13", "values 0, 7"."""
+    if len(values) > 2 and values[-1] - values[0] == len(values) - 1:
+        return f"values {values[0]} to {values[-1]}"
+    return f"value{'' if len(values) == 1 else 's'} {shortened([str(value) for value in values])}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _filled(value: Any, token: str) -> Any:
@@ -618,13 +708,18 @@ def _class_folders(files: Sequence[str]) -> set[str]:
 
 
 def _template(file: str, class_folders: Set[str]) -> tuple[str, str | None]:
-    """The path with {split} in place of its folders' parts that name a split, and the first of these parts."""
+    """The path with {split} in place of its folders' parts that name its split, and that split.
+
+    A folder of several splits (VOC2012_train_val), or of another than the folders above, is none.
+    """
     *folders, name = file.split("/")
     token, filled = None, []
     for depth, folder in enumerate(folders, start=1):
-        match = None if "/".join(folders[:depth]) in class_folders else _SPLIT.search(folder)
-        token = token or (match and match[0])
-        filled.append(_SPLIT.sub("{split}", folder) if match else folder)
+        found = set() if "/".join(folders[:depth]) in class_folders else set(_SPLIT.findall(folder))
+        if len(found) == 1 and (token is None or token in found):
+            (token,) = found
+            folder = _SPLIT.sub("{split}", folder)
+        filled.append(folder)
     return "/".join([*filled, name]), token
 
 
@@ -734,7 +829,7 @@ def _is_number(words: Sequence[str]) -> bool:
 
 
 def config_text(layout: Layout) -> str:
-    """A config on `configs/folder.yaml`, without comments."""
+    """A config on `configs/folder.yaml`."""
     lines = ["base: folder.yaml"]
     augment = ""
     if layout.channels is not None:
@@ -746,10 +841,10 @@ def config_text(layout: Layout) -> str:
     one = {"type": "folder", "root": "${data.root}", **_literal(layout.settings)}
     lines += ["data:", f"  root: {_flow(_literal(str(layout.root.resolve())))}", "  train:"]
     if layout.train is not None:
-        lines += ["    - &mine", *_block({**one, "split": layout.train}, 6)]
+        lines += ["    - &mine", *_data_block({**one, "split": layout.train}, 6)]
         lines += ["  val:", f"    - {{<<: *mine, split: {_flow(layout.val)}}}"]
     else:
-        lines += ["    - type: subset", f"      part: [{_HELD_OUT}, 1.0]", "      of: &mine", *_block(one, 8)]
+        lines += ["    - type: subset", f"      part: [{_HELD_OUT}, 1.0]", "      of: &mine", *_data_block(one, 8)]
         lines += ["  val:", f"    - {{type: subset, part: [0.0, {_HELD_OUT}], of: *mine}}"]
     lines += [f"  size: {_flow(list(network_size(layout.size)))}", *([augment] if augment else [])]
     tasks: dict[str, Any] = {}
@@ -761,9 +856,10 @@ def config_text(layout: Layout) -> str:
     if tasks:
         lines += ["tasks:", *_block(tasks, 2)]
     batch = 8 if layout.num_images >= 40 else 2
-    steps_per_epoch = max(1, round(layout.num_images * 0.8) // batch)
+    steps_per_epoch = max(1, layout.num_train // batch)
     epochs = min(max(round(_STEPS / steps_per_epoch), 8), 200)
-    lines.append(f"optim: {{warmup_steps: {min(100, max(1, epochs * steps_per_epoch // 10))}}}")
+    # no longer than an epoch: a trial of train.epochs=1 ends behind it
+    lines.append(f"optim: {{warmup_steps: {min(100, steps_per_epoch, max(1, epochs * steps_per_epoch // 10))}}}")
     lines.append(f"train: {{epochs: {epochs}, batch_size: {batch}, eval_every_epochs: {max(1, epochs // 10)}}}")
     return "\n".join(lines) + "\n"
 
@@ -780,6 +876,29 @@ def _literal(value: Any) -> Any:
 def _block(settings: dict[str, Any], indent: int) -> list[str]:
     """A line a setting, inner ones in braces."""
     return [f"{' ' * indent}{key}: {_flow(value)}" for key, value in settings.items()]
+
+
+def _data_block(settings: dict[str, Any], indent: int) -> list[str]:
+    """As `_block`; where a value without a name may be void, also the line that ignores it."""
+    lines = _block(settings, indent)
+    if void := _without_void(settings.get("segmentation", {})):
+        at = [*settings].index("segmentation") + 1
+        start = f"{' ' * indent}# "
+        lines[at:at] = [f"{start}where {void[0]} is void, in place of the line above:"]
+        lines[at + 1 : at + 1] = [f"{start}segmentation: {_flow(void[1])}"]
+    return lines
+
+
+def _without_void(segmentation: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """What may be void, and the settings that ignore it; None where names are known or nothing else is a class."""
+    values, colors = segmentation.get("values", {}), segmentation.get("colors", {})
+    if values.get(0) == "class_0" and len(values) > 1:
+        rest = {value: name for value, name in values.items() if value != 0}
+        return "0", {**segmentation, "classes": [*rest.values()], "values": rest, "ignore": [0, 255]}
+    if isinstance(colors, dict) and "color_0_0_0" in colors and len(colors) > 1:
+        rest = {name: color for name, color in colors.items() if name != "color_0_0_0"}
+        return "black", {**segmentation, "colors": rest, "ignore_colors": [[0, 0, 0]]}
+    return None
 
 
 def _flow(value: Any) -> str:
