@@ -807,7 +807,8 @@ class FolderReader(PartReader):
             return
         first = names[int(np.argmin(known))]
         count = f"{np.count_nonzero(~known)} of {len(known)} images"
-        text = f"{label}: {count} have no {source}, the first is {first}"
+        one = np.count_nonzero(~known) == 1
+        text = f"{label}: {count} {'has' if one else 'have'} no {source}, {'' if one else 'the first is '}{first}"
         if missing != "error" and not known.any():
             raise ValueError(
                 f"{text}; a label that no image has teaches and judges nothing; correct the path, or leave {label} out "
@@ -821,8 +822,9 @@ class FolderReader(PartReader):
             )
         if missing == "empty":
             self._labelled[label] = np.ones(len(known), np.bool_)
-        meaning = "count as looked at and empty" if missing == "empty" else "are not labelled"
-        self.notes.append(f"{text}; they {meaning}")
+        unlabelled = "it is not labelled" if one else "they are not labelled"
+        empty = "it counts as looked at and empty" if one else "they count as looked at and empty"
+        self.notes.append(f"{text}; {empty if missing == 'empty' else unlabelled}")
 
     def _check_range(self) -> None:
         assert self._spec.depth is not None

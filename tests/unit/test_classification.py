@@ -249,7 +249,7 @@ def test_a_folder_names_the_class_of_its_images(tmp_path: Path):
     assert {reader.read(i).image_id: reader.read(i).image_labels.tolist() for i in range(3)} == {
         "kitchen/1": [1], "bath/2": [0], "old/bath/3": [0],
     }  # fmt: skip
-    with pytest.raises(ValueError, match=r"1 of 4 images have no folder of its own below .*photos, .* unlabelled"):
+    with pytest.raises(ValueError, match=r"1 of 4 images has no folder of its own below .*photos, .* unlabelled"):
         folder(tmp_path, "photos/4.png")
     assert folder(tmp_path, missing="unlabelled").read(0).image_labels is None
     with pytest.raises(ValueError, match=r"the class 'bath' \(did you mean 'baths'\?\), which image_labels.classes"):

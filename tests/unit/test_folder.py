@@ -155,12 +155,12 @@ def test_a_missing_partner_is_an_error_or_counted_but_never_passed_over(root):
     (root / "labels/a.png").unlink()
     annotate(root, ["b.png"])
     for label in ("boxes", "segmentation"):
-        with pytest.raises(ValueError, match=rf"{label}: 1 of 2 images have no .*/?a.png; .*missing: unlabelled"):
+        with pytest.raises(ValueError, match=rf"{label}: 1 of 2 images has no .*/?a.png; .*missing: unlabelled"):
             spec(root, boxes=None if label == "segmentation" else {}).build()
     reader = spec(root, boxes={"missing": "unlabelled"}, segmentation={"missing": "unlabelled"}).build()
     assert reader.read(0).boxes is None and reader.read(0).segmentation is None and reader.read(0).depth_m is not None
     assert reader.read(1).boxes is not None
-    assert len(reader.notes) == 2 and all("they are not labelled" in note for note in reader.notes)
+    assert len(reader.notes) == 2 and all("it is not labelled" in note for note in reader.notes)
 
 
 def test_labels_that_fit_no_image_are_an_error_even_where_some_may_miss(root):

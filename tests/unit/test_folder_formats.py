@@ -101,12 +101,12 @@ def test_all_files_that_cannot_be_read_are_counted_at_once(root):
 def test_an_image_without_a_yolo_file_is_refused_unlabelled_or_empty_as_is_said(root):
     write(root / "labels/a.txt", "0 0.5 0.5 0.5 0.5")
     settings = {"files": "labels/{stem}.txt", "classes": ["cup"]}
-    with pytest.raises(ValueError, match=r"1 of 2 images have no file, the first is labels/b.txt;.*missing: empty"):
+    with pytest.raises(ValueError, match=r"1 of 2 images has no file, labels/b.txt;.*missing: empty"):
         open_folder(root, boxes=settings)
     assert open_folder(root, boxes={**settings, "missing": "unlabelled"}).read(1).boxes is None
     empty = open_folder(root, boxes={**settings, "missing": "empty"})
     assert len(empty.read(1).boxes.labels) == 0 and len(empty.read(0).boxes.labels) == 1
-    assert any("1 of 2 images have no file" in note and "looked at and empty" in note for note in empty.notes)
+    assert any("1 of 2 images has no file" in note and "looked at and empty" in note for note in empty.notes)
 
 
 @pytest.mark.parametrize(

@@ -520,9 +520,9 @@ class _Finder:
         if not self._list and (amiss := self._amiss(images)):
             raise ValueError(
                 f"{self._root} holds {len(self._photos)} photographs, and no pattern matches these alone: {images} is "
-                f"wrong about {_count(len(amiss), 'picture')}, the first is {amiss[0]}; photographs need a folder, an "
-                "ending or an end of their names that no other picture has; move the others out of that folder, or "
-                "write the YAML by hand (docs/own_data.md)"
+                f"wrong about {_count(len(amiss), 'picture')}, the first is {amiss[0]}; photographs need a "
+                "folder (no link), an ending or an end of their names that no other picture has; move the others out "
+                "of that folder, or write the YAML by hand (docs/own_data.md)"
             )
         layout.settings = {
             "images": images,

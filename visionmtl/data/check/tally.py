@@ -226,8 +226,8 @@ def sentences(numbers: Numbers) -> Iterator[str]:
     if boxes := numbers.get("boxes"):
         yield (
             "boxes: {total}, {crowds} of them crowds; an image has {an_image[mean]:.1f} (median {an_image[median]:g}), "
-            "at most {an_image[max]}; {images_without} have none; {small} small, {medium} medium, {large} large"
-        ).format(**boxes)
+            "at most {an_image[max]}; {images_without} {have} none; {small} small, {medium} medium, {large} large"
+        ).format(**boxes, have="has" if boxes["images_without"] == 1 else "have")
     if segmentation := numbers.get("segmentation"):
         yield f"segmentation: {segmentation['labelled_share']:.1%} of the pixels labelled"
     if labels := numbers.get("image_labels"):
@@ -277,7 +277,8 @@ def charts(numbers: Numbers, most: int) -> Iterator[Chart]:
         if field_name in numbers:
             space, classes = numbers[field_name]["space"], numbers[field_name]["classes"]
             occurring = sum(row[unit] > 0 for row in classes)
-            title = f"{unit} of {space}: {occurring} of {len(classes)} classes occur"
+            what = "class occurs" if len(classes) == 1 else "classes occur"
+            title = f"{unit} of {space}: {occurring} of {len(classes)} {what}"
             yield Chart(field_name, title, tuple(dict.fromkeys((unit, "images"))), most_frequent(classes, unit, most))
     if histogram := numbers.get("depth_m", {}).get("histogram"):
         rows = [{"name": _range_name(row["from_m"], row["to_m"]), "share": row["share"]} for row in histogram]
