@@ -161,6 +161,20 @@ def test_the_pattern_matches_the_photographs_alone(endings, label, others, image
     assert not_used == (["not used: 4 files in ."] if others else [])
 
 
+def test_photographs_of_another_suffix_with_labels_of_their_own_are_read(tmp_path):
+    for name in ("000", "001", "002", "000_flip", "001_flip"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(
+            tmp_path / f"{name}.jpg"
+        )
+        (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("chair\n")
+
+    layout = understand(tmp_path)
+
+    assert layout.num_images == 5 and layout.settings["images"] == "*.jpg"
+    assert not [line for line in layout.said if line.startswith("not used")]
+
+
 def test_photographs_that_no_pattern_tells_from_others_are_refused(tmp_path):
     for name in "how", "now", "low", "bee", "ape":
         write_layouts.write(tmp_path / f"{name}.jpg", write_layouts.photo(1))

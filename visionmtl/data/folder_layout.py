@@ -160,8 +160,13 @@ class _Finder:
         self._instances: str | None = None
         self._outlined: dict[str, Any] | None = None  # segmentation of the polygons that boxes are made of
         main = max(photos, key=lambda group: len(group.files))
-        # photographs of other endings count to the same; those of another suffix do not
-        same = [group for group in photos if group.suffix == main.suffix]
+        # photographs of other endings count to the same; those of another suffix where they have labels of their own
+        named = Counter(map(_stem, files))
+
+        def has_labels(group: _Group) -> bool:
+            return sum(named[_stem(file)] > 1 for file in group.files) >= _LEAST_MATCH * len(group.files)
+
+        same = [one for one in photos if one.suffix == main.suffix or (not main.suffix and has_labels(one))]
         in_main = [group for group in same if group.folder == main.folder]
         few_elsewhere = sum(len(group.files) for group in in_main) >= _DOMINANT * sum(
             len(group.files) for group in same
@@ -201,7 +206,7 @@ class _Finder:
         signs = (_one_of(letters) for letters in zip(*endings, strict=False))
         tail = "".join(signs) + ("*" if any(len(ending) > shortest for ending in endings) else "")
         tails = [tail] if len(endings) == 1 else [".*", tail]
-        stems = (without_ending(photo).rpartition("/")[2].removesuffix(self._suffix) for photo in self._photos)
+        stems = (_stem(photo).removesuffix(self._suffix) for photo in self._photos)
         last = {stem[-1:] for stem in stems}
         heads = ["*", f"*{_one_of(last)}"] if all(sign.isascii() and sign.isalnum() for sign in last) else ["*"]
         return [f"{head}{self._suffix}{tail}" for head in heads for tail in tails]
@@ -624,7 +629,7 @@ class _Finder:
         self._say(f"splits: {train} to train, {val} to validate{by}")
 
     def _lists(self) -> Counter[str]:
-        stems = {without_ending(photo).rpartition("/")[2] for photo in self._photos}
+        stems = {_stem(photo) for photo in self._photos}
         lists: dict[str, Counter[str]] = defaultdict(Counter)
         for file in sorted(self._files - self._used):
             match = _SPLIT.search(file)
@@ -642,6 +647,10 @@ class _Finder:
 
 def _begins(token: str, split: str) -> bool:
     return token.lower().startswith(split)
+
+
+def _stem(file: str) -> str:
+    return without_ending(file).rpartition("/")[2]
 
 
 def _of_training(tokens: Iterable[str]) -> str | None:
