@@ -24,7 +24,8 @@ def parser() -> ToolParser:
     p.add_argument("--repo", metavar="OWNER/NAME", help="upload to this repository; log in with `hf auth login` before")
     p.add_argument(
         "--licence", required=True, metavar="NAME",
-        help="of the weights, by the hub's name, e.g. apache-2.0; data may forbid what code allows",
+        help="of the weights, by the hub's name, e.g. apache-2.0; data may forbid what code allows; networks of the "
+        "package keep their own",
     )  # fmt: skip
     p.add_argument(
         "--results",

@@ -64,6 +64,28 @@ def test_the_card_tells_tasks_data_licence_and_metrics_with_their_protocols(trai
     assert str(trained) not in (published / "config.json").read_text(), "no path of the machine that trained it"
 
 
+def test_a_network_of_the_package_keeps_its_licence_scores_and_limits(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(checkpoint, "PACKAGED", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_weights(tmp_path / "weights" / "tiny.safetensors", open_model(trained))
+    front = "---\nlicense: other\nlicense_name: for-research\n---\n\n"
+    (tmp_path / "weights" / "tiny.md").write_text(f"{front}# tiny\n\n## Scores\n\nAP 0.256\n\n## Limits\n\nRooms.\n")
+
+    with pytest.raises(ValueError, match=r"licence is 'apache-2\.0', and tiny.* has 'other' \(for-research\);.*; give"):
+        save_pretrained("tiny", tmp_path / "new", licence="apache-2.0")
+    assert not (tmp_path / "new").exists()
+    card = (save_pretrained("tiny", tmp_path / "new", licence="other") / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert (fields["license"], fields["license_name"]) == ("other", "for-research")
+    assert "Licence of the weights: for-research." in body
+    assert body.endswith("## Scores\n\nAP 0.256\n\n## Limits\n\nRooms.\n") and "## Metrics" not in body
+    save_pretrained(trained, tmp_path / "own", licence="apache-2.0")  # any other network has whatever licence
+
+
 def test_no_absolute_path_is_published():
     data = {"root": "/home/me/data/", "train": [{"root": "/home/me/data/rooms"}, {"root": "/mnt/coco", "split": "a/b"}]}
     run = {"output": "/runs/1", "model": {"encoder": {"checkpoint": "/w.pt"}}, "data": data}

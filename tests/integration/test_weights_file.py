@@ -171,6 +171,10 @@ def test_the_network_of_the_package_predicts(tmp_path: Path):
     assert 0.5 <= result.depth_m.min() <= result.depth_m.max() <= 10
     file = checkpoint.PACKAGED / "nyuv2-small.safetensors"
     assert file.stat().st_size < 12e6 and file.with_suffix(".md").is_file()
+    with pytest.raises(ValueError, match="'other'"):
+        save_pretrained("nyuv2-small", tmp_path / "new", licence="apache-2.0")
+    card = (save_pretrained("nyuv2-small", tmp_path / "new", licence="other") / "README.md").read_text()
+    assert all(f"## {name}\n" in card for name in ("Data and licence", "Training", "Scores", "Limits"))
 
 
 @pytest.mark.slow

@@ -357,6 +357,11 @@ class Opened:
         """The run directory."""
         return run_folder(self.path)
 
+    @property
+    def card(self) -> Path | None:
+        """The file that tells of a network of the package; None of any other network."""
+        return self.path.with_suffix(".md") if self.path.resolve().parent == PACKAGED else None
+
 
 def open_model(
     path: str | Path,

@@ -25,7 +25,7 @@ from visionmtl.ops.precision import Precision
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _CARD = """# {title}
 
-One network for {tasks}, trained with [visionmtl](https://pypi.org/project/visionmtl/).
+One network for {tasks}, trained with visionmtl.
 
 ```python
 from visionmtl.export.hub import from_pretrained
@@ -34,7 +34,7 @@ model = from_pretrained("{repo}")
 result = model("photo.jpg")
 ```
 
-{licence}
+Licence of the weights: {licence}. The data they were trained on may have terms of their own.
 
 ## Tasks
 
@@ -44,13 +44,7 @@ result = model("photo.jpg")
 
 Encoder {encoder}, input {size} px, {parameters:,} parameters, step {step}, epoch {epoch}.
 
-## Data
-
-{data}
-
-## Metrics
-
-{metrics}
+{sections}
 """
 
 
@@ -65,7 +59,8 @@ def save_pretrained(
 ) -> Path:
     """Write a network as the hub has it into a new or empty folder: the moving average of its weights, where kept.
 
-    licence: of the weights, by the hub's name, such as apache-2.0, or `other`; data may forbid what code allows
+    licence: of the weights, by the hub's name, such as apache-2.0, or `other`; data may forbid what code allows.
+        A network that comes with the package keeps its own, and its card's sections go along
     results: the JSON file of an evaluation, for the card; None: the newest in the run's folder `eval` that
         measured these weights on all validation data
     repo: OWNER/NAME, for the card's example
@@ -76,6 +71,13 @@ def save_pretrained(
         raise ValueError(f"{folder} is not empty; a new or empty folder is needed; choose another name")
     if not licence.strip():
         raise ValueError("licence is empty; the weights' licence by the hub's name is needed; e.g. apache-2.0 or other")
+    own = {} if opened.card is None else _front_matter(opened.card)
+    if licence != own.get("license", licence):
+        raise ValueError(
+            f"licence is {licence!r}, and {opened.path.stem}, which comes with the package, has "
+            f"{own['license']!r} ({own['license_name']}); its weights keep their licence, see {opened.card}; give "
+            f"licence {own['license']}"
+        )
     file = home_path(results) if results else _newest_results(opened)
     measured = _read_results(file)
     card = model_card(opened, measured, licence, repo or folder.resolve().name)
@@ -234,8 +236,19 @@ def _read_results(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
     return read_results(file)
 
 
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The fields that a card begins with, between two lines of dashes."""
+    import yaml
+
+    fields: dict[str, Any] = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n", 2)[1])
+    return fields
+
+
 def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence: str, repo: str) -> str:
-    """The card: the hub's own fields in YAML, then tasks, data, and metrics with the names of their protocols."""
+    """The card: the hub's own fields in YAML, then tasks, data, and metrics with the names of their protocols.
+
+    Of a network of the package its own card's fields and sections, and metrics where results are given.
+    """
     import yaml
 
     net, run = opened.net, opened.run
@@ -265,20 +278,25 @@ def model_card(opened: Opened, results: Mapping[str, Mapping[str, Any]], licence
         "pipeline_tag": "object-detection" if "boxes" in {task.field for task in net.tasks.values()} else None,
         "tags": ["multi-task", *dict.fromkeys(task.type for task in net.tasks.values())],
     }
+    measured = heading + table if shown else "No evaluation was kept with this network."
+    sections = f"## Data\n\nTrained and evaluated on: {', '.join(datasets)}.\n\n## Metrics\n\n{measured}"
+    if opened.card is not None:
+        fields |= _front_matter(opened.card)
+        own = opened.card.read_text(encoding="utf-8")
+        sections = own[own.index("## ") :].strip() + (f"\n\n## Metrics\n\n{measured}" if shown else "")
     header = yaml.safe_dump({key: value for key, value in fields.items() if value}, sort_keys=False)
     body = _CARD.format(
         title=names,
         tasks=", ".join(net.tasks),
         repo=repo,
-        licence=f"Licence of the weights: {licence}. The data they were trained on may have terms of their own.",
+        licence=fields.get("license_name", licence),
         task_rows="\n".join(rows),
         encoder=run.model.encoder.name,
         size="x".join(map(str, run.data.input_size)),
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         step=opened.step,
         epoch=opened.epoch,
-        data="Trained and evaluated on: " + ", ".join(datasets) + ".",
-        metrics=heading + table if shown else "No evaluation was kept with this network.",
+        sections=sections,
     )
     return f"---\n{header}---\n\n{body}"
 
