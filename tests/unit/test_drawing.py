@@ -51,6 +51,15 @@ def test_the_image_is_not_drawn_on_and_no_box_is_said_in_its_corner():
     assert (empty != low).any(), "nothing found at all, and nothing above the threshold, differ"
 
 
+def test_the_best_box_below_the_threshold_never_reads_as_the_threshold(monkeypatch):
+    texts = []
+    monkeypatch.setattr(canvas, "note", lambda picture, text: texts.append(text))
+    for score, limit in ((0.397, 0.4), (0.999, 1.0)):
+        draw.draw_boxes(GREY, detections((10, 10, 90, 90, score, 0)), SPACE, limit)
+    best = "or more; the best: red thing"
+    assert texts == [f"no box of score 0.4 {best} 0.39", f"no box of score 1 {best} 0.99"]
+
+
 @pytest.mark.parametrize("box", [(-50, -50, 900, 900), (390, 310, 400, 320), (0, 0, 1, 1), (50, 60, 50, 60)])
 def test_boxes_at_and_beyond_the_border_can_be_drawn(box):
     picture = draw.draw_boxes(GREY, detections((*box, 0.9, 0)), SPACE)

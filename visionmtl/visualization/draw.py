@@ -1,5 +1,6 @@
 """Pictures of predictions and labels: one drawing per kind of value, then panels and sheets made of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -94,7 +95,8 @@ def draw_boxes(
     if not len(scores):
         return canvas.note(picture, "no box")
     best = int(np.argmax(scores))
-    text = f"no box of score {min_score:.2f} or more; the best: {names[detections.labels[best]]} {scores[best]:.2f}"
+    shown = math.floor(scores[best] * 100) / 100  # rounded up, it could read as the limit
+    text = f"no box of score {min_score:g} or more; the best: {names[detections.labels[best]]} {shown:.2f}"
     return canvas.note(picture, text)
 
 
