@@ -327,12 +327,9 @@ def _validation(predictor: Predictor, args: argparse.Namespace) -> list[NamedDat
     """Raises ValueError, also where a photograph was forgotten."""
     from visionmtl.datasets import open_datasets
 
-    try:
-        return open_datasets(predictor.run.data.val)
-    except (ValueError, OSError) as error:
-        if args.mode:
-            raise
-        raise ValueError(f"{error}; or name a photograph, for without one validation images are drawn") from error
+    data = predictor.run.data
+    forgotten = "" if args.mode else "; or name a photograph, for without one validation images are drawn"
+    return open_datasets(data.val, data.elsewhere("val") + forgotten)
 
 
 def _compared(

@@ -149,7 +149,7 @@ class Evaluation:
 
 def choose_datasets(run: Run, names: Iterable[str]) -> list[NamedDataset]:
     """The validation data sets of these names; without names all."""
-    datasets = open_datasets(run.data.val)
+    datasets = open_datasets(run.data.val, run.data.elsewhere("val"))
     known = [dataset.name for dataset in datasets]
     for name in names:
         if name not in known:

@@ -205,10 +205,18 @@ def check_channels(datasets: "Sequence[NamedDataset]", in_chans: int) -> None:
             )
 
 
-def open_datasets(datasets: Sequence[Dataset]) -> list[NamedDataset]:
-    """Every data set, checked, indexed and named. Raises ValueError for a name given twice."""
+def open_datasets(datasets: Sequence[Dataset], otherwise: str = "") -> list[NamedDataset]:
+    """Every data set, checked, indexed and named. Raises ValueError for a name given twice.
+
+    otherwise: what else helps where one cannot be opened, for the message
+    """
     names = name_all(datasets)
-    return [NamedDataset(name, spec.build(), spec.weight) for name, spec in zip(names, datasets, strict=True)]
+    try:
+        return [NamedDataset(name, spec.build(), spec.weight) for name, spec in zip(names, datasets, strict=True)]
+    except (ValueError, OSError) as error:
+        if not otherwise:
+            raise
+        raise ValueError(f"{error}; {otherwise}") from error
 
 
 def name_all(datasets: Sequence[Dataset]) -> list[str]:

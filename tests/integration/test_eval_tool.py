@@ -249,6 +249,15 @@ def test_files_are_scored_against_any_network_that_other_commands_take(capsys):
     assert "nowhere holds predictions of none of the tasks detection, segmentation, depth" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("settings", [[], ["data.root=gone"], ["data.val.0.root=gone"]])
+def test_where_data_are_not_there_the_error_names_the_setting_that_says_where(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "nyuv2-small", "--device", "cpu", *settings]) == 2
+    error = capsys.readouterr().err
+    assert f"found no {'gone' if settings else 'data'}/test.txt" in error
+    assert "or give their folder as data.root=DIR" in error
+
+
 @pytest.mark.parametrize("text", ["miou>=0.5", "segmentation/miou=0.5", "segmentation/miou>=0.5+-0.1", "a/b>0.1"])
 def test_an_expectation_out_of_grammar_is_refused_before_anything_runs(saved, text, capsys):
     with pytest.raises(SystemExit):

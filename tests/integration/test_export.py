@@ -211,6 +211,23 @@ def test_refusals_say_what_to_do(trained: Path, arguments: list[str], message: s
     assert message in error and error.count(";") >= 1, error
 
 
+def test_data_that_are_not_there_are_told_before_the_graph_is_made(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exporter, "make_graph", lambda *_, **__: pytest.fail("the graph is made"))
+    gone = f"[{{type: nyuv2, root: {tmp_path / 'gone'}, split: test}}]"
+    told = []
+    for setting, *options in (
+        (f"data.val={gone}",),
+        (f"data.val={gone}", "--int8"),
+        (f"data.train={gone}", "--int8"),
+    ):
+        assert main(["export", str(trained), setting, "--format", "onnx", *options]) == 2
+        told.append(capsys.readouterr().err)
+    assert "(--images DIR) or on none (--num-images 0), or give their folder as data.val.0.root=DIR" in told[0]
+    assert "--score-images 0" in told[1] and "data.val.0.root=DIR" in told[1] and "data.train.0.root=DIR" in told[2]
+
+
 def test_the_weights_beside_a_graph_are_not_written_over_either(tmp_path: Path):
     (tmp_path / "net.bin").touch()
     with pytest.raises(ValueError, match=r"net\.bin exists already"):

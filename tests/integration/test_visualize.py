@@ -252,7 +252,8 @@ def test_mistakes_are_explained_and_leave_no_folder(saved, tmp_path, capfd, argu
 def test_a_forgotten_photograph_is_asked_for_where_validation_data_are_not_there(saved, tmp_path, capsys):
     gone = f"data.val=[{{type: folder, root: {tmp_path / 'gone'}, images: '*.jpg'}}]"
     assert drawn(saved, gone, "--output", tmp_path / "out") == 2
-    assert "or name a photograph, for without one" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "or name a photograph, for without one" in error and "data.val.0.root=DIR" in error
     assert drawn(saved, gone, "--mode", "compare", "--output", tmp_path / "out") == 2
     assert "name a photograph" not in capsys.readouterr().err
 

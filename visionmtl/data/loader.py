@@ -56,6 +56,10 @@ class Data(Spec):
         """(H, W) of the padded network input in evaluation and prediction, pixels."""
         return self.eval_size or self.size
 
+    def elsewhere(self, part: Literal["train", "val"]) -> str:
+        """For messages where the data of a trained network are not there."""
+        return f"or give their folder as {'data.root' if self.root else f'data.{part}.0.root'}=DIR"
+
     @model_validator(mode="after")
     def _timeout_has_an_effect(self) -> Self:
         if self.workers == 0 and self.timeout_s != TIMEOUT_S:

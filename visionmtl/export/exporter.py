@@ -78,8 +78,8 @@ def export(
     num_images: so many of them; 0: no comparison
     """
     path = check_target(path, file_format, batch)
+    chosen = list(itertools.islice(_images(opened, images), num_images))  # before the long work, which needs them
     graph = make_graph(opened.net, opened.run, batch=batch, decoded=decoded, preprocessing=preprocessing)
-    chosen = list(itertools.islice(_images(opened, images), num_images))
     file_format.write(graph, path)
     parity = compare(opened.net, ExportedModel(path, file_format=file_format), chosen) if chosen else []
     return Exported(path, parity, len(chosen))
@@ -108,7 +108,8 @@ def export_int8(
             f"format {file_format.type} is not written in INT8; {able} are; choose one of them, or leave out --int8"
         )
     training = calibration(opened, calibration_images)
-    validation = open_datasets(opened.run.data.val) if score_images != 0 else []
+    ways_out = f"or score no images (--score-images 0), {opened.run.data.elsewhere('val')}"
+    validation = open_datasets(opened.run.data.val, ways_out) if score_images != 0 else []
     graph = make_graph(opened.net, opened.run, batch=batch, decoded=decoded, preprocessing=preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -143,7 +144,7 @@ def check_target(path: str | Path, file_format: Format, batch: int | None) -> Pa
 
 def calibration(opened: Opened, count: int) -> Iterator[Pixels]:
     """Images of the training data sets, drawn at random without repetition, the same at each call."""
-    datasets = open_datasets(opened.run.data.train)
+    datasets = open_datasets(opened.run.data.train, opened.run.data.elsewhere("train"))
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     order = np.random.default_rng(0).permutation(len(places))[:count]
     return (places[i][0].read(places[i][1]).image for i in order)
@@ -161,7 +162,9 @@ def _images(opened: Opened, files: Sequence[Path] | None) -> Iterator[Pixels]:
     if files is not None:
         yield from map(read_image, files)
         return
-    datasets = open_datasets(opened.run.data.val)
+    data = opened.run.data
+    ways_out = f"or compare on images of yours (--images DIR) or on none (--num-images 0), {data.elsewhere('val')}"
+    datasets = open_datasets(data.val, ways_out)
     for index in range(max(map(len, datasets))):
         for dataset in datasets:
             if index < len(dataset):
