@@ -1,7 +1,9 @@
 """The examples of CONTRIBUTING.md run as they stand: one file of one's own and one line in a config each."""
 
+import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,15 @@ import pytest
 from contract import check_spec, found
 
 from visionmtl import run as config
-from visionmtl.balance.base import Balance
+from visionmtl.balance.base import Balance, Balancer
 from visionmtl.cli import main
 from visionmtl.config.loader import SHIPPED
 from visionmtl.config.registry import Configurable
-from visionmtl.modeling.decoders.base import Decoder
+from visionmtl.datasets import Dataset, DatasetReader
+from visionmtl.metrics.base import Meter
+from visionmtl.modeling.decoders.base import Decoder, DenseMap
 from visionmtl.modeling.heads.base import Head
-from visionmtl.modeling.pyramids.base import Pyramid
+from visionmtl.modeling.pyramids.base import Pyramid, PyramidMaps
 from visionmtl.modeling.sharing.base import Sharing
 from visionmtl.tasks.base import Task
 
@@ -53,6 +57,23 @@ def test_the_examples_train_and_come_back_from_their_checkpoint(tmp_path: Path):
     modules = sorted({name.partition(".")[0] for name in _TYPES})
     read = run(tmp_path, "-c", again, *modules)
     assert all(name in read for name in _TYPES)
+
+
+def test_the_methods_of_the_examples_take_what_the_contracts_say(tmp_path: Path):
+    contracts = {
+        "my_task": {"Borders": Task, "Meter": Meter}, "my_data": {"Stripes": Dataset, "Reader": DatasetReader},
+        "my_parts": {"Lateral": Pyramid, "LateralMaps": PyramidMaps, "Finest": Decoder, "FinestMap": DenseMap},
+        "my_balance": {"GeometricMean": Balance, "Inverse": Balancer},
+    }  # fmt: skip
+    for module, kinds in contracts.items():
+        file = tmp_path / f"{module}.py"
+        file.write_text(FILES[file.name], encoding="utf-8")
+        defined = runpy.run_path(str(file), run_name=module)
+        for name, contract in kinds.items():
+            own = [one for one in vars(defined[name]).values() if inspect.isfunction(one) and one.__module__ == module]
+            for method in (one for one in own if one.__name__ != "__init__"):
+                expected = inspect.signature(getattr(contract, method.__name__))
+                assert list(inspect.signature(method).parameters) == list(expected.parameters), (name, method)
 
 
 def test_an_extension_that_cannot_be_found_is_named_with_what_to_do(tmp_path: Path):
