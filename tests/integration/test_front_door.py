@@ -122,6 +122,40 @@ def test_distance_is_the_median_depth_of_the_inner_half_of_a_box():
     assert replace(result, depth_m=None).distance_m is None
 
 
+def test_boxes_are_chosen_by_number_slice_and_mask():
+    xyxy = np.array([[0, 0, 2, 2], [0, 2, 2, 4], [2, 2, 4, 4]], np.float32)
+    depth_m = np.array([[1, 1, 9, 9]] * 2 + [[2, 2, 3, 3]] * 2, np.float32)
+    scores, labels = np.array([0.9, 0.8, 0.25], np.float32), np.array([4, 5, 4])
+    boxes = ResultBoxes(xyxy, scores, labels, ["sofa", "bed", "sofa"], depth_m)
+
+    for chosen, expected in (
+        (0, [0]), (-1, [2]), (np.int64(1), [1]), (slice(1, None), [1, 2]), ([2, 0], [2, 0]),
+        (boxes.labels == 4, [0, 2]), ([False, True, False], [1]), ([], []),
+    ):  # fmt: skip
+        some = boxes[chosen]
+        assert some.names == [boxes.names[i] for i in expected] and len(some) == len(expected)
+        for column in ("xyxy", "scores", "labels", "distance_m"):
+            np.testing.assert_array_equal(getattr(some, column), getattr(boxes, column)[expected])
+    assert [(one.names, float(one.distance_m[0])) for one in boxes] == [(["sofa"], 1), (["bed"], 2), (["sofa"], 3)]
+    with pytest.raises(IndexError):
+        boxes[3]
+
+
+def test_printed_results_tell_the_best_boxes_and_the_shapes_of_maps(folder: Path, model):
+    scores = np.array([0.912, 0.8, 0.5, 0.25], np.float32)
+    boxes = ResultBoxes(np.zeros((4, 4), np.float32), scores, np.arange(4), ["sofa", "bed", "lamp", "box"])
+    assert repr(boxes) == "ResultBoxes(4: sofa 0.91, bed 0.80, lamp 0.50, ...)"
+    assert repr(boxes[:1]) == "ResultBoxes(1: sofa 0.91)" and repr(boxes[:0]) == "ResultBoxes(0)"
+
+    printed = repr(replace(model(NOISE), source="a.png", boxes=boxes))
+    assert printed == (
+        f"Result('a.png', 50x70 px, boxes={boxes}, segmentation=uint8[50, 70], depth_m=float32[50, 70], "
+        "normals=float32[50, 70, 3])"
+    )
+    file = str(folder / "checkpoints" / "last.pt")
+    assert repr(model) == f"Predictor({file!r}, detection, segmentation, depth, normals, on cpu)"
+
+
 def test_the_first_task_of_a_kind_fills_the_field_and_none_is_lost():
     space = LabelSpace("two", ("a", "b"), ((0, 0, 0), (9, 9, 9)))
     found = Detections(np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.array([1]))

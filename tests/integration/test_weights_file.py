@@ -166,6 +166,7 @@ def test_the_network_of_the_package_predicts(tmp_path: Path):
         "detection": 19, "segmentation": 13
     }  # fmt: skip
     assert sum(parameter.numel() for parameter in model.net.parameters()) == 5_134_681
+    assert repr(model) == "Predictor('nyuv2-small', detection, segmentation, depth, on cpu)"
     result = model(np.full((60, 80, 3), 128, np.uint8))
     assert result.depth_m.shape == result.segmentation.shape == (60, 80)
     assert 0.5 <= result.depth_m.min() <= result.depth_m.max() <= 10

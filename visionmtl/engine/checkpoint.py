@@ -358,6 +358,11 @@ class Opened:
         return run_folder(self.path)
 
     @property
+    def name(self) -> str:
+        """By which `find` finds it: that of a network of the package, else the file's path."""
+        return self.path.stem if self.card else str(self.path)
+
+    @property
     def card(self) -> Path | None:
         """The file that tells of a network of the package; None of any other network."""
         return self.path.with_suffix(".md") if self.path.resolve().parent == PACKAGED else None

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from numbers import Integral
@@ -44,19 +44,31 @@ PixelInput = Pixels | Tensor | Image.Image
 """An image in memory: NumPy uint8 [H, W, 3] RGB, torch uint8 [3, H, W] RGB, or Pillow's."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ResultBoxes:
-    """Boxes found in one image, best first."""
+    """Boxes found in one image, best first; `boxes[i]`, slices and masks are some of them, in this form, too."""
 
-    xyxy: NDArray[np.float32] = field(repr=False)  # [D, 4] pixels of the original image
-    scores: NDArray[np.float32] = field(repr=False)  # [D] 0..1
-    labels: NDArray[np.int64] = field(repr=False)  # [D] class ids
+    xyxy: NDArray[np.float32]  # [D, 4] pixels of the original image
+    scores: NDArray[np.float32]  # [D] 0..1
+    labels: NDArray[np.int64]  # [D] class ids
     names: list[str]  # [D] class names
-    depth_m: NDArray[np.float32] | None = field(default=None, repr=False)  # of the image, where a task predicts it
-    intrinsics: Intrinsics | None = field(default=None, repr=False)  # of the camera, where it is known
+    depth_m: NDArray[np.float32] | None = None  # of the image, where a task predicts it
+    intrinsics: Intrinsics | None = None  # of the camera, where it is known
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, chosen: "int | slice | Sequence[int] | Sequence[bool] | NDArray[Any]") -> "ResultBoxes":
+        """The boxes that NumPy would choose of an array: by number, slice, numbers, or a mask of bool [D]."""
+        rows = np.atleast_1d(np.arange(len(self))[chosen])
+        names = [self.names[row] for row in rows]
+        return replace(self, xyxy=self.xyxy[rows], scores=self.scores[rows], labels=self.labels[rows], names=names)
+
+    def __iter__(self) -> Iterator["ResultBoxes"]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"ResultBoxes({len(self)}{_best(self.names, self.scores)})"
 
     @cached_property
     def _columns(self) -> Mapping[str, NDArray[np.float32]]:
@@ -86,10 +98,7 @@ class ResultBoxes:
     def above(self, min_score: float) -> "ResultBoxes":
         """The boxes with a score of at least min_score, which is 0 to 1."""
         check_score(min_score)
-        kept = self.scores >= min_score
-        names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
-        columns = self.xyxy[kept], self.scores[kept], self.labels[kept]
-        return ResultBoxes(*columns, names, self.depth_m, self.intrinsics)
+        return self[self.scores >= min_score]
 
     def rows(self) -> list[dict[str, Any]]:
         """Each box as plain data: name, label, score, xyxy, and distance_m, distance_spread_m, position_m if known."""
@@ -98,12 +107,21 @@ class ResultBoxes:
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
-@dataclass(frozen=True, eq=False)
+def _best(names: Sequence[str], scores: NDArray[np.float32]) -> str:
+    """The first three of them, for people."""
+    best = [f"{name} {score:.2f}" for name, score in zip(names[:3], scores, strict=False)]
+    return "".join([": " if best else "", ", ".join(best), ", ..." if len(names) > len(best) else ""])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ResultClasses:
     """Classes of a whole image, best first."""
 
     names: list[str]
-    scores: NDArray[np.float32] = field(repr=False)  # 0..1, of each name
+    scores: NDArray[np.float32]  # 0..1, of each name
+
+    def __repr__(self) -> str:
+        return f"ResultClasses({len(self.names)}{_best(self.names, self.scores)})"
 
     @property
     def name(self) -> str:
@@ -116,23 +134,33 @@ class ResultClasses:
         return float(self.scores[0])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a network predicts of one image, in user units at the image's own size."""
 
-    image: Pixels = field(repr=False)
+    image: Pixels
     source: str | None
     """The file, or video and frame number; None for an image in memory."""
-    predictions: dict[str, Any] = field(repr=False)
+    predictions: dict[str, Any]
     """By name of the task, in the form that the task documents."""
-    tasks: Mapping[str, Task] = field(repr=False)
-    spaces: Mapping[str, LabelSpace | None] = field(repr=False)
+    tasks: Mapping[str, Task]
+    spaces: Mapping[str, LabelSpace | None]
     """The classes that each task learnt; None for tasks without classes."""
     boxes: ResultBoxes | None = None
-    segmentation: NDArray[np.uint8] | None = field(default=None, repr=False)  # [H, W] class ids
-    depth_m: NDArray[np.float32] | None = field(default=None, repr=False)  # [H, W] metres along the optical axis
-    normals: NDArray[np.float32] | None = field(default=None, repr=False)  # [H, W, 3] x right, y down, z forward
+    segmentation: NDArray[np.uint8] | None = None  # [H, W] class ids
+    depth_m: NDArray[np.float32] | None = None  # [H, W] metres along the optical axis
+    normals: NDArray[np.float32] | None = None  # [H, W, 3] x right, y down, z forward
     classification: ResultClasses | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        parts = [*([] if self.source is None else [repr(self.source)]), f"{height}x{width} px"]
+        for name in ("boxes", "segmentation", "depth_m", "normals", "classification"):
+            if (value := getattr(self, name)) is not None:
+                is_map = isinstance(value, np.ndarray)
+                parts.append(f"{name}={value.dtype}{list(value.shape)}" if is_map else f"{name}={value}")
+        parts += [f"predictions[{name!r}]" for name, task in self.tasks.items() if task.result_field is None]
+        return f"Result({', '.join(parts)})"
 
     @staticmethod
     def of(
@@ -327,6 +355,7 @@ class Predictor:
         if precision is not None and precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}; correct it")
         self.net, self.run = opened.net, opened.run
+        self.name = opened.name
         self.precision: Precision = precision or opened.run.train.precision
         self.batch_size = batch_size or opened.run.train.batch_size
         self.threads = threads
@@ -340,6 +369,9 @@ class Predictor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_compiling": Lock()}
         self._compiled = torch.compile(self.net, fullgraph=True, dynamic=False) if state["_compiled"] else None
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.name!r}, {', '.join(self.net.tasks)}, on {self.device})"
 
     @property
     def device(self) -> torch.device:
