@@ -251,6 +251,7 @@ def test_weights_of_another_run_start_a_new_one_and_nothing_else_does(cut: Path,
     for name in parameters:
         torch.testing.assert_close(found["net"][name], averaged[name], rtol=0, atol=1e-9)
     assert found["step"] == 1
+    assert "then as below (init)" in (tmp_path / "new" / "train.log").read_text()
     assert found["balancer"]["log_variances"].abs().max() < 1e-9 < source["balancer"]["log_variances"].abs().max()
     assert {float(of_one["step"]) for of_one in found["optimizer"]["state"].values()} == {1.0}
 

@@ -1126,7 +1126,8 @@ class Trainer:
         assert self.data is not None
         run, net, data = self.run, self.net, self.data
         millions = sum(p.numel() for p in net.parameters()) / 1e6
-        yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {net.encoder_origin}"
+        origin = net.encoder_origin + (", then as below (init)" if data.initial else "")
+        yield f"network   {millions:.2f} M parameters; encoder {run.model.encoder.name}, weights: {origin}"
         if note := net.encoder.normalisation_note:
             yield f"note      {note}"
         yield f"pyramid   {run.model.pyramid.type}, {net.trunk.out_channels} channels"
