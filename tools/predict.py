@@ -56,9 +56,7 @@ def parser() -> ToolParser:
     p.add_argument(
         "input", type=expanduser, metavar="INPUT", help="an image, a folder with all it holds, or a config's data sets"
     )
-    p.add_overrides(
-        "settings that replace those of the run; data.root, data.train and data.val: those of a config as INPUT"
-    )
+    p.add_overrides("settings of the run; if INPUT is a config, data.root, data.train and data.val are that config's")
     p.add_argument("--output", type=home_path, metavar="DIR", help="a new folder for official submission files")
     p.add_argument(
         "--as-labels", type=home_path, metavar="DIR",
