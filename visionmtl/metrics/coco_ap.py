@@ -80,8 +80,8 @@ def score_files(
             notes += [] if by_name else [f"{results} has file names of {truth} as image ids, and is scored by them"]
         elif elsewhere := sorted(one for one in found_images if named[one] != number_of[one]):
             notes.append(
-                f"image_id {elsewhere[0]} of {results} is an id of {truth}, and the file name of another image there; ids "
-                "count"
+                f"image_id {elsewhere[0]} of {results} is an id of {truth}, and the file name of another image there; "
+                "ids count"
             )
     if strangers := sorted(found_images - number_of.keys()):
         raise ValueError(
