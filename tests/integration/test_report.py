@@ -189,6 +189,13 @@ def test_the_summary_says_what_is_weak(run_dir):
     assert "mean intersection over union is 0.4921 (higher is better) on 3 images" in summary
     assert "takes door for wall (70% of its pixels), wall for door (10% of its pixels)" in summary
 
+    ious = {"wall": 0.5, "door": 0.0, "lamp": 0.0}
+    results = {
+        "segmentation": {"miou": 1 / 6, "images": 3, "per_class": {name: {"iou": iou} for name, iou in ious.items()}}
+    }
+    write_report(run_dir / "few.html", run_dir, results)
+    assert "segmentation is best at wall (0.50) and finds none of door, lamp." in (run_dir / "few.html").read_text()
+
 
 def test_images_are_ranked_by_any_metric_that_is_better_or_worse():
     tasks = {"depth": Depth(), "segmentation": Segmentation()}

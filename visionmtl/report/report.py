@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionmtl.config.text_files import check_object, read_object, read_text
-from visionmtl.datasets import name_all
+from visionmtl.datasets import name_all, shortened
 from visionmtl.engine.logging import parse_row
 from visionmtl.io.atomic import write_text
 from visionmtl.metrics.distance import DistanceMeter
@@ -205,7 +205,10 @@ def _summary(
             known = {c: row[k] for c, row in per_class.items() for k in ("ap", "iou") if k in _numbers(row)}
             if len(known) > 1:
                 best, worst = max(known, key=lambda c: known[c]), min(known, key=lambda c: known[c])
-                yield f"{name} is best at {best} ({known[best]:.2f}) and worst at {worst} ({known[worst]:.2f})."
+                missed = [c for c in known if not known[c]]
+                none = f"finds none of {shortened(missed)}"
+                last = none if len(missed) > 1 else f"worst at {worst} ({known[worst]:.2f})"
+                yield f"{name} is best at {best} ({known[best]:.2f}) and {last}."
         if {"delta1", "abs_rel"} <= numbers.keys():
             yield (
                 f"{name} is off by {numbers['abs_rel']:.1%} on average; {numbers['delta1']:.1%} are within 25 % of the "
