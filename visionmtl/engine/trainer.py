@@ -91,6 +91,10 @@ from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
 
 
+UNNAMED = "runs/unnamed"
+"""The run folder of a run that names none."""
+
+
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
 
@@ -101,7 +105,7 @@ def train(run: Run, options: TrainOptions | None = None) -> Results:
     options = options or TrainOptions()
     run = extending.extended(run)
     remedies = memory_errors.train_remedies(run)
-    folder = Path(run.output or "runs/unnamed")
+    folder = Path(run.output or UNNAMED)
     with (
         StopSignals() as signals,
         distributed.group(options.device, run.train.distributed.timeout_s) as ranks,
@@ -155,7 +159,8 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             "come from one of them; leave one out"
         )
     initial: list[str] = []
-    if options.init_from and not checkpoint.find_resumed(Path(run.output or ""), options.resume, options.dry_run):
+    folder = Path(run.output or UNNAMED)
+    if options.init_from and not checkpoint.find_resumed(folder, options.resume, options.dry_run):
         initial = load_initial(net, run, Path(options.init_from))
     loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
     data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders, initial)
@@ -613,7 +618,7 @@ class Trainer:
         """
         assert self.data is not None
         run, options, ranks = self.run, self.options, self.ranks
-        folder = self.folder = Path(run.output or "runs/unnamed")
+        folder = self.folder = Path(run.output or UNNAMED)
         resumed = self._resume()
         self._plan()
         self.signals = signals or StopSignals()

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from visionmtl.config.text_files import read_json, shown
 from visionmtl.io.index import Arrays, cached
 from visionmtl.io.objects import MAX_COORDINATE, is_side
-from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside
+from visionmtl.io.paths import check_distinct, composed, is_unicode, stays_inside, without_ending
 from visionmtl.structures import MAX_CLASSES, Boxes, has_controls
 
 Entry = dict[str, Any]
@@ -502,7 +502,7 @@ def canonical(value: object) -> str | None:
 def _name_of(image: Entry) -> str:
     """See `Truth.names`."""
     name = image.get("file_name")
-    return (canonical(PurePosixPath(name).with_suffix("").as_posix()) if isinstance(name, str) and name else None) or ""
+    return (canonical(without_ending(name)) if isinstance(name, str) else None) or ""
 
 
 def id_order(text: str) -> tuple[bool, int, str]:
