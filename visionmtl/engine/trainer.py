@@ -90,7 +90,6 @@ from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
 
-
 UNNAMED = "runs/unnamed"
 """The run folder of a run that names none."""
 
