@@ -358,7 +358,7 @@ def test_damaged_files_are_listed_at_the_end(saved, tmp_path, capsys):
         (["--mode", "data", "--score", "0.4"], "--score would have no effect with mode data"),
         (["--mode", "data", "--device", "cpu"], "--device would have no effect with mode data"),
         (["a.png", "--maps", "--no-pictures", "--score", "0.5"], "--score would have no effect .* without pictures"),
-        (["--tasks", ""], "there is no task ''; this run has detection"),
+        (["--tasks", ","], "there is no task ''; this run has detection"),
         (["a.mp4", "--maps"], "--maps writes files for each image, and a.mp4 is a video"),
     ],
 )
