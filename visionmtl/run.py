@@ -355,6 +355,11 @@ class Run(Spec):
     train: Train = Train()
 
     @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return Path(self.output or "runs/unnamed")
+
+    @property
     def is_taught(self) -> bool:
         """Whether networks teach beside the labels, so that data sets without any may be among the training data."""
         return self.distill is not None or self.extend is not None

@@ -5,7 +5,6 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -52,7 +51,7 @@ def check_step(
         return
     step = trainer.state.step
     name = f"step-{step:07d}" + (f"-process-{trainer.ranks.rank}" if trainer.ranks.world > 1 else "")
-    file = Path(trainer.run.output or "runs/unnamed") / "captured" / f"{name}.pt"
+    file = trainer.run.folder / "captured" / f"{name}.pt"
     losses = {task: {part: float(value) for part, value in of.items()} for task, of in output.losses.items()}
     content = {
         "format": FORMAT, "kind": KIND, "step": step - 1, "steps_per_epoch": trainer.steps_per_epoch,

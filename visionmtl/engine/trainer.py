@@ -90,9 +90,6 @@ from visionmtl.transfer.distillation import Soft
 from visionmtl.visualization.draw import DEFAULTS
 from visionmtl.visualization.palette import recolour
 
-UNNAMED = "runs/unnamed"
-"""The run folder of a run that names none."""
-
 
 def train(run: Run, options: TrainOptions | None = None) -> Results:
     """Train, evaluate, keep checkpoints; returns the last evaluation's results by task.
@@ -104,11 +101,10 @@ def train(run: Run, options: TrainOptions | None = None) -> Results:
     options = options or TrainOptions()
     run = extending.extended(run)
     remedies = memory_errors.train_remedies(run)
-    folder = Path(run.output or UNNAMED)
     with (
         StopSignals() as signals,
         distributed.group(options.device, run.train.distributed.timeout_s) as ranks,
-        nullcontext() if options.dry_run else run_lock.hold(folder, ranks) as lock_note,
+        nullcontext() if options.dry_run else run_lock.hold(run.folder, ranks) as lock_note,
         memory_errors.explained(remedies, "training"),
     ):
         return _prepare(run, options, ranks).fit(signals, lock_note)
@@ -158,8 +154,7 @@ def _prepare(run: Run, options: TrainOptions, ranks: Ranks) -> "Trainer":
             "come from one of them; leave one out"
         )
     initial: list[str] = []
-    folder = Path(run.output or UNNAMED)
-    if options.init_from and not checkpoint.find_resumed(folder, options.resume, options.dry_run):
+    if options.init_from and not checkpoint.find_resumed(run.folder, options.resume, options.dry_run):
         initial = load_initial(net, run, Path(options.init_from))
     loaders = dict(zip(sorted(smaller), smaller_batches, strict=True))
     data = LoopData(datasets, val_datasets, train_batches, val_batches, names, monitor, loaders, initial)
@@ -617,7 +612,7 @@ class Trainer:
         """
         assert self.data is not None
         run, options, ranks = self.run, self.options, self.ranks
-        folder = self.folder = Path(run.output or UNNAMED)
+        folder = self.folder = run.folder
         resumed = self._resume()
         self._plan()
         self.signals = signals or StopSignals()
