@@ -143,6 +143,22 @@ def test_openvino_equals_the_network(trained: Path, images: list[np.ndarray], tm
     check_equal(trained, tmp_path / "net.xml", images)
 
 
+def test_openvino_finds_the_first_of_equal_logits_without_sorting(tmp_path: Path):
+    """It would sort the classes of each pixel, half of the time of a class map."""
+    onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+    logits = np.random.default_rng(0).integers(0, 3, (2, 7, 12, 9)).astype(np.float32)
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("ArgMax", ["logits"], ["classes"], axis=1, keepdims=0)
+    inputs, outputs = [value("logits", 1, ("batch", 7, 12, 9))], [value("classes", 7, ("batch", 12, 9))]
+    graph = onnx.helper.make_graph([node], "graph", inputs, outputs)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "net.onnx")
+    OpenVINO().write_from_onnx(tmp_path / "net.onnx", {}, tmp_path / "net.xml")
+    kinds = [node.get_type_name() for node in openvino.Core().read_model(tmp_path / "net.xml").get_ordered_ops()]
+    assert "ReduceMin" in kinds and "TopK" not in kinds
+    classes = OpenVINO().open(tmp_path / "net.xml", 1)({"logits": logits})["classes"]
+    np.testing.assert_array_equal(classes, logits.argmax(axis=1))
+
+
 @pytest.mark.slow
 def test_aotinductor_equals_the_network(trained: Path, images: list[np.ndarray], tmp_path: Path):
     command = ["export", str(trained), "--format", "aotinductor", "--output", str(tmp_path / "net.aoti.pt2")]

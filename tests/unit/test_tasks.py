@@ -186,6 +186,17 @@ def test_depth_of_an_input_twice_as_large_as_in_training_is_doubled():
         assert predict(raw, [replace(meta, zoom=2.0)], SIZE)[0].mean() == pytest.approx(6, rel=1e-5)
 
 
+def test_of_equal_logits_the_first_class_is_predicted():
+    logits = torch.randint(3, (2, 5, *SIZE)).float()
+    task = Segmentation()
+    whole = [ImageMeta(size=SIZE, content_size=SIZE)] * 2
+    expected = logits.numpy().argmax(axis=1)
+    np.testing.assert_array_equal(task.predict(logits, whole, SIZE), expected)
+    graph = torch.compile(lambda raw: task.decode_in_graph(raw, SIZE, torch.tensor([SIZE]), 1.0), backend="eager")
+    for decode in (graph, lambda raw: task.decode_in_graph(raw, SIZE, torch.tensor([SIZE]), 1.0)):
+        np.testing.assert_array_equal(decode(logits)["classes"], expected)
+
+
 def test_predicted_normals_have_unit_length():
     with torch.no_grad():
         raw = decoder(Normals()).eval()(random_maps(Normals().levels, 3))

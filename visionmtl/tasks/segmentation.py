@@ -181,7 +181,7 @@ class Segmentation(ClassTask, frozen=True):
         return [classes.cpu().numpy() for classes in self.predict_for_meter(raw, metas, size)]
 
     def predict_for_meter(self, raw: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]) -> list[Tensor]:
-        return [one.argmax(0).byte() for one in each_to_original(self._annotated(raw, metas), size, metas)]
+        return [_best(one, dim=0) for one in each_to_original(self._annotated(raw, metas), size, metas)]
 
     def predict_mirrored(
         self, raw: Tensor, mirrored: Tensor, metas: Sequence[ImageMeta], size: tuple[int, int]
@@ -189,7 +189,7 @@ class Segmentation(ClassTask, frozen=True):
         """The classes of the summed logits."""
         both = self._annotated(raw, metas), self._annotated(mirrored, metas)
         views = zip(*(each_to_original(one, size, metas) for one in both), strict=True)
-        return [(one + other.flip(-1)).argmax(0).byte().cpu().numpy() for one, other in views]
+        return [_best(one + other.flip(-1), dim=0).cpu().numpy() for one, other in views]
 
     def pseudo_labels(
         self,
@@ -218,7 +218,7 @@ class Segmentation(ClassTask, frozen=True):
     decoded_outputs: ClassVar[dict[str, str]] = {"classes": "uint8 [B, H, W]: class ids, at the input's size"}
 
     def decode_in_graph(self, raw: Tensor, size: tuple[int, int], content: Tensor, zoom: float) -> dict[str, Tensor]:
-        return {"classes": resize(raw.float(), size).argmax(dim=1).to(torch.uint8)}
+        return {"classes": _best(resize(raw.float(), size), dim=1)}
 
     def from_decoded(self, outputs: dict[str, NDArray[Any]], metas: Sequence[ImageMeta]) -> list[NDArray[np.uint8]]:
         """Nearest class of the input's pixels; `predict` mixes logits instead, which is finer along edges."""
@@ -251,6 +251,16 @@ class Segmentation(ClassTask, frozen=True):
         options: DrawOptions,
     ) -> NDArray[np.uint8]:
         return draw_segmentation_errors(image, prediction, truth)
+
+
+def _best(logits: Tensor, dim: int) -> Tensor:
+    """uint8 ids of the classes with the largest logit, the first of equal ones.
+
+    torch's `argmax` takes three times as long as its `max` on a CPU, along an axis that is not the last one in memory;
+    compiled and exported it is the faster one.
+    """
+    best = logits.argmax(dim=dim) if torch.compiler.is_compiling() else logits.max(dim=dim).indices
+    return best.to(torch.uint8)
 
 
 class _Classifier(nn.Module):
