@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,21 @@ def test_every_run_and_seed_is_reported_with_both_conventions(compared: Path):
     assert page.count("data-chart") >= 3 and page.count('class="sortable"') == text.count("\n|--")
     lines = list(csv.DictReader((compared / "results.csv").open()))
     assert {line["figure"] for line in lines} >= {"depth/abs_rel", "transfer/depth", "delta_m/per_task"}
+
+
+def test_runs_that_are_not_wanted_this_time_stay_in_the_report(compared: Path, tmp_path: Path):
+    shutil.copytree(compared.parent, tmp_path / "copy")
+    output = tmp_path / "copy/out"
+    for seed in (0, 1):  # now of other settings
+        file = output / f"runs/upgrad/{seed}/result.json"
+        result = json.loads(file.read_text())
+        result["settings"]["optim"]["lr"] *= 2
+        file.write_text(json.dumps(result))
+    command = ["compare", str(tmp_path / "copy/comparison.yaml"), "--output", str(output), "--no-train"]
+    assert main([*command, "--only", "single_segmentation"]) == 0
+    rows = {row["run"]: row for row in json.loads((output / "comparison.json").read_text())["rows"]}
+    before = {row["run"]: row for row in json.loads((compared / "comparison.json").read_text())["rows"]}
+    assert rows["equal"] == before["equal"] and list(rows) == [name for name in before if name != "upgrad"]
 
 
 def test_what_tasks_do_to_each_other_is_reported(compared: Path):

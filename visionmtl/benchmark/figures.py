@@ -116,15 +116,15 @@ def markdown(figure: Figure) -> str:
         limits = [f"limit <= {figure.limit:g}"] if figure.limit is not None else []
         limits += [f"limit >= {figure.least:g}"] if figure.least is not None else []
         limits += [] if figure.kept else ["MISSED"]
-        return f"- {figure.name}: {_text(figure.value)} {figure.unit}".rstrip() + ", ".join(["", *limits])
-    rows = [[_text(cell).replace("|", "\\|") for cell in row] for row in (figure.columns, *figure.rows)]
+        return f"- {figure.name}: {text_of(figure.value)} {figure.unit}".rstrip() + ", ".join(["", *limits])
+    rows = [[text_of(cell).replace("|", "\\|") for cell in row] for row in (figure.columns, *figure.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join([f"**{figure.title}**", "", *lines])
 
 
-def _text(cell: Cell) -> str:
+def text_of(cell: Cell) -> str:
     """Numbers with three to four digits, without an exponent."""
     if cell is None or isinstance(cell, str):
         return cell or ""

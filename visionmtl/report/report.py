@@ -1,7 +1,8 @@
 """A run on one page: an HTML file that holds its numbers, curves and pictures, and loads nothing."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from visionmtl.config.text_files import check_object, read_object, read_text
@@ -50,13 +52,27 @@ _AXES = {
 }  # fmt: skip
 
 
+def format_metric(name: str, value: float | None) -> str:
+    """The number as the page shows it: a count in full, anything else with four digits and the unit of its name."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+    return f"{value:.4f}{unit}" if abs(value) < 10 else f"{value:.2f}{unit}"
+
+
 @dataclass(frozen=True)
 class SortableTable:
-    """Columns and rows; the first cell of a row is its name. Floats in 0..1 get a bar."""
+    """Columns and rows; the first cell of a row is its name."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
+    show: Callable[[str, float | None], str] = format_metric
+    """How a number is written, by its column."""
+    bars: bool = True
+    """Behind floats in 0..1."""
 
 
 def write_report(
@@ -123,11 +139,17 @@ def write_report(
     )
 
 
+def _inline(text: str) -> Markup:
+    """Markdown's **strong** words and `code`, the rest escaped."""
+    strong = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", strong))
+
+
 def render(path: Path, template: str, **names: Any) -> None:
     """Write a page of this folder's templates; what they show is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"metric": lambda value, name: format_metric(name, value), "plain": asdict}
+    pages.filters |= {"metric": lambda value, name: format_metric(name, value), "plain": asdict, "inline": _inline}
     page = pages.get_template(template).render(**names)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
@@ -274,16 +296,6 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value for name, value in result.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def format_metric(name: str, value: float | None) -> str:
-    """The number as the page shows it: a count in full, anything else with four digits and the unit of its name."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
-    return f"{value:.4f}{unit}" if abs(value) < 10 else f"{value:.2f}{unit}"
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], primary: PrimaryMetrics) -> Iterator[Chart]:

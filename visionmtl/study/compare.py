@@ -1,8 +1,10 @@
 """A comparison from its plan to its report: train what is missing, choose searched weights, measure costs, write."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from visionmtl.config.loader import ConfigError
 from visionmtl.study.affinity import check_affinity, measure_affinity, read_affinity
 from visionmtl.study.comparison import PlannedRuns, Variant, key_of
 from visionmtl.study.costs import measure_costs, read_costs
@@ -133,17 +135,25 @@ class _Study:
         return {key_of(run): self.runner.place(name, run) for run in finished}
 
     def measured(self) -> list[Measured]:
-        """What is finished so far, in the order of the file."""
+        """What is finished so far, in the order of the file; also of runs that are not wanted this time."""
         rows = []
-        for variant in self.selected.values():
-            chosen = self.chosen(variant)
-            results: dict[int, Result] = {}
-            for seed in self.seeds if chosen else ():
-                assert chosen is not None
-                if result := self.runner.result(variant.name, chosen.seeded(seed), chosen.test):
-                    results[seed] = result
-            rows.append(Measured(variant, results, self.trials(variant)))
+        for name, variant in self.plan.variants.items():
+            if name in self.selected:
+                rows.append(self._measured(variant))
+                continue
+            with suppress(ConfigError):  # trained with settings other than these, so no run of this comparison
+                if (earlier := self._measured(variant)).results:
+                    rows.append(earlier)
         return rows
+
+    def _measured(self, variant: Variant) -> Measured:
+        chosen = self.chosen(variant)
+        results: dict[int, Result] = {}
+        for seed in self.seeds if chosen else ():
+            assert chosen is not None
+            if result := self.runner.result(variant.name, chosen.seeded(seed), chosen.test):
+                results[seed] = result
+        return Measured(variant, results, self.trials(variant))
 
     def report(self) -> None:
         """Write all files of the report."""

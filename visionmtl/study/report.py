@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from visionmtl.benchmark.figures import Cell, Table, markdown
+from visionmtl.benchmark.figures import Cell, Table, markdown, text_of
 from visionmtl.config.text_files import read_object
 from visionmtl.data.label_spaces import task_of
 from visionmtl.io.atomic import write_json, write_text
@@ -163,10 +163,11 @@ def _content(
     settings = plan.comparison
     planned, finished = len(settings.seeds) * len(measured), sum(len(one.results) for one in measured)
     percent = f"{100 * settings.confidence:g} %"
-    yield f"# Comparison on {settings.config}"
+    yield f"# Comparison on {Path(settings.config).resolve().name}"
     yield ""
     yield (
-        f"{finished} of {planned} runs are finished. Each row is one way to train over {len(settings.seeds)} seeds; "
+        f"{finished} of {planned} runs are finished. Each row is one way to train over "
+        f"{len(settings.seeds)} seed{'s' * (len(settings.seeds) > 1)}; "
         f"mean ± half-width of the {percent} Student-t interval over seeds. {plan.origin}"
     )
     if diverged := [
@@ -198,7 +199,7 @@ def _content(
             f"{num_intervals} intervals: about {by_chance:.1f} of them would exclude zero by chance alone if nothing "
             "differed. All rows share the same references, so their intervals are not independent."
         )
-    if costs:
+    if any(row.measured.variant.name in costs for row in rows):
         yield _cost_table(rows, costs)
         baseline = next(iter(costs.values())).baseline
         yield ""
@@ -420,12 +421,16 @@ def _affinity_tables(plan: PlannedRuns, affinity: Sequence[Sequence[Sequence[flo
 def _write_page(file: Path, plan: PlannedRuns, rows: Sequence[Row], content: Sequence[str | Table]) -> None:
     """The same as a page whose tables sort and whose charts tell their numbers."""
     title, *parts = content
-    blocks: list[str | SortableTable] = []
+    blocks: list[str | list[str] | SortableTable] = []
     for part in parts:
         if isinstance(part, Table):
-            blocks.append(SortableTable(part.title, part.columns, part.rows))
+            blocks.append(SortableTable(part.title, part.columns, part.rows, _shown, bars=False))
+        elif part.startswith("- "):
+            if not (items := blocks[-1] if blocks and isinstance(blocks[-1], list) else []):
+                blocks.append(items)
+            items.append(part.removeprefix("- "))
         elif (text := part.strip("\n")) and not text.startswith("!["):
-            blocks.append(text.replace("**", ""))
+            blocks.append(text)
     charts: list[IntervalChart | Chart] = []
     for name, of_rows in _interval_charts(plan, rows):
         lines = [_interval_row(row, of) for row, of in of_rows]
@@ -435,6 +440,10 @@ def _write_page(file: Path, plan: PlannedRuns, rows: Sequence[Row], content: Seq
         if chart := line_chart(name, points, x_name="labels in %", y_name=y_name):
             charts.append(chart)
     render(file, "comparison.html.j2", name=str(title).removeprefix("# "), blocks=blocks, charts=charts)
+
+
+def _shown(column: str, value: float | None) -> str:
+    return "–" if value is None else text_of(value)
 
 
 def _interval_row(name: str, of: Interval) -> IntervalRow:
