@@ -203,7 +203,7 @@ def _score_network(args: argparse.Namespace, ranks: Ranks) -> int:
         if args.report:
             facts = _facts(args, opened, split, precision)
             found = confusions(evaluation.meters)
-            write_report(args.report, opened.folder, results, evidence=evidence, confusions=found, facts=facts)
+            write_report(args.report, opened.folder, results, run=run, evidence=evidence, confusions=found, facts=facts)
             print(f"written: {args.report}")
     return _unmet(args, results)
 
@@ -229,7 +229,8 @@ def _header(
 def _facts(args: argparse.Namespace, opened: Opened, split: str, precision: str) -> dict[str, str]:
     """What stands at the head of a report."""
     device = next(opened.net.parameters()).device
-    again = ["visionmtl", "train", str(opened.folder / "config.yaml"), "output=runs/again"]
+    config = opened.folder / "config.yaml"
+    again = ["visionmtl", "train", str(config), "output=runs/again"]
     machine = opened.folder / "env.json"
     if origin := (read_object(machine) if machine.is_file() else {}).get("init_from"):
         again += ["--init-from", str(origin)]
@@ -238,7 +239,7 @@ def _facts(args: argparse.Namespace, opened: Opened, split: str, precision: str)
         "parameters": f"{sum(p.numel() for p in opened.net.parameters()) / 1e6:.2f} million",
         "evaluated on": f"{split}, {device}, {precision}",
         "command of this page": shlex.join(["visionmtl", "eval", *args.command]),
-        "command of the training": shlex.join(again),
+        **({"command of the training": shlex.join(again)} if config.is_file() else {}),
     }
 
 

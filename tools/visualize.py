@@ -52,7 +52,7 @@ MANUAL = """
 examples:
   visionmtl visualize runs/quickstart photo.jpg                   panels of every task
   visionmtl visualize runs/quickstart photos/ --layout overlay    classes, boxes and metres on the photos themselves
-  visionmtl visualize runs/quickstart drive.mp4 --depth-range auto
+  visionmtl visualize runs/quickstart drive.mp4 --depth-range 0.5:80
   visionmtl visualize runs/quickstart photos/ --json --maps       and as files for programs
   find . -name '*.jpg' | visionmtl visualize runs/quickstart -    files from a list
   visionmtl visualize runs/quickstart                             validation images: prediction, truth and errors
@@ -103,8 +103,8 @@ def parser() -> ToolParser:
     )  # fmt: skip
     p.add_argument(
         "--depth-range", type=depth_range, metavar="MIN:MAX",
-        help="metres at the ends of the colours of depth, or auto: those of each picture, followed slowly in videos "
-        "(default: the farthest of the run's depth task, and a twentieth of it)",
+        help="metres at the ends of the colours of depth, to compare pictures by eye; default: auto, those of each "
+        "picture, prediction and truth the same ones, followed slowly in videos",
     )  # fmt: skip
     p.add_argument("--json", action="store_true", help="also write each prediction as NAME.json; of videos NAME.jsonl")
     p.add_argument(
@@ -176,7 +176,7 @@ def _visualize(args: argparse.Namespace) -> int:
     check(args, mode)
     from visionmtl.visualization.draw import MIN_SCORE, DrawOptions
 
-    options = DrawOptions(MIN_SCORE if args.score is None else args.score, args.depth_range)
+    options = DrawOptions(MIN_SCORE if args.score is None else args.score, args.depth_range or "auto")
     if mode == "data":
         run, folder = _read_run(args.checkpoint, overrides)
         with _open_output(args.output, folder / "samples" / mode, args.num or MAX_SHEET) as output:

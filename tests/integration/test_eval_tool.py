@@ -1,6 +1,7 @@
 """`tools/eval.py` on a checkpoint with random weights: tables, JSON, report, overrides and expectations."""
 
 import json
+import shutil
 
 import pytest
 import scene_run
@@ -209,6 +210,16 @@ def test_the_report_shows_pictures(saved, tmp_path):
     assert text.count('class="slider"') % 3 == 0 and text.count("data:image/webp") >= 10
     assert "detection: precision over recall" in text and "depth: error by true distance" in text
     assert "worst depth: rmse_m" in text and "taken for" in text and "command of this page" in text
+    assert "command of the training" in text
+
+
+def test_the_report_on_a_checkpoint_alone_names_no_training_that_cannot_be_run(saved, tmp_path):
+    shutil.copy(saved, tmp_path / "net.pt")
+    page = tmp_path / "page.html"
+    assert evaluated(tmp_path / "net.pt", "--report", str(page), "--limit-batches", "1") == 0
+    text = page.read_text()
+    assert "command of this page" in text and "command of the training" not in text
+    assert "higher is better" in text and "no config.yaml" not in text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from visionmtl.report.report import read_rows, write_report
 from visionmtl.structures import Sample
 from visionmtl.tasks.depth import Depth
 from visionmtl.tasks.segmentation import Segmentation
+from visionmtl.visualization.draw import draw_depth
 
 RESULTS = {
     "segmentation": {
@@ -115,6 +116,14 @@ def test_a_folder_without_a_run_still_gives_its_results(tmp_path):
     assert "no metrics.jsonl in the run" in page and "0.4921" in page and "Curves" not in page
 
 
+def test_a_network_without_a_run_folder_is_described_by_its_own_settings(tmp_path):
+    run = config.load("configs/quickstart.yaml")
+    write_report(tmp_path / "report.html", tmp_path, RESULTS, run=run)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<dd>{run.model.encoder.name}</dd>" in page and "higher is better" in page
+    assert "no config.yaml" not in page and "no metrics.jsonl" not in page and "warmup_steps" in page
+
+
 def test_a_task_without_labels_says_so(run_dir):
     assert "no label in this split" in written(run_dir, {"depth": {"images": 0}})
 
@@ -167,6 +176,14 @@ def test_the_worst_and_the_best_images_are_kept():
     assert [re.findall(r"(worst|best) depth: rmse_m .* \(image (image \d)\)", title)[0] for title in titles] == [
         ("worst", "image 2"), ("worst", "image 3"), ("best", "image 1"),
     ]  # fmt: skip
+
+
+def test_depth_and_its_truth_have_one_range_of_colours():
+    (image, *_) = looked_at(1.0).images()
+    panels = image.panels["depth"]
+    near, far = panels["truth"][0, 0], panels["prediction"][0, -1]  # 2 m; 20 m seen as 40 m
+    assert (panels["prediction"][0, 0] != near).any() and (panels["truth"][0, -1] != far).any()
+    assert (draw_depth(image.image, np.full(image.image.shape[:2], 2, np.float32), 2.0, 40.0)[0, 0] == near).all()
 
 
 def test_depth_errors_are_collected_by_true_distance():

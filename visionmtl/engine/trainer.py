@@ -87,7 +87,7 @@ from visionmtl.run import Run, dump
 from visionmtl.structures import Batch, Sample, as_rgb
 from visionmtl.tasks.base import Task
 from visionmtl.transfer.distillation import Soft
-from visionmtl.visualization.draw import DEFAULTS
+from visionmtl.visualization.draw import DrawOptions
 from visionmtl.visualization.palette import recolour
 
 
@@ -894,10 +894,10 @@ class Trainer:
         self._tell_absent_classes(results)
         if self.options.dry_run:
             return
-        spaces = recolour(net.spaces)
+        spaces, as_before = recolour(net.spaces), DrawOptions(depth_range_m=None)  # pictures of all steps compare
         for number, (sample, predictions) in enumerate(examples):
             for name, prediction in predictions.items():
-                picture = run.tasks[name].draw(as_rgb(sample.image), prediction, spaces[name], DEFAULTS)
+                picture = run.tasks[name].draw(as_rgb(sample.image), prediction, spaces[name], as_before)
                 self.log.picture(f"{name}/{number}", picture, step)
 
         value = self.data.monitor.value(results)

@@ -1,7 +1,7 @@
 """What a report shows beyond a split's numbers: its best and worst images, confusions, and depth errors by distance."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from visionmtl.visualization import draw
 from visionmtl.visualization.canvas import Picture
 from visionmtl.visualization.draw import DrawOptions
 from visionmtl.visualization.palette import recolour
-from visionmtl.visualization.panels import at_cell_size, errors, is_depth, with_distances
+from visionmtl.visualization.panels import at_cell_size, common_range, errors, is_depth, with_distances
 
 NUM_WORST, NUM_BEST = 2, 1
 """Images shown of each task."""
@@ -120,6 +120,7 @@ class Evidence:
             }
             for row, values in (("prediction", predictions), ("truth", truth))
         }
+        options = replace(options, depth_range_m=common_range(rows))
         panels: dict[str, dict[str, Picture]] = {}
         for name, prediction in rows["prediction"].items():
             task, space, true = self.tasks[name], spaces[name], rows["truth"][name]

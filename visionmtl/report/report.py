@@ -21,7 +21,7 @@ from visionmtl.io.atomic import write_text
 from visionmtl.metrics.distance import DistanceMeter
 from visionmtl.report.charts import Chart, line_chart
 from visionmtl.report.evidence import Confusion, Evidence, ImagePanels
-from visionmtl.run import Run, load_recorded
+from visionmtl.run import Run, dump, load_recorded
 from visionmtl.tasks.base import Task
 from visionmtl.visualization.draw import to_cell
 
@@ -81,19 +81,24 @@ def write_report(
     results: Mapping[str, Mapping[str, Any]],
     pictures: Sequence[Titled] = (),
     *,
+    run: Run | None = None,
     evidence: Evidence | None = None,
     confusions: Mapping[str, Confusion] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page.
 
-    run_dir: where config.yaml, env.json and metrics.jsonl are looked for; the page says which of them are missing.
+    run_dir: where config.yaml, env.json and metrics.jsonl are looked for; the page says which of them are missing,
+        unless it is `run` that says what was trained.
     results: by task, what its meter computed; pictures: uint8 [H, W, 3] RGB with their titles.
+    run: its settings, for a network without config.yaml beside it.
     evidence, confusions: what was collected on the way; facts: further lines of the head, by name.
     """
     files = {name: run_dir / name for name in ("config.yaml", "env.json")}
     texts = {name: read_text(file) if file.is_file() else "" for name, file in files.items()}
-    run = load_recorded(run_dir) if texts["config.yaml"] else None
+    recorded = bool(texts["config.yaml"])
+    alone = run is not None and not recorded
+    run = load_recorded(run_dir) if recorded else run
     machine = read_object(files["env.json"]) if texts["env.json"] else {}
     tasks = run.tasks if run else {}
     primary = {name: _primary(tasks[name.partition("@")[0]]) for name in results if name.partition("@")[0] in tasks}
@@ -121,7 +126,10 @@ def write_report(
         ],
         "images": [_embedded(of) for of in evidence.images()] if evidence else [],
         "pictures": [(title, data_uri(to_cell(picture, MAX_PICTURE_PX))) for title, picture in pictures],
-        "texts": {"Configuration": texts["config.yaml"], "Environment": texts["env.json"]},
+        "texts": {
+            "Configuration": texts["config.yaml"] or (dump(run) if run else ""),
+            "Environment": texts["env.json"],
+        },
     }
     titles = {
         "Results": "cards", "Curves": "charts", "Task conflicts": "conflicts", "Classes": "tables",
@@ -133,7 +141,7 @@ def write_report(
         "report.html.j2",
         name=run_dir.resolve().name,
         facts=[*_facts(run, machine, rows), *(facts or {}).items()],
-        missing=[name for name in (*texts, "metrics.jsonl") if not (run_dir / name).is_file()],
+        missing=[name for name in (*texts, "metrics.jsonl") if not alone and not (run_dir / name).is_file()],
         shown=shown | ({"Pictures"} if named["images"] or named["pictures"] else set()),
         **named,
     )

@@ -39,7 +39,7 @@ class DrawOptions:
 
     min_score: float = MIN_SCORE
     """Boxes and image classes below are left out."""
-    depth_range_m: tuple[float, float] | Literal["auto"] | None = None
+    depth_range_m: tuple[float, float] | Literal["auto"] | None = "auto"
     """Ends of the colours of depth; "auto": the picture's own, None: the task's farthest and a twentieth of it."""
     all_classes: bool = False
     """Legends name every class, also those that the picture lacks, so that the frames of a video have one size."""

@@ -64,7 +64,7 @@ def draw_panels(
         for title, values in rows.items()
     }
     if options.depth_range_m == "auto":
-        options = replace(options, depth_range_m=_common_range(rows))
+        options = replace(options, depth_range_m=common_range(rows))
 
     table: list[list[Titled | None]] = []
     for title, values in rows.items():
@@ -147,7 +147,7 @@ def _columns(num: int, size: tuple[int, int]) -> int:
     return min(range(1, num + 1), key=distance)
 
 
-def _common_range(rows: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+def common_range(rows: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
     """Of all depth maps among the values."""
     maps = [value for values in rows.values() for value in values.values() if is_depth(value)]
     return draw.depth_range(*maps) if maps else (1.0, 10.0)
