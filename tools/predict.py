@@ -22,7 +22,7 @@ from visionmtl.cli import (
     run_tool,
     tried_folder,
 )
-from visionmtl.config.paths import home_path
+from visionmtl.config.paths import check_outside, home_path
 
 if TYPE_CHECKING:
     from visionmtl.inference.predictor import Predictor
@@ -112,12 +112,7 @@ def check(args: argparse.Namespace) -> None:
                 f"--{idle[0]} is for the data sets of a config, and {args.input} is none; give a YAML file as "
                 "INPUT, or leave it out"
             )
-        folder = args.output or args.as_labels
-        if Path(args.input).resolve() in folder.resolve().parents:
-            raise ValueError(
-                f"{folder} lies in {args.input}, whose pictures it would join; a folder outside of it is needed; "
-                "choose another"
-            )
+        check_outside(args.output or args.as_labels, args.input)
     elif args.images == "refer":
         raise ValueError("--images refer links to one folder of images; a config's data sets are several; use link")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionmtl.cli import ToolParser, at_least, positive, run_tool, tried
-from visionmtl.config.paths import home_path
+from visionmtl.config.paths import check_outside, home_path
 
 if TYPE_CHECKING:  # imported where they are used: --help and a wrong command line are answered at once
     from visionmtl.data.loader import Data
@@ -166,9 +166,7 @@ def _prepare_shards(args: argparse.Namespace) -> None:
         ours = listing.read_bytes().startswith(_HEAD.encode())
         found = f"{target} holds shards already" if ours else f"{listing} is a file of yours"
         raise ValueError(f"{found}, and is not written over; a new or unfinished folder is needed; choose another DST")
-    source = args.source.resolve()
-    if source.is_dir() and target.resolve().is_relative_to(source):
-        raise ValueError(f"{target} lies in {args.source}, which is only read; a folder beside it is needed; choose it")
+    check_outside(target, args.source)
     data = _data_of(args.source, args.overrides)
     shard_bytes = 1_000_000 * (args.shard_mb or SHARD_MB)
     workers = choose_workers("auto")[0] if args.workers is None else args.workers

@@ -195,6 +195,11 @@ def _visualize(args: argparse.Namespace) -> int:
     path = checkpoint.find(args.checkpoint)
     num_results = len(videos) + len(images) if mode == "predict" else args.worst or args.best or args.num or MAX_SHEET
     default = checkpoint.run_folder(path) / "samples" / mode
+    if joined := _below(Path(args.output or default), inputs, images):
+        raise ValueError(
+            f"{joined} lies in {args.output or default}, where drawn pictures go, and in a folder that is drawn; a "
+            "picture is not drawn again; choose an --output outside of that folder, or move what is there"
+        )
     with _open_output(args.output, default, num_results, videos=bool(videos)) as output:
         predictor = _open_predictor(path, overrides, args, mode)
         tasks = predictor.net.tasks
@@ -272,6 +277,13 @@ def _images(inputs: Sequence[str]) -> list[Path]:
             )
         images += files
     return images
+
+
+def _below(output: Path, inputs: Sequence[str], images: Sequence[Path]) -> Path | None:
+    """The first of the images that an earlier call has drawn into a folder within an input."""
+    target = output.resolve()
+    around = [text for text in inputs if Path(text).is_dir() and Path(text).resolve() in target.parents]
+    return next((file for file in images if around and file.resolve().is_relative_to(target)), None)
 
 
 def _readable(files: Iterable[Path], output: _Output) -> Iterator[Named]:

@@ -207,8 +207,8 @@ def test_nothing_is_written_over_and_nothing_without_effect_is_taken(
         (("--as-labels", out, "--confidence", "depth=2"), "a number X from 0 to 1"),
         (("--as-labels", out, "--confidence", "depth=1", "--confidence", "depth=0"), "depth has 1 already; one is"),
         (("--as-labels", out, "--unsure", "0.7"), "a score from 0 to below that"),
-        (("--as-labels", photos / "labels"), "whose pictures it would join; a folder outside of it is needed"),
-        (("--output", photos / "room one" / "out"), "whose pictures it would join; a folder outside of it is needed"),
+        (("--as-labels", photos / "labels"), "whose files it would join; a folder outside of it is needed"),
+        (("--output", photos / "room one" / "out"), "whose files it would join; a folder outside of it is needed"),
         (("--output", out, "--tasks", "depth", "--intrinsics", "9,9,0,0"), "depth do not predict boxes; leave"),
         (("--output", out), "two images are called 'a'; one submission holds each image once; rename one"),
     ):

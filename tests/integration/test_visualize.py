@@ -67,6 +67,13 @@ def test_a_folder_a_glob_and_a_file_are_drawn_in_their_own_numbers(saved, tmp_pa
     assert capsys.readouterr().out.count("written: ") == 5
 
 
+def test_pictures_that_were_drawn_into_the_folder_of_the_images_are_not_drawn_again(saved, tmp_path, capsys):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    assert drawn(saved, tmp_path, "--output", tmp_path / "out") == 0
+    assert drawn(saved, tmp_path, "--output", tmp_path / "out") == 2
+    assert "out/000_a.png lies in" in capsys.readouterr().err
+
+
 def test_pictures_keep_the_letters_of_a_name_in_any_script(saved, tmp_path):
     accent = "\u0301"  # as macOS writes it: e, then the accent
     for name in ("台所.png", f"cafe{accent} 1.png", f"{'長' * 80}.png"):

@@ -330,7 +330,7 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
     assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine")]) == 2
     assert "data.yaml is a file of yours" in capsys.readouterr().err
     assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine/shards")]) == 2
-    assert "which is only read; a folder beside it is needed" in capsys.readouterr().err
+    assert "whose files it would join; a folder outside of it is needed" in capsys.readouterr().err
     assert not (tmp_path / "mine/shards").exists()
     assert main(["prepare", "nyuv2", str(tmp_path), str(target), "--shard-mb", "3"]) == 2
     assert "--shard-mb has no effect on prepare nyuv2; it is for shards" in capsys.readouterr().err

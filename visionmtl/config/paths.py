@@ -34,6 +34,14 @@ def check_new(*files: Path) -> None:
             raise ValueError(f"{file} exists already; nothing is written over; choose another name, or move it away")
 
 
+def check_outside(output: Path, source: str | Path) -> None:
+    """Raises ValueError for an output within a folder of inputs, which would be inputs of the next call."""
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"{output} lies in {source}, whose files it would join; a folder outside of it is needed; choose another"
+        )
+
+
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
