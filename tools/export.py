@@ -141,7 +141,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_weights(args: argparse.Namespace) -> int:
     defaults = parser().parse_args([args.checkpoint, "--format", WEIGHTS, *(["--output", "-"] if args.output else [])])
-    idle = [name for name, value in vars(defaults).items() if name not in ("output", "overrides", "half")]
+    idle = [
+        name for name, value in vars(defaults).items() if name not in ("output", "overrides", "half", "allow_import")
+    ]
     idle = [f"--{name.replace('_', '-')}" for name in idle if getattr(args, name) != getattr(defaults, name)]
     if idle:
         raise ValueError(

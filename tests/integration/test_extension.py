@@ -104,6 +104,36 @@ def test_a_branch_learns_its_matrices_and_its_pyramid(old: Path):
     assert {name.split(".")[1] for name in moved if name.startswith("trunk")} == {"branch_encoders", "branch_pyramids"}
 
 
+@pytest.mark.parametrize("method", ["frozen", "joint"])
+def test_after_lora_a_new_task_reads_what_the_first_ones_have_in_common(method: str, old: Path, tmp_path: Path):
+    train(settings(old, "lora", tmp_path / "lora"), TrainOptions(max_steps=1))
+    sharing = checkpoint.load(tmp_path / "lora/checkpoints/last.pt")["run"]["model"]["sharing"]
+    extend = {"type": method, "checkpoint": str(tmp_path / "lora")}
+    changes = scene_run.merged(BATCHNORM, {"model": {"sharing": sharing}, "extend": extend})
+    run = extended(scene_run.run(None, ("normals",), **changes))
+    assert run.model.sharing.common == ("segmentation", "depth", "normals") and extended(run) == run
+    state = scene_run.state(run)
+    trunk: Any = state.net.trunk
+    assert list(trunk.branch_encoders) == ["detection"]
+    assert state.extension.fresh == [], "the new task has a decoder alone"
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    before, after = open_model(tmp_path / "lora").net, state.net.eval()
+    with torch.no_grad():
+        one, other = before(image), after(image)
+    torch.testing.assert_close({name: other[name] for name in one}, dict(one), rtol=1e-4, atol=1e-6)
+
+
+def test_after_lora_a_new_task_reads_levels_of_the_common_pyramid(old: Path, tmp_path: Path):
+    head = {"tasks": {"detection": {"head": {"levels": [3, 4, 5]}}}}
+    train(settings(old, "lora", tmp_path / "lora", **head), TrainOptions(max_steps=1))
+    sharing = checkpoint.load(tmp_path / "lora/checkpoints/last.pt")["run"]["model"]["sharing"]
+    extend = {"type": "frozen", "checkpoint": str(tmp_path / "lora")}
+    deep = {"tasks": {"normals": {"decoder": {"levels": [4, 5]}}}}  # of the branch alone
+    changes = scene_run.merged(BATCHNORM, {"model": {"sharing": sharing}, "extend": extend, **deep})
+    with pytest.raises(ValueError, match=r"tasks.normals reads levels \[5\]"):
+        extended(scene_run.run(None, ("normals",), **changes))
+
+
 def test_a_frozen_encoder_lets_the_pyramid_learn(old: Path):
     recipe = {"encoder_lr_factor": 0.3}  # of a whole network
     run = settings(old, "frozen", extend={"part": "encoder"}, optim=recipe)

@@ -82,6 +82,16 @@ def test_every_tool_that_opens_a_checkpoint_says_what_to_type(plug_in, capsys, v
     assert not plug_in.exists()
 
 
+def test_what_is_allowed_is_exported_as_it_is(plug_in):
+    assert (
+        cli.main(
+            ["export", "last.pt", "--allow-import", MODULE, "--format", "safetensors", "--output", "a.safetensors"]
+        )
+        == 0
+    )
+    assert plug_in.exists() and Path("a.safetensors").stat().st_size > 1000
+
+
 def test_the_allowance_ends_with_the_tool(plug_in, capsys):
     with allow_imports([MODULE]), allow_imports(["other"]):
         visionmtl.load("last.pt", "cpu")

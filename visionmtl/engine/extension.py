@@ -17,6 +17,7 @@ from visionmtl.datasets import open_datasets
 from visionmtl.engine import checkpoint
 from visionmtl.io.download import sha256
 from visionmtl.io.tensor_files import READING_FAILS, read_archive, write_archive
+from visionmtl.modeling.sharing.lora_branch import LoRABranch
 from visionmtl.network import LossNet, Model, MultiTaskNet
 from visionmtl.ops.ranks import step_totals
 from visionmtl.run import Optim, Run, restore
@@ -38,7 +39,8 @@ def extended(run: Run) -> Run:
         return run
     path, saved = _load(run.extend)
     before = restore(saved["run"], str(path))
-    model = run.extend.model(before.model, list(before.tasks))
+    new = [name for name in run.tasks if name not in before.tasks]
+    model = run.extend.model(before.model, list(before.tasks), new)
     if _plain(run.model) not in (_plain(before.model), _plain(model)):
         raise ValueError(
             f"the run's model is not that of {path}: {_difference(_plain(run.model), _plain(before.model))}; a network "
@@ -49,7 +51,7 @@ def extended(run: Run) -> Run:
             f"data.size is {run.data.size}, but {path} was trained at {before.data.size}; a network is extended at its "
             "own size; set data.size to it"
         )
-    if not run.tasks.keys() - before.tasks.keys():
+    if not new:
         raise ValueError(
             f"extend.checkpoint {path} has all tasks of the run ({', '.join(run.tasks)}); new ones are needed; add one "
             "under `tasks`, or go on with --init-from"
@@ -264,7 +266,9 @@ def _load_old(net: MultiTaskNet, weights: Mapping[str, Tensor], new: list[str], 
 
 def _check_levels(before: Run, run: Run, path: Path) -> None:
     """Layers of a common pyramid have no names by level, so that their weights fit the same levels only."""
-    known = {level for task in before.tasks.values() for level in task.levels}
+    sharing, tasks = before.model.sharing, list(before.tasks)
+    reading = sharing.common_of(tasks) if isinstance(sharing, LoRABranch) else tasks
+    known = {level for name in reading for level in before.tasks[name].levels}
     for name, task in run.tasks.items():
         own_pyramid = run.extend is not None and run.extend.own_pyramids
         if name not in before.tasks and not own_pyramid and (others := sorted(set(task.levels) - known)):

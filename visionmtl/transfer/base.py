@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from visionmtl.config.registry import Configurable
+from visionmtl.modeling.sharing.lora_branch import LoRABranch
 from visionmtl.network import Model, MultiTaskNet
 from visionmtl.transfer.distillation import Distill
 
@@ -22,9 +23,12 @@ class Extend(Configurable, package="visionmtl.transfer"):
 
     checkpoint: str | None = Field(None, description="the trained network: a run folder or a .pt file; or --extend")
 
-    def model(self, model: Model, old: Sequence[str]) -> Model:
-        """The extended network's settings, from those of the old one."""
-        return model
+    def model(self, model: Model, old: Sequence[str], new: Sequence[str]) -> Model:
+        """The extended network's settings, from those of the old one: new tasks read what its tasks have in common."""
+        if not isinstance(model.sharing, LoRABranch):
+            return model
+        common = {"common": (*model.sharing.common_of(old), *new)}
+        return model.model_copy(update={"sharing": model.sharing.model_copy(update=common)})
 
     def weights(self, old: Mapping[str, Tensor], net: MultiTaskNet) -> dict[str, Tensor]:
         """The old network's tensors under their names in the extended one."""

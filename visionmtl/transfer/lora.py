@@ -23,7 +23,7 @@ class LoRA(Extend, frozen=True):
     rank: int = Field(8, ge=1)
     alpha: float = Field(8.0, gt=0)
 
-    def model(self, model: Model, old: Sequence[str]) -> Model:
+    def model(self, model: Model, old: Sequence[str], new: Sequence[str]) -> Model:
         """With branches beside the old trunk."""
         if not isinstance(model.sharing, Hard):
             raise ValueError(

@@ -1,5 +1,6 @@
 """Tasks beside a hard-shared trunk: the same encoder with matrices of low rank for each of them."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -24,12 +25,16 @@ class LoRABranch(Sharing, frozen=True):
     alpha: float = Field(8.0, gt=0)
 
     def build(self, parts: Parts) -> Trunk:
-        common = self.common or tuple(parts.levels)[:1]
+        common = self.common_of(tuple(parts.levels))
         if unknown := [task for task in common if task not in parts.levels]:
             raise ValueError(
                 f"model.sharing.common names {unknown[0]!r}; this run has {', '.join(parts.levels)}; correct it"
             )
         return _Branches(self, parts, common)
+
+    def common_of(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """The tasks of the common part, of a network with these."""
+        return self.common or tuple(tasks[:1])
 
 
 class _Branches(Trunk):
