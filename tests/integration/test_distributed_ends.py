@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,46 @@ def dying(folder: str) -> None:
 def restarted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two processes, one of which was killed; torchrun's agent started both again."""
     folder = tmp_path_factory.mktemp("restarted")
+    launched(folder.name, dying, str(folder))
+    return folder
+
+
+def launched(name: str, work: Callable[..., None], *args: Any) -> None:
+    """Let torchrun's agent start two processes, once more where one dies."""
     start_method()  # the agent's processes come from the same server
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, start_method="forkserver", monitor_interval=0.1,
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id=folder.name, local_addr="127.0.0.1",
+        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id=name, local_addr="127.0.0.1",
     )  # fmt: skip
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        elastic_launch(config, dying)(str(folder))
+        elastic_launch(config, work)(*args)
     finally:
         for number, handler in handlers.items():  # the agent sets its own, and leaves them
             signal.signal(number, handler)
-    return folder
+
+
+def in_turn(folder: str) -> None:
+    """One group after the other, as of a program that trains and then evaluates; one ends in an error of all."""
+    said = []
+    for number in range(4):
+        if os.environ["RANK"] == "0":
+            time.sleep(0.5)  # the other one comes first, and finds what the last group left
+        try:
+            with distributed.group("cpu", timeout_s=20) as ranks:
+                said.append(distributed.gather_objects((ranks.rank, number)))
+                if number == 1:
+                    raise ValueError("of both processes")
+        except ValueError as error:
+            said.append(str(error))
+    (Path(folder) / os.environ["RANK"]).write_text(repr(said))
+
+
+def test_a_program_joins_one_group_after_the_other(tmp_path: Path):
+    launched(tmp_path.name, in_turn, str(tmp_path))
+    both = [[(0, number), (1, number)] for number in range(4)]
+    expected = repr([*both[:2], "of both processes", *both[2:]])
+    assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == [expected] * 2
 
 
 def ending(groups: Iterator[None], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What the processes of a run share: the group that torchrun starts, the device of each rank, averaged gradients."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from visionmtl.ops.ranks import num_ranks, sum_over_ranks
 
 Value = TypeVar("Value")
+_number_of_group = itertools.count()
 
 
 class LostProcess(ConnectionError):
@@ -68,6 +70,8 @@ def start(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
         # torchrun keeps one store over its restarts, in which the addresses of dead processes stay (pytorch #135712).
         # Agents of several machines count restarts differently: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps
         store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    # a program that trains, then evaluates, joins one group after the other
+    store = dist.PrefixStore(f"group {next(_number_of_group)}", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return Ranks(rank, world, chosen)
