@@ -315,3 +315,21 @@ def test_a_former_setting_is_passed_over_at_its_default_and_refused_otherwise():
     assert Distributed.model_validate({"static_graph": False, "bucket_mb": None}) == Distributed()
     with pytest.raises(ValidationError, match="unknown field 'static_graph'"):
         Distributed.model_validate({"static_graph": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import", r"invalid syntax .half_written.py, line 1.*; correct that file"),
+        ("", "half_written has no Part; correct"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_read_is_one_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "half_written.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "half_written", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        load("configs/quickstart.yaml", ["model.sharing=half_written.Part"])
+    sys.modules.pop("half_written", None)

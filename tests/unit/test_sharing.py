@@ -28,6 +28,7 @@ from visionmtl.modeling.sharing.branching import Branching
 from visionmtl.modeling.sharing.cross_stitch import CrossStitch
 from visionmtl.modeling.sharing.hard import Hard
 from visionmtl.modeling.sharing.lora import LoRA
+from visionmtl.modeling.sharing.lora_branch import LoRABranch
 from visionmtl.modeling.sharing.mmoe import MMoE
 from visionmtl.modeling.sharing.mtan import MTAN
 from visionmtl.modeling.sharing.mti_net import MTINet
@@ -229,6 +230,15 @@ def test_tasks_that_are_left_out_cost_nothing(sharing: Sharing, task: str):
     # its encoder computes stages that the task alone would not have
     extra = len(net.encoder.levels) > len(alone.encoder.levels)  # type: ignore[arg-type]
     assert operations[0] > operations[1] if extra else operations[0] == operations[1]
+
+
+def test_a_branch_alone_leaves_the_common_pyramid_out():
+    net, image = network(LoRABranch(common=("boxes", "classes"))), inputs()[0]
+    with torch.no_grad():
+        before = net(image)["metres"]
+        net.keep(["metres"])
+        torch.testing.assert_close(net(image)["metres"], before, rtol=0, atol=0)
+    assert not any(name.startswith("trunk.pyramid.") for name in net.state_dict())
 
 
 # ---- encoders: stage by stage, and with their weights in every copy ----

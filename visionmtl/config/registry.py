@@ -154,10 +154,15 @@ class Configurable(Spec):
             if refused := imports.refusal(module):
                 raise PydanticCustomError("type_import", "{text}", {"text": f"type {name!r}: {refused}"})
             try:
-                found = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
-                text = f"type {name!r} cannot be imported: {error}; put its folder on PYTHONPATH or correct the name"
-                raise PydanticCustomError("type_import", "{text}", {"text": text}) from error
+                found = getattr(importlib.import_module(module), attribute, None)
+                problem = f"{module} has no {attribute}; correct the name" if found is None else ""
+            except SyntaxError as error:
+                problem = f"{error}; correct that file"
+            except ImportError as error:
+                problem = f"{error}; put its folder on PYTHONPATH or correct the name"
+            if problem:
+                text = f"type {name!r} cannot be imported: {problem}"
+                raise PydanticCustomError("type_import", "{text}", {"text": text})
             if not (isinstance(found, type) and issubclass(found, cls)):
                 text = f"{name} is not a {cls.__name__}; let it inherit from {cls.__module__}.{cls.__name__}"
                 raise PydanticCustomError("type_kind", "{text}", {"text": text})

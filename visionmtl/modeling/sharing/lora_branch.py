@@ -72,6 +72,11 @@ class _Branches(Trunk):
     def split(self, shared: dict[str, Maps]) -> dict[str, Maps]:
         return shared
 
+    def keep(self, tasks: Sequence[str]) -> None:
+        super().keep(tasks)
+        if not set(self.common) & set(tasks):
+            del self.pyramid
+
     def encoders(self) -> list[nn.Module]:
         """The common one and those of the branches."""
         return [self.encoder, *self.branch_encoders.values()]
