@@ -276,6 +276,24 @@ def test_a_tag_tells_class_score_and_metres(monkeypatch):
     assert [draw.metres(value) for value in (0.854, 2.44, 31.4)] == ["0.85 m", "2.4 m", "31 m"]
 
 
+def test_texts_of_narrow_and_of_flat_pictures_are_whole(monkeypatch):
+    written: list[str] = []
+    write = canvas.write
+    monkeypatch.setattr(
+        canvas,
+        "write",
+        lambda sheet, at, text, *rest, **more: (written.append(text), write(sheet, at, text, *rest, **more)),
+    )
+    tall, flat = np.full((1000, 20, 3), 128, np.uint8), np.full((20, 1000, 3), 128, np.uint8)
+    picture = draw.draw_boxes(tall, detections((2, 100, 18, 300, 0.9, 0)), SPACE, 0.5)
+    assert written == ["red thing 0.90"] and picture.shape[1] >= canvas.MIN_STRIP_PX
+    for image in (tall, flat):
+        written.clear()
+        noted = canvas.note(image, "mean 23.1%")
+        assert written == ["mean 23.1%"]
+    assert noted.shape[0] > 20 and (noted[:20] == 128).all(), "what is flat has its note below"
+
+
 def test_the_range_of_a_video_follows_without_flicker():
     steady, near, far = panels.SteadyRange(25), np.full((9, 9), 2, np.float32), np.full((9, 9), 8, np.float32)
     first = steady.update(near)

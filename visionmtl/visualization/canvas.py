@@ -174,20 +174,30 @@ def enlarge(image: NDArray, short_px: int = 320, *, smooth: bool = True) -> NDAr
 
 def above(picture: Picture, strip: Callable[[int], Picture]) -> Picture:
     """The picture, and below it a strip (a legend, a bar) of a given width, which narrow pictures are padded to."""
-    width = max(picture.shape[1], MIN_STRIP_PX)
-    if width > picture.shape[1]:
-        picture = np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=PAPER[0])
-    return np.concatenate([picture, strip(width)])
+    picture = widened(picture)
+    return np.concatenate([picture, strip(picture.shape[1])])
+
+
+def widened(picture: Picture) -> Picture:
+    """The picture, padded at the right where it is too narrow for texts."""
+    missing = max(0, MIN_STRIP_PX - picture.shape[1])
+    return np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=PAPER[0]) if missing else picture
 
 
 def note(picture: Picture, text: str) -> Picture:
-    """The picture with a line of text at its top left."""
-    size_px = text_px(picture.shape[:2])
-    text = shorten(text, picture.shape[1] - 2 * size_px, size_px)
+    """The picture with a line of text at its top left, or below it where the line would hide half of it."""
+    size_px, picture = text_px(picture.shape[:2]), widened(picture)
+    height, width = picture.shape[:2]
+    line = round(size_px * 1.7)
+    below = 2 * line > height
+    if below:
+        picture = np.pad(picture, ((0, line), (0, 0), (0, 0)), constant_values=PAPER[0])
+    top = height if below else 0
+    text = shorten(text, width - 2 * size_px, size_px)
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((0, 0, text_width(text, size_px) + size_px, size_px * 1.7), fill=PAPER)
-    write(draw, (size_px / 2, size_px * 0.85), text, size_px, INK)
+    draw.rectangle((0, top, text_width(text, size_px) + size_px, top + line), fill=PAPER)
+    write(draw, (size_px / 2, top + size_px * 0.85), text, size_px, INK)
     return np.asarray(sheet)
 
 

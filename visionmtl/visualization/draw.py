@@ -164,15 +164,16 @@ def _outlined(
     picture = canvas.enlarge(image)
     height, width = picture.shape[:2]
     boxes = np.clip(detections.xyxy * (height / image.shape[0]), 0, (width, height, width, height))
+    size_px, line = canvas.text_px((height, width)), max(2, round(min(height, width) / 200))
+    picture = canvas.widened(picture)
+    width = picture.shape[1]  # for tags
     chosen, crowd = list(tags), _crowds(detections)
     picture = _hatch_crowd(picture, boxes[[i for i in chosen if crowd[i]]])
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
-    line = max(2, round(min(height, width) / 200))
     for i in chosen[::-1]:  # the best on top
         _outline(draw, boxes[i], colours[i], line, dashed=bool(crowd[i]))
 
-    size_px = canvas.text_px((height, width))
     if len(chosen) > CROWDED:
         size_px = max(11, size_px * 3 // 4)
     taken: list[NDArray[np.float32]] = []
