@@ -32,7 +32,8 @@ was understood is printed and written into the YAML, where it can be corrected. 
 
 shards: the data sets of a config (or of a folder, as `prepare folder` understands it) as tar files with an index, for a
 web server or an object store; DST/data.yaml names them. Images keep their bytes, labels are the same bit for bit. What
-was written before a stop is not written again.
+was written before a stop is not written again; shards that are missing or damaged by then are. Each --split needs a
+DST of its own.
 
 exit status: 0; 1 with errors in the data; 2 where nothing was prepared. Nothing that exists is written over.
 
@@ -74,8 +75,9 @@ def parser() -> ToolParser:
         "--shard-mb", type=positive, metavar="N", help=f"shards: million bytes of a shard; default: {SHARD_MB}"
     )
     p.add_argument(
-        "--split", choices=["train", "val"], help="shards: write the data sets of data.train or data.val alone"
-    )
+        "--split", choices=["train", "val"],
+        help="shards: write the data sets of data.train or data.val alone, into a DST of its own",
+    )  # fmt: skip
     p.add_argument(
         "--workers", type=at_least(0), metavar="N",
         help="shards: processes that read; 0: this one; default: one for each core but one",
@@ -165,7 +167,11 @@ def _prepare_shards(args: argparse.Namespace) -> None:
     if listing.exists():
         ours = listing.read_bytes().startswith(_HEAD.encode())
         found = f"{target} holds shards already" if ours else f"{listing} is a file of yours"
-        raise ValueError(f"{found}, and is not written over; a new or unfinished folder is needed; choose another DST")
+        advice = f", or delete {listing} to have missing and damaged shards of the same call written" if ours else ""
+        raise ValueError(
+            f"{found}, and is not written over; a new or unfinished folder is needed, one for each --split; choose "
+            f"another DST{advice}"
+        )
     check_outside(target, args.source)
     data = _data_of(args.source, args.overrides)
     shard_bytes = 1_000_000 * (args.shard_mb or SHARD_MB)

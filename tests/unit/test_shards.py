@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,54 @@ def test_a_stopped_writer_goes_on_where_it_was_and_writes_the_same(tmp_path: Pat
         written(settings, tmp_path / "cut")
 
 
+def _flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "kept", "told"),
+    [
+        (lambda folder: [(folder / f"000002.{ending}").unlink() for ending in ("tar", "json")], 2, None),
+        (lambda folder: (folder / "000002.tar").unlink(), 2, None),
+        (lambda folder: os.truncate(folder / "000001.tar", 700), 1, "000001.tar"),
+        (lambda folder: _flip(folder / "000000.tar", 700), 0, "000000.tar"),  # not in the last sample
+        (lambda folder: _flip(folder / "000001.tar", -1), 1, "000001.tar"),  # behind the last sample
+    ],
+)
+def test_shards_that_are_missing_or_damaged_are_written_anew(damage, kept, told, finished: bool, tmp_path: Path):
+    settings = {"type": "scenes", "num_images": 10, "size": (48, 64)}
+    written(settings, tmp_path, 150_000)
+    whole = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(whole) >= 7 and len(read_places(tmp_path / "000000.json", 150_000).samples) > 1
+    before = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("*.tar"))]
+
+    damage(tmp_path)
+    if not finished:
+        (tmp_path / "index.json").unlink()
+    with pytest.warns(match=f"{told} or .* both are written anew") if told else nullcontext():
+        written(settings, tmp_path, 150_000)
+
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == whole
+    after = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("*.tar"))]
+    assert [one == other for one, other in zip(before, after, strict=True)].index(False) == kept
+
+
+def test_places_that_an_index_contradicts_are_written_anew(tmp_path: Path):
+    settings, folder = settings_of("jpegs", tmp_path / "source"), tmp_path / "shards"
+    written(settings, folder)
+    places = folder / "000001.json"
+    whole = places.read_text()
+    places.write_text(whole.replace('"jpg", 512', '"jpg", 513'))  # no checksum of the tar tells
+
+    with pytest.warns(UserWarning, match=r"000001\.tar or 000001\.json is not as it was written"):
+        written(settings, folder)
+
+    assert places.read_text() == whole
+
+
 def test_a_tar_of_the_users_is_not_written_over(tmp_path: Path):
     settings, mine = settings_of("jpegs", tmp_path / "source"), tmp_path / "shards/000001.tar"
     mine.parent.mkdir()
@@ -165,6 +214,12 @@ def test_a_tar_of_the_users_is_not_written_over(tmp_path: Path):
     with pytest.raises(ValueError, match=r"000000.json has no field 'first'"):
         written(settings, tmp_path / "shards")
     assert other.read_text() == "{}"
+    other.unlink()
+    last = other.with_name("000009.json")  # behind a gap
+    last.write_text('{"first": 0, "made_of": "mine"}')
+    with pytest.raises(ValueError, match=r"holds shards of another data set.*nothing is written over"):
+        written(settings, tmp_path / "shards")
+    assert last.read_text() == '{"first": 0, "made_of": "mine"}'
 
 
 def test_what_is_damaged_is_named_and_never_read_as_something_else(tmp_path: Path):
@@ -326,6 +381,15 @@ def test_prepare_writes_the_data_sets_of_a_config_and_what_reads_them(tmp_path: 
 
     assert main(["prepare", "shards", str(config), str(target)]) == 2
     assert "holds shards already" in capsys.readouterr().err
+    assert main([*of_folder, "--split", "train"]) == 2
+    told = capsys.readouterr().err
+    assert "one for each --split; choose another DST, or delete" in told and not (tmp_path / "own" / "train").exists()
+    (target / "data.yaml").unlink()
+    for ending in ("tar", "json"):
+        (target / "train/scenes" / f"000000.{ending}").unlink()
+    assert main(["prepare", "shards", str(config), str(target), "--workers", "0"]) == 0
+    assert Shards(root=str(target / "train/scenes")).build().read(2).boxes is not None
+    capsys.readouterr()
     (tmp_path / "mine/data.yaml").write_text("names: [cup]\n")
     assert main(["prepare", "shards", str(tmp_path / "mine"), str(tmp_path / "mine")]) == 2
     assert "data.yaml is a file of yours" in capsys.readouterr().err

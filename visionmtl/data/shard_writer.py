@@ -1,8 +1,9 @@
 """Writes any data set as shards: samples as they are read, images in the bytes that they have on disk.
 
-What was written before a stop is kept, where it was made from the same settings, and is not written again.
+What was written before a stop is kept, where it was made from the same settings and is whole, and is not written again.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from visionmtl.io.shards import (
     lossless,
     read_index,
     read_members,
-    read_places,
+    read_whole,
     shard_name,
     to_members,
     write_index,
@@ -45,7 +46,7 @@ def write_shards(
     workers: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> ShardIndex:
-    """Write the data set into a folder, which may hold shards of an earlier call that was stopped.
+    """Write the data set into a folder, which may hold shards of an earlier call, also damaged ones or with gaps.
 
     spec: its settings; shard_bytes: a shard takes no more, unless one sample does; on_sample: called after each
     Raises ValueError where the folder holds something else.
@@ -58,17 +59,21 @@ def write_shards(
                 f"{tar} has no {tar.stem}.json beside it, which is written before a shard; nothing of yours is written "
                 "over; choose another folder"
             )
-    for file in sorted(folder.glob("[0-9]" * len(shard_name(0)) + ".json")):
-        read_object(file, {"first": int, "made_of": str})  # raises for one that is not ours
     settings = spec.model_dump(mode="json", exclude={"name", "weight"})
     made_of = digest([settings, stamps(dataset).tolist(), shard_bytes])
-    work = _Members(dataset)
-    entries, boxes = _written(folder, made_of, work)
-    if (folder / INDEX).exists():
-        index = read_index(folder / INDEX)
-        if index.made_of != made_of:
+    for file in sorted(folder.glob("[0-9]" * len(shard_name(0)) + ".json")):
+        # raises for one that is not ours
+        if read_object(file, {"first": int, "made_of": str})["made_of"] != made_of:
             raise _other(folder)
-        return index
+    finished = read_index(folder / INDEX) if (folder / INDEX).exists() else None
+    if finished is not None and finished.made_of != made_of:
+        raise _other(folder)
+    work = _Members(dataset)
+    entries, boxes = _written(folder, work, None if finished is None else finished.shards)
+    if finished is not None:
+        if tuple(entries) == finished.shards:
+            return finished
+        (folder / INDEX).unlink()  # until all that it lists is there again
     first = sum(entry.num_samples for entry in entries)
     for _ in range(first):
         on_sample()
@@ -104,16 +109,30 @@ def write_shards(
     return index
 
 
-def _written(folder: Path, made_of: str, work: "_Members") -> tuple[list[ShardEntry], list[int]]:
-    """The shards that are whole, and the most boxes of a sample in each. Raises ValueError for other ones."""
+def _written(
+    folder: Path, work: "_Members", listed: tuple[ShardEntry, ...] | None
+) -> tuple[list[ShardEntry], list[int]]:
+    """The shards before the first that is missing or damaged, and the most boxes of a sample in each.
+
+    listed: what they should be, where that is known
+    Raises ValueError where the data set reads otherwise now.
+    """
     entries: list[ShardEntry] = []
     boxes: list[int] = []
     first = 0
-    while (tar := folder / f"{shard_name(len(entries))}.tar").exists():
-        file = tar.with_suffix(".json")
-        places = read_places(file, tar.stat().st_size)
-        if places.made_of != made_of or places.first != first:
-            raise _other(folder)
+    while listed is None or len(entries) < len(listed):
+        tar, file = (folder / f"{shard_name(len(entries))}.{ending}" for ending in ("tar", "json"))
+        if not tar.exists():
+            break
+        places = read_whole(tar)
+        if places is not None:
+            entry = ShardEntry(len(places.samples), FileEntry.of(tar), FileEntry.of(file))
+        if places is None or places.first != first or (listed is not None and entry != listed[len(entries)]):
+            warnings.warn(
+                f"{tar} or {file.name} is not as it was written: both are written anew, and the shards behind them",
+                stacklevel=3,
+            )
+            break
         last = len(places.samples) - 1
         if read_members(tar, places.samples[last]) != work[first + last][0]:
             raise ValueError(
@@ -121,7 +140,7 @@ def _written(folder: Path, made_of: str, work: "_Members") -> tuple[list[ShardEn
                 "are made from one state of the data; choose another folder"
             )
         first += len(places.samples)
-        entries.append(ShardEntry(len(places.samples), FileEntry.of(tar), FileEntry.of(file)))
+        entries.append(entry)
         boxes.append(places.most_boxes)
     return entries, boxes
 

@@ -430,6 +430,22 @@ def read_members(tar: Path, place: Place) -> Members | None:
     return {ending: content[begin : begin + size] for ending, begin, size in place.members}
 
 
+def read_whole(tar: Path) -> ShardPlaces | None:
+    """The index of a shard in a folder; None where it is damaged or the bytes of the tar are not those written.
+
+    Raises OSError.
+    """
+    try:
+        places = read_places(tar.with_suffix(".json"), tar.stat().st_size)
+    except ValueError:
+        return None
+    with tar.open("rb") as file:
+        for place in places.samples:
+            if file.tell() != place.start or zlib.crc32(file.read(place.length)) != place.crc32:
+                return None
+        return places if places.samples and file.read(_END + 1) == bytes(_END) else None
+
+
 def digest(settings: Iterable[Any]) -> str:
     """Of what shards are made from, to find out whether some were made from the same."""
     text = json.dumps([VERSION, *settings], sort_keys=True, default=str)
