@@ -8,11 +8,12 @@ bounded size, checked, and removed again when others need the room; training rea
 the images.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from visionmtl.datasets import Dataset, Locality, PartReader
@@ -53,6 +54,20 @@ class Shards(Dataset):
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Of a URL: how long it may be silent in an attempt."""
 
+    @field_validator("root")
+    @classmethod
+    def _files_can_lie_below(cls, root: str) -> str:
+        if not is_url(root):
+            return root
+        scheme, mark, rest = root.partition("://")
+        if scheme.lower() in ("http", "https") and (found := re.search("[?#]", rest)):
+            raise ValueError(
+                f"root {root} has a {found[0]!r}, behind which no name of a file can follow; a URL to which "
+                f"/{INDEX} can be added is needed; leave out what begins with {found[0]!r}, or copy the shards into a "
+                "folder where a server demands it"
+            )
+        return scheme.lower() + mark + rest
+
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
         fields = type(self).model_fields
@@ -86,7 +101,7 @@ class ShardsReader(PartReader):
                     f"found no {self._index_file}; it lists the shards of a data set; write them with `visionmtl "
                     "prepare shards CONFIG DST`, wait until that is done, or correct `root`"
                 )
-        index = read_index(self._index_file)
+        index = read_index(self._index_file, f"{self._root}/{INDEX}")
         self.provides: dict[str, LabelSpace | None] = index.provides
         self.channels, self.most_boxes = index.channels, index.most_boxes
         self._shards = index.shards
@@ -167,12 +182,12 @@ class ShardsReader(PartReader):
 
     def _read_places(self, number: int) -> ShardPlaces:
         if number not in self._places:
-            shard = self._shards[number]
-            places = read_places(self._file(number, "json"), shard.tar.num_bytes)
+            shard, place = self._shards[number], f"{self._root}/{shard_name(number)}.json"
+            places = read_places(self._file(number, "json"), shard.tar.num_bytes, place)
             first = int(self._ends[number]) - shard.num_samples
             if (len(places.samples), places.first) != (shard.num_samples, first):
                 raise ValueError(
-                    f"{self._root}/{shard_name(number)}.json has {len(places.samples)} samples from {places.first} on, "
+                    f"{place} has {len(places.samples)} samples from {places.first} on, "
                     f"and {INDEX} says {shard.num_samples} from {first} on; the two belong together; write the data "
                     "set again, or copy all of it"
                 )

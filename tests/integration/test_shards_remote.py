@@ -1,7 +1,9 @@
 """Shards behind a real web server: the same batches, each shard fetched once, and nothing lost when it is killed."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from visionmtl.data.loader import Data, train_loader, val_loader
 from visionmtl.data.shard_writer import write_shards
 from visionmtl.data.transforms.augment import Augment
 from visionmtl.datasets import Dataset, NamedDataset, open_datasets
-from visionmtl.datasets.shards import Shards
+from visionmtl.datasets.shards import Shards, ShardsReader
 from visionmtl.engine.options import TrainOptions
 from visionmtl.engine.trainer import train
 from visionmtl.io import remote
@@ -231,11 +233,45 @@ def test_what_has_another_checksum_is_fetched_once_more_and_then_refused(
     assert not list(cached.parent.glob("*.writing*")), "nothing unfinished is left"
 
 
+def test_data_sets_share_a_cache_and_each_keeps_its_index(folder: Path, tmp_path: Path):
+    for part in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "both" / part)
+    plain = json.loads((folder / "index.json").read_text())
+    (tmp_path / "both/val/index.json").write_text(json.dumps(plain | {"notes": ["of val"]}))
+    cache = tmp_path / "shared"
+    cache.mkdir()
+    (cache / "index.json").write_text("mine")
+    server = Server(tmp_path / "both", tmp_path / "both.log")
+    largest = max(file.stat().st_size for file in folder.iterdir())
+
+    def reader(part: str) -> ShardsReader:
+        return Shards(root=f"{server.url}/{part}", cache=cache, cache_gb=5 * largest / 1e9, window=2).build()
+
+    try:
+        first, other = reader("train"), reader("val")
+        assert first.notes[0] != other.notes[0] == "of val"
+        before = [one.label_files(0)[0].stat().st_mtime_ns for one in (first, other)]
+        for index in range(len(first)):  # evicts shards
+            first.read(index)
+        again = [one.label_files(0)[0].stat().st_mtime_ns for one in (reader("train"), reader("val"))]
+        assert before == again, "data.cache would be made anew"
+        assert (cache / "index.json").read_text() == "mine"
+
+        (tmp_path / "both/val/index.json").write_text("{}")
+        with pytest.raises(ValueError, match=re.escape(f"{server.url}/val/index.json has no field 'format'")):
+            reader("val")
+    finally:
+        server.kill()
+
+
 def test_what_cannot_work_is_told_at_the_start(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(StoreError, match=r"/elsewhere/index\.json cannot be fetched: .*\(attempt 1 of 7\)"):
         Shards(root=f"{server.url}/elsewhere").build()
     with pytest.raises(ValueError, match="so many must fit; raise cache_gb, or lower window"):
         Shards(root=server.url, cache_gb=1e-4).build()
+    for root, said in (("foo://zz", "Protocol not known: foo"), ("http://[bad/x", "Invalid IPv6 URL")):
+        with pytest.raises(StoreError, match=re.escape(f"{root}/index.json cannot be opened: {said}; a URL of a kind")):
+            Shards(root=root).build()
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(
         ValueError, match=r"is opened by fsspec, which lacks a package: .*; pip install 'visionmtl\[shards\]'"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tarfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -335,6 +336,15 @@ def test_settings_without_effect_are_refused(tmp_path: Path):
     with pytest.raises(ValidationError, match="cache_gb, retries would have no effect, since root /data is a folder"):
         Shards(root="/data", cache_gb=3, retries=2)
     assert Shards(root="s3://bucket/train", cache_gb=3).cache_gb == 3
+
+
+def test_a_root_is_a_url_in_any_case_and_files_can_lie_below_it():
+    assert Shards(root="HTTPS://Host/X", cache_gb=3).root == "https://Host/X"
+    assert Shards(root="C://data").root == "C://data", "a drive"
+    assert Shards(root="s3://bucket/a?b").root == "s3://bucket/a?b"  # a name as any other
+    for root, found in (("http://host/x?token=1", "?"), ("HTTPS://host/x#y", "#")):
+        with pytest.raises(ValidationError, match=re.escape(f"has a '{found}', behind which no name of a file can")):
+            Shards(root=root)
 
 
 def test_a_cache_of_decoded_images_follows_its_shards(tmp_path: Path):

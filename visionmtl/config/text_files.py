@@ -88,14 +88,18 @@ def parse_json(content: bytes, file: Path | str) -> Any:
         ) from error
 
 
-def read_object(file: Path, fields: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
+def read_object(
+    file: Path, fields: Mapping[str, type | tuple[type, ...]] | None = None, place: str | None = None
+) -> dict[str, Any]:
     """A JSON file that visionmtl wrote: one object with these fields of these types.
 
     No deeper than MAX_DEPTH, and without whole numbers that 64 bits do not hold.
-    Raises ValueError naming file and field.
+    place: names what it holds, where that is not the file (a URL that it was fetched from)
+    Raises ValueError naming file, or place, and field.
     """
-    content = read_json(file, MAX_TEXT_BYTES)
-    check_object(content, str(file), fields)
+    where = place or str(file)
+    content = parse_json(read_bytes(file, MAX_TEXT_BYTES, "a JSON file"), where)
+    check_object(content, where, fields)
     return dict(content)
 
 

@@ -45,8 +45,8 @@ class StoreError(ValueError):
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is no path of this machine."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
+    """Whether a place is no path of this machine. A scheme has two letters or more: `C://` is a drive."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", place, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,15 @@ class RemoteFolder:
     @staticmethod
     def default_folder(url: str) -> Path:
         """In the user's cache."""
-        return cache_folder() / "shards" / hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
+        return cache_folder() / "shards" / _key(url)
 
     def listing(self, name: str, max_bytes: int) -> Path:
-        """A small file that may have changed on the server, fetched anew. It is written only where it has changed."""
-        target = self.folder / name
-        with locked(self.folder / f".{name}.lock"), atomic_path(self.folder / f"{name}.new") as new:
+        """A small file that may have changed on the server, fetched anew. It is written only where it has changed.
+
+        Its name begins with a hash of the URL: several data sets may share the folder.
+        """
+        target = self.folder / f"{_key(self.url)}-{name}"
+        with locked(self.folder / f".{target.name}.lock"), atomic_path(self.folder / f"{target.name}.new") as new:
             self._persistently(name, new, max_bytes)
             if new.stat().st_size > max_bytes:
                 raise StoreError(
@@ -153,10 +156,15 @@ class RemoteFolder:
         options = _options(self.url, self.timeout_s)
         try:
             store, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **options)
+            with contextlib.suppress(_TooLongError):  # its length will tell
+                store.get_file(path, str(new), callback=_bounded(fsspec, max_bytes))
         except ImportError as error:
             raise _needs_extra(self.url, error) from error
-        with contextlib.suppress(_TooLongError):  # its length will tell
-            store.get_file(path, str(new), callback=_bounded(fsspec, max_bytes))
+        except (ValueError, TypeError) as error:  # fsspec's TypeError: of an address that lacks a part
+            raise StoreError(
+                f"{self.url}/{name} cannot be opened: {' '.join(str(error).split())[:300]}; a URL of a kind that "
+                "fsspec knows is needed, such as https://example.org/shards or s3://bucket/shards; correct `root`"
+            ) from error
 
     def _reserve(self, reserved: Path, num_bytes: int) -> None:
         """Make room for a file, and hold it by an empty one of that length. Waits for others that fill the folder."""
@@ -185,6 +193,11 @@ class RemoteFolder:
             path.unlink(missing_ok=True)  # who has it open can read on
             taken -= size
         return taken <= self.limit_bytes
+
+
+def _key(url: str) -> str:
+    """A URL as part of a file's name."""
+    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
 
 
 def _is_there(target: Path, num_bytes: int) -> bool:

@@ -281,30 +281,31 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
 
 
-def read_index(file: Path) -> ShardIndex:
-    """What `write_index` wrote. Raises ValueError naming file and field."""
-    nothing = type(None)
+def read_index(file: Path, place: str | None = None) -> ShardIndex:
+    """What `write_index` wrote. place: see `read_object`. Raises ValueError naming file, or place, and field."""
+    nothing, place = type(None), place or str(file)
     content = read_object(
         file,
         {"format": str, "version": int, "made_of": str, "provides": dict, "channels": int,
          "most_boxes": (int, nothing), "notes": list, "shards": list},
+        place,
     )  # fmt: skip
     if (content["format"], content["version"]) != (FORMAT, VERSION):
         raise ValueError(
-            f"{file} is of format {content['format']!r}, version {content['version']}; {FORMAT!r}, version {VERSION} "
+            f"{place} is of format {content['format']!r}, version {content['version']}; {FORMAT!r}, version {VERSION} "
             f"is read; {_REWRITE}"
         )
     provides: dict[str, LabelSpace | None] = {}
     for field, plain in content["provides"].items():
         if field not in LABEL_FIELDS or (plain is None) == (field in _WITH_CLASSES):
             raise ValueError(
-                f"{file}: provides.{field} is no label of samples, or has not the classes it needs; allowed are "
+                f"{place}: provides.{field} is no label of samples, or has not the classes it needs; allowed are "
                 f"{', '.join(LABEL_FIELDS)}; {_REWRITE}"
             )
-        provides[field] = None if plain is None else _space(plain, f"{file}: provides.{field}")
+        provides[field] = None if plain is None else _space(plain, f"{place}: provides.{field}")
     shards = []
     for number, entry in enumerate(content["shards"]):
-        where = f"{file}: shards[{number}]"
+        where = f"{place}: shards[{number}]"
         check_object(entry, where, {"samples": int, "tar": dict, "index": dict})
         parts = [FileEntry.from_plain(entry[name], f"{where}.{name}") for name in ("tar", "index")]
         most = parts[0].num_bytes // _BLOCK
@@ -314,9 +315,9 @@ def read_index(file: Path) -> ShardIndex:
             )
         shards.append(ShardEntry(entry["samples"], *parts))
     if not shards:
-        raise ValueError(f"{file} lists no shard; one or more are needed; {_REWRITE}")
+        raise ValueError(f"{place} lists no shard; one or more are needed; {_REWRITE}")
     if not 1 <= content["channels"] <= 64:
-        raise ValueError(f"{file}: channels is {content['channels']}; 1 to 64 are allowed; {_REWRITE}")
+        raise ValueError(f"{place}: channels is {content['channels']}; 1 to 64 are allowed; {_REWRITE}")
     notes = tuple(str(note) for note in content["notes"])
     return ShardIndex(
         provides, content["channels"], content["most_boxes"], notes, tuple(shards), content["made_of"]
@@ -388,14 +389,19 @@ def write_shard(
     return ShardEntry(len(places), FileEntry.of(tar), FileEntry.of(index))
 
 
-def read_places(file: Path, tar_bytes: int) -> ShardPlaces:
-    """The index of one shard. tar_bytes: the length of its tar, within which all places lie. Raises ValueError."""
-    content = read_object(file, {"first": int, "most_boxes": int, "made_of": str, "samples": list})
+def read_places(file: Path, tar_bytes: int, place: str | None = None) -> ShardPlaces:
+    """The index of one shard.
+
+    tar_bytes: the length of its tar, within which all places lie; place: see `read_object`
+    Raises ValueError.
+    """
+    place = place or str(file)
+    content = read_object(file, {"first": int, "most_boxes": int, "made_of": str, "samples": list}, place)
     return ShardPlaces(
         content["first"],
         content["most_boxes"],
         content["made_of"],
-        tuple(_place(sample, tar_bytes, f"{file}: samples[{i}]") for i, sample in enumerate(content["samples"])),
+        tuple(_place(sample, tar_bytes, f"{place}: samples[{i}]") for i, sample in enumerate(content["samples"])),
     )
 
 
