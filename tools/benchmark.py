@@ -126,10 +126,33 @@ def _measure(args: argparse.Namespace) -> int:
     return 0 if report.kept else 1
 
 
+def _instead(args: argparse.Namespace) -> dict[str, str]:
+    """The settings that a verb chooses itself, with what to do instead of giving them by --set."""
+    away, infers = "leave it out", args.verb == "infer"
+    in_runtimes = infers and args.runtimes
+    instead = {
+        "balance": "use --methods" if args.verb == "balance" else f"{away}, or compare methods by the verb balance",
+        "train.precision": away if in_runtimes else "use --precision",
+        "train.compile": "use --modes" if args.verb == "step" else away,
+    }
+    if args.verb not in ("gpu", "roofline") and not {"compiled", "cuda_graph"}.intersection(getattr(args, "modes", ())):
+        instead["train.activation_memory"] = "name compiled in --modes" if args.verb == "step" else away
+    if args.verb == "sharing":
+        instead["model.sharing"] = "use --ways"
+    if infers or not getattr(args, "config", None):
+        batches = away if in_runtimes else "use --batches"
+        instead["train.batch_size"] = batches if infers else "use --batch"
+    if not getattr(args, "config", None):
+        instead["model.encoder.name"], instead["data.size"] = "use --encoder", "use --size"
+        instead["data"] = f"{away}, for images and labels are drawn at random"
+    return instead
+
+
 def _setting(args: argparse.Namespace) -> "tuple[Workload, Timing]":
     from visionmtl.benchmark.measure import Timing
-    from visionmtl.benchmark.workload import Workload
+    from visionmtl.benchmark.workload import Workload, check_counts
 
+    check_counts(args.set, _instead(args))
     timing = Timing(args.rounds, args.seconds, getattr(args, "clock", "wall"))
     boxes = getattr(args, "boxes", 30)
     shape = {name: value for name in ("encoder", "batch", "size") if (value := getattr(args, name, None))}

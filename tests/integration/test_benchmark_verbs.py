@@ -168,6 +168,16 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
             ["step", "--config", "configs/quickstart.yaml", "--peers", "--set", "~tasks.depth"],
             "the config's tasks are detection, segmentation; the peers are one network each",
         ),
+        (["step", "--encoder", "resnet10t", "--set", "model.encoder.name=resnet34"], "chooses .*; use --encoder"),
+        (["step", "--set", "train.batch_size=16"], "chooses train.batch_size; use --batch$"),
+        (["gpu", "--set", "train.precision=bf16"], "chooses train.precision; use --precision"),
+        (["balance", "--set", "balance=pcgrad"], "chooses balance; use --methods"),
+        (["sharing", "--set", "model.sharing=branching"], "chooses model.sharing; use --ways"),
+        (["infer", "--config", "configs/quickstart.yaml", "--set", "train.batch_size=2"], "; use --batches$"),
+        (["infer", "--runtimes", "eager", "--set", "train.precision=bf16"], "chooses train.precision; leave it out"),
+        (["step", "--config", "configs/quickstart.yaml", "--set", "balance=pcgrad"], "chooses balance; leave it out"),
+        (["step", "--config", "configs/quickstart.yaml", "--set", "train.compile=true"], "; use --modes"),
+        (["step", "--set", "train.activation_memory=0.5"], "; name compiled in --modes"),
         (["infer", "--runtimes", "onxx"], "names 'onxx'; allowed are eager, aotinductor, onnx, .*; correct it"),
         (["infer", "--runtimes", "eager", "--batches", "2"], "--batches would have no effect beside --runtimes"),
         (["infer", "--runtimes", "eager", "--precision", "bf16"], "--precision would have no effect beside --runtimes"),
@@ -177,7 +187,7 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
 )
 def test_what_cannot_be_measured_is_refused_by_name(options, text, capsys):
     assert main(["benchmark", *options]) == 2
-    assert re.search(text, capsys.readouterr().err)
+    assert re.search(text, capsys.readouterr().err.strip())
 
 
 def test_the_clock_of_the_process_is_refused_where_it_would_add_up_threads(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from visionmtl.benchmark.figures import Note, Report, Row, markdown
 from visionmtl.benchmark.measure import Budget, Timing, alternate, count_flops, milliseconds, ratio
-from visionmtl.benchmark.workload import Workload
+from visionmtl.benchmark.workload import Workload, check_counts
 
 CPU = torch.device("cpu")
 SMALL = Workload(encoder="test_resnet", batch=5, size=(64, 96), boxes=4, device="cpu")
@@ -99,7 +100,41 @@ def test_a_workload_has_the_boxes_that_it_says():
 
 
 def test_settings_of_the_run_reach_the_workload():
-    run = replace(SMALL, overrides=("model.pyramid.channels=32", "optim.lr=0.1")).run(mode="compiled")
+    overrides = ("model.pyramid.channels=32", "optim.lr=0.1", "train.activation_memory=0.5")
+    run = replace(SMALL, overrides=overrides).run(mode="compiled")
     assert (run.train.batch_size, run.train.compile, run.train.precision) == (5, True, "fp32")
     assert run.model.pyramid.channels == 32 and run.optim.lr == 0.1 and run.optim.ema_decay and run.optim.clip_norm
     assert list(run.tasks) == ["detection", "segmentation", "depth"]
+
+
+INSTEAD = {"train.batch_size": "use --batch", "data": "leave it out"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.batch_size=2", "~train.batch_size", "train={batch_size: 2}", "~train", "data.size=[64,64]", "data={}"],
+)
+def test_settings_that_the_benchmark_replaces_are_refused_however_they_are_written(override: str):
+    with pytest.raises(ValueError, match=r"itself chooses (train.batch_size; use --batch|data; leave)"):
+        check_counts([override], INSTEAD)
+
+
+def test_settings_beside_those_that_the_benchmark_replaces_are_taken():
+    check_counts(["train.channels_last=false", "train={epochs: 2}", "model.sharing=branching", "~train.keep"], INSTEAD)
+
+
+def test_the_benchmark_keeps_its_tasks():
+    with pytest.raises(ValueError, match=r"without --config they are detection, .*or name a config"):
+        replace(SMALL, overrides=["~tasks.depth"]).run()
+
+
+def test_a_batch_too_small_to_normalise_names_the_option():
+    with pytest.raises(ValueError, match=r"set --batch to at least 2, .* or a larger --size"):
+        replace(SMALL, batch=1, size=(32, 32)).trainer()
+
+
+def test_a_config_takes_what_only_compiled_steps_use():
+    overrides = ["data.size=[64,96]", "train.activation_memory=0.5"]
+    workload = Workload.of_config(Path("configs/quickstart.yaml"), 3, None, "cpu", overrides)
+    assert workload.size == (64, 96) and workload.run(mode="compiled").train.activation_memory == 0.5
+    assert not workload.run().train.compile

@@ -1,7 +1,7 @@
 """What a training step should cost on a GPU that is not there: a roofline of each kernel of the compiled graphs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +57,6 @@ def measure_roofline(workload: Workload, roof: Roof) -> Iterator[Figure]:
         f"{roof.tbytes_s:g} TB/s, and {roof.launch_us:g} us. No real kernel is that fast; caches and the host are left "
         "out, and sorting and scattering count as mere reading and writing."
     )
-    workload = replace(workload, overrides=["train.compile=true", *workload.overrides])
     net = workload.net()
     kernels = [*_loss_kernels(workload, net), *_update_kernels(workload, net)]
     yield _table("By kind of kernel", kernels, roof, lambda kernel: kernel.kind)

@@ -1,7 +1,8 @@
 """What is measured: the joint network as a run would train it, and random labelled images for it."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from visionmtl.balance.base import Balance
 from visionmtl.balance.fixed import Fixed
 from visionmtl.benchmark.measure import Work
+from visionmtl.config.loader import ConfigError
+from visionmtl.config.text_files import parse_yaml
 from visionmtl.data.collate import pad
 from visionmtl.data.prefetch import Prefetcher
 from visionmtl.datasets.coco import COCO80
@@ -34,6 +37,8 @@ SPACES: dict[str, LabelSpace | None] = {  # by type of task
 }  # fmt: skip
 Mode = Literal["eager", "compiled", "cuda_graph"]
 COMPILE = {"eager": False, "compiled": True, "cuda_graph": "cuda_graph"}  # the values of train.compile
+OPTIONS = {"model.encoder.name": "--encoder", "data.size": "--size", "train.batch_size": "--batch"}
+"""Of the command line, by the setting that each stands for where there is no config."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Workload:
         cls, file: Path, boxes: int, precision: str | None, device: str, overrides: Sequence[str]
     ) -> "Workload":
         """Network, losses, size and batch of a config; images, labels and label spaces stay those of the benchmark."""
-        run = load(file, overrides)
+        run = load(file, [*overrides, "train.compile=true"])  # `run` sets it; what only compiled steps use may be set
         if unknown := [name for name, task in run.tasks.items() if task.type not in SPACES]:
             raise ValueError(
                 f"tasks.{unknown[0]} in {file} is of type {run.tasks[unknown[0]].type!r}, for which there are no "
@@ -95,19 +100,26 @@ class Workload:
 
     def run(self, tasks: Sequence[str] | None = None, balance: Balance = FIXED, mode: Mode = "eager") -> Run:
         """The run of which a step is measured. Raises ValueError for overrides that no config could hold."""
-        tasks = self.tasks if tasks is None else tasks
-        if self.of:
-            train = self.of.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
-            return self._of_tasks(self.of.model_copy(update={"train": train}), tasks, balance)
+        run = self.of or self._default_run()
+        train = run.train.model_copy(update={"precision": self._precision, "compile": COMPILE[mode]})
+        return self._of_tasks(run.model_copy(update={"train": train}), self.tasks if tasks is None else tasks, balance)
+
+    def _default_run(self) -> Run:
         defaults = Run.model_validate({
             "model": {"encoder": {"name": "resnet50"}},
             "tasks": {name: {"type": name} for name in FIVE_TASKS},
             "data": {"train": [{"type": "scenes"}], "val": [{"type": "scenes"}], "size": list(self.size)},  # not read
             "optim": {"clip_norm": 10.0, "ema_decay": 0.998, "ema_every_steps": 5},
-            "train": {"batch_size": self.batch, "precision": self._precision, "compile": COMPILE[mode]},
+            "train": {"batch_size": self.batch, "compile": True},  # what only compiled steps use may be set
         }).model_dump(mode="json")  # fmt: skip
         run = restore(defaults, "the benchmark", [f"model.encoder.name={self.encoder}", *self.overrides])
-        return self._of_tasks(run, tasks, balance)
+        if {name: task.type for name, task in run.tasks.items()} != {name: name for name in FIVE_TASKS}:
+            raise ValueError(
+                f"--set makes the tasks {', '.join(f'{name} ({task.type})' for name, task in run.tasks.items())}; "
+                f"without --config they are {', '.join(FIVE_TASKS)}, each of the type of its name; change their "
+                "settings alone, or name a config"
+            )
+        return run
 
     @staticmethod
     def _of_tasks(run: Run, tasks: Sequence[str], balance: Balance) -> Run:
@@ -121,12 +133,28 @@ class Workload:
         run = self.run(tasks)
         torch.manual_seed(0)
         spaces = {name: SPACES[task.type] for name, task in run.tasks.items()}
-        net = build_model(run.model, run.tasks, spaces, self.size).to(self.on)
+        with self.told_by_options():
+            net = build_model(run.model, run.tasks, spaces, self.size).to(self.on)
         return net.to(memory_format=torch.channels_last) if run.train.channels_last else net
 
     def trainer(self, tasks: Sequence[str] | None = None, balance: Balance = FIXED, mode: Mode = "eager") -> Trainer:
         """A training before its first step."""
-        return Trainer(self.run(tasks, balance, mode), self.net(tasks), Ranks(0, 1, self.on))
+        run, net = self.run(tasks, balance, mode), self.net(tasks)
+        with self.told_by_options():
+            return Trainer(run, net, Ranks(0, 1, self.on))
+
+    @contextmanager
+    def told_by_options(self) -> Iterator[None]:
+        """Errors name the options that there are in place of settings."""
+        try:
+            yield
+        except ValueError as error:
+            if self.of or isinstance(error, ConfigError):
+                raise
+            text = str(error)
+            for setting, option in OPTIONS.items():
+                text = text.replace(setting, option)
+            raise ValueError(text) from error
 
     def samples(self, boxes: int | None = None, seed: int = 0) -> list[Sample]:
         """As many random images as a batch has, each of the input's size. boxes: exactly so many in each."""
@@ -143,6 +171,32 @@ class Workload:
         counts = {name: task.count(targets[name], self.size) for name, task in run.tasks.items()}
         batch = Batch(image, targets, labelled, counts, torch.eye(3, 4).repeat(len(samples), 1, 1))
         return batch.pin_memory() if self.on.type == "cuda" else batch
+
+
+def check_counts(overrides: Sequence[str], instead: Mapping[str, str]) -> None:
+    """Raises ValueError for an override that sets, or removes, what the benchmark replaces.
+
+    instead: what to do, by each setting that is replaced
+    """
+    for override in overrides:
+        for setting, advice in instead.items():
+            if _sets(override, setting):
+                raise ValueError(
+                    f"--set {override} would have no effect, for the benchmark itself chooses {setting}; {advice}"
+                )
+
+
+def _sets(override: str, setting: str) -> bool:
+    """Whether an override is of a setting, of something in it, or of a mapping that holds it."""
+    path, _, value = override.removeprefix("~").partition("=")
+    if not f"{setting}.".startswith(f"{path}."):
+        return path.startswith(f"{setting}.")
+    inside: Any = None if path == setting else parse_yaml(value, f"override {override}")[0]
+    for key in setting[len(path) + 1 :].split(".") if path != setting and not override.startswith("~") else ():
+        if not isinstance(inside, Mapping) or key not in inside:
+            return False
+        inside = inside[key]
+    return True
 
 
 def joint_step(trainer: Trainer, batch: Batch) -> Work:
@@ -178,7 +232,8 @@ def mean_of_maps(maps: Maps) -> Tensor:
 def encoder_step(workload: Workload, mode: Mode = "eager") -> Work:
     """The encoder alone on a float image on the device; the loss is the mean of each map from stride 4 on."""
     torch.manual_seed(0)
-    encoder = workload.run().model.encoder.build(workload.size, coarsest=5)
+    with workload.told_by_options():
+        encoder = workload.run().model.encoder.build(workload.size, coarsest=5)
     step, autocast = backward_and_step(encoder, workload.on), workload.autocast()
     image = torch.randn(workload.batch, 3, *workload.size, device=workload.on)
     image = image.contiguous(memory_format=torch.channels_last)
