@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionmtl.cli import ToolParser, positive, run_tool, tried
+from visionmtl.cli import ToolParser, above_zero, positive, run_tool, tried
 from visionmtl.config.paths import home_path
 
 if TYPE_CHECKING:  # each verb imports what it needs: torch and its company take seconds, --help should not
@@ -28,6 +28,9 @@ examples:
   visionmtl benchmark roofline --batch 16 --size 512 512            the least a GPU step can take; needs no GPU
   visionmtl benchmark gpu --json gpu.json --markdown gpu.md         everything, in at most eight minutes
 """
+
+
+COCO_IMAGES, COCO_BOXES = 118_287, 860_001
 
 
 def parser() -> ToolParser:
@@ -56,7 +59,7 @@ def parser() -> ToolParser:
         add("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA devices, else fp32")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
         add("--rounds", type=positive, default=rounds, metavar="N", help=f"of each; default: {rounds}")
-        add("--seconds", type=float, default=0.25, help="of a round, one step at least; default: 0.25")
+        add("--seconds", type=above_zero, default=0.25, help="of a round, one step at least; default: 0.25")
         if measure != gpu:
             add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's, for a busy machine")
 
@@ -65,7 +68,7 @@ def parser() -> ToolParser:
     add("--without", action="store_true", help="each task's share: the step without it, too")
     add("--peers", action="store_true", help="torchvision's FCOS and two FPNs of smp, too")
     add("--compare-boxes", type=positive, nargs="+", default=(), metavar="N", help="e.g. 1 100")
-    made[gpu].add_argument("--budget", type=float, default=480, metavar="SECONDS", help="default: 480")
+    made[gpu].add_argument("--budget", type=above_zero, default=480, metavar="SECONDS", help="default: 480")
     add = made[balance].add_argument
     add("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
     add("--tasks", type=int, nargs="+", choices=(3, 5), default=(3, 5), help="how many; default: 3 5")
@@ -83,7 +86,7 @@ def parser() -> ToolParser:
         help="latency on the CPU in each of these instead: eager, aotinductor, onnx, onnx_int8, openvino, "
         "openvino_int8; in float32 or 8 bits; onnx and openvino need the extra export, aotinductor a C++ compiler",
     )  # fmt: skip
-    batches("--threads", type=positive, nargs="+", metavar="N", help="with --runtimes; default: 1 2")
+    batches("--threads", type=positive, nargs="+", metavar="N", help="with --runtimes; default: 1 2, on one core 1")
     batches(
         "--beside", nargs="+", metavar="NAME=FILE", help="with --runtimes: ONNX files of other networks, fixed shapes"
     )
@@ -95,15 +98,15 @@ def parser() -> ToolParser:
         ("--tbytes", 4.2, "TB/s of memory"),
         ("--launch-us", 2, "least microseconds of a kernel"),
     ):
-        add(name, type=float, default=number, metavar="X", help=f"{text}; default: {number}, of an H200")
+        add(name, type=above_zero, default=number, metavar="X", help=f"{text}; default: {number}, of an H200")
 
     add = made[data].add_argument
     add("--only", choices=("memory", "loading"), help="one part; default: both")
     add("--config", type=home_path, help="whose training data to load (nyuv2, or coco with boxes)")
     add("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the config")
-    add("--clock", choices=("wall", "cpu"), default="cpu", help="of loading; default: cpu")
-    for name, number in (("--images", 118_287), ("--boxes", 860_001)):
-        add(name, type=positive, default=number, metavar="N", help=f"of memory; default: COCO's {number}")
+    add("--clock", choices=("wall", "cpu"), help="of loading; default: cpu")
+    for name, number in (("--images", COCO_IMAGES), ("--boxes", COCO_BOXES)):
+        add(name, type=positive, metavar="N", help=f"of memory; default: COCO's {number}")
     p.add_imports()
     return p
 
@@ -116,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from visionmtl.benchmark.figures import Report
 
+    _check_each_once(args)
     hidden = ("verb", "measure", "json", "markdown")
     settings = {name: str(value) for name, value in vars(args).items() if name not in hidden}
     with tried(args.json, args.markdown):
@@ -124,6 +128,23 @@ def _measure(args: argparse.Namespace) -> int:
         for figure in args.measure(args):
             report.add(figure)
     return 0 if report.kept else 1
+
+
+def _check_each_once(args: argparse.Namespace) -> None:
+    for name in ("modes", "compare_boxes", "methods", "tasks", "ways", "batches", "runtimes", "threads", "beside"):
+        values = [str(value).partition("=")[0] for value in getattr(args, name, None) or ()]
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} names {repeated[0]} {values.count(repeated[0])} times; each is measured "
+                "once; remove the repeated one"
+            )
+
+
+def _check_idle(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            option = args.overrides[0] if name == "overrides" else f"--{name}"
+            raise ValueError(f"{option} would have no effect {why}")
 
 
 def _instead(args: argparse.Namespace) -> dict[str, str]:
@@ -191,14 +212,26 @@ def data(args: argparse.Namespace) -> "Iterator[Figure]":
     from visionmtl.benchmark.memory import measure_memory
     from visionmtl.run import load
 
+    if args.only == "memory":
+        idle = ("config", "overrides", "clock")
+        _check_idle(args, idle, "beside --only memory, which draws its data set; leave it out, or --only")
+    elif args.config is None:
+        if args.only == "loading":
+            raise ValueError(
+                "--only loading is given without --config; loading needs real files; name them by --config CONFIG "
+                "data.root=DIR"
+            )
+        _check_idle(args, ("overrides", "clock"), "without --config, whose data it is for; name one, or leave it out")
+    if args.only == "loading":
+        _check_idle(args, ("images", "boxes"), "beside --only loading, which reads a config's files; leave it out")
     if args.config:  # a wrong setting should not wait for what comes before
         load(args.config, args.overrides)
     if args.only != "loading":
-        yield from measure_memory(args.images, args.boxes)
+        yield from measure_memory(args.images or COCO_IMAGES, args.boxes or COCO_BOXES)
     if args.only != "memory" and args.config is None:
         yield Note("loading is not measured: it needs real files, named by --config CONFIG data.root=DIR")
     elif args.only != "memory":
-        yield from measure_loading(args.config, args.overrides, args.clock)
+        yield from measure_loading(args.config, args.overrides, args.clock or "cpu")
 
 
 def balance(args: argparse.Namespace) -> "Iterator[Figure]":
@@ -223,18 +256,14 @@ def infer(args: argparse.Namespace) -> "Iterator[Figure]":
 
     if args.runtimes:
         from visionmtl.benchmark.runtimes import measure_runtimes
+        from visionmtl.data.workers import num_cores
 
-        if idle := [name for name in ("batches", "precision") if getattr(args, name)]:
-            raise ValueError(
-                f"--{idle[0]} would have no effect beside --runtimes, which time one image in float32 or 8 bits; "
-                "leave it out"
-            )
+        one_image = "beside --runtimes, which time one image in float32 or 8 bits; leave it out"
+        _check_idle(args, ("batches", "precision"), one_image)
         beside = dict(_named_file(text) for text in args.beside or ())
-        return measure_runtimes(*_setting(args), args.runtimes, args.threads or (1, 2), beside)
-    if idle := [name for name in ("threads", "beside") if getattr(args, name)]:
-        raise ValueError(
-            f"--{idle[0]} would have no effect without --runtimes, which it is for; name some, or leave it out"
-        )
+        threads = args.threads or range(1, min(2, num_cores()) + 1)
+        return measure_runtimes(*_setting(args), args.runtimes, threads, beside)
+    _check_idle(args, ("threads", "beside"), "without --runtimes, which it is for; name some, or leave it out")
     return measure_predictions(*_setting(args), args.batches or (1, 8, 32))
 
 

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import errno
 import importlib
+import math
 import os
 import pkgutil
 import re
@@ -166,6 +167,17 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 positive = at_least(1)
+
+
+def above_zero(text: str) -> float:
+    """An argument's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0; correct it")
+    return value
 
 
 def score(text: str) -> float:

@@ -182,6 +182,28 @@ def test_predictions_are_timed_with_and_without_suppression(tmp_path):
         (["infer", "--runtimes", "eager", "--batches", "2"], "--batches would have no effect beside --runtimes"),
         (["infer", "--runtimes", "eager", "--precision", "bf16"], "--precision would have no effect beside --runtimes"),
         (["infer", "--runtimes", "eager", "--beside", "a=setup.py"], "run in onnx and openvino; add one"),
+        (
+            ["infer", "--runtimes", "eager", "--threads", "100000"],
+            "--threads names 100000, .*lower it",
+        ),
+        (["infer", "--runtimes", "onnx", "--beside", "depth=setup.py"], "--beside names a file 'depth'"),
+        (["infer", "--runtimes", "eager", "eager"], "--runtimes names eager 2 times; .*remove the repeated one"),
+        (["infer", "--batches", "1", "1"], "--batches names 1 2 times"),
+        (["step", "--compare-boxes", "1", "1"], "--compare-boxes names 1 2 times"),
+        (["balance", "--tasks", "3", "3"], "--tasks names 3 2 times"),
+        (["data", "--only", "memory", "a.b=c"], "a.b=c would have no effect beside --only memory"),
+        (["data", "--only", "memory", "--clock", "wall"], "--clock would have no effect beside --only memory"),
+        (["data", "--only", "memory", "--config", "configs/quickstart.yaml"], "--config would have no effect"),
+        (["data", "data.root=/x", "--only", "loading"], "--only loading is given without --config"),
+        (["data", "data.root=/x"], "data.root=/x would have no effect without --config"),
+        (
+            ["data", "--only", "loading", "--config", "configs/quickstart.yaml", "--images", "5"],
+            "--images would have no effect beside --only loading",
+        ),
+        (
+            ["sharing", "--encoder", "test_resnet", "--size", "64", "64", "--ways", "hard", "branching:99"],
+            "--ways names branching:99, which cannot be built here",
+        ),
         (["infer", "--threads", "2"], "--threads would have no effect without --runtimes"),
     ],
 )
@@ -212,7 +234,15 @@ def test_workers_share_the_annotations_and_start_from_the_cache(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("command", "text"),
-    [(["fly"], "choose from"), (["step", "--batch", "0"], "'0' is not a whole number of at least 1")],
+    [
+        (["fly"], "choose from"),
+        (["step", "--batch", "0"], "'0' is not a whole number of at least 1"),
+        (["roofline", "--tflops", "0"], "--tflops: '0' is not a finite number above 0"),
+        (["roofline", "--tbytes", "inf"], "'inf' is not a finite number above 0"),
+        (["step", "--seconds", "nan"], "'nan' is not a finite number above 0"),
+        (["step", "--seconds", "-1"], "'-1' is not a finite number above 0"),
+        (["gpu", "--budget", "soon"], "'soon' is not a finite number above 0"),
+    ],
 )
 def test_an_argument_that_cannot_be_is_refused(command, text, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -220,8 +250,9 @@ def test_an_argument_that_cannot_be_is_refused(command, text, capsys):
     assert stopped.value.code == 2 and text in capsys.readouterr().err
 
 
-def test_infer_measures_each_runtime_on_each_number_of_threads(tmp_path: Path):
+def test_infer_measures_each_runtime_on_each_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("onnxscript")
+    monkeypatch.setattr("visionmtl.benchmark.runtimes.num_cores", lambda: 2)
     runtimes = ["eager", "onnx", "onnx_int8"]
     command = ["infer", *SMALL, "--runtimes", *runtimes, "--threads", "1", "2", "--rounds", "1"]
     status, content = measure(tmp_path, *command)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from visionmtl.benchmark.figures import Cell, Figure, Note, Row, Table
 from visionmtl.benchmark.measure import Timing, Work, alternate, median, ratio
 from visionmtl.benchmark.workload import Workload
+from visionmtl.data.workers import num_cores
 from visionmtl.export.base import Format
 from visionmtl.export.formats.onnx import Onnx
 from visionmtl.export.formats.torch_export import torch_runner
@@ -39,7 +40,7 @@ def measure_runtimes(
     beside: ONNX files of other networks by name, which get random values in the shapes that they declare; they run in
     each of RUNS_OTHERS that is measured
     """
-    _check(runtimes, beside)
+    _check(runtimes, threads, [JOINT, *workload.tasks], beside)
     goals = (workload.encoder, workload.size) == WITH_GOALS
     goal_alone, goal_beside, goal_eager = (GOAL_ALONE, GOAL_BESIDE, GOAL_EAGER) if goals else (None, None, None)
     yield Note(
@@ -87,11 +88,20 @@ def measure_runtimes(
                 yield Row(f"joint, {EAGER} / {best}, {where}", faster, "", least=goal_eager)
 
 
-def _check(runtimes: Sequence[str], beside: Mapping[str, Path]) -> None:
-    """Raises ValueError for a runtime that there is not, and for files beside that none would run."""
+def _check(runtimes: Sequence[str], threads: Sequence[int], ours: Sequence[str], beside: Mapping[str, Path]) -> None:
+    """Raises ValueError for a runtime that there is not, too many threads, and files that none runs or of our names."""
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise ValueError(f"--runtimes names {runtime!r}; allowed are {', '.join(RUNTIMES)}; correct it")
+    if max(threads) > num_cores():
+        raise ValueError(
+            f"--threads names {max(threads)}, and this process may use {num_cores()} of the cores; more threads only "
+            "wait for each other; lower it"
+        )
+    if taken := [name for name in ours if name in beside]:
+        raise ValueError(
+            f"--beside names a file {taken[0]!r}; {', '.join(ours)} are our own networks; choose another name"
+        )
     if beside and not set(RUNS_OTHERS).intersection(runtimes):
         raise ValueError(
             f"--beside, and --runtimes is {' '.join(runtimes)}; ONNX files run in {' and '.join(RUNS_OTHERS)}; add one "

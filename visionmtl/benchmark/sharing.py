@@ -26,8 +26,9 @@ COLUMNS = (
 def measure_sharing(workload: Workload, names: Sequence[str], timing: Timing) -> Iterator[Figure]:
     """A row for each way of sharing; the separate networks of `single` are what all are compared with.
 
-    names: types, each with its default settings, or branching:AT; none: all. ValueError for an unknown one. Parameters
-    are those that a run trains: shared where the losses of two tasks reach them. Latency is that of raw outputs.
+    names: types, each with its default settings, or branching:AT; none: all that can be built here. ValueError for
+    one that is unknown or cannot be built. Parameters are those that a run trains: shared where the losses of two tasks
+    reach them. Latency is that of raw outputs.
     """
     timing.check(workload.on)
     known = [*sorted(Sharing.members()), "branching:pyramid"]
@@ -37,11 +38,16 @@ def measure_sharing(workload: Workload, names: Sequence[str], timing: Timing) ->
                 f"unknown way of sharing {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}; correct "
                 "--ways"
             )
+    reference = _predictions(workload, _net(_with(workload, REFERENCE)))
+    for name in names:  # a way that cannot be built should not wait for those before it
+        try:
+            _net(_with(workload, name))
+        except ValueError as error:
+            raise ValueError(f"--ways names {name}, which cannot be built here: {error}") from error
     yield Note(
         f"Ways of sharing on {workload.text}; latency of raw outputs at batch 1, in turns with one network a task; "
         f"memory of a training step with {workload.batch} images under fixed weights. Clock: {timing.clock}."
     )
-    reference = _predictions(workload, _net(_with(workload, REFERENCE)))
     rows: list[Sequence[Cell]] = []
     for name in names or known:  # one at a time: many networks would not fit into memory together
         of_way = _with(workload, name)
