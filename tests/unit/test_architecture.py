@@ -67,7 +67,8 @@ def test_imports_point_down_the_layers_without_cycles():
 
 def test_the_top_level_holds_what_was_agreed():
     assert {file.parts[0] for file in project_files()} <= TOP_LEVEL
-    package = {file.parts[1] for file in PRODUCT if file.parts[0] == "visionmtl"} - {"__init__.py", "py.typed"}
+    files = {"__init__.py", "__main__.py", "py.typed"}
+    package = {file.parts[1] for file in PRODUCT if file.parts[0] == "visionmtl"} - files
     assert package <= PACKAGE
 
 
