@@ -58,7 +58,7 @@ def pages(tmp_path_factory):
     )  # fmt: skip
     rows = [["one seed", "-1.00"], [EVIL, "+2.00 [1.0, 3.0]"], ["none", None]]
     table = SortableTable("Results", ["run", "Δm, %"], rows)
-    blocks = ["12 of 12 runs.", table]
+    blocks = [f"12 of **12** runs of `{EVIL}`.", [f"{EVIL} diverged"], table]
     render(folder / "comparison.html", "comparison.html.j2", name="Comparison", blocks=blocks, charts=[chart])
     return folder
 
@@ -140,6 +140,8 @@ def test_tables_sort_pictures_open_and_sliders_move(opened):
 @pytest.mark.slow
 def test_a_comparison_is_drawn_and_sorts(opened):
     page = opened("comparison.html")
+    assert page.locator("p strong").inner_text() == "12" and page.locator("p code").inner_text() == EVIL
+    assert page.locator("ul li").all_inner_texts() == [f"{EVIL} diverged"]
 
     assert page.locator("[data-chart] svg text").count() > 4
     page.get_by_role("button", name="Δm").click()

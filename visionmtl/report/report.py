@@ -1,6 +1,7 @@
 """A run on one page: an HTML file that holds its numbers, curves and pictures, and loads nothing."""
 
 import base64
+import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from visionmtl.config.text_files import check_object, read_object, read_text
@@ -147,10 +147,10 @@ def write_report(
     )
 
 
-def _inline(text: str) -> Markup:
-    """Markdown's **strong** words and `code`, the rest escaped."""
-    strong = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", strong))
+def _inline(text: str) -> str:
+    """Markdown's **strong** words and `code` as HTML, the rest escaped."""
+    strong = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", strong)
 
 
 def render(path: Path, template: str, **names: Any) -> None:
